@@ -1,0 +1,44 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""FLIP: click-through rate prediction with an ID-based model and a pretrained language model, aligned row by row.
+
+Importing the package registers its classes, so that `AutoModel`, `AutoProcessor` and the other Auto classes of transformers
+load a FLIP checkpoint.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
+
+from .configuration_flip import FlipConfig, FlipField
+from .feature_extraction_flip import FlipFeatureExtractor
+from .modeling_flip import FlipForCTR, FlipForPretraining, FlipModel, FlipPreTrainedModel
+from .modeling_id_tower import IdTower, register_id_tower
+from .processing_flip import FlipProcessor
+
+__version__ = "0.1.0"
+
+AutoConfig.register("flip", FlipConfig, exist_ok=True)
+# of several classes AutoModel takes the one that the checkpoint's `architectures` names
+AutoModel.register(FlipConfig, (FlipModel, FlipForPretraining, FlipForCTR), exist_ok=True)
+AutoModelForPreTraining.register(FlipConfig, FlipForPretraining, exist_ok=True)
+AutoModelForSequenceClassification.register(FlipConfig, FlipForCTR, exist_ok=True)
+AutoFeatureExtractor.register(FlipConfig, FlipFeatureExtractor, exist_ok=True)
+AutoProcessor.register(FlipConfig, FlipProcessor, exist_ok=True)
+
+__all__ = [
+    "FlipConfig",
+    "FlipField",
+    "FlipFeatureExtractor",
+    "FlipProcessor",
+    "FlipPreTrainedModel",
+    "FlipModel",
+    "FlipForPretraining",
+    "FlipForCTR",
+    "IdTower",
+    "register_id_tower",
+]

@@ -1,0 +1,228 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""FLIP configuration: the fields of a row, the ID tower, the PLM, pretraining and fusion, in one `config.json`."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+# Local feature ids that every field's vocabulary starts with; real values follow in an append-only order.
+PAD_ID, MASK_ID, UNK_ID, NULL_ID = 0, 1, 2, 3
+NUM_RESERVED_IDS = 4
+
+FIELD_TYPES = ("string", "int", "float", "bool")
+FIELD_KINDS = ("categorical",)
+FIELD_SIDES = ("id", "text")
+STRATEGIES = ("id", "plm", "joint")
+FUSIONS = ("scalar", "gate", "raw")
+NOISE_SOURCES = ("field", "global")
+SIMILARITIES = ("cosine", "dot")
+POOLINGS = ("cls", "mean")
+
+
+def check_choice(owner: str, name: str, value: Any, choices) -> None:
+    if value not in choices:
+        raise ValueError(f"{owner}: `{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+@dataclass
+class FlipField:
+    """One field of a row (paper section 3.1): a column, and how each of the two views shows it.
+
+    Args:
+        name: column that holds the field.
+        type: type of the raw values: `string`, `int`, `float` or `bool`. It decides the canonical form of a value.
+        wording: what the prompt calls the field; the name with underscores as spaces when empty.
+        kind: how the ID side treats the values (`categorical`).
+        entity: whom the field describes (`user`, `item`, `context`, ...); the unit of entity-level masking.
+        key: whether the field identifies its entity (its id is new when the entity is new).
+        sides: `id` (the field is a feature of the tabular view), `text` (it is in the prompt), or both.
+        max_tokens: token budget of one value in the prompt; a longer value is cut, no later field is lost.
+        nullable: whether a null value is allowed. A null has an id of its own and reads "unknown" in the prompt.
+        vocab_size: number of feature ids, reserved ones included; known once a vocabulary was built.
+
+    Raises:
+        ValueError: an attribute has a value that is not allowed.
+    """
+
+    name: str
+    type: str = "string"
+    wording: str = ""
+    kind: str = "categorical"
+    entity: str = "context"
+    key: bool = False
+    sides: tuple[str, ...] = FIELD_SIDES
+    max_tokens: int = 32
+    nullable: bool = True
+    vocab_size: int | None = None
+
+    def __post_init__(self):
+        if not self.name or not isinstance(self.name, str):
+            raise ValueError(f"a field needs the name of its column; got {self.name!r}.")
+        owner = f"field '{self.name}'"
+        self.wording = " ".join((self.wording or self.name.replace("_", " ")).split())
+        self.sides = tuple(side for side in FIELD_SIDES if side in self.sides) or tuple(self.sides)
+        check_choice(owner, "type", self.type, FIELD_TYPES)
+        check_choice(owner, "kind", self.kind, FIELD_KINDS)
+        if not self.sides:
+            raise ValueError(f"{owner}: `sides` is empty; name at least one of {', '.join(FIELD_SIDES)}.")
+        for side in self.sides:
+            check_choice(owner, "sides", side, FIELD_SIDES)
+        if self.max_tokens < 1:
+            raise ValueError(f"{owner}: `max_tokens` must be at least 1; got {self.max_tokens}.")
+
+    @classmethod
+    def from_dict(cls, values: "dict | FlipField") -> "FlipField":
+        """Reads a field from its JSON form. An unknown key is an error (`ValueError`), so that a typo is never ignored."""
+        if isinstance(values, cls):
+            return values
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"field {values.get('name')!r}: unknown key(s) {', '.join(unknown)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        return asdict(self) | {"sides": list(self.sides)}
+
+    @property
+    def on_id_side(self) -> bool:
+        return "id" in self.sides
+
+    @property
+    def on_text_side(self) -> bool:
+        return "text" in self.sides
+
+
+def read_fields(values) -> list[FlipField]:
+    """`FlipField`s from a list of dicts (or of `FlipField`s); column names must be unique (`ValueError`)."""
+    result = [FlipField.from_dict(value) for value in values or []]
+    names = [field.name for field in result]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"column(s) {', '.join(twice)} are named by more than one field.")
+    return result
+
+
+class FlipConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`FlipModel`], [`FlipForPretraining`] and [`FlipForCTR`].
+
+    Args:
+        text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the PLM; `None` for an ID-only model.
+        fields (`list[dict]`): the fields of a row in order, see [`FlipField`]; those on the ID side need a `vocab_size`.
+        id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `deepfm`, `autoint` or `dcnv2`.
+        id_embedding_size (`int`, defaults to 32): size of a feature embedding.
+        id_hidden_dims (`list[int]`, defaults to `[300, 300, 128]`): layers of the tower's DNN.
+        id_dropout (`float`, defaults to 0.0): dropout inside the ID tower's DNN.
+        id_embedding_dropout (`float`, defaults to 0.0): dropout on the feature embeddings.
+        id_tower_kwargs (`dict`, *optional*): arguments of that tower alone (its class documents them).
+        id_initializer_range (`float`, defaults to 1e-4): standard deviation of new feature embeddings.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
+        text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the tokens.
+        mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses
+            (paper eq. 12). A weight of 0 builds no head.
+        mtm_num_noise (`int`, defaults to 25): noise features per target of noise-contrastive estimation, k.
+        mtm_noise (`str`, defaults to `"field"`): noise is drawn from the target's own field, or `global` (the paper's).
+        mtm_embedding_size (`int`, defaults to 32): size of the output embeddings of MTM.
+        mtm_full_softmax_size (`int`, defaults to 128): fields with at most so many values use the full softmax instead
+            of noise; not with `mtm_noise="global"`.
+        projection_dim (`int`, defaults to 128): size of the space in which ICL compares rows.
+        projection_dropout (`float`, defaults to 0.2): dropout of the two projections.
+        icl_similarity (`str`, defaults to `"cosine"`): `cosine` with a learnable scale, as CLIP, or `dot`: inner products
+            of the LayerNormed projections over a fixed temperature (the release).
+        icl_temperature (`float`, *optional*): start of the temperature (cosine: 0.07) or the fixed one (dot: 0.7).
+        icl_max_scale (`float`, defaults to 100.0): upper bound of the learnable scale, 1 / temperature.
+        strategy (`str`, defaults to `"joint"`): which towers of [`FlipForCTR`] predict: `id`, `plm` or `joint`.
+        fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`, or
+            the `raw` unbounded scalar of the release, which starts at 0.
+        classifier_dropout (`float`, defaults to 0.0): dropout before the PLM's linear click layer.
+
+    Raises:
+        ValueError: a value is not among the allowed ones; the message names it and them.
+
+    Example:
+
+    ```python
+    >>> from flip_ctr import FlipConfig
+    >>> config = FlipConfig(fields=[{"name": "movie_id", "entity": "item", "vocab_size": 1686}])  # ID-only
+    ```
+    """
+
+    model_type = "flip"
+    # optional: without it a null `text_config` silently becomes a default BERT
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
+
+    text_config: dict | PreTrainedConfig | None = None
+    fields: list | None = None
+    id_tower: str = "dcnv2"
+    id_embedding_size: int = 32
+    id_hidden_dims: list | None = None
+    id_dropout: float = 0.0
+    id_embedding_dropout: float = 0.0
+    id_tower_kwargs: dict | None = None
+    id_initializer_range: float = 1e-4
+    initializer_range: float = 0.02
+    text_pooling: str = "cls"
+    mlm_weight: float = 1.0
+    mtm_weight: float = 1.0
+    icl_weight: float = 1.0
+    mtm_num_noise: int = 25
+    mtm_noise: str = "field"
+    mtm_embedding_size: int = 32
+    mtm_full_softmax_size: int = 128
+    projection_dim: int = 128
+    projection_dropout: float = 0.2
+    icl_similarity: str = "cosine"
+    icl_temperature: float | None = None
+    icl_max_scale: float = 100.0
+    strategy: str = "joint"
+    fusion: str = "scalar"
+    classifier_dropout: float = 0.0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        self.fields = [field.to_dict() for field in read_fields(self.fields)]
+        self.id_hidden_dims = list(self.id_hidden_dims) if self.id_hidden_dims is not None else [300, 300, 128]
+        self.id_tower_kwargs = dict(self.id_tower_kwargs or {})
+        if self.icl_temperature is None:
+            self.icl_temperature = 0.07 if self.icl_similarity == "cosine" else 0.7
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 1)  # one logit a row: the click
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Raises `ValueError`, naming the value, where a setting is not among the allowed ones."""
+        check_choice("FlipConfig", "strategy", self.strategy, STRATEGIES)
+        check_choice("FlipConfig", "fusion", self.fusion, FUSIONS)
+        check_choice("FlipConfig", "mtm_noise", self.mtm_noise, NOISE_SOURCES)
+        check_choice("FlipConfig", "icl_similarity", self.icl_similarity, SIMILARITIES)
+        check_choice("FlipConfig", "text_pooling", self.text_pooling, POOLINGS)
+        for name in ("mlm_weight", "mtm_weight", "icl_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"FlipConfig: `{name}` must be 0 (off) or more; got {getattr(self, name)}.")
+        if self.icl_temperature <= 0:
+            raise ValueError(f"FlipConfig: `icl_temperature` must be above 0; got {self.icl_temperature}.")
+
+    @property
+    def id_fields(self) -> list[FlipField]:
+        """Fields of the tabular view, in order: field f is column f of `feature_ids`."""
+        return [field for field in read_fields(self.fields) if field.on_id_side]
+
+    @property
+    def field_sizes(self) -> list[int]:
+        """Number of feature ids of each field of the tabular view. `ValueError` where a field has no vocabulary yet."""
+        for field in self.id_fields:
+            if field.vocab_size is None or field.vocab_size < NUM_RESERVED_IDS:
+                raise ValueError(
+                    f"FlipConfig: field '{field.name}' has vocab_size {field.vocab_size}; it must count the "
+                    f"{NUM_RESERVED_IDS} reserved ids and the values. `FlipProcessor.fields` gives fields with sizes."
+                )
+        return [field.vocab_size for field in self.id_fields]
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        return self.text_config if self.text_config is not None else self
+
+
+__all__ = ["FlipConfig", "FlipField"]

@@ -1,0 +1,1 @@
+"""Raw files to dataset folders, and dataset folders to batches."""

@@ -1,0 +1,59 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Batches planned for all processes together, a pure function of (seed, epoch)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Shuffled batches of rows of similar length, planned globally and then split across processes.
+
+    No row is repeated to fill up (a repeated row is a false negative of ICL). The last global batch is smaller; with several
+    processes it loses the rows, fewer than processes, that would make their shares unequal; they change every epoch.
+
+    Args:
+        num_rows: rows of the split.
+        batch_size: rows of one process's batch.
+        seed: of the order.
+        lengths: `(num_rows,)` tokens of each row; rows of similar length are batched. `None`: no grouping.
+        shuffle: False keeps the rows' order (evaluation); with `lengths`, longest first.
+        num_processes, process_index: how many processes share a global batch, and which one this is.
+        group: how many global batches are sorted by length together; larger pads less, smaller mixes more.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int = 0, lengths: np.ndarray | None = None,
+                 shuffle: bool = True, num_processes: int = 1, process_index: int = 0, group: int = 50):  # fmt: skip
+        self.num_rows, self.batch_size, self.seed, self.lengths = num_rows, batch_size, seed, lengths
+        self.shuffle, self.num_processes, self.process_index, self.group = shuffle, num_processes, process_index, group
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def plan(self) -> list[np.ndarray]:
+        """The epoch's global batches."""
+        size = self.batch_size * self.num_processes
+        if not self.shuffle:
+            order = np.arange(self.num_rows) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
+            return [order[start : start + size] for start in range(0, self.num_rows, size)]
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(self.num_rows)
+        if self.lengths is not None:
+            chunks = [order[start : start + size * self.group] for start in range(0, self.num_rows, size * self.group)]
+            order = np.concatenate([chunk[np.argsort(self.lengths[chunk], kind="stable")] for chunk in chunks])
+        batches = [order[start : start + size] for start in range(0, self.num_rows, size)]
+        last = batches[-1]
+        batches[-1] = last[: len(last) // self.num_processes * self.num_processes]
+        batches = [batches[i] for i in generator.permutation(len(batches)) if len(batches[i])]
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.plan():
+            yield batch[self.process_index :: self.num_processes].tolist()
+
+    def __len__(self) -> int:
+        size = self.batch_size * self.num_processes
+        full, rest = divmod(self.num_rows, size)
+        return full + (rest >= (self.num_processes if self.shuffle else 1))

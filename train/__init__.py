@@ -1,0 +1,1 @@
+"""The recipes: prepare, pretrain, finetune, evaluate, predict, demo."""

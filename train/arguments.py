@@ -1,0 +1,148 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of the recipes: dataclasses, read from flags, a YAML file (`--config`) and a preset; flags win."""
+
+import argparse
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+Arguments = TypeVar("Arguments")
+
+# What the paper and its release use where the defaults here differ (see the README for sources).
+PRESETS = {
+    "paper": {
+        "mtm_noise": "global",
+        "icl_similarity": "dot",
+        "icl_temperature": 0.7,
+        "fusion": "raw",
+        "text_mask_ratio": 0.15,
+        "id_mask_ratio": 0.15,
+        "mask_unit": "field",
+        "unk_rate": 0.0,
+        "lr_scheduler_type": "cosine",
+    }
+}
+
+
+def option(default, help: str, **metadata):
+    """A dataclass field with a help text; a list default is copied."""
+    metadata = {"help": help, **metadata}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def required(help: str):
+    """A dataclass field without a default: the flag must be given."""
+    return field(metadata={"help": help})
+
+
+def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, prog: str | None = None,
+                    description: str | None = None) -> Arguments:  # fmt: skip
+    """Reads a dataclass from flags over `--config FILE.yaml` over `--preset NAME` over the defaults.
+
+    Exits with a message that names the flag, key or file where a value is wrong or a key unknown.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = HfArgumentParser(arguments, prog=prog, description=description,
+                              formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags win over it")
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    early.add_argument("--preset")
+    known, _ = early.parse_known_args(argv)
+    names = {f.name for f in dataclasses.fields(arguments)}
+    settings = _read_yaml(parser, known.config, names) if known.config else {}
+    preset = known.preset or settings.get("preset")
+    if preset and "preset" in names:
+        if preset not in PRESETS:
+            parser.error(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+        settings = {name: value for name, value in PRESETS[preset].items() if name in names} | settings
+    for action in parser._actions:  # a default from the file satisfies a required flag; argparse has no public way
+        if action.dest in settings:
+            action.required = False
+            if action.choices is not None and settings[action.dest] not in action.choices:
+                parser.error(f"{action.dest}: {settings[action.dest]!r} is not one of {', '.join(action.choices)}")
+            # argparse converts defaults that are strings, as it does flags: YAML reads 1e-3 as a string
+            if isinstance(settings[action.dest], int | float) and not isinstance(settings[action.dest], bool):
+                settings[action.dest] = str(settings[action.dest])
+    parser.set_defaults(**settings)
+    namespace = parser.parse_args(argv)
+    del namespace.config
+    try:
+        return arguments(**vars(namespace))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _read_yaml(parser: argparse.ArgumentParser, path: str, names: set[str]) -> dict:
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"--config {path}: {error}")
+    if not isinstance(settings, dict):
+        parser.error(f"--config {path}: expected `option: value` lines")
+    unknown = sorted(set(settings) - names)
+    if unknown:
+        parser.error(f"--config {path}: unknown option(s) {', '.join(map(str, unknown))}")
+    return settings
+
+
+@dataclass
+class TrainArguments:
+    """What `pretrain` and `finetune` share."""
+
+    dataset_dir: str = required("dataset folder written by `flip-ctr prepare`")
+    output_dir: str = required("folder for the checkpoint, results and history")
+    overwrite_output_dir: bool = option(False, "write into an output folder that already holds files")
+    preset: str | None = option(None, "named settings: `paper` takes the paper's choices where the defaults differ")
+    seed: int = option(42, "seed of initialisation, order, masks and noise")
+
+    id_tower: str = option("dcnv2", "ID-based backbone: dcnv2, deepfm or autoint")
+    id_tower_kwargs: str | None = option(None, 'arguments of the tower as JSON, e.g. \'{"num_cross_layers": 3}\'')
+    id_embedding_size: int = option(32, "size of a feature embedding")
+    id_hidden_dims: list[int] = option([300, 300, 128], "layers of the tower's DNN", nargs="+")
+    id_dropout: float = option(0.0, "dropout in the tower's DNN")
+    id_embedding_dropout: float = option(0.0, "dropout on the feature embeddings")
+    min_frequency: int = option(1, "values in fewer training rows share the id [UNK]")
+    unk_rate: float = option(0.01, "share of training rows whose user's, or item's, key ids are dropped to [UNK]")
+    text_pooling: str = option("cls", "the PLM's pooled state: cls or mean", choices=["cls", "mean"])
+    attn_implementation: str | None = option(None, "attention of the PLM: eager, sdpa, flash_attention_2, ...")
+
+    per_device_train_batch_size: int = option(256, "rows a process takes in one forward pass")
+    per_device_eval_batch_size: int = option(512, "rows a process takes in one evaluation pass")
+    gradient_accumulation_steps: int = option(1, "batches added up before an optimizer step")
+    num_train_epochs: float = option(10, "passes over the training rows")
+    max_train_steps: int = option(-1, "optimizer steps; overrides the epochs when above 0")
+    max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows")
+    max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
+    learning_rate: float = option(1e-3, "of the ID tower and all heads")
+    plm_learning_rate: float = option(5e-5, "of the PLM")
+    weight_decay: float = option(1e-3, "AdamW's, on weight matrices outside the embedding tables")
+    embedding_l2: float = option(0.0, "factor of the sum of squares of the whole feature tables, added to the loss")
+    lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
+    warmup_ratio: float = option(0.05, "share of the steps with a rising learning rate")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all")
+    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
+    gradient_checkpointing: bool = option(False, "recompute the PLM's activations to save memory")
+    dataloader_num_workers: int = option(0, "processes that compose batches")
+    logging_steps: int = option(50, "optimizer steps between entries of the history")
+    eval_steps: int | None = option(None, "optimizer steps between evaluations; each epoch when not given")
+    report_to: str = option("none", "tracker: none, tensorboard, wandb, trackio, all")
+
+    def __post_init__(self):
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                     "logging_steps", "min_frequency"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("learning_rate", "plm_learning_rate", "num_train_epochs"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} must be above 0; got {getattr(self, name)}")
+        for name in ("unk_rate", "warmup_ratio", "id_dropout", "id_embedding_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 0 and below 1; got {getattr(self, name)}")
