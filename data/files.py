@@ -1,0 +1,82 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Rows in Parquet, CSV and JSON-lines files, read so that the same rows give the same values."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from flip_ctr.configuration_flip import FlipField
+
+FORMATS = (".parquet", ".csv", ".jsonl")
+
+
+def file_format(path: str) -> str:
+    """The file's ending; `ValueError` where it is none of Parquet, CSV and JSON lines."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"{path}: expected a file that ends in {', '.join(FORMATS)}")
+    return suffix
+
+
+def read_rows(path: str, fields: Sequence[FlipField]) -> pa.Table:
+    """A file's rows; CSV columns that are fields are read as text, which their type then interprets (zip code `02139`).
+
+    Raises:
+        ValueError: the file cannot be read; names the file, and the line of broken JSON.
+        FileNotFoundError: there is no such file.
+    """
+    suffix = file_format(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if suffix == ".jsonl":
+        rows = []
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        rows.append(json.loads(line))
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"{path}, line {number}: {error}") from None
+                    if not isinstance(rows[-1], dict):
+                        raise ValueError(f"{path}, line {number}: expected an object of columns")
+        return _table_of_dicts(rows, path)
+    try:
+        if suffix == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        options = pyarrow.csv.ConvertOptions(
+            column_types={field.name: pa.string() for field in fields}, strings_can_be_null=True, null_values=[""]
+        )
+        return pyarrow.csv.read_csv(
+            path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True), convert_options=options
+        )
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _table_of_dicts(rows: list[dict], path: str) -> pa.Table:
+    columns = {}
+    for name in dict.fromkeys(key for row in rows for key in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            kinds = sorted({type(row[name]).__name__ for row in rows if row.get(name) is not None})
+            raise ValueError(f"{path}: column '{name}' mixes {' and '.join(kinds)}; give it one type") from None
+    return pa.table(columns)
+
+
+def write_rows(rows: pa.Table, path: str) -> None:
+    """Writes rows in the format of the file's ending."""
+    suffix = file_format(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(rows, path)
+    elif suffix == ".csv":
+        pyarrow.csv.write_csv(rows, path)
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            for row in rows.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

@@ -1,0 +1,43 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""The `flip-ctr` command: one word for each recipe."""
+
+import importlib
+import sys
+
+# command -> module and what it does; modules are imported only when called
+COMMANDS = {
+    "prepare": ("prepare", "raw files of a public dataset -> dataset folder"),
+    "pretrain": ("pretrain", "align an ID tower and a PLM on the training rows"),
+    "finetune": ("finetune", "train click prediction: id, plm or joint"),
+    "evaluate": ("evaluate_ctr", "metrics of a checkpoint on a split"),
+    "predict": ("predict", "click probabilities for the rows of a file"),
+    "demo": ("demo", "the whole pipeline on a generated catalogue, or on real data"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: flip-ctr COMMAND [OPTIONS]", "", *lines, "", "flip-ctr COMMAND --help lists the options."])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one recipe; what a user did wrong is one line on standard error and exit code 2, not a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    command, *rest = argv
+    if command not in COMMANDS:
+        print(f"flip-ctr: no command {command!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    recipe = importlib.import_module(f"flip_ctr.train.{COMMANDS[command][0]}")
+    try:
+        recipe.main(rest)
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        print(f"flip-ctr {command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""What the training recipes share: start-up, data, optimizer, the training loop, scoring, results."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from flip_ctr.data.collators import FlipCollator
+from flip_ctr.data.dataset_folder import read_split
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.samplers import GlobalBatchSampler
+from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.modeling_id_tower import FeatureEmbedding
+from flip_ctr.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import TrainArguments
+
+logger = logging.getLogger("flip_ctr")
+
+RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
+
+
+def start(args: TrainArguments, recipe: str) -> Accelerator:
+    """Checks the output folder, starts Accelerate, logging and trackers, and sets the seed.
+
+    Raises:
+        ValueError: the output folder holds files and `--overwrite_output_dir` was not given.
+    """
+    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
+        raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
+    log_with = None if args.report_to == "none" else args.report_to
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
+    set_up_logging(accelerator)
+    os.makedirs(args.output_dir, exist_ok=True)
+    if log_with:
+        accelerator.init_trackers(f"flip-ctr-{recipe}", config={k: str(v) for k, v in vars(args).items()})
+    set_seed(args.seed)
+    return accelerator
+
+
+def set_up_logging(accelerator: Accelerator) -> None:
+    """Only the main process talks; the libraries' own progress bars and loading reports stay quiet."""
+    from transformers.utils import logging as transformers_logging
+
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(level)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+# --- data
+
+
+def load_rows(dataset_dir: str, split: str, max_samples: int | None, seed: int):
+    """One split of a dataset folder as an Arrow table, or a seeded random sample of its rows in their order."""
+    table = read_split(dataset_dir, split)
+    if max_samples is not None and max_samples < len(table):
+        picked = np.random.default_rng(seed).choice(len(table), max_samples, replace=False)
+        table = table.take(np.sort(picked))
+    return table
+
+
+def user_numbers(table, schema: DatasetSchema) -> np.ndarray | None:
+    """Each row's user as a number `(N,)` for GAUC; None where the dataset has no users."""
+    if not schema.user_column:
+        return None
+    return table.column(schema.user_column).combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+
+
+def make_loader(dataset: EncodedDataset, collator: FlipCollator, batch_size: int, accelerator: Accelerator,
+                seed: int = 0, shuffle: bool = True, workers: int = 0) -> DataLoader:  # fmt: skip
+    sampler = GlobalBatchSampler(
+        len(dataset), batch_size, seed, dataset.lengths, shuffle, accelerator.num_processes, accelerator.process_index
+    )
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=workers,
+                      generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda")  # fmt: skip
+
+
+# --- optimisation
+
+
+def make_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
+    """AdamW with its own learning rate for the PLM; no weight decay on tables, biases, norms and single scalars."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = args.plm_learning_rate if ".text_encoder." in name else args.learning_rate
+            decay = args.weight_decay if parameter.ndim > 1 and id(parameter) not in tables else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW([{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()])
+
+
+def embedding_penalty(model: nn.Module) -> torch.Tensor:
+    """Sum of squares of all feature tables: the paper's l2, over the whole tables."""
+    return sum(m.weight.square().sum() for m in model.modules() if isinstance(m, FeatureEmbedding))
+
+
+def _accumulated(loader: DataLoader, steps: int) -> Iterator[list[dict]]:
+    """Groups of `steps` batches; the epoch's last group may be smaller."""
+    group = []
+    for batch in loader:
+        group.append(batch)
+        if len(group) == steps:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader,
+    args: TrainArguments,
+    evaluate: Callable[[], dict[str, float]],
+    criterion: Callable[[dict[str, float]], float] | None = None,
+    on_best: Callable[[], None] | None = None,
+    patience: int | None = None,
+) -> list[dict]:
+    """The training loop. Returns the history, which is also kept in `history.json`.
+
+    Args:
+        evaluate: measures the model on validation; called every `--eval_steps` or epoch.
+        criterion: what `evaluate` returns -> a number, the larger the better; None keeps no best.
+        on_best: called after an evaluation that improved on all before.
+        patience: stop after so many evaluations without improvement.
+
+    Raises:
+        FloatingPointError: the loss is not finite; names the step.
+    """
+    optimizer = make_optimizer(model, args)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accumulation = args.gradient_accumulation_steps
+    steps_per_epoch = math.ceil(len(loader) / accumulation)
+    total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    warmup = math.ceil(args.warmup_ratio * total)
+    # a plain scheduler stepped by hand: Accelerate's would step once a process
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    eval_steps = args.eval_steps or steps_per_epoch
+    set_seed(args.seed + accelerator.process_index)  # dropout differs between processes, initial weights do not
+
+    history: list[dict] = []
+    best, misses, step = -math.inf, 0, 0
+    sums: dict[str, torch.Tensor] = {}
+    counted, started = 0, time.perf_counter()
+    bar = tqdm(total=total, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True)
+    for epoch in range(math.ceil(total / steps_per_epoch)):
+        loader.batch_sampler.set_epoch(epoch)
+        loader.collate_fn.set_epoch(epoch)
+        for group in _accumulated(loader, accumulation):
+            model.train()
+            for number, batch in enumerate(group):
+                sync = number == len(group) - 1
+                with accelerator.no_sync(model) if not sync else nullcontext():
+                    output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+                    loss = output["loss"]
+                    if args.embedding_l2 > 0:
+                        loss = loss + args.embedding_l2 * embedding_penalty(model)
+                    accelerator.backward(loss / len(group))
+                for name, value in output.items():
+                    if name.endswith(("loss", "accuracy")):
+                        sums[name] = sums.get(name, 0) + value.detach()
+                counted += 1
+            if args.max_grad_norm > 0:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            step += 1
+            bar.update()
+            if step % args.logging_steps == 0 or step == total:
+                entry = {name: (value / counted).item() for name, value in sums.items()}
+                if not math.isfinite(entry["loss"]):
+                    raise FloatingPointError(f"the loss is {entry['loss']} at step {step}; lower the learning rate.")
+                entry = {"step": step, "epoch": step / steps_per_epoch, **entry, "seconds": time.perf_counter() - started}
+                history.append(entry)
+                bar.set_postfix({name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")})
+                accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
+                sums, counted = {}, 0
+            if step % eval_steps == 0 or step == total:
+                metrics = evaluate()
+                history.append({"step": step, "epoch": step / steps_per_epoch, **metrics})
+                accelerator.log(metrics, step=step)
+                write_json(accelerator, args.output_dir, HISTORY_FILE, history)
+                shown = " ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
+                bar.write(f"epoch {step / steps_per_epoch:.2f}: {shown}") if accelerator.is_main_process else None
+                if criterion is not None:
+                    if criterion(metrics) > best:
+                        best, misses = criterion(metrics), 0
+                        on_best()
+                    else:
+                        misses += 1
+            if step == total or (patience is not None and misses >= patience):
+                bar.close()
+                return history
+    return history
+
+
+# --- scoring
+
+
+@torch.no_grad()
+def score(accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, batch_size: int,
+          progress: bool = False) -> dict[str, np.ndarray]:  # fmt: skip
+    """Log odds of every row in the rows' order, each row exactly once whatever the number of processes.
+
+    Returns `logits`, and `id_logits` and `text_logits` where the strategy has them, `(N,)` float32 each.
+    """
+    model.eval()
+    loader = make_loader(dataset, FlipCollator(dataset.processor), batch_size, accelerator, shuffle=False)
+    plan = loader.batch_sampler.plan()
+    scores: dict[str, list[np.ndarray]] = {}
+    bar = tqdm(loader, disable=not (progress and accelerator.is_main_process), unit="batch", dynamic_ncols=True)
+    for batch in bar:
+        if len(batch["feature_ids"]) == 0:  # fewer rows than processes in the last batch
+            continue
+        batch.pop("labels", None)
+        with accelerator.autocast():
+            output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+        for name in ("logits", "id_logits", "text_logits"):
+            if output.get(name) is not None:
+                scores.setdefault(name, []).append(output[name][:, 0].float().cpu().numpy())
+    index, processes = accelerator.process_index, accelerator.num_processes
+    mine = [(
+        np.concatenate([part[index::processes] for part in plan]),
+        {name: np.concatenate(parts) for name, parts in scores.items()},
+    )]  # fmt: skip
+    result = {}
+    for rows, values in gather_object(mine) if processes > 1 else mine:
+        for name, part in values.items():
+            result.setdefault(name, np.empty(len(dataset), np.float32))[rows] = part
+    return result
+
+
+# --- results
+
+
+def write_json(accelerator: Accelerator, folder: str, name: str, content) -> None:
+    """Writes a JSON file from the main process; NaN becomes null, which JSON can say."""
+    if accelerator.is_main_process:
+        path = os.path.join(folder, name)
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(_without_nan(content), file, indent=2)
+            file.write("\n")
+
+
+def _without_nan(content):
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def report(accelerator: Accelerator, results: dict, output_dir: str | None = None) -> None:
+    """Prints the results, and writes them to `all_results.json` in the output folder."""
+    if output_dir is not None:
+        write_json(accelerator, output_dir, RESULTS_FILE, results)
+    width = max(map(len, results))
+    for name, value in results.items():
+        accelerator.print(f"{name:<{width}}  {value:.4f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+
+
+def save(accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, folder: str) -> None:
+    """Saves model and processor as a checkpoint, from the main process."""
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(folder)
+        processor.save_pretrained(folder)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,67 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Evaluation: the metrics of a fine-tuned checkpoint on one split of a dataset folder.
+
+    flip-ctr evaluate --dataset_dir D --model_name_or_path M --split test
+    accelerate launch -m flip_ctr.train.evaluate_ctr --dataset_dir D --model_name_or_path M
+"""
+
+import os
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.train.arguments import option, parse_arguments, required
+from flip_ctr.train.build import check_fields, load_click_model
+from flip_ctr.train.engine import load_rows, report, score, set_up_logging, user_numbers
+from flip_ctr.train.metrics import click_metrics
+
+
+@dataclass
+class EvaluateArguments:
+    dataset_dir: str = required("dataset folder written by `flip-ctr prepare`")
+    model_name_or_path: str = required("a fine-tuned FLIP checkpoint: a path or hub id")
+    split: str = option("test", "train, validation or test")
+    output_dir: str | None = option(None, "folder for all_results.json; only printed when not given")
+    per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
+    max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
+    seed: int = option(42, "seed of that sample")
+    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
+
+
+def run(args: EvaluateArguments) -> dict:
+    """Returns the metrics of the joint prediction, and for `joint` of each tower alone.
+
+    Raises:
+        ValueError: the dataset's fields are not the checkpoint's, the split does not exist, or has one class only.
+    """
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    set_up_logging(accelerator)
+    schema = DatasetSchema.load(args.dataset_dir)
+    model, processor = load_click_model(args.model_name_or_path)
+    check_fields(processor, schema, args.model_name_or_path)
+    rows = load_rows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
+    dataset = EncodedDataset(processor, rows, prompts=not processor.id_only)
+    if dataset.labels is None:
+        raise ValueError(f"{args.dataset_dir}, split {args.split}: no column '{processor.label}' to compare with")
+    scores = score(accelerator, model.to(accelerator.device), dataset, args.per_device_eval_batch_size, progress=True)
+    users, prefix = user_numbers(rows, schema), {"validation": "eval"}.get(args.split, args.split)
+    metrics = click_metrics(scores["logits"], dataset.labels, users)
+    results = {f"{prefix}_{name}": value for name, value in metrics.items()}
+    if model.config.strategy == "joint":  # each tower alone
+        for name, part in (("id_logits", "id"), ("text_logits", "text")):
+            alone = click_metrics(scores[name], dataset.labels)
+            results |= {f"{prefix}_{part}_auc": alone["auc"], f"{prefix}_{part}_logloss": alone["logloss"]}
+    if args.output_dir is not None and accelerator.is_main_process:
+        os.makedirs(args.output_dir, exist_ok=True)
+    report(accelerator, results, args.output_dir)
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    run(parse_arguments(EvaluateArguments, argv, prog="flip-ctr evaluate", description=__doc__.split("\n")[0]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Fine-tuning: predicts clicks with the ID tower, the PLM, or both, from a pretrained checkpoint or without pretraining.
+
+    flip-ctr finetune --dataset_dir D --model_name_or_path P --strategy joint --output_dir M
+    flip-ctr finetune --dataset_dir D --model_name_or_path PLM --strategy joint --output_dir M   # no pretraining
+    flip-ctr finetune --dataset_dir D --strategy id --id_tower deepfm --output_dir M             # no PLM anywhere
+    accelerate launch -m flip_ctr.train.finetune --config finetune.yaml
+"""
+
+from dataclasses import dataclass
+
+from flip_ctr.configuration_flip import FUSIONS, STRATEGIES
+from flip_ctr.data.collators import FlipCollator
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.modeling_flip import FlipForCTR
+from flip_ctr.train.arguments import TrainArguments, option, parse_arguments
+from flip_ctr.train.build import is_flip_checkpoint, load_checkpoint, new_click_model, new_processor
+from flip_ctr.train.engine import load_rows, logger, make_loader, report, save, score, start, train, user_numbers
+from flip_ctr.train.metrics import click_metrics
+from flip_ctr.train.plots import plot_history
+
+
+@dataclass
+class FinetuneArguments(TrainArguments):
+    model_name_or_path: str | None = option(None, "a pretrained FLIP checkpoint, or a bare PLM (no pretraining); none for an "
+                                                  "ID-only model from scratch")  # fmt: skip
+    strategy: str = option("joint", "which towers predict: id, plm or joint", choices=list(STRATEGIES))
+    fusion: str = option("scalar", "how joint weighs the towers: scalar, gate (each row its own weight) or raw (the release)",
+                         choices=list(FUSIONS))  # fmt: skip
+    classifier_dropout: float = option(0.0, "dropout before the PLM's click layer")
+    early_stopping_patience: int | None = option(3, "stop after so many evaluations without a better AUC - LogLoss")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model_name_or_path is None and self.strategy != "id":
+            raise ValueError(f"--strategy {self.strategy} needs a PLM or a FLIP checkpoint: --model_name_or_path")
+
+
+def criterion(metrics: dict[str, float]) -> float:
+    """What the best checkpoint is chosen by, on validation: AUC - LogLoss (AUC alone keeps badly calibrated ones)."""
+    return metrics["eval_auc"] - metrics["eval_logloss"]
+
+
+def run(args: FinetuneArguments) -> dict:
+    """Fine-tunes, keeps the checkpoint that is best on validation, and scores the test split once with it.
+
+    Returns the results that are also in `all_results.json`.
+
+    Raises:
+        ValueError: an argument, the dataset folder or the checkpoint does not fit; the message names it.
+    """
+    # 1. Accelerate, logging, seed
+    accelerator = start(args, "finetune")
+
+    # 2. Rows
+    schema = DatasetSchema.load(args.dataset_dir)
+    train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
+    eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+
+    # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
+    source = args.model_name_or_path
+    if source is not None and is_flip_checkpoint(source):
+        settings = {name: getattr(args, name) for name in ("strategy", "fusion", "classifier_dropout")}
+        model, processor = load_checkpoint(args, schema, **settings)
+    elif source is not None and args.strategy == "id":
+        raise ValueError(f"--strategy id uses no PLM, and {source} is no FLIP checkpoint; leave out --model_name_or_path")
+    else:
+        processor = new_processor(train_rows, schema, args, source)
+        model = new_click_model(processor, args)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    prompts = args.strategy != "id"
+    train_set, eval_set = EncodedDataset(processor, train_rows, prompts), EncodedDataset(processor, eval_rows, prompts)
+    logger.info(f"{args.strategy}: {len(train_set):,} training rows, {model.num_parameters():,} parameters")
+
+    # 4. Train; validation decides what is kept
+    collator = FlipCollator(processor, args.seed, args.unk_rate)
+    loader = make_loader(train_set, collator, args.per_device_train_batch_size, accelerator, args.seed,
+                         workers=args.dataloader_num_workers)  # fmt: skip
+    eval_users = user_numbers(eval_rows, schema)
+
+    def evaluate() -> dict[str, float]:
+        scores = score(accelerator, model, eval_set, args.per_device_eval_batch_size)
+        metrics = click_metrics(scores["logits"], eval_set.labels, eval_users)
+        return {f"eval_{name}": value for name, value in metrics.items()}
+
+    history = train(
+        accelerator, model, loader, args, evaluate, criterion, patience=args.early_stopping_patience,
+        on_best=lambda: save(accelerator, model, processor, args.output_dir),
+    )  # fmt: skip
+
+    # 5. The test split, once, with the best checkpoint
+    best = FlipForCTR.from_pretrained(args.output_dir, dtype=model.dtype).to(accelerator.device)
+    test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
+    test_set = EncodedDataset(processor, test_rows, prompts)
+    scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
+    test = click_metrics(scores["logits"], test_set.labels, user_numbers(test_rows, schema))
+
+    # 6. Results
+    evaluations = [entry for entry in history if "eval_auc" in entry]
+    chosen = max(evaluations, key=criterion)
+    results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
+    results |= {f"test_{name}": value for name, value in test.items()}
+    seconds = [entry["seconds"] for entry in history if "seconds" in entry][-1]
+    results |= {"best_step": chosen["step"], "best_epoch": chosen["epoch"], "train_rows": len(train_set),
+                "train_steps": history[-1]["step"], "train_seconds": seconds}  # fmt: skip
+    report(accelerator, results, args.output_dir)
+    if accelerator.is_main_process:
+        plot_history(history, args.output_dir)
+    accelerator.end_training()
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    run(parse_arguments(FinetuneArguments, argv, prog="flip-ctr finetune", description=__doc__.split("\n")[0]))
+
+
+if __name__ == "__main__":
+    main()

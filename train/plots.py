@@ -1,0 +1,96 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of a run: training curves, and a comparison of methods. Drawn where matplotlib is installed (`plot` extra)."""
+
+import logging
+import os
+
+logger = logging.getLogger("flip_ctr")
+
+CURVES_FILE, COMPARISON_FILE = "training.png", "comparison.png"
+# validated categorical order; text stays in ink colours
+COLORS = ["#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948"]
+INK, MUTED, GRID = "#0b0b0b", "#52514e", "#e4e3df"
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError:
+        logger.info("matplotlib is not installed: no picture drawn (pip install 'flip-ctr[plot]')")
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({
+        "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED,
+        "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "text.color": INK, "axes.titlecolor": INK,
+        "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "figure.dpi": 150,
+        "legend.frameon": False, "axes.titlesize": 10, "axes.titlelocation": "left", "lines.linewidth": 2,
+    })  # fmt: skip
+    return plt
+
+
+def plot_history(history: list[dict], folder: str) -> str | None:
+    """Draws the curves of a history (see `engine.train`) to `training.png`: losses, and each measured kind of number."""
+    plt = _pyplot()
+    if plt is None:
+        return None
+    names = list(dict.fromkeys(name for entry in history for name in entry))
+    parts = [name for name in names if name.endswith("_loss") and not name.startswith("eval_")]
+    panels = [("Training loss", parts or ["loss"])]
+    if "eval_auc" in names:
+        panels += [("Validation AUC", ["eval_auc"]), ("Validation LogLoss", ["eval_logloss"])]
+    for kind, title in (("mlm", "MLM accuracy"), ("mtm", "MTM accuracy")):
+        pair = [name for name in (f"eval_{kind}_accuracy", f"eval_{kind}_shuffled_accuracy") if name in names]
+        if pair:
+            panels.append((f"{title}: the gap is alignment", pair))
+    if "eval_icl_accuracy" in names:
+        panels.append(("ICL accuracy", ["eval_icl_accuracy"]))
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), squeeze=False, layout="constrained")
+    for axis, (title, shown) in zip(axes[0], panels):
+        for color, name in zip(COLORS, shown):
+            points = [(entry["epoch"], entry[name]) for entry in history if entry.get(name) is not None]
+            label = "shuffled rows" if "shuffled" in name else name.removeprefix("eval_").replace("_", " ")
+            label = "true rows" if len(shown) == 2 and "accuracy" in name and "shuffled" not in name else label
+            axis.plot(*zip(*points), color=color, label=label, marker="o" if len(points) < 30 else None, markersize=3.5)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        if len(shown) > 1:
+            axis.legend()
+    return _save(plt, figure, folder, CURVES_FILE)
+
+
+def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str]) -> str | None:
+    """Draws methods side by side to `comparison.png`, one panel a metric.
+
+    Args:
+        rows: one dict a method, with `method` and the metrics.
+        columns: metric -> title of its panel.
+    """
+    plt = _pyplot()
+    if plt is None:
+        return None
+    figure, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns), 0.42 * len(rows) + 1.1), sharey=True,
+                                squeeze=False, layout="constrained")  # fmt: skip
+    labels = [row["method"] for row in rows][::-1]
+    for axis, (name, title) in zip(axes[0], columns.items()):
+        values = [row[name] for row in rows][::-1]
+        low, high = min(values), max(values)
+        # dots, not bars: the interesting differences are far from zero, and a cut bar would lie about ratios
+        axis.hlines(labels, low - (high - low) * 0.15, values, color=GRID, linewidth=1.5)
+        axis.plot(values, labels, "o", color=COLORS[0], markersize=7)
+        for label, value in zip(labels, values):
+            axis.annotate(f"{value:.4f}", (value, label), xytext=(7, 0), textcoords="offset points", va="center")
+        axis.set_title(title)
+        axis.margins(y=0.15)
+        axis.set_xlim(low - (high - low) * 0.15 - 1e-6, high + (high - low) * 0.45 + 1e-6)
+        axis.grid(False)
+        axis.tick_params(left=False)
+    return _save(plt, figure, folder, COMPARISON_FILE)
+
+
+def _save(plt, figure, folder: str, name: str) -> str:
+    path = os.path.join(folder, name)
+    figure.savefig(path)
+    plt.close(figure)
+    return path

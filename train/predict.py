@@ -1,0 +1,71 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Prediction: click probabilities for the rows of a Parquet, CSV or JSON-lines file.
+
+    flip-ctr predict --model_name_or_path M --input rows.parquet --output scores.parquet
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from accelerate import Accelerator
+from scipy.special import expit
+
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.files import FORMATS, file_format, read_rows, write_rows
+from flip_ctr.train.arguments import option, parse_arguments, required
+from flip_ctr.train.build import load_click_model
+from flip_ctr.train.engine import score, set_up_logging
+
+# name of the score in the model's output -> column of the file
+COLUMNS = {"logits": "click_probability", "id_logits": "id_probability", "text_logits": "text_probability"}
+
+
+@dataclass
+class PredictArguments:
+    model_name_or_path: str = required("a fine-tuned FLIP checkpoint: a path or hub id")
+    input: str = required(f"file with the rows ({', '.join(FORMATS)})")
+    output: str = required(f"file to write, the rows with their probabilities ({', '.join(FORMATS)})")
+    per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
+    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
+
+
+def run(args: PredictArguments) -> pa.Table:
+    """Returns the rows with their probabilities, as written: `click_probability`, and for `joint` both towers' own.
+
+    Raises:
+        ValueError: the input has no rows, lacks a column, or holds a value of another type (names column and row).
+    """
+    file_format(args.output)  # before any work
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    set_up_logging(accelerator)
+    model, processor = load_click_model(args.model_name_or_path)
+    rows = read_rows(args.input, processor.feature_extractor.all_fields)
+    if len(rows) == 0:
+        raise ValueError(f"{args.input} has no rows")
+    fields = [field.name for field in processor.feature_extractor.all_fields]
+    try:
+        # the fields alone: a label in the file is not needed here, and need not be valid
+        known = rows.select([name for name in fields if name in rows.column_names])
+        dataset = EncodedDataset(processor, known, prompts=not processor.id_only)
+    except ValueError as error:
+        raise ValueError(f"{args.input}: {error}") from None
+    scores = score(accelerator, model.to(accelerator.device), dataset, args.per_device_eval_batch_size, progress=True)
+    for name, logits in scores.items():
+        if name == "logits" or model.config.strategy == "joint":
+            probabilities = pa.array(expit(logits.astype(np.float64)))
+            if COLUMNS[name] in rows.column_names:
+                raise ValueError(f"{args.input} already has a column '{COLUMNS[name]}'; rename it")
+            rows = rows.append_column(COLUMNS[name], probabilities)
+    if accelerator.is_main_process:
+        write_rows(rows, args.output)
+    accelerator.print(f"{len(rows):,} rows scored, written to {args.output}")
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    run(parse_arguments(PredictArguments, argv, prog="flip-ctr predict", description=__doc__.split("\n")[0]))
+
+
+if __name__ == "__main__":
+    main()

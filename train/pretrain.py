@@ -1,0 +1,123 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Pretraining: aligns an ID tower and a PLM on the training rows of a dataset folder, without their labels.
+
+    flip-ctr pretrain --dataset_dir D --model_name_or_path PLM --id_tower dcnv2 --output_dir P
+    accelerate launch -m flip_ctr.train.pretrain --config pretrain.yaml
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator, require_mask_token
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.train.arguments import TrainArguments, option, parse_arguments, required
+from flip_ctr.train.build import is_flip_checkpoint, new_pretraining_model, new_processor
+from flip_ctr.train.engine import load_rows, logger, make_loader, report, save, start, train
+from flip_ctr.train.plots import plot_history
+
+
+@dataclass
+class PretrainArguments(TrainArguments):
+    model_name_or_path: str = required("the PLM: a path or hub id of a masked language model")
+    plm_learning_rate: float = option(1e-4, "of the PLM")
+    lr_scheduler_type: str = option("cosine", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
+    mlm_weight: float = option(1.0, "weight of masked language modelling; 0 switches it off")
+    mtm_weight: float = option(1.0, "weight of masked tabular modelling; 0 switches it off")
+    icl_weight: float = option(1.0, "weight of instance-level contrastive learning; 0 switches it off")
+    text_mask_ratio: float = option(0.15, "share of the fields masked in the text, at least one")
+    id_mask_ratio: float = option(0.15, "share of the fields masked on the ID side, at least one")
+    mask_unit: str = option("field", "what is masked together: field, entity or token", choices=list(MASK_UNITS))
+    mtm_noise: str = option("field", "noise features come from the target's own field, or are global (the paper's)",
+                            choices=["field", "global"])  # fmt: skip
+    mtm_num_noise: int = option(25, "noise features per masked feature")
+    icl_similarity: str = option("cosine", "cosine with a learnable scale, or dot (the release)", choices=["cosine", "dot"])
+    icl_temperature: float | None = option(None, "start of the temperature of cosine (0.07), or that of dot (0.7)")
+    projection_dim: int = option(128, "size of the space of contrastive learning")
+
+
+def run(args: PretrainArguments) -> dict:
+    """Pretrains and saves; returns the results that are also in `all_results.json`.
+
+    Raises:
+        ValueError: an argument, the dataset folder or the PLM does not fit; the message names it.
+    """
+    # 1. Accelerate, logging, seed
+    accelerator = start(args, "pretrain")
+
+    # 2. Rows and vocabularies: the training split only
+    schema = DatasetSchema.load(args.dataset_dir)
+    train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
+    eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    if is_flip_checkpoint(args.model_name_or_path):
+        raise ValueError(f"--model_name_or_path {args.model_name_or_path} is a FLIP checkpoint; pretraining starts from a PLM")
+    processor = new_processor(train_rows, schema, args, args.model_name_or_path)
+    require_mask_token(processor)
+    train_set, eval_set = EncodedDataset(processor, train_rows), EncodedDataset(processor, eval_rows)
+    logger.info(f"{len(train_set):,} training rows, {train_set.lengths.mean():.1f} tokens a prompt on average")
+
+    # 3. Model
+    model = new_pretraining_model(processor, args)
+    model.set_feature_counts(torch.from_numpy(train_set.feature_counts()))
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    logger.info(f"{model.num_parameters():,} parameters")
+
+    # 4. Batches with masks
+    masks = {name: getattr(args, name) for name in ("text_mask_ratio", "id_mask_ratio", "mask_unit")}
+    loader = make_loader(
+        train_set, FlipPretrainingCollator(processor, args.seed, args.unk_rate, **masks),
+        args.per_device_train_batch_size, accelerator, args.seed, workers=args.dataloader_num_workers,
+    )  # fmt: skip
+    # negatives of a random batch, as in training
+    eval_loader = make_loader(
+        eval_set, FlipPretrainingCollator(processor, args.seed, **masks), args.per_device_train_batch_size, accelerator
+    )
+
+    # 5. Train
+    def evaluate() -> dict[str, float]:
+        return evaluate_alignment(accelerator, model, eval_loader)
+
+    history = train(accelerator, model, loader, args, evaluate)
+
+    # 6. Save
+    save(accelerator, model, processor, args.output_dir)
+    results = {name: value for name, value in history[-1].items() if name.startswith("eval_")}
+    results |= {"train_rows": len(train_set), "train_steps": history[-1]["step"]}
+    report(accelerator, results, args.output_dir)
+    if accelerator.is_main_process:
+        plot_history(history, args.output_dir)
+    accelerator.end_training()
+    return results
+
+
+@torch.no_grad()
+def evaluate_alignment(accelerator, model, loader) -> dict[str, float]:
+    """Losses and accuracies on validation rows; accuracies also with shuffled counterparts, the gap is alignment."""
+    model.eval()
+    sums, weights = {}, {}
+    for batch in loader:
+        if len(batch["feature_ids"]) < 2:  # a row alone has no other row as its shuffled counterpart
+            continue
+        with accelerator.autocast():
+            output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+        rows = torch.tensor(len(batch["feature_ids"]), device=accelerator.device)
+        counts = {"mlm": output.num_mlm_targets, "mtm": output.num_mtm_targets, "icl": rows, "loss": rows}
+        for name, value in output.items():
+            if name.endswith(("loss", "accuracy")):
+                weight = counts[name.split("_")[0]]
+                sums[name] = sums.get(name, 0) + value.float() * weight
+                weights[name] = weights.get(name, 0) + weight
+    return {
+        f"eval_{name}": (accelerator.reduce(total) / accelerator.reduce(weights[name])).item()
+        for name, total in sums.items()
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    run(parse_arguments(PretrainArguments, argv, prog="flip-ctr pretrain", description=__doc__.split("\n")[0]))
+
+
+if __name__ == "__main__":
+    main()
