@@ -28,7 +28,7 @@ def check_choice(owner: str, name: str, value: Any, choices) -> None:
 
 @dataclass
 class FlipField:
-    """One field of a row (paper section 3.1): a column, and how each of the two views shows it.
+    """One field of a row (the paper's modality transformation): a column, and how each of the two views shows it.
 
     Args:
         name: column that holds the field.
@@ -121,7 +121,7 @@ class FlipConfig(PreTrainedConfig):
         initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
         text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the tokens.
         mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses
-            (paper eq. 12). A weight of 0 builds no head.
+           . A weight of 0 builds no head.
         mtm_num_noise (`int`, defaults to 25): noise features per target of noise-contrastive estimation, k.
         mtm_noise (`str`, defaults to `"field"`): noise is drawn from the target's own field, or `global` (the paper's).
         mtm_embedding_size (`int`, defaults to 32): size of the output embeddings of MTM.

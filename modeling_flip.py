@@ -9,66 +9,24 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, logging
 
-from .configuration_flip import NUM_RESERVED_IDS, UNK_ID, FlipConfig
+from .configuration_flip import FlipConfig
+from .modeling_flip_heads import (
+    IGNORE_INDEX,
+    FlipFusion,
+    FlipMLMHead,
+    FlipMTMHead,
+    FlipProjection,
+    click_loss,
+    contrastive_loss,
+)
 from .modeling_id_tower import FeatureEmbedding, TowerLinear, build_id_tower
 
 logger = logging.get_logger(__name__)
-
-IGNORE_INDEX = -100
-
-
-# --- losses, each testable without a model -------------------------------------------------------------------------
-
-
-def nce_loss(target_scores, noise_scores, target_log_prob, noise_log_prob) -> torch.Tensor:
-    """Noise-contrastive estimation (paper eq. 8): each target against its k noise features, one loss a target `(M,)`.
-
-    `-log sigmoid(s(v) - log k p(v)) - sum_noise log(1 - sigmoid(s(v') - log k p(v')))`; scores and log probabilities
-    of the targets are `(M,)`, of the noise `(M, k)`.
-    """
-    log_k = math.log(noise_scores.shape[-1])
-    target = nn.functional.softplus(log_k + target_log_prob - target_scores)
-    noise = nn.functional.softplus(noise_scores - noise_log_prob - log_k)
-    return target + noise.sum(-1)
-
-
-def gather_rows(embeds: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, in rank order and with gradients: `(B, d)` -> `(world * B, d)`."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return embeds
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(embeds))
-
-
-def contrastive_loss(id_embeds: torch.Tensor, text_embeds: torch.Tensor, scale) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric InfoNCE with the negatives of the global batch (paper eq. 10-11).
-
-    Each process computes its own rows of the similarity matrices. Returns the loss and, detached, the share of rows whose
-    own counterpart is the most similar one.
-    """
-    all_id, all_text = gather_rows(id_embeds), gather_rows(text_embeds)
-    first = dist.get_rank() * len(id_embeds) if len(all_id) > len(id_embeds) else 0
-    labels = torch.arange(first, first + len(id_embeds), device=id_embeds.device)
-    id_to_text = scale * (id_embeds @ all_text.T).float()  # (B, world * B)
-    text_to_id = scale * (text_embeds @ all_id.T).float()
-    loss = (nn.functional.cross_entropy(id_to_text, labels) + nn.functional.cross_entropy(text_to_id, labels)) / 2
-    return loss, (id_to_text.argmax(-1) == labels).float().mean()
-
-
-def click_loss(logits: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Binary cross-entropy of `(B, 1)` logits with 0/1 labels `(B,)`, averaged with the rows' weights where given."""
-    losses = nn.functional.binary_cross_entropy_with_logits(logits[:, 0].float(), labels.float(), reduction="none")
-    if sample_weight is None:
-        return losses.mean()
-    return (losses * sample_weight).sum() / sample_weight.sum()
 
 
 # --- outputs -------------------------------------------------------------------------------------------------------
@@ -98,11 +56,12 @@ class FlipForPretrainingOutput(ModelOutput):
     All are scalars; those of an objective that is off are None. Accuracies are detached.
 
     Args:
-        loss: weighted sum of the three losses (paper eq. 12).
+        loss: weighted sum of the three losses.
         mlm_loss, mtm_loss: means over the masked tokens and over the masked features.
         icl_loss: symmetric InfoNCE.
-        mlm_accuracy, icl_accuracy: share of masked tokens, and of rows' counterparts, ranked first.
-        mtm_accuracy: share of masked features ranked first among all values of their field (in eval mode only).
+        icl_accuracy: share of rows whose own counterpart is the most similar of the batch.
+        mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field, ranked
+            first (in eval mode only: an argmax over the vocabulary costs as much as a layer).
         mlm_shuffled_accuracy, mtm_shuffled_accuracy: the same with the other modality's rows shifted by one (in eval
             mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment.
         num_mlm_targets, num_mtm_targets: how many tokens and features the means are over.
@@ -136,250 +95,6 @@ class FlipForCTROutput(ModelOutput):
     id_logits: torch.FloatTensor | None = None
     text_logits: torch.FloatTensor | None = None
     id_weight: torch.FloatTensor | None = None
-
-
-# --- parts ---------------------------------------------------------------------------------------------------------
-
-
-class FlipProjection(nn.Module):
-    """Projection to the space of ICL (paper eq. 9): linear, GELU, linear, dropout, residual, LayerNorm."""
-
-    def __init__(self, input_dim: int, output_dim: int, dropout: float):
-        super().__init__()
-        self.input = nn.Linear(input_dim, output_dim)
-        self.output = nn.Linear(output_dim, output_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(output_dim)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        projected = self.input(hidden)
-        return self.norm(projected + self.dropout(self.output(nn.functional.gelu(projected))))
-
-
-class IdentityLinear(nn.Linear):
-    """A square linear layer that starts as the identity."""
-
-    def init_flip_weights(self, config: FlipConfig) -> None:
-        init.eye_(self.weight)
-        init.zeros_(self.bias)
-
-
-class FlipMLMHead(nn.Module):
-    """Predicts masked tokens from `[~H_token ; h_id]` (paper eq. 5).
-
-    The fusion starts as `~H_token` plus a small part of `h_id`, and what follows is the usual head of a masked language
-    model (dense, activation, LayerNorm, decoder tied to the input embeddings), so that a PLM's own head fits.
-    """
-
-    # the names that transformers' masked language models give to the parts of this head
-    PLM_NAMES = {
-        "dense": ("cls.predictions.transform.dense", "lm_head.dense", "vocab_transform", "generator_predictions.dense",
-                  "head.dense", "lm_predictions.lm_head.dense", "predictions.dense"),
-        "norm": ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm", "vocab_layer_norm",
-                 "generator_predictions.LayerNorm", "head.norm", "lm_predictions.lm_head.LayerNorm",
-                 "predictions.LayerNorm"),
-        "decoder": ("cls.predictions", "lm_head", "vocab_projector", "generator_lm_head", "decoder",
-                    "lm_predictions.lm_head", "predictions"),
-    }  # fmt: skip
-
-    def __init__(self, text_config, id_dim: int, embedding_dim: int, vocab_size: int):
-        super().__init__()
-        self.fuse_text = IdentityLinear(text_config.hidden_size, text_config.hidden_size)
-        self.fuse_id = nn.Linear(id_dim, text_config.hidden_size, bias=False)
-        self.dense = nn.Linear(text_config.hidden_size, embedding_dim)
-        names = ("classifier_activation", "hidden_act", "activation")
-        self.activation = ACT2FN[next((getattr(text_config, name) for name in names if hasattr(text_config, name)), "gelu")]
-        eps = getattr(text_config, "layer_norm_eps", getattr(text_config, "norm_eps", 1e-12))
-        self.norm = nn.LayerNorm(embedding_dim, eps=eps)
-        self.decoder = nn.Linear(embedding_dim, vocab_size)
-
-    def forward(self, token_states: torch.Tensor, id_hidden_state: torch.Tensor) -> torch.Tensor:
-        """`(M, H)` states of the masked tokens and `(M, D_id)` vectors of their rows -> `(M, vocabulary)` logits."""
-        fused = self.fuse_text(token_states) + self.fuse_id(id_hidden_state)
-        return self.decoder(self.norm(self.activation(self.dense(fused))))
-
-    @torch.no_grad()
-    def load_plm_head(self, mlm_model: PreTrainedModel) -> bool:
-        """Copies the head of a transformers masked language model; False, and no change, where it is of another form."""
-        state = dict(mlm_model.named_parameters(remove_duplicate=False))
-        found = {part: next((n for n in names if f"{n}.bias" in state or f"{n}.weight" in state), None)
-                 for part, names in self.PLM_NAMES.items()}  # fmt: skip
-        if None in (found["dense"], found["norm"]):
-            return False
-        for part in ("dense", "norm"):
-            if state[f"{found[part]}.weight"].shape != getattr(self, part).weight.shape:
-                return False
-        for part, name in found.items():
-            module = getattr(self, part)
-            if part != "decoder":  # the decoder's weight is tied to the input embeddings
-                module.weight.copy_(state[f"{name}.weight"])
-            bias = state.get(f"{name}.bias")
-            module.bias.zero_() if bias is None else module.bias.copy_(bias)
-        return True
-
-
-class FlipMTMHead(nn.Module):
-    """Recovers masked feature ids from `[~h_id ; c]` (paper eq. 6-8).
-
-    `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text. Noise features are
-    drawn from the training counts by inversion: integers below the total, looked up in the running sum.
-    """
-
-    def __init__(self, config: FlipConfig, id_dim: int, text_dim: int):
-        super().__init__()
-        self.config = config
-        self.field_sizes = config.field_sizes
-        size, total = config.mtm_embedding_size, sum(self.field_sizes)
-        self.query = nn.Linear(id_dim, text_dim)
-        self.query_norm = nn.LayerNorm(text_dim)
-        self.project = nn.Linear(id_dim + text_dim, len(self.field_sizes) * size)
-        self.embeddings = nn.Embedding(total, size)
-        self.bias = nn.Embedding(total, 1)
-        self.register_buffer("feature_counts", torch.zeros(total, dtype=torch.long))
-        self._noise = None
-
-    @torch.no_grad()
-    def set_feature_counts(self, counts: torch.Tensor) -> None:
-        """Sets the training counts of all features `(sum of field_sizes,)`; the output biases start at log p.
-
-        Raises:
-            ValueError: the counts have another length, or none of a field's values was counted.
-        """
-        counts = torch.as_tensor(counts, dtype=torch.long, device=self.feature_counts.device)
-        if counts.shape != self.feature_counts.shape:
-            raise ValueError(f"expected counts of {len(self.feature_counts)} features, got {tuple(counts.shape)}.")
-        counts = counts.clone()
-        for start, field in zip(self._starts(), self.config.id_fields):
-            counts[start : start + NUM_RESERVED_IDS] = 0  # reserved ids are neither targets nor noise
-            if counts[start : start + field.vocab_size].sum() == 0:
-                raise ValueError(f"field '{field.name}': no value was counted, so that noise cannot be drawn from it.")
-        self.feature_counts.copy_(counts)
-        self._noise = None
-        log_prob = self._noise_tables()[-1]
-        self.bias.weight.copy_(torch.where(counts > 0, log_prob, 0.0)[:, None])
-
-    def _starts(self) -> list[int]:
-        """First row of each field in the tables."""
-        return [sum(self.field_sizes[:f]) for f in range(len(self.field_sizes))]
-
-    def _noise_tables(self):
-        """Per field the range of its counts in the running sum, and each feature's log probability as noise."""
-        if self._noise is None or self._noise[0].device != self.feature_counts.device:
-            counts, starts = self.feature_counts, torch.tensor(self._starts(), device=self.feature_counts.device)
-            running = counts.cumsum(0)
-            low = (running - counts)[starts]
-            high = running[starts + torch.tensor(self.field_sizes, device=counts.device) - 1]
-            if self.config.mtm_noise == "global":
-                low, high = torch.zeros_like(low), running[-1].expand_as(high)
-            # a feature that was never counted cannot be drawn; 1 keeps its log finite should a label name it
-            totals = torch.repeat_interleave(high - low, torch.tensor(self.field_sizes, device=counts.device))
-            log_prob = counts.clamp(min=1).double().log() - totals.clamp(min=1).double().log()
-            self._noise = running, starts, low, high, log_prob.float()
-        return self._noise
-
-    def sample_noise(self, fields: torch.Tensor) -> torch.Tensor:
-        """k noise features of each target, `(M,)` fields -> `(M, k)` rows of the tables."""
-        running, _, low, high, _ = self._noise_tables()
-        low, high = low[fields, None], high[fields, None]
-        uniform = torch.rand(len(fields), self.config.mtm_num_noise, dtype=torch.double, device=fields.device)
-        return torch.searchsorted(running, low + (uniform * (high - low)).long(), right=True)
-
-    def represent(self, id_hidden_state, text_hidden_states, attention_mask) -> torch.Tensor:
-        """`(B, D_id)` masked tabular view and `(B, L, H)` unmasked text -> one vector per field, `(B, F, size)`."""
-        query = self.query_norm(self.query(id_hidden_state))  # (B, H)
-        scores = torch.einsum("bh,blh->bl", query, text_hidden_states).float() / math.sqrt(query.shape[-1])
-        attention = scores.masked_fill(attention_mask == 0, -torch.inf).softmax(-1).to(text_hidden_states.dtype)
-        context = torch.einsum("bl,blh->bh", attention, text_hidden_states)
-        projected = self.project(torch.cat([id_hidden_state, context], dim=-1))
-        return projected.unflatten(-1, (len(self.field_sizes), -1))
-
-    def score(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """`s = vector . output embedding + bias`: `(M, size)` and table rows `(M, n)` -> `(M, n)`."""
-        return torch.einsum("md,mnd->mn", vectors, self.embeddings(rows)).float() + self.bias(rows)[..., 0].float()
-
-    def field_logits(self, vectors: torch.Tensor, field: int) -> torch.Tensor:
-        """Scores of all real values of one field, `(M, size)` -> `(M, field size - reserved)`."""
-        start = self._starts()[field]
-        rows = slice(start + NUM_RESERVED_IDS, start + self.field_sizes[field])
-        return (vectors @ self.embeddings.weight[rows].T).float() + self.bias.weight[rows, 0].float()
-
-    def uses_softmax(self, field: int) -> bool:
-        """Whether a field is small enough for the full softmax; noise that is mostly the target itself teaches little."""
-        values = self.field_sizes[field] - NUM_RESERVED_IDS
-        return self.config.mtm_noise == "field" and values <= self.config.mtm_full_softmax_size
-
-    def loss(self, vectors: torch.Tensor, labels: torch.Tensor, noise_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Sum over the masked features.
-
-        Args:
-            vectors: `(B, F, size)` from `represent`.
-            labels: `(B, F)` local ids of masked features, -100 elsewhere.
-            noise_ids: `(B, F, k)` rows of the tables to use as noise (given by tests and exact multi-process runs).
-        """
-        total = vectors.new_zeros((), dtype=torch.float)
-        with_noise = labels != IGNORE_INDEX
-        for field in filter(self.uses_softmax, range(len(self.field_sizes))):
-            with_noise[:, field] = False
-            masked = labels[:, field] != IGNORE_INDEX
-            logits = self.field_logits(vectors[masked, field], field)
-            targets = labels[masked, field] - NUM_RESERVED_IDS
-            total = total + nn.functional.cross_entropy(logits, targets, reduction="sum")
-        rows, fields = with_noise.nonzero(as_tuple=True)
-        _, starts, _, _, log_prob = self._noise_tables()
-        targets = (labels[rows, fields] + starts[fields])[:, None]  # (M, 1)
-        noise = self.sample_noise(fields) if noise_ids is None else noise_ids[rows, fields]
-        scores = self.score(vectors[rows, fields], torch.cat([targets, noise], dim=1))
-        losses = nce_loss(scores[:, 0], scores[:, 1:], log_prob[targets[:, 0]], log_prob[noise])
-        return total + losses.sum()
-
-    @torch.no_grad()
-    def accuracy(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Share of masked features that rank first among all real values of their field."""
-        hits = torch.zeros((), device=labels.device)
-        for field in range(len(self.field_sizes)):
-            masked = labels[:, field] != IGNORE_INDEX
-            best = self.field_logits(vectors[masked, field], field).argmax(-1)
-            hits += (best + NUM_RESERVED_IDS == labels[masked, field]).sum()
-        return hits / (labels != IGNORE_INDEX).sum().clamp(min=1)
-
-
-class FlipFusion(nn.Module):
-    """The joint logit `alpha * logit_id + (1 - alpha) * logit_plm` (paper eq. 15).
-
-    `scalar`: one alpha, a sigmoid that starts at 0.5. `gate`: each row its own alpha from both towers' states and from which
-    of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded scalar,
-    which starts at 0.
-    """
-
-    def __init__(self, config: FlipConfig, id_dim: int, text_dim: int):
-        super().__init__()
-        self.kind = config.fusion
-        if self.kind == "gate":
-            self.id_norm, self.text_norm = nn.LayerNorm(id_dim), nn.LayerNorm(text_dim)
-            self.gate = ZeroLinear(id_dim + text_dim + len(config.field_sizes), 1)
-        else:
-            self.alpha = nn.Parameter(torch.zeros(1))
-
-    def init_flip_weights(self, config: FlipConfig) -> None:
-        if self.kind != "gate":
-            init.zeros_(self.alpha)
-
-    def forward(self, id_logits, text_logits, id_hidden_state, text_pooled, feature_ids):
-        if self.kind == "gate":
-            unknown = (feature_ids == UNK_ID).to(text_pooled.dtype)
-            states = [self.id_norm(id_hidden_state), self.text_norm(text_pooled), unknown]
-            alpha = self.gate(torch.cat(states, dim=-1)).float().sigmoid()  # (B, 1)
-        else:
-            alpha = self.alpha if self.kind == "raw" else self.alpha.sigmoid()
-        return alpha * id_logits + (1 - alpha) * text_logits, alpha
-
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero."""
-
-    def init_flip_weights(self, config: FlipConfig) -> None:
-        init.zeros_(self.weight)
-        init.zeros_(self.bias)
 
 
 # --- models --------------------------------------------------------------------------------------------------------
@@ -443,26 +158,24 @@ class FlipPreTrainedModel(PreTrainedModel):
 
 def _load_with_mlm_head(name: str, **kwargs) -> PreTrainedModel | None:
     """The PLM with its MLM head, or None where the checkpoint or its architecture has none."""
-    # DeBERTa-v3 checkpoints keep their head under names that only `legacy=False` reads
-    config = kwargs.get("config")
-    for legacy in (None, False):
-        if legacy is False:
-            from transformers import AutoConfig
-
-            hub_kwargs = {k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir", "trust_remote_code")}
-            config = AutoConfig.from_pretrained(name, **hub_kwargs)
-            if not getattr(config, "legacy", False):
-                return None
-            config.legacy = False
-            kwargs["config"] = config
-        try:
-            model, info = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True, **kwargs)
-        except ValueError as error:
-            if "AutoModelForMaskedLM" not in str(error):
-                raise
-            return None  # an architecture without a masked language model
-        if not any(not key.startswith(model.base_model_prefix + ".") for key in info["missing_keys"]):
-            return model
+    hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    configs = [AutoConfig.from_pretrained(name, **hub_kwargs)]
+    if getattr(configs[0], "legacy", False):  # DeBERTa-v3 checkpoints keep their head under names that only False reads
+        configs.append(copy.deepcopy(configs[0]))
+        configs[1].legacy = False
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a checkpoint without a head is reported as corrupted
+    try:
+        for config in configs:
+            model, info = AutoModelForMaskedLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+            if all(key.startswith(model.base_model_prefix + ".") for key in info["missing_keys"]):
+                return model
+    except ValueError as error:
+        if "AutoModelForMaskedLM" not in str(error):  # it says so for an architecture without a masked language model
+            raise
+    finally:
+        logging.set_verbosity(verbosity)
+    logger.info(f"{name} has no MLM head; FLIP's is newly initialised.")
     return None
 
 
@@ -556,7 +269,7 @@ def _return(output: ModelOutput, config: FlipConfig, return_dict: bool | None):
 
 
 class FlipForPretraining(FlipPreTrainedModel):
-    """FLIP's pretraining (paper section 3.2): masked language, masked tabular and instance-level contrastive learning.
+    """FLIP's modality alignment pretraining: masked language, masked tabular and instance-level contrastive learning.
 
     Raises:
         ValueError: the configuration has no PLM, or all three weights are 0.
@@ -658,10 +371,10 @@ class FlipForPretraining(FlipPreTrainedModel):
         logits = self.mlm_head(tokens, id_state[rows])
         count = max(len(targets), 1)
         output["mlm_loss"] = nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / count
-        output["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count
         output["num_mlm_targets"] = torch.tensor(len(targets), device=labels.device)
         output["loss"] = output.loss + self.config.mlm_weight * output.mlm_loss
         if not self.training:
+            output["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count
             shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows])
             output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count
 
@@ -678,7 +391,7 @@ class FlipForPretraining(FlipPreTrainedModel):
 
 
 class FlipForCTR(FlipPreTrainedModel):
-    """Click prediction (paper section 3.3) with `config.strategy`: `id` (FLIP_ID), `plm` (FLIP_PLM) or `joint` (FLIP).
+    """Click prediction, the paper's adaptive fine-tuning, with `config.strategy`: `id` (FLIP_ID), `plm` (FLIP_PLM) or `joint` (FLIP).
 
     Only the towers that the strategy uses are built or loaded; an `id` model holds no PLM, in its configuration neither.
 

@@ -141,7 +141,7 @@ class DeepFM(IdTower):
 
 
 class InteractingLayer(nn.Module):
-    """Self-attention over the fields with a linear residual (AutoInt eq. 5-8): `(B, F, input)` -> `(B, F, output)`."""
+    """Self-attention over the fields with a linear residual: `(B, F, input)` -> `(B, F, output)`."""
 
     def __init__(self, input_size: int, output_size: int, num_heads: int):
         super().__init__()
@@ -184,7 +184,7 @@ class AutoInt(IdTower):
 
 
 class LowRankCrossLayer(nn.Module):
-    """A DCNv2 cross layer as a mixture of low-rank experts (DCN V2 eq. 4): `(B, dim)` -> `(B, dim)`.
+    """A DCNv2 cross layer as a mixture of low-rank experts (DCN V2): `(B, dim)` -> `(B, dim)`.
 
     `x' = x + sum_e gate_e(x) * x0 * (U_e tanh(C_e tanh(V_e^T x)) + b)`. The gates sum to 1, so that the sum over the
     experts goes through one matrix product with their U side by side.
@@ -221,7 +221,7 @@ class DCNv2(IdTower):
     """DCN V2 (Wang et al., WWW 2021), parallel, with low-rank mixture cross layers: `h_id = [cross; deep]`.
 
     Args:
-        num_cross_layers: cross layers (2 in FLIP, section 4.1.4).
+        num_cross_layers: cross layers (2 in FLIP's experiments).
         low_rank: rank of an expert (32).
         num_experts: experts a layer (4).
     """

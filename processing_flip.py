@@ -1,7 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Rows -> model inputs: feature ids by the feature extractor, prompts by composing tokenised pieces.
 
-A prompt is `[CLS] gender is male ; age is 24 ; … ; genre is Drama, Romance [SEP]` (paper section 3.1). A value's tokens never
+A prompt is `[CLS] gender is male ; age is 24 ; … ; genre is Drama, Romance [SEP]` (the paper's modality transformation). A value's tokens never
 change, so each distinct (field, value) is tokenised once into a ragged table, and the token ids of a batch are one
 vectorised gather from it. That gives each token its field for free, and cuts a too long value, never a later field.
 """
@@ -60,7 +60,7 @@ class PromptTable:
         lengths = (self.offsets[turns + 1] - self.offsets[turns]).ravel()
         ends = lengths.cumsum()
         source = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
-        row_lengths = lengths.reshape(rows, -1).sum(1)
+        row_lengths = lengths.reshape(rows, 2 * fields + 1).sum(1)
         mask = np.arange(row_lengths.max(initial=0)) < row_lengths[:, None]
         input_ids = np.full(mask.shape, self.pad_token_id, np.int64)
         input_ids[mask] = self.tokens[source]

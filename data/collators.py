@@ -1,5 +1,5 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Collators: batches of [`EncodedDataset`] -> model inputs, with the masks of pretraining (paper section 3.2).
+"""Collators: batches of [`EncodedDataset`] -> model inputs, with the masks of pretraining.
 
 Every random choice is a pure function of (seed, epoch, row), so that resuming and many processes see the same ones.
 """
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from flip_ctr.configuration_flip import MASK_ID, NUM_RESERVED_IDS, UNK_ID
-from flip_ctr.modeling_flip import IGNORE_INDEX
+from flip_ctr.modeling_flip_heads import IGNORE_INDEX
 from flip_ctr.processing_flip import NO_FIELD, FlipProcessor
 
 MASK_UNITS = ("field", "entity", "token")

@@ -40,7 +40,7 @@ class EncodedDataset(Dataset):
     def __getitems__(self, rows: list[int]) -> dict[str, np.ndarray]:
         """A batch: `rows`, `feature_ids`, and where there are any `input_ids`, `attention_mask`, `token_fields`,
         `labels`, `sample_weight`."""
-        rows = np.asarray(rows)
+        rows = np.asarray(rows, np.int64)
         batch = {"rows": rows, "feature_ids": self.feature_ids[rows].astype(np.int64)}
         if self.entries is not None:
             batch |= self.prompt_table.compose(self.entries[rows])

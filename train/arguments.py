@@ -12,9 +12,12 @@ from transformers import HfArgumentParser
 
 Arguments = TypeVar("Arguments")
 
-# What the paper and its release use where the defaults here differ (see the README for sources).
+# What the paper and its release use where the defaults here differ, in any recipe that has the option; what differs by recipe or
+# strategy stands in `recipe_defaults` of the recipe's arguments.
 PRESETS = {
     "paper": {
+        "ids_in_prompt": True,
+        "id_initializer_range": 1e-4,
         "mtm_noise": "global",
         "icl_similarity": "dot",
         "icl_temperature": 0.7,
@@ -23,6 +26,7 @@ PRESETS = {
         "id_mask_ratio": 0.15,
         "mask_unit": "field",
         "unk_rate": 0.0,
+        "weight_decay": 1e-3,
         "lr_scheduler_type": "cosine",
     }
 }
@@ -41,14 +45,20 @@ def required(help: str):
     return field(metadata={"help": help})
 
 
+def listed(defaults: dict[str, dict]) -> str:
+    """Defaults by case in words, for `--help`."""
+    cases = (f"{case}: {', '.join(f'{name} {value}' for name, value in values.items())}" for case, values in defaults.items())
+    return f"defaults that depend on the case: {'; '.join(cases)}"
+
+
 def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, prog: str | None = None,
-                    description: str | None = None) -> Arguments:  # fmt: skip
+                    description: str | None = None, epilog: str | None = None) -> Arguments:  # fmt: skip
     """Reads a dataclass from flags over `--config FILE.yaml` over `--preset NAME` over the defaults.
 
     Exits with a message that names the flag, key or file where a value is wrong or a key unknown.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = HfArgumentParser(arguments, prog=prog, description=description,
+    parser = HfArgumentParser(arguments, prog=prog, description=description, epilog=epilog,
                               formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags win over it")
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -93,7 +103,7 @@ def _read_yaml(parser: argparse.ArgumentParser, path: str, names: set[str]) -> d
     return settings
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainArguments:
     """What `pretrain` and `finetune` share."""
 
@@ -106,6 +116,7 @@ class TrainArguments:
     id_tower: str = option("dcnv2", "ID-based backbone: dcnv2, deepfm or autoint")
     id_tower_kwargs: str | None = option(None, 'arguments of the tower as JSON, e.g. \'{"num_cross_layers": 3}\'')
     id_embedding_size: int = option(32, "size of a feature embedding")
+    id_initializer_range: float = option(2e-2, "standard deviation of new feature embeddings")
     id_hidden_dims: list[int] = option([300, 300, 128], "layers of the tower's DNN", nargs="+")
     id_dropout: float = option(0.0, "dropout in the tower's DNN")
     id_embedding_dropout: float = option(0.0, "dropout on the feature embeddings")
@@ -114,17 +125,17 @@ class TrainArguments:
     text_pooling: str = option("cls", "the PLM's pooled state: cls or mean", choices=["cls", "mean"])
     attn_implementation: str | None = option(None, "attention of the PLM: eager, sdpa, flash_attention_2, ...")
 
-    per_device_train_batch_size: int = option(256, "rows a process takes in one forward pass")
+    per_device_train_batch_size: int | None = option(None, "rows a process takes in one forward pass")
     per_device_eval_batch_size: int = option(512, "rows a process takes in one evaluation pass")
     gradient_accumulation_steps: int = option(1, "batches added up before an optimizer step")
-    num_train_epochs: float = option(10, "passes over the training rows")
+    num_train_epochs: float | None = option(None, "passes over the training rows")
     max_train_steps: int = option(-1, "optimizer steps; overrides the epochs when above 0")
     max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows")
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
-    learning_rate: float = option(1e-3, "of the ID tower and all heads")
-    plm_learning_rate: float = option(5e-5, "of the PLM")
+    learning_rate: float | None = option(None, "of the ID tower and all heads")
+    plm_learning_rate: float | None = option(None, "of the PLM")
     weight_decay: float = option(1e-3, "AdamW's, on weight matrices outside the embedding tables")
-    embedding_l2: float = option(0.0, "factor of the sum of squares of the whole feature tables, added to the loss")
+    embedding_l2: float | None = option(None, "factor of the sum of squares of the whole feature tables, added to the loss")
     lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
     warmup_ratio: float = option(0.05, "share of the steps with a rising learning rate")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all")
@@ -135,7 +146,14 @@ class TrainArguments:
     eval_steps: int | None = option(None, "optimizer steps between evaluations; each epoch when not given")
     report_to: str = option("none", "tracker: none, tensorboard, wandb, trackio, all")
 
+    def recipe_defaults(self) -> dict:
+        """Values of the options whose default depends on the recipe, its strategy and the preset."""
+        raise NotImplementedError
+
     def __post_init__(self):
+        for name, value in self.recipe_defaults().items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
                      "logging_steps", "min_frequency"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -143,6 +161,8 @@ class TrainArguments:
         for name in ("learning_rate", "plm_learning_rate", "num_train_epochs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0; got {getattr(self, name)}")
+        if self.embedding_l2 < 0:
+            raise ValueError(f"--embedding_l2 must be at least 0; got {self.embedding_l2}")
         for name in ("unk_rate", "warmup_ratio", "id_dropout", "id_embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 0 and below 1; got {getattr(self, name)}")

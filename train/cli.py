@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     recipe = importlib.import_module(f"flip_ctr.train.{COMMANDS[command][0]}")
     try:
         recipe.main(rest)
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"flip-ctr {command}: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -101,7 +101,8 @@ def make_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimi
             rate = args.plm_learning_rate if ".text_encoder." in name else args.learning_rate
             decay = args.weight_decay if parameter.ndim > 1 and id(parameter) not in tables else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW([{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()])
+    listed = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+    return torch.optim.AdamW(listed, fused=True)
 
 
 def embedding_penalty(model: nn.Module) -> torch.Tensor:

@@ -39,6 +39,7 @@ class PrepareArguments:
     split_seed: int = field(default=42, metadata={"help": "Part of what is hashed."})
     drop_ratings: str = field(default="3", metadata={"help": "Ratings to drop, comma separated; '' drops none."})
     click_threshold: int = field(default=4, metadata={"help": "A rating of at least this is a click."})
+    preset: str | None = field(default=None, metadata={"help": "Named settings: paper puts the ids into the prompt."})
     ids_in_prompt: bool = field(default=False, metadata={"help": "Put the ids into the prompt (as the paper does)."})
     max_malformed_share: float = field(
         default=0.001, metadata={"help": "Share of a file's lines that may be malformed; above it nothing is written."}

@@ -12,16 +12,23 @@ import torch
 from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator, require_mask_token
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.train.arguments import TrainArguments, option, parse_arguments, required
+from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments, required
 from flip_ctr.train.build import is_flip_checkpoint, new_pretraining_model, new_processor
 from flip_ctr.train.engine import load_rows, logger, make_loader, report, save, start, train
 from flip_ctr.train.plots import plot_history
 
 
-@dataclass
+DEFAULTS = {
+    "pretraining": {"per_device_train_batch_size": 128, "num_train_epochs": 10, "learning_rate": 1e-3,
+                    "plm_learning_rate": 1e-4, "embedding_l2": 0.0},
+    "--preset paper": {"per_device_train_batch_size": 128, "num_train_epochs": 30, "learning_rate": 1e-4,
+                       "plm_learning_rate": 1e-4, "embedding_l2": 0.0},
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
 class PretrainArguments(TrainArguments):
     model_name_or_path: str = required("the PLM: a path or hub id of a masked language model")
-    plm_learning_rate: float = option(1e-4, "of the PLM")
     lr_scheduler_type: str = option("cosine", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
     mlm_weight: float = option(1.0, "weight of masked language modelling; 0 switches it off")
     mtm_weight: float = option(1.0, "weight of masked tabular modelling; 0 switches it off")
@@ -35,6 +42,9 @@ class PretrainArguments(TrainArguments):
     icl_similarity: str = option("cosine", "cosine with a learnable scale, or dot (the release)", choices=["cosine", "dot"])
     icl_temperature: float | None = option(None, "start of the temperature of cosine (0.07), or that of dot (0.7)")
     projection_dim: int = option(128, "size of the space of contrastive learning")
+
+    def recipe_defaults(self) -> dict:
+        return DEFAULTS["--preset paper" if self.preset == "paper" else "pretraining"]
 
 
 def run(args: PretrainArguments) -> dict:
@@ -116,7 +126,7 @@ def evaluate_alignment(accelerator, model, loader) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(PretrainArguments, argv, prog="flip-ctr pretrain", description=__doc__.split("\n")[0]))
+    run(parse_arguments(PretrainArguments, argv, "flip-ctr pretrain", __doc__.split("\n")[0], listed(DEFAULTS)))
 
 
 if __name__ == "__main__":
