@@ -117,7 +117,7 @@ class FlipConfig(PreTrainedConfig):
         id_dropout (`float`, defaults to 0.0): dropout inside the ID tower's DNN.
         id_embedding_dropout (`float`, defaults to 0.0): dropout on the feature embeddings.
         id_tower_kwargs (`dict`, *optional*): arguments of that tower alone (its class documents them).
-        id_initializer_range (`float`, defaults to 1e-4): standard deviation of new feature embeddings.
+        id_initializer_range (`float`, defaults to 0.02): standard deviation of new feature embeddings.
         initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
         text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the tokens.
         mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses
@@ -161,7 +161,7 @@ class FlipConfig(PreTrainedConfig):
     id_dropout: float = 0.0
     id_embedding_dropout: float = 0.0
     id_tower_kwargs: dict | None = None
-    id_initializer_range: float = 1e-4
+    id_initializer_range: float = 2e-2
     initializer_range: float = 0.02
     text_pooling: str = "cls"
     mlm_weight: float = 1.0

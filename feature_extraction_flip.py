@@ -45,15 +45,21 @@ def canonical_value(value: Any, type_name: str) -> str | None:
         try:
             number = float(value)
             if type_name == "int":
-                exact = int(value) if not isinstance(value, str) or "." not in value else int(number)
-                if exact == number:
-                    return str(exact)
+                if isinstance(value, int | np.integer) or (isinstance(value, str) and "." not in value):
+                    return str(int(value))  # not through a float, which loses digits above 2**53
+                if number.is_integer():
+                    return str(int(number))
             elif np.isfinite(number):
                 number = value if isinstance(value, np.floating) else np.float64(number)
                 return np.format_float_positional(number, unique=True, trim="-")  # shortest form that reads back the same
         except (ValueError, OverflowError):
             pass
     raise ValueError(f"expected {type_name}, got {type(value).__name__} {value!r}")
+
+
+def canonical_label(value: Any, type_name: str) -> str | None:
+    """As `canonical_value`, and a bool is 0 or 1."""
+    return canonical_value(int(value) if isinstance(value, bool | np.bool_) else value, type_name)
 
 
 class Column:
@@ -68,8 +74,11 @@ class Column:
         self.values, self.codes = values, codes
 
     @classmethod
-    def read(cls, raw, field: FlipField) -> "Column":
-        """Reads a sequence, or an Arrow (chunked) array. `ValueError` names column and row of a value of another type."""
+    def read(cls, raw, field: FlipField, convert=canonical_value) -> "Column":
+        """Reads a sequence, or an Arrow (chunked) array. `ValueError` names column and row of a value of another type.
+
+        `convert` makes the canonical value from a raw one and the field's type.
+        """
         if hasattr(raw, "dictionary_encode"):  # Arrow: factorised without a Python loop over the rows
             raw = raw.combine_chunks() if hasattr(raw, "combine_chunks") else raw
             encoded = raw.dictionary_encode()
@@ -83,7 +92,7 @@ class Column:
             if code not in used:
                 continue
             try:
-                text = canonical_value(value, field.type)
+                text = convert(value, field.type)
                 if text is None and not field.nullable:
                     raise ValueError("null, and the schema forbids nulls here")
             except ValueError as error:

@@ -23,10 +23,13 @@ from .modeling_flip_heads import (
     FlipProjection,
     click_loss,
     contrastive_loss,
+    share_of_count,
 )
 from .modeling_id_tower import FeatureEmbedding, TowerLinear, build_id_tower
 
 logger = logging.get_logger(__name__)
+
+ALIGNMENT = 64  # bytes; what torch's own CPU allocator gives
 
 
 # --- outputs -------------------------------------------------------------------------------------------------------
@@ -123,6 +126,13 @@ class FlipPreTrainedModel(PreTrainedModel):
             init.constant_(self.logit_scale, -math.log(self.config.icl_temperature))
 
     @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers; see [`align`] for the one thing that is added."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        align(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    @classmethod
     def from_text_pretrained(cls, text_model_name_or_path: str, config: FlipConfig, **kwargs) -> "FlipPreTrainedModel":
         """A new FLIP model around a pretrained text encoder: its weights are loaded, all else is newly initialised.
 
@@ -143,6 +153,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         model = cls(config, text_encoder=text_encoder)
         if mlm_model is not None and not model.mlm_head.load_plm_head(mlm_model):
             logger.warning(f"the MLM head of {type(mlm_model).__name__} has another form; FLIP's is newly initialised.")
+        align(model)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -154,6 +165,14 @@ class FlipPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.get_input_embeddings()  # an ID-only model has none: say so
         self.base_model.text_encoder.set_input_embeddings(value)
+
+
+def align(model: nn.Module) -> None:
+    """Copies tensors that lie unaligned on the CPU, as they do in a loaded file, to aligned memory: vector kernels sum unaligned
+    ones in another order, and scores would differ in the last bit from those before saving."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _load_with_mlm_head(name: str, **kwargs) -> PreTrainedModel | None:
@@ -369,19 +388,20 @@ class FlipForPretraining(FlipPreTrainedModel):
         rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
         tokens, targets = masked_states[rows, positions], labels[rows, positions]
         logits = self.mlm_head(tokens, id_state[rows])
-        count = max(len(targets), 1)
-        output["mlm_loss"] = nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / count
-        output["num_mlm_targets"] = torch.tensor(len(targets), device=labels.device)
+        count = torch.tensor(len(targets), device=labels.device)
+        total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        output["mlm_loss"] = total / share_of_count(count, self.training)
+        output["num_mlm_targets"] = count
         output["loss"] = output.loss + self.config.mlm_weight * output.mlm_loss
         if not self.training:
-            output["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count
+            output["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count.clamp(min=1)
             shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows])
-            output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count
+            output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
 
     def _masked_tabular_modelling(self, output, masked_id_state, text_states, attention_mask, labels, noise_ids):
         vectors = self.mtm_head.represent(masked_id_state, text_states, attention_mask)
         count = (labels != IGNORE_INDEX).sum()
-        output["mtm_loss"] = self.mtm_head.loss(vectors, labels, noise_ids) / count.clamp(min=1)
+        output["mtm_loss"] = self.mtm_head.loss(vectors, labels, noise_ids) / share_of_count(count, self.training)
         output["num_mtm_targets"] = count
         output["loss"] = output.loss + self.config.mtm_weight * output.mtm_loss
         if not self.training:

@@ -43,6 +43,15 @@ def gather_rows(embeds: torch.Tensor) -> torch.Tensor:
     return torch.cat(all_gather(embeds))
 
 
+def share_of_count(count: torch.Tensor, training: bool) -> torch.Tensor:
+    """What a process divides its sum of losses by, so that DDP's average over processes is the mean over all targets."""
+    count = count.float()
+    if training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    return count.clamp(min=1)
+
+
 def contrastive_loss(id_embeds: torch.Tensor, text_embeds: torch.Tensor, scale) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric InfoNCE with the negatives of the global batch (the paper's ICL).
 
@@ -165,6 +174,9 @@ class FlipMTMHead(nn.Module):
         self.bias = nn.Embedding(total, 1)
         self.register_buffer("feature_counts", torch.zeros(total, dtype=torch.long))
         self._noise = None
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.zeros_(self.feature_counts)  # garbage where a checkpoint without this head is loaded
 
     @torch.no_grad()
     def set_feature_counts(self, counts: torch.Tensor) -> None:

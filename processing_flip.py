@@ -16,7 +16,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from .configuration_flip import FlipField
-from .feature_extraction_flip import Column, FlipFeatureExtractor, canonical_value, raw_columns
+from .feature_extraction_flip import Column, FlipFeatureExtractor, canonical_label, raw_columns
 
 NULL_WORDING = "unknown"
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
@@ -98,6 +98,8 @@ class FlipProcessor(ProcessorMixin):
         if tokenizer is not None:
             limits = [limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9]
             self.max_length = min(limits) if limits else None
+            special = {tokenizer.convert_tokens_to_ids(t): t for t in tokenizer.all_special_tokens if t != tokenizer.unk_token}
+            self._taken_for_special = [t for t in special.values() if set(self._tokenize([t])[0]) & set(special)]
             self._template = self._tokenize_template()
             self._check_length()
 
@@ -148,8 +150,15 @@ class FlipProcessor(ProcessorMixin):
 
     def prompt(self, values: Sequence[str | None]) -> str:
         """The prompt of one row as text, from the canonical values of the text fields."""
-        words = [NULL_WORDING if value is None else value for value in values]
+        words = [self._word(value) for value in values]
         return " ; ".join(f"{field.wording} is {word}" for field, word in zip(self.text_fields, words))
+
+    def _word(self, value: str | None) -> str:
+        """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
+        word = NULL_WORDING if value is None else value
+        for token in self._taken_for_special:
+            word = word.replace(token, f"{token[0]} {token[1:]}")
+        return word
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         # split_special_tokens: a title that contains "[MASK]" is text
@@ -178,7 +187,7 @@ class FlipProcessor(ProcessorMixin):
             )
 
     def _value_tokens(self, field: int, values: Sequence[str | None], budget: int) -> list[list[int]]:
-        words = [" " + (NULL_WORDING if value is None else value) for value in values]
+        words = [" " + self._word(value) for value in values]
         return [tokens[:budget] for tokens in self._tokenize(words)] if words else []
 
     def _cached_tokens(self, field: int, values: Sequence[str | None], budget: int) -> list[list[int]]:
@@ -270,7 +279,7 @@ class FlipProcessor(ProcessorMixin):
         columns = raw_columns(rows, [], optional)
         labels = weights = None
         if self.label in columns:
-            column = Column.read(columns[self.label], FlipField(self.label, "float"))
+            column = Column.read(columns[self.label], FlipField(self.label, "float"), canonical_label)
             labels = column.map({"0": 0, "1": 1}, -1)
             if (labels < 0).any():
                 row = int((labels < 0).argmax())

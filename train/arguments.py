@@ -3,6 +3,7 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -113,16 +114,16 @@ class TrainArguments:
     preset: str | None = option(None, "named settings: `paper` takes the paper's choices where the defaults differ")
     seed: int = option(42, "seed of initialisation, order, masks and noise")
 
-    id_tower: str = option("dcnv2", "ID-based backbone: dcnv2, deepfm or autoint")
+    id_tower: str | None = option(None, "ID-based backbone: dcnv2 (of a new model, by default), deepfm or autoint")
     id_tower_kwargs: str | None = option(None, 'arguments of the tower as JSON, e.g. \'{"num_cross_layers": 3}\'')
-    id_embedding_size: int = option(32, "size of a feature embedding")
-    id_initializer_range: float = option(2e-2, "standard deviation of new feature embeddings")
-    id_hidden_dims: list[int] = option([300, 300, 128], "layers of the tower's DNN", nargs="+")
-    id_dropout: float = option(0.0, "dropout in the tower's DNN")
-    id_embedding_dropout: float = option(0.0, "dropout on the feature embeddings")
+    id_embedding_size: int | None = option(None, "size of a feature embedding; 32 in a new model")
+    id_initializer_range: float | None = option(None, "standard deviation of new feature embeddings; 0.02")
+    id_hidden_dims: list[int] | None = option(None, "layers of the tower's DNN; 300 300 128 in a new model", nargs="+")
+    id_dropout: float | None = option(None, "dropout in the tower's DNN; 0 in a new model")
+    id_embedding_dropout: float | None = option(None, "dropout on the feature embeddings; 0 in a new model")
     min_frequency: int = option(1, "values in fewer training rows share the id [UNK]")
     unk_rate: float = option(0.01, "share of training rows whose user's, or item's, key ids are dropped to [UNK]")
-    text_pooling: str = option("cls", "the PLM's pooled state: cls or mean", choices=["cls", "mean"])
+    text_pooling: str | None = option(None, "the PLM's pooled state: cls (of a new model, by default) or mean")
     attn_implementation: str | None = option(None, "attention of the PLM: eager, sdpa, flash_attention_2, ...")
 
     per_device_train_batch_size: int | None = option(None, "rows a process takes in one forward pass")
@@ -158,11 +159,23 @@ class TrainArguments:
                      "logging_steps", "min_frequency"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("max_train_samples", "max_eval_samples", "eval_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}")
+        if isinstance(self.id_hidden_dims, int):  # a YAML file may say `id_hidden_dims: 64`
+            self.id_hidden_dims = [self.id_hidden_dims]
+        if self.id_tower_kwargs is not None:
+            try:
+                valid = isinstance(json.loads(self.id_tower_kwargs), dict)
+            except json.JSONDecodeError:
+                valid = False
+            if not valid:
+                raise ValueError(f"--id_tower_kwargs must be a JSON object such as {{\"low_rank\": 32}}; got {self.id_tower_kwargs}")
         for name in ("learning_rate", "plm_learning_rate", "num_train_epochs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0; got {getattr(self, name)}")
         if self.embedding_l2 < 0:
             raise ValueError(f"--embedding_l2 must be at least 0; got {self.embedding_l2}")
         for name in ("unk_rate", "warmup_ratio", "id_dropout", "id_embedding_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 0 and below 1; got {getattr(self, name)}")

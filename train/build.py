@@ -48,27 +48,17 @@ def new_processor(rows, schema: DatasetSchema, args: TrainArguments, plm: str | 
 
 
 def model_settings(args: TrainArguments, names) -> dict:
-    """Those arguments as settings of `FlipConfig`."""
-    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    if settings.get("id_tower_kwargs"):
+    """Those arguments that were given, as settings of `FlipConfig`."""
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if "id_tower_kwargs" in settings:
         settings["id_tower_kwargs"] = json.loads(settings["id_tower_kwargs"])
     return settings
 
 
 def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
-    """The configuration of a new model: every argument that is also a setting of [`FlipConfig`]."""
+    """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
     names = {field.name for field in dataclasses.fields(args)} & {field.name for field in dataclasses.fields(FlipConfig)}
     return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)))
-
-
-def changed(args: TrainArguments, names) -> dict:
-    """Those settings that were given another value than their default."""
-    defaults = {
-        field.name: field.default_factory() if field.default is dataclasses.MISSING else field.default
-        for field in dataclasses.fields(args)
-        if field.name in names
-    }
-    return model_settings(args, [name for name in names if getattr(args, name) != defaults[name]])
 
 
 def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> tuple[FlipForCTR, FlipProcessor]:
@@ -80,10 +70,10 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     path = args.model_name_or_path
     processor, config = FlipProcessor.from_pretrained(path), FlipConfig.from_pretrained(path)
     check_fields(processor, schema, path)
-    for name, value in changed(args, SHAPE).items():
+    for name, value in model_settings(args, SHAPE).items():
         if value != getattr(config, name):
             raise ValueError(f"--{name} {value} does not fit {path}, which has {getattr(config, name)}; leave the flag out")
-    settings |= changed(args, DROPOUTS)
+    settings |= model_settings(args, DROPOUTS)
     if args.attn_implementation:
         settings["attn_implementation"] = args.attn_implementation
     model = FlipForCTR.from_pretrained(path, dtype=torch.float32, **settings)

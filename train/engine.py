@@ -183,7 +183,8 @@ def train(
             optimizer.zero_grad()
             step += 1
             bar.update()
-            if step % args.logging_steps == 0 or step == total:
+            # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics fail on it
+            if step % args.logging_steps == 0 or step % eval_steps == 0 or step == total:
                 entry = {name: (value / counted).item() for name, value in sums.items()}
                 if not math.isfinite(entry["loss"]):
                     raise FloatingPointError(f"the loss is {entry['loss']} at step {step}; lower the learning rate.")
@@ -194,7 +195,8 @@ def train(
                 sums, counted = {}, 0
             if step % eval_steps == 0 or step == total:
                 metrics = evaluate()
-                history.append({"step": step, "epoch": step / steps_per_epoch, **metrics})
+                seconds = time.perf_counter() - started
+                history.append({"step": step, "epoch": step / steps_per_epoch, **metrics, "seconds": seconds})
                 accelerator.log(metrics, step=step)
                 write_json(accelerator, args.output_dir, HISTORY_FILE, history)
                 shown = " ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))

@@ -71,7 +71,9 @@ class ClickMetrics(evaluate.Metric):
             "logloss": float(-np.where(labels == 1, log_expit(logits), log_expit(-logits)).mean()),
         }
         if (users >= 0).any():
-            results["gauc"], results["gauc_coverage"] = group_auc(logits, labels, users)
+            known = users >= 0  # rows of no user are not one user
+            results["gauc"], coverage = group_auc(logits[known], labels[known], users[known])
+            results["gauc_coverage"] = float(coverage * known.mean())
         results["ece"] = calibration_error(logits, labels)
         results["predicted_actual_ratio"] = float(expit(logits).mean() / labels.mean())
         results["rows"] = len(labels)

@@ -1,0 +1,99 @@
+"""Fixtures that are made once a session: a tiny tokenizer and BERT, processors, a raw folder and a dataset folder."""
+
+import os
+
+# before any import of the libraries: no test reaches the network
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import tiny
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from transformers.utils import logging as transformers_logging
+
+from flip_ctr import FlipProcessor
+from flip_ctr.train import prepare
+
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+    yield
+    # Accelerate's state outlives a run; a recipe with another precision would be refused
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny.wordpiece()
+
+
+@pytest.fixture(scope="session")
+def plm(tmp_path_factory, tokenizer):
+    """Folder of a tiny BERT with MLM head and its WordPiece tokenizer."""
+    return tiny.save_bert(tmp_path_factory.mktemp("plm"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def rows():
+    return tiny.toy_rows()
+
+
+@pytest.fixture(scope="session")
+def processor(tokenizer, rows):
+    return FlipProcessor.from_dataset(rows, tiny.FIELDS, tokenizer, max_length=96)
+
+
+@pytest.fixture(scope="session")
+def id_processor(rows):
+    return FlipProcessor.from_dataset(rows, tiny.FIELDS)
+
+
+@pytest.fixture(scope="session")
+def text_config(plm):
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(plm)
+
+
+@pytest.fixture(scope="session")
+def batch(processor, rows):
+    """A pretraining batch of all toy rows."""
+    return tiny.pretraining_batch(processor, rows)
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory):
+    """Dataset folder of a small MovieLens-100K with a planted signal."""
+    folder = tmp_path_factory.mktemp("ml")
+    raw = tiny.write_raw_100k(folder / "ml-100k")
+    prepare.run(prepare.PrepareArguments("ml-100k", str(folder / "data"), str(raw)))
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, dataset_dir, plm):
+    """Folder of a checkpoint that the pretraining recipe wrote."""
+    folder = tmp_path_factory.mktemp("pretrained") / "p"
+    tiny.pretrain(dataset_dir, plm, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finetuned(tmp_path_factory, dataset_dir, pretrained):
+    """For each strategy the folder of a checkpoint, fine-tuned from the pretrained one, and the recipe's results."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    # a trained tower has larger weights than a new one: raise the rate so that scores differ visibly
+    return {
+        strategy: (
+            folder / strategy,
+            tiny.finetune(dataset_dir, pretrained, folder / strategy, strategy=strategy, learning_rate=0.02, fusion="gate"),
+        )
+        for strategy in ("id", "plm", "joint")
+    }

@@ -1,0 +1,255 @@
+"""Tiny tokenizers, language models, rows and raw files, made on the spot for the tests."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    DebertaV2Config,
+    DebertaV2Tokenizer,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Tokenizer,
+    ModernBertConfig,
+    RobertaConfig,
+    RobertaTokenizer,
+)
+
+from flip_ctr import FlipConfig, FlipField
+from flip_ctr.data.collators import FlipPretrainingCollator
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.train import finetune as finetune_recipe
+from flip_ctr.train import pretrain as pretrain_recipe
+
+CORPUS = [
+    "gender is male ; age is 24 ; occupation is writer ; zip code is 02139 ; title is Titanic (1997)",
+    "gender is female ; age is 31 ; title is Cité des enfants perdus, La (1995) ; genre is Drama, Romance",
+    "title is unknown ; genre is Animation, Children's, Comedy ; film, thriller, horror, action and crime",
+]
+BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ROBERTA_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+# --- tokenizers
+
+
+# WordPiece and Unigram vocabularies by hand: the trainers of `tokenizers` break ties differently in each process
+
+
+def wordpiece() -> BertTokenizer:
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = sorted({word for text in CORPUS for word, _ in splitter.pre_tokenize_str(text.lower())})
+    letters = sorted(set("".join(words)) | set("abcdefghijklmnopqrstuvwxyz0123456789"))
+    # every second word is whole, the others come in pieces
+    pieces = [*BERT_SPECIAL, *letters, *("##" + one for one in letters), *(word for word in words[::2] if len(word) > 1)]
+    return BertTokenizer({piece: number for number, piece in enumerate(pieces)}, model_max_length=320)
+
+
+def _byte_bpe(special: list[str]) -> dict:
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=340, special_tokens=special, show_progress=False, initial_alphabet=alphabet)
+    )
+    model = json.loads(trained.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+
+
+def byte_bpe() -> RobertaTokenizer:
+    return RobertaTokenizer(**_byte_bpe(ROBERTA_SPECIAL), model_max_length=512)
+
+
+def gpt2() -> GPT2Tokenizer:
+    """Byte-level BPE without a mask token."""
+    return GPT2Tokenizer(**_byte_bpe(["<|endoftext|>"]), pad_token="<|endoftext|>", model_max_length=512)
+
+
+def unigram() -> DebertaV2Tokenizer:
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]  # as in DeBERTa-v3, whose [MASK] is an added token
+    words = sorted({"▁" + word for text in CORPUS for word in text.split()})
+    letters = sorted(set("".join(words)))
+    pieces = [(piece, 0.0) for piece in special] + [(letter, -6.0) for letter in letters]
+    return DebertaV2Tokenizer(vocab=pieces + [(word, -5.0) for word in words[::2]], model_max_length=512)
+
+
+def joining() -> BertTokenizer:
+    """A tokenizer whose pieces span spaces, so that prompts do not compose."""
+    tokenizer = wordpiece()
+    trained = Tokenizer(models.BPE(unk_token="[UNK]"))
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=BERT_SPECIAL, show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)  # no pre-tokenizer: nothing stops a merge at a space
+    tokenizer._tokenizer.model = trained.model
+    tokenizer._tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"$^"), "isolated")
+    return tokenizer
+
+
+TOKENIZERS = {"wordpiece": wordpiece, "byte_bpe": byte_bpe, "unigram": unigram}
+
+
+# --- language models
+
+VOCAB = 60
+_SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": VOCAB}
+_DEBERTA = _SIZES | {
+    "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+    "share_att_key": True, "position_biased_input": False, "type_vocab_size": 0, "max_position_embeddings": 64,
+}  # fmt: skip
+PLM_CONFIGS = {
+    "bert": lambda: BertConfig(**_SIZES, max_position_embeddings=64),
+    "roberta": lambda: RobertaConfig(**_SIZES, max_position_embeddings=66, type_vocab_size=1),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=VOCAB, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=64
+    ),
+    "deberta-v2": lambda: DebertaV2Config(**_DEBERTA),
+    "deberta-v2-new-head": lambda: DebertaV2Config(**_DEBERTA, legacy=False),
+    "modernbert": lambda: ModernBertConfig(
+        **_SIZES, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, local_attention=8
+    ),
+    "electra": lambda: ElectraConfig(**_SIZES, embedding_size=8, max_position_embeddings=64),
+}
+
+
+def random_mlm(kind: str):
+    """A masked language model of which every weight is random and large enough to matter."""
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(PLM_CONFIGS[kind]()).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter) * 0.3
+            parameter.copy_(noise + 1 if "norm" in name.lower() and name.endswith("weight") else noise)
+    return model
+
+
+def save_bert(folder: Path, tokenizer) -> Path:
+    """A BERT for a tokenizer, with its MLM head, as a checkpoint folder."""
+    torch.manual_seed(0)
+    sizes = _SIZES | {"vocab_size": len(tokenizer), "num_hidden_layers": 1}
+    BertForMaskedLM(BertConfig(**sizes, max_position_embeddings=320, initializer_range=0.1)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# --- rows and batches
+
+FIELDS = [
+    FlipField("user_id", "int", entity="user", key=True, sides=("id",)),
+    FlipField("age", "int", entity="user", max_tokens=4),
+    FlipField("zip_code", entity="user", max_tokens=8),
+    FlipField("movie_id", "int", entity="item", key=True, sides=("id",)),
+    FlipField("title", entity="item", key=True, max_tokens=12),
+    FlipField("genre", entity="item", max_tokens=12),
+]
+GENRES = ["Drama, Romance", "Comedy", "Animation, Children's, Comedy", None]
+
+
+def toy_rows(count: int = 24) -> list[dict]:
+    """Rows with a null (genre), leading zeros, and values of different lengths."""
+    return [
+        {
+            "user_id": 1 + row % 7,
+            "age": 20 + row % 7 * 3,
+            "zip_code": f"0{row % 7}139",
+            "movie_id": 100 + row % 9,
+            "title": ["Titanic (1997)", "Cité des enfants perdus, La (1995)", "Film"][row % 9 % 3] + f" {row % 9}",
+            "genre": GENRES[row % 9 % 4],
+            "label": row * 5 % 3 % 2,
+        }
+        for row in range(count)
+    ]
+
+
+TOWER_KWARGS = {
+    "dcnv2": {"low_rank": 3, "num_experts": 2},
+    "deepfm": {},
+    "autoint": {"num_layers": 2, "attention_size": 4},
+}
+
+
+def flip_config(fields, text_config=None, id_tower: str = "dcnv2", **settings) -> FlipConfig:
+    small = {"id_embedding_size": 4, "id_hidden_dims": [8], "projection_dim": 8, "mtm_embedding_size": 4}
+    small |= {"id_tower_kwargs": TOWER_KWARGS.get(id_tower, {}), "projection_dropout": 0.0}
+    return FlipConfig(text_config=text_config, fields=fields, id_tower=id_tower, **small | settings)
+
+
+def sized_fields(*sizes: int) -> list[dict]:
+    """Fields f0, f1, ... on both sides with so many feature ids."""
+    return [{"name": f"f{number}", "vocab_size": size} for number, size in enumerate(sizes)]
+
+
+def pretraining_batch(processor, rows, **masks) -> dict[str, torch.Tensor]:
+    collator = FlipPretrainingCollator(processor, seed=0, **masks)
+    return collator(EncodedDataset(processor, rows).__getitems__(range(len(rows))))
+
+
+def shake(model: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
+    """Adds noise to all weights, so that zero or tiny initial values hide nothing."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator) * scale
+    return model
+
+
+# --- raw MovieLens-100K files with a planted signal: people like the genre of their group
+
+USERS, MOVIES = 60, 40
+ML_GENRES = (
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
+    "Mystery Romance Sci-Fi Thriller War Western"
+).split()
+
+
+def write_raw_100k(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    users = [[u, 20 + u % 30, "MF"[u % 2], ["writer", "lawyer"][u // 2 % 2], f"0{u:04}"] for u in range(1, USERS + 1)]
+    items = []
+    for movie in range(1, MOVIES + 1):
+        genre = [5, 8][movie % 2]
+        title = f"{['Comedy', 'Drama'][movie % 2]} Number {movie} (19{50 + movie})"
+        flags = [int(number == genre) for number in range(len(ML_GENRES))]
+        items.append([movie, title, "01-Jan-1995", "", "http://us.imdb.com/", *flags])
+    ratings = []
+    for user in range(1, USERS + 1):
+        for movie in range(1, MOVIES + 1):
+            likes = (user + movie) % 2 == (random.random() < 0.1)
+            ratings.append([user, movie, 3 if random.random() < 0.05 else 5 if likes else 1, 880000000 + user * movie])
+    tables = {
+        "u.genre": ([[name, number] for number, name in enumerate(ML_GENRES)], "|"),
+        "u.item": (items, "|"),
+        "u.user": (users, "|"),
+        "u.data": (ratings, "\t"),
+    }
+    for name, (rows, separator) in tables.items():
+        (folder / name).write_text("".join(separator.join(map(str, row)) + "\n" for row in rows), encoding="latin-1")
+    return folder
+
+
+# --- recipes
+
+SMALL = {
+    "id_embedding_size": 4, "id_hidden_dims": [8], "per_device_train_batch_size": 32, "max_train_samples": 96,
+    "max_eval_samples": 64, "num_train_epochs": 2, "logging_steps": 2,
+}  # fmt: skip
+
+
+def pretrain(dataset_dir, model, output_dir, **options) -> dict:
+    options = {"id_tower_kwargs": '{"low_rank": 3, "num_experts": 2}', "projection_dim": 8} | SMALL | options
+    options |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "model_name_or_path": str(model)}
+    return pretrain_recipe.run(pretrain_recipe.PretrainArguments(**options))
+
+
+def finetune(dataset_dir, model, output_dir, **options) -> dict:
+    """Around a PLM, from a checkpoint, or (`model` None) an ID-only model from scratch."""
+    if model is None:
+        options = {"id_tower_kwargs": '{"low_rank": 3, "num_experts": 2}', "strategy": "id"} | options
+    options = SMALL | {"model_name_or_path": model and str(model)} | options
+    options |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
+    return finetune_recipe.run(finetune_recipe.FinetuneArguments(**options))

@@ -1,0 +1,371 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Demo: the whole pipeline, offline on a generated catalogue with a small BERT made on the spot, or on real data.
+
+    flip-ctr demo --output_dir runs/demo
+    flip-ctr demo --dataset ml-100k --data_dir ml-100k.zip --model_name_or_path PLM --output_dir runs/ml-100k
+
+It prepares a random and a cold-item split, and on each it pretrains, fine-tunes the three strategies, and trains what they
+are compared with. The same as `make demo` or `python -m flip_ctr.train.demo …`.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModel, AutoProcessor
+
+from flip_ctr.configuration_flip import UNK_ID
+from flip_ctr.data.dataset_folder import read_split
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.synthetic import (
+    DATASET,
+    THEMES,
+    CatalogueSettings,
+    TinyPlmSettings,
+    generate_catalogue,
+    generate_texts,
+    make_tiny_plm,
+    write_catalogue,
+)
+from flip_ctr.train import finetune, prepare, pretrain
+from flip_ctr.train.arguments import option, parse_arguments
+from flip_ctr.train.build import load_click_model
+from flip_ctr.train.engine import score, set_up_logging
+from flip_ctr.train.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
+
+SPLITS = {"random": "random split", "cold_items": "cold items"}
+RESAMPLES = 200
+# the generated catalogue's two splits run side by side, a process each: models so small cannot use threads
+PARALLEL = True
+MARKER = "demo.json"  # lies in every folder that a demo wrote; only such a folder is ever replaced
+OWN_ENTRIES = {MARKER, "plm", "data", "models", "logs", "results.json", "results.md", COMPARISON_FILE,
+               "curves_pretraining.png", "curves_finetuning.png"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a strategy, and what its training starts from: `nothing`, the `plm`, or `pretrained` towers."""
+
+    name: str
+    folder: str
+    strategy: str
+    start: str
+
+
+METHODS = (
+    Method("ID-only", "id_only", "id", "nothing"),
+    Method("PLM-only", "plm_only", "plm", "plm"),
+    Method("joint, not pretrained", "joint_unaligned", "joint", "plm"),
+    Method("FLIP_ID", "flip_id", "id", "pretrained"),
+    Method("FLIP_PLM", "flip_plm", "plm", "pretrained"),
+    Method("FLIP", "flip", "joint", "pretrained"),
+)
+
+# Settings of the recipes. Those of the generated catalogue were chosen on its validation splits.
+GENERATED = {
+    "shared": {"id_hidden_dims": [64, 64], "id_embedding_size": 16, "text_pooling": "mean", "unk_rate": 0.2,
+               "per_device_train_batch_size": 128, "logging_steps": 20, "weight_decay": 0.01},
+    "pretrain": {"num_train_epochs": 2, "learning_rate": 2e-3, "plm_learning_rate": 2e-3, "projection_dim": 64},
+    "id": {"num_train_epochs": 4, "learning_rate": 2e-3},
+    "plm": {"num_train_epochs": 3, "learning_rate": 2e-3, "plm_learning_rate": 3e-3},
+    "joint": {"num_train_epochs": 3, "learning_rate": 2e-3, "plm_learning_rate": 3e-3, "fusion": "gate"},
+}  # fmt: skip
+REAL = {
+    "shared": {"unk_rate": 0.05},
+    "pretrain": {"num_train_epochs": 5},
+    "id": {"num_train_epochs": 5},
+    "plm": {"num_train_epochs": 3},
+    "joint": {"num_train_epochs": 3, "fusion": "gate"},
+}
+
+
+@dataclass
+class DemoArguments:
+    dataset: Literal["demo", "ml-100k", "ml-1m"] = option(DATASET, "demo: a generated catalogue; or a real dataset")
+    data_dir: str | None = option(None, "folder or zip with the raw files of a real dataset; downloaded when not given")
+    model_name_or_path: str | None = option(None, "the PLM, a path or hub id; the generated catalogue makes its own")
+    output_dir: str = option("runs/demo", "folder for data, checkpoints, results and pictures")
+    overwrite_output_dir: bool = option(False, "replace the output folder of a former demo")
+    num_pretrain_epochs: float | None = option(None, "passes over the training rows in pretraining")
+    num_train_epochs: float | None = option(None, "passes over the training rows in each fine-tuning")
+    max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows")
+    seed: int = option(42, "seed of data, initialisation, order, masks and noise")
+    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
+
+    def __post_init__(self):
+        if self.dataset != DATASET and self.model_name_or_path is None:
+            raise ValueError(
+                f"--dataset {self.dataset} needs a PLM: --model_name_or_path (PLM=… for make) with the path or hub id of a "
+                "masked language model, such as huawei-noah/TinyBERT_General_4L_312D"
+            )
+        if self.dataset == DATASET and self.data_dir is not None:
+            raise ValueError(f"--data_dir {self.data_dir} needs --dataset ml-100k or ml-1m (DATASET=… for make)")
+
+
+def run(args: DemoArguments, catalogue: CatalogueSettings = CatalogueSettings(),
+        plm: TinyPlmSettings = TinyPlmSettings()) -> dict:  # fmt: skip
+    """Runs everything and returns what `results.json` holds.
+
+    Raises:
+        FileExistsError: the output folder is taken.
+        ValueError: an argument, the raw data or the PLM does not fit.
+    """
+    # 1. The output folder
+    started, folder = time.perf_counter(), claim_output_dir(args)
+    set_up_logging(Accelerator())
+    with one_thread(args.dataset == DATASET):
+        # 2. Data, with both splits, and the PLM
+        plm_path = prepare_data(args, folder, catalogue, plm)
+
+        # 3. On each split: pretrain, then fine-tune every method
+        if PARALLEL and args.dataset == DATASET and not torch.cuda.is_available():
+            with ProcessPoolExecutor(len(SPLITS), mp_context=get_context("spawn")) as pool:
+                futures = {split: pool.submit(train_methods, args, folder, split, plm_path) for split in SPLITS}
+                measured = {split: future.result() for split, future in futures.items()}
+        else:
+            measured = {split: train_methods(args, folder, split, plm_path) for split in SPLITS}
+
+        # 4. One table, and the pictures
+        results = compare(folder, measured, args)
+        text = f"{table(results)}\n\n{caption(results)}\n"
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (folder / "results.md").write_text(text, encoding="utf-8")
+        pictures = draw(folder, results)
+
+        # 5. FLIP again, loaded as any user of transformers would
+        checkpoint = folder / "models" / "random" / "flip"
+        print(f"\n{text}\n{score_rows(checkpoint, sample_rows(folder, args.dataset), args.dataset)}\n")
+    for title, path in {"pictures": ", ".join(map(str, pictures)), "results": folder / "results.json",
+                        "checkpoint": checkpoint, "logs": folder / "logs"}.items():  # fmt: skip
+        print(f"{title:<10}  {path}")
+    print(f"{time.perf_counter() - started:.0f} seconds")
+    return results
+
+
+# --- steps
+
+
+def claim_output_dir(args: DemoArguments) -> Path:
+    """An empty output folder with the marker of a demo in it; a former demo's folder is emptied where that was asked for.
+
+    Raises:
+        FileExistsError: the folder holds files and is not to be overwritten, is no former demo's, or holds other files too.
+    """
+    folder = Path(args.output_dir).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--output_dir {folder} is a file; name a folder.")
+    entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if entries:
+        if not args.overwrite_output_dir:
+            raise FileExistsError(
+                f"--output_dir {folder} is not empty; name another folder, or replace it with --overwrite_output_dir."
+            )
+        if MARKER not in entries:
+            raise FileExistsError(
+                f"--output_dir {folder} was not written by a demo (it has no {MARKER}), so --overwrite_output_dir does not "
+                "replace it; name another folder."
+            )
+        if entries - OWN_ENTRIES:
+            raise FileExistsError(
+                f"--output_dir {folder} also holds {', '.join(sorted(entries - OWN_ENTRIES)[:5])}, which are no demo's; "
+                "move them away, or name another folder."
+            )
+        for name in entries - {MARKER}:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text(json.dumps(asdict(args), indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings, plm: TinyPlmSettings) -> str:
+    """Writes `data/random` and `data/cold_items`, the same rows in both, and returns the PLM's name or path."""
+    if args.dataset != DATASET:
+        for split, title in SPLITS.items():
+            step(f"preparing {args.dataset}, {title}")
+            output_dir = str(folder / "data" / split)
+            prepare.run(prepare.PrepareArguments(args.dataset, output_dir, args.data_dir, split, split_seed=args.seed))
+        return args.model_name_or_path
+    step(f"generating a catalogue: {catalogue.users:,} users, {catalogue.items:,} items, {catalogue.rows:,} rows")
+    clicks = generate_catalogue(catalogue, args.seed)
+    for split in SPLITS:
+        write_catalogue(folder / "data" / split, clicks, split, catalogue, args.seed)
+    if args.model_name_or_path is not None:
+        return args.model_name_or_path
+    step(f"training a small BERT and its tokenizer on generated text: {plm.steps} steps")
+    return str(make_tiny_plm(folder / "plm", generate_texts(seed=args.seed), args.seed, plm))
+
+
+def train_methods(args: DemoArguments, folder: Path, split: str, plm_path: str) -> dict[str, dict]:
+    """Pretrains on one split and fine-tunes all methods, with the recipes' own output in `logs`; returns their results."""
+    settings, models = GENERATED if args.dataset == DATASET else REAL, folder / "models" / split
+    (folder / "logs").mkdir(exist_ok=True)
+
+    def arguments(recipe: str, name: str) -> dict:
+        epochs = args.num_pretrain_epochs if recipe == "pretrain" else args.num_train_epochs
+        return {
+            "dataset_dir": str(folder / "data" / split), "output_dir": str(models / name), "seed": args.seed,
+            "max_train_samples": args.max_train_samples, "mixed_precision": args.mixed_precision,
+            **settings["shared"], **settings[recipe], **({"num_train_epochs": epochs} if epochs else {}),
+        }  # fmt: skip
+
+    results = {}
+    sources = {"nothing": None, "plm": plm_path, "pretrained": str(models / "pretrained")}
+    with one_thread(args.dataset == DATASET), open(folder / "logs" / f"{split}.txt", "w", encoding="utf-8") as log:
+        step(f"{SPLITS[split]}: pretraining")
+        with quiet(log, args):
+            given = arguments("pretrain", "pretrained")
+            pretrain.run(pretrain.PretrainArguments(**given, model_name_or_path=plm_path))
+        for method in METHODS:
+            step(f"{SPLITS[split]}: {method.name}")
+            with quiet(log, args):
+                given = arguments(method.strategy, method.folder) | {"model_name_or_path": sources[method.start]}
+                results[method.name] = finetune.run(finetune.FinetuneArguments(**given, strategy=method.strategy))
+    return results
+
+
+@contextlib.contextmanager
+def one_thread(wanted: bool):
+    """One thread inside: for models as small as the generated catalogue's, threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def quiet(log, args: DemoArguments):
+    """Standard output goes to the log; the short runs on the generated catalogue need no progress bars either."""
+    with contextlib.redirect_stdout(log):
+        with contextlib.redirect_stderr(log) if args.dataset == DATASET else contextlib.nullcontext():
+            yield
+
+
+def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dict:
+    """The test metrics of all methods, and bootstrap intervals over the cold items: rows of one item are not independent."""
+    path = folder / "data" / "cold_items"
+    rows = read_split(path, "test")
+    items = rows[item_column(args.dataset)].combine_chunks().dictionary_encode().indices
+    items, labels = items.to_numpy(), rows["label"].to_numpy()
+    generator, count = np.random.default_rng(args.seed), int(items.max()) + 1
+    weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, items]  # (RESAMPLES, rows)
+    methods, resampled = [], {}
+    for method in METHODS:
+        warm, cold = measured["random"][method.name], measured["cold_items"][method.name]
+        model, processor = load_click_model(str(folder / "models" / "cold_items" / method.folder))
+        accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        dataset = EncodedDataset(processor, rows, prompts=not processor.id_only)
+        logits = score(accelerator, model.to(accelerator.device), dataset, 512)["logits"]
+        resampled[method.name] = np.array([roc_auc_score(labels, logits, sample_weight=one) for one in weights])
+        methods.append({
+            "method": method.name, "auc": warm["test_auc"], "logloss": warm["test_logloss"],
+            "cold_item_auc": cold["test_auc"], "cold_item_interval": interval(resampled[method.name]),
+            "cold_item_logloss": cold["test_logloss"], "validation_auc": warm["eval_auc"],
+            "cold_item_validation_auc": cold["eval_auc"],
+        })  # fmt: skip
+    by_name = {one["method"]: one for one in methods}
+    gains = {
+        base: {"cold_item_auc": by_name["FLIP"]["cold_item_auc"] - by_name[base]["cold_item_auc"],
+               "interval": interval(resampled["FLIP"] - resampled[base])}
+        for base in ("ID-only", "joint, not pretrained")
+    }  # fmt: skip
+    return {
+        "dataset": args.dataset, "seed": args.seed, "test_rows": measured["random"]["FLIP"]["test_rows"],
+        "cold_item_rows": len(rows), "cold_items": count, "methods": methods, "gain_of_flip": gains,
+    }  # fmt: skip
+
+
+def interval(resampled: np.ndarray) -> list[float]:
+    """The middle 95 % of resampled values."""
+    return np.quantile(resampled, [0.025, 0.975]).tolist()
+
+
+def table(results: dict) -> str:
+    """The methods as a Markdown table that is also readable as plain text."""
+    rows = [
+        [one["method"], f"{one['auc']:.4f}", f"{one['logloss']:.4f}", f"{one['cold_item_auc']:.4f}",
+         "{:.3f} to {:.3f}".format(*one["cold_item_interval"])]
+        for one in results["methods"]
+    ]  # fmt: skip
+    cells = [["Method", "AUC", "LogLoss", "Cold-item AUC", "95 % interval"], *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    sides = [str.ljust] + [str.rjust] * (len(widths) - 1)
+    return "\n".join(
+        f"| {' | '.join(side(cell, width) for side, cell, width in zip(sides, row, widths))} |" for row in cells
+    )
+
+
+def caption(results: dict) -> str:
+    lines = [
+        f"AUC and LogLoss: {results['test_rows']:,} test rows of a random split. Cold-item AUC: {results['cold_item_rows']:,} "
+        f"test rows of {results['cold_items']:,} items that no training row has; intervals by resampling these items."
+    ]
+    for base, gain in results["gain_of_flip"].items():
+        shown = "{:+.4f} ({:+.3f} to {:+.3f})".format(gain["cold_item_auc"], *gain["interval"])
+        lines.append(f"FLIP minus {base}, cold items, the same resamples: {shown}.")
+    return "\n".join(lines)
+
+
+def draw(folder: Path, results: dict) -> list[Path]:
+    """The comparison, and the curves of pretraining and of FLIP's fine-tuning; none where matplotlib is missing."""
+    titles = {"auc": "AUC", "logloss": "LogLoss (lower is better)", "cold_item_auc": "AUC on items not seen in training"}
+    if plot_comparison(results["methods"], str(folder), titles) is None:
+        return []
+    models = folder / "models" / "random"
+    for run_folder, name in (("pretrained", "curves_pretraining.png"), ("flip", "curves_finetuning.png")):
+        shutil.copyfile(models / run_folder / CURVES_FILE, folder / name)
+    return [folder / name for name in ("curves_pretraining.png", "curves_finetuning.png", COMPARISON_FILE)]
+
+
+def sample_rows(folder: Path, dataset: str) -> list[dict]:
+    """Two rows of the test split, and the first one's user with items that nobody has seen."""
+    rows = read_split(folder / "data" / "random", "test").slice(0, 2).to_pylist()
+    words = [words.split() for words in THEMES.values()]
+    titles = [f"The {first.capitalize()} and the {second.capitalize()} (2031)" for first, second, *_ in words]
+    new = {"title": titles, item_column(dataset): range(10**6, 10**6 + len(titles))}
+    return rows + [rows[0] | {"genre": None} | dict(zip(new, values)) for values in zip(*new.values())]
+
+
+def score_rows(checkpoint: Path, rows: list[dict], dataset: str) -> str:
+    """Loads a checkpoint through the Auto classes, scores plain dicts, and returns the scores as text."""
+    model, processor = AutoModel.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
+    inputs = processor(rows)
+    with torch.no_grad():
+        output = model(**inputs)
+    id_fields = [field.name for field in processor.feature_extractor.id_fields]
+    known = inputs["feature_ids"][:, id_fields.index(item_column(dataset))] != UNK_ID
+    lines = [f"{'user':>5}  {'title':<36}  {'item':<5}  click probability  weight of the text"]
+    for row, seen, logit, id_weight in zip(rows, known, output.logits[:, 0], output.id_weight[:, 0]):
+        item, title = "known" if seen else "new", (row["title"] or "")[:36]
+        lines.append(f"{row['user_id']:>5}  {title:<36}  {item:<5}  {logit.sigmoid():>17.3f}  {1 - id_weight:>18.2f}")
+    return "\n".join(lines)
+
+
+def item_column(dataset: str) -> str:
+    return "item_id" if dataset == DATASET else prepare.ROW_KEY[1]
+
+
+def step(text: str) -> None:
+    print(f"* {text}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    run(parse_arguments(DemoArguments, argv, prog="flip-ctr demo", description=__doc__.split("\n")[0]))
+
+
+if __name__ == "__main__":
+    main()
