@@ -29,6 +29,7 @@ from .modeling_id_tower import FeatureEmbedding, TowerLinear, build_id_tower
 
 logger = logging.get_logger(__name__)
 
+MLM_POSITIONS_MULTIPLE = 64
 ALIGNMENT = 64  # bytes; what torch's own CPU allocator gives
 
 
@@ -386,9 +387,14 @@ class FlipForPretraining(FlipPreTrainedModel):
 
     def _masked_language_modelling(self, output, masked_states, id_state, labels):
         rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
+        found = len(rows)
+        count = torch.tensor(found, device=labels.device)
+        # rounded up with ignored positions: a new size every step costs a new kernel, and memory that is never given back
+        padding = (0, -len(rows) % MLM_POSITIONS_MULTIPLE)
+        rows, positions = nn.functional.pad(rows, padding), nn.functional.pad(positions, padding)
         tokens, targets = masked_states[rows, positions], labels[rows, positions]
+        targets[found:] = IGNORE_INDEX
         logits = self.mlm_head(tokens, id_state[rows])
-        count = torch.tensor(len(targets), device=labels.device)
         total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         output["mlm_loss"] = total / share_of_count(count, self.training)
         output["num_mlm_targets"] = count

@@ -1,6 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Rows in Parquet, CSV and JSON-lines files, read so that the same rows give the same values."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet
 from flip_ctr.configuration_flip import FlipField
 
 FORMATS = (".parquet", ".csv", ".jsonl")
+ARROW_TYPES = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
 def file_format(path: str) -> str:
@@ -50,11 +52,22 @@ def read_rows(path: str, fields: Sequence[FlipField]) -> pa.Table:
         options = pyarrow.csv.ConvertOptions(
             column_types={field.name: pa.string() for field in fields}, strings_can_be_null=True, null_values=[""]
         )
-        return pyarrow.csv.read_csv(
+        table = pyarrow.csv.read_csv(
             path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True), convert_options=options
         )
+        return _with_types(table, fields)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _with_types(table: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
+    """Columns of numbers as numbers; one that holds anything else stays text, whose reader then names the row."""
+    for field in fields:
+        if field.name in table.column_names and field.type in ARROW_TYPES:
+            index = table.column_names.index(field.name)
+            with contextlib.suppress(pa.ArrowInvalid):
+                table = table.set_column(index, field.name, table[field.name].cast(ARROW_TYPES[field.type]))
+    return table
 
 
 def _table_of_dicts(rows: list[dict], path: str) -> pa.Table:

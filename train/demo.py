@@ -73,8 +73,8 @@ METHODS = (
 
 # Settings of the recipes. Those of the generated catalogue were chosen on its validation splits.
 GENERATED = {
-    "shared": {"id_hidden_dims": [64, 64], "id_embedding_size": 16, "text_pooling": "mean", "unk_rate": 0.2,
-               "per_device_train_batch_size": 128, "logging_steps": 20, "weight_decay": 0.01},
+    "shared": {"id_hidden_dims": [64, 64], "id_embedding_size": 16, "text_pooling": "mean", "unk_rate": 0.1,
+               "per_device_train_batch_size": 128, "logging_steps": 25, "weight_decay": 0.01},
     "pretrain": {"num_train_epochs": 2, "learning_rate": 2e-3, "plm_learning_rate": 2e-3, "projection_dim": 64},
     "id": {"num_train_epochs": 4, "learning_rate": 2e-3},
     "plm": {"num_train_epochs": 3, "learning_rate": 2e-3, "plm_learning_rate": 3e-3},
@@ -105,8 +105,8 @@ class DemoArguments:
     def __post_init__(self):
         if self.dataset != DATASET and self.model_name_or_path is None:
             raise ValueError(
-                f"--dataset {self.dataset} needs a PLM: --model_name_or_path (PLM=… for make) with the path or hub id of a "
-                "masked language model, such as huawei-noah/TinyBERT_General_4L_312D"
+                f"--dataset {self.dataset} needs a PLM: --model_name_or_path (PLM=… for make) with the path or hub id of "
+                "a masked language model, such as huawei-noah/TinyBERT_General_4L_312D"
             )
         if self.dataset == DATASET and self.data_dir is not None:
             raise ValueError(f"--data_dir {self.data_dir} needs --dataset ml-100k or ml-1m (DATASET=… for make)")
@@ -142,11 +142,12 @@ def run(args: DemoArguments, catalogue: CatalogueSettings = CatalogueSettings(),
         (folder / "results.md").write_text(text, encoding="utf-8")
         pictures = draw(folder, results)
 
-        # 5. FLIP again, loaded as any user of transformers would
-        checkpoint = folder / "models" / "random" / "flip"
-        print(f"\n{text}\n{score_rows(checkpoint, sample_rows(folder, args.dataset), args.dataset)}\n")
+        # 5. FLIP of the cold-item split again, loaded as any user of transformers would
+        checkpoint = folder / "models" / "cold_items" / "flip"
+        print(f"\n{text}\nAutoModel.from_pretrained({str(checkpoint)!r}) scores one user's rows:\n")
+        print(score_rows(checkpoint, sample_rows(folder, args.dataset), args.dataset) + "\n")
     for title, path in {"pictures": ", ".join(map(str, pictures)), "results": folder / "results.json",
-                        "checkpoint": checkpoint, "logs": folder / "logs"}.items():  # fmt: skip
+                        "models": folder / "models", "logs": folder / "logs"}.items():  # fmt: skip
         print(f"{title:<10}  {path}")
     print(f"{time.perf_counter() - started:.0f} seconds")
     return results
@@ -311,8 +312,8 @@ def table(results: dict) -> str:
 
 def caption(results: dict) -> str:
     lines = [
-        f"AUC and LogLoss: {results['test_rows']:,} test rows of a random split. Cold-item AUC: {results['cold_item_rows']:,} "
-        f"test rows of {results['cold_items']:,} items that no training row has; intervals by resampling these items."
+        f"AUC and LogLoss: {results['test_rows']:,} test rows of a random split. Cold-item AUC: "
+        f"{results['cold_item_rows']:,} test rows of {results['cold_items']:,} items that no training row has; intervals by resampling these items."
     ]
     for base, gain in results["gain_of_flip"].items():
         shown = "{:+.4f} ({:+.3f} to {:+.3f})".format(gain["cold_item_auc"], *gain["interval"])
@@ -332,12 +333,12 @@ def draw(folder: Path, results: dict) -> list[Path]:
 
 
 def sample_rows(folder: Path, dataset: str) -> list[dict]:
-    """Two rows of the test split, and the first one's user with items that nobody has seen."""
-    rows = read_split(folder / "data" / "random", "test").slice(0, 2).to_pylist()
+    """A training row of the cold-item split, and the same user with items that nobody has seen."""
+    row = read_split(folder / "data" / "cold_items", "train").slice(0, 1).to_pylist()[0]
     words = [words.split() for words in THEMES.values()]
     titles = [f"The {first.capitalize()} and the {second.capitalize()} (2031)" for first, second, *_ in words]
     new = {"title": titles, item_column(dataset): range(10**6, 10**6 + len(titles))}
-    return rows + [rows[0] | {"genre": None} | dict(zip(new, values)) for values in zip(*new.values())]
+    return [row] + [row | {"genre": None} | dict(zip(new, values)) for values in zip(*new.values())]
 
 
 def score_rows(checkpoint: Path, rows: list[dict], dataset: str) -> str:

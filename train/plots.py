@@ -84,6 +84,7 @@ def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str]) -> s
         axis.set_title(title)
         axis.margins(y=0.15)
         axis.set_xlim(low - (high - low) * 0.15 - 1e-6, high + (high - low) * 0.45 + 1e-6)
+        axis.locator_params(axis="x", nbins=5)  # more labels would touch
         axis.grid(False)
         axis.tick_params(left=False)
     return _save(plt, figure, folder, COMPARISON_FILE)
