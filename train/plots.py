@@ -39,7 +39,7 @@ def plot_history(history: list[dict], folder: str) -> str | None:
     parts = [name for name in names if name.endswith("_loss") and not name.startswith("eval_")]
     panels = [("Training loss", parts or ["loss"])]
     if "eval_auc" in names:
-        panels += [("Validation AUC", ["eval_auc"]), ("Validation LogLoss", ["eval_logloss"])]
+        panels += [("Validation AUC", ["eval_auc"]), ("Validation LogLoss (lower is better)", ["eval_logloss"])]
     for kind, title in (("mlm", "MLM accuracy"), ("mtm", "MTM accuracy")):
         pair = [name for name in (f"eval_{kind}_accuracy", f"eval_{kind}_shuffled_accuracy") if name in names]
         if pair:
@@ -55,6 +55,7 @@ def plot_history(history: list[dict], folder: str) -> str | None:
             axis.plot(*zip(*points), color=color, label=label, marker="o" if len(points) < 30 else None, markersize=3.5)
         axis.set_title(title)
         axis.set_xlabel("epoch")
+        axis.locator_params(axis="x", nbins=5)
         if len(shown) > 1:
             axis.legend()
     return _save(plt, figure, folder, CURVES_FILE)
