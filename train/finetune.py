@@ -24,7 +24,7 @@ from flip_ctr.train.plots import plot_history
 # What validation preferred on ml-100k and ml-1m (see the README's results).
 DEFAULTS = {
     "id": {"per_device_train_batch_size": 1024, "num_train_epochs": 10, "learning_rate": 3e-3, "plm_learning_rate": 1e-4,
-           "embedding_l2": 2e-3},
+           "embedding_l2": 1e-3},
     "plm": {"per_device_train_batch_size": 256, "num_train_epochs": 3, "learning_rate": 1e-3, "plm_learning_rate": 1e-4,
             "embedding_l2": 0.0},
     "joint": {"per_device_train_batch_size": 256, "num_train_epochs": 3, "learning_rate": 3e-3, "plm_learning_rate": 1e-4,
