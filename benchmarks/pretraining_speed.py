@@ -23,7 +23,7 @@ from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import option, parse_arguments
 from flip_ctr.train.build import new_pretraining_model, new_processor
-from flip_ctr.train.engine import load_rows, make_loader, make_optimizer, set_up_logging
+from flip_ctr.train.engine import load_rows, make_accelerator, make_loader, make_optimizer, set_up_logging
 from flip_ctr.train.pretrain import PretrainArguments
 
 
@@ -36,7 +36,7 @@ class SpeedArguments(PretrainArguments):
 
 
 def run(args: SpeedArguments) -> dict:
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     schema, rows = DatasetSchema.load(args.dataset_dir), load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     processor = new_processor(rows, schema, args, args.model_name_or_path)

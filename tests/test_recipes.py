@@ -242,3 +242,11 @@ def test_scores_are_in_the_rows_order_whatever_the_batches(processor, rows, text
         scores = engine.score(Accelerator(), model, dataset, batch_size)
         assert set(scores) == {"logits", "id_logits", "text_logits"}
         torch.testing.assert_close(torch.from_numpy(scores["logits"]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_recipes_of_different_precision_run_in_one_process(tmp_path, dataset_dir):
+    tiny.finetune(dataset_dir, None, tmp_path / "m", strategy="id", num_train_epochs=1, mixed_precision="bf16")
+    asked = {"dataset_dir": str(dataset_dir), "model_name_or_path": str(tmp_path / "m")}
+    full = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(**asked))
+    half = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(**asked, mixed_precision="bf16"))
+    assert full["test_logloss"] != half["test_logloss"] == pytest.approx(full["test_logloss"], abs=0.05)

@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModel, AutoProcessor
 
@@ -40,7 +39,7 @@ from flip_ctr.data.synthetic import (
 from flip_ctr.train import finetune, prepare, pretrain
 from flip_ctr.train.arguments import option, parse_arguments
 from flip_ctr.train.build import load_click_model
-from flip_ctr.train.engine import score, set_up_logging
+from flip_ctr.train.engine import make_accelerator, score, set_up_logging
 from flip_ctr.train.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
 
 SPLITS = {"random": "random split", "cold_items": "cold items"}
@@ -122,7 +121,7 @@ def run(args: DemoArguments, catalogue: CatalogueSettings = CatalogueSettings(),
     """
     # 1. The output folder
     started, folder = time.perf_counter(), claim_output_dir(args)
-    set_up_logging(Accelerator())
+    set_up_logging(make_accelerator(args.mixed_precision))
     with one_thread(args.dataset == DATASET):
         # 2. Data, with both splits, and the PLM
         plm_path = prepare_data(args, folder, catalogue, plm)
@@ -267,7 +266,7 @@ def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dic
     for method in METHODS:
         warm, cold = measured["random"][method.name], measured["cold_items"][method.name]
         model, processor = load_click_model(str(folder / "models" / "cold_items" / method.folder))
-        accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        accelerator = make_accelerator(args.mixed_precision)
         dataset = EncodedDataset(processor, rows, prompts=not processor.id_only)
         logits = score(accelerator, model.to(accelerator.device), dataset, 512)["logits"]
         resampled[method.name] = np.array([roc_auc_score(labels, logits, sample_weight=one) for one in weights])

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
@@ -32,6 +33,13 @@ logger = logging.getLogger("flip_ctr")
 RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
 
 
+def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
+    """An `Accelerator` with that precision, whatever the recipe that ran before in this process had."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()  # of the precision alone: the processes and the device stay
+    return Accelerator(mixed_precision=mixed_precision, **kwargs)
+
+
 def start(args: TrainArguments, recipe: str) -> Accelerator:
     """Checks the output folder, starts Accelerate, logging and trackers, and sets the seed.
 
@@ -41,7 +49,7 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
         raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
     log_with = None if args.report_to == "none" else args.report_to
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
+    accelerator = make_accelerator(args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
     set_up_logging(accelerator)
     os.makedirs(args.output_dir, exist_ok=True)
     if log_with:

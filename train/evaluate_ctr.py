@@ -8,13 +8,12 @@
 import os
 from dataclasses import dataclass
 
-from accelerate import Accelerator
 
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import check_fields, load_click_model
-from flip_ctr.train.engine import load_rows, report, score, set_up_logging, user_numbers
+from flip_ctr.train.engine import load_rows, make_accelerator, report, score, set_up_logging, user_numbers
 from flip_ctr.train.metrics import click_metrics
 
 
@@ -36,7 +35,7 @@ def run(args: EvaluateArguments) -> dict:
     Raises:
         ValueError: the dataset's fields are not the checkpoint's, the split does not exist, or has one class only.
     """
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     schema = DatasetSchema.load(args.dataset_dir)
     model, processor = load_click_model(args.model_name_or_path)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from accelerate import Accelerator
 from scipy.special import expit
 
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.files import FORMATS, file_format, read_rows, write_rows
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import load_click_model
-from flip_ctr.train.engine import score, set_up_logging
+from flip_ctr.train.engine import make_accelerator, score, set_up_logging
 
 # name of the score in the model's output -> column of the file
 COLUMNS = {"logits": "click_probability", "id_logits": "id_probability", "text_logits": "text_probability"}
@@ -37,7 +36,7 @@ def run(args: PredictArguments) -> pa.Table:
         ValueError: the input has no rows, lacks a column, or holds a value of another type (names column and row).
     """
     file_format(args.output)  # before any work
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     model, processor = load_click_model(args.model_name_or_path)
     rows = read_rows(args.input, processor.feature_extractor.all_fields)
