@@ -169,6 +169,12 @@ def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = ()) -
     return columns
 
 
+def read_columns(rows: Any, fields: Sequence[FlipField]) -> dict[str, Column]:
+    """The fields' columns of rows in any form of [`raw_columns`]; errors name column and row (`ValueError`)."""
+    raw = raw_columns(rows, [field.name for field in fields])
+    return {field.name: Column.read(raw[field.name], field) for field in fields}
+
+
 class FlipFeatureExtractor(FeatureExtractionMixin):
     """Rows -> `feature_ids`. Per field, ids 0 to 3 are pad, mask, `[UNK]` and `[NULL]`; values follow in a fixed order.
 
@@ -215,9 +221,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def read(self, rows: Any) -> dict[str, Column]:
         """The fields' columns of rows in any form of [`raw_columns`]; errors name column and row (`ValueError`)."""
-        fields = read_fields(self.fields)
-        raw = raw_columns(rows, [field.name for field in fields])
-        return {field.name: Column.read(raw[field.name], field) for field in fields}
+        return read_columns(rows, read_fields(self.fields))
 
     def encode(self, columns: Mapping[str, Column]) -> np.ndarray:
         """Columns -> local feature ids `(rows, ID-side fields)`. A value outside the vocabulary is `[UNK]`."""

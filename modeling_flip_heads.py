@@ -6,6 +6,7 @@ of `h_id`.
 """
 
 import math
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -166,6 +167,7 @@ class FlipMTMHead(nn.Module):
         super().__init__()
         self.config = config
         self.field_sizes = config.field_sizes
+        self.field_starts = [0, *accumulate(self.field_sizes[:-1])]  # first row of each field in the tables
         size, total = config.mtm_embedding_size, sum(self.field_sizes)
         self.query = nn.Linear(id_dim, text_dim)
         self.query_norm = nn.LayerNorm(text_dim)
@@ -189,7 +191,7 @@ class FlipMTMHead(nn.Module):
         if counts.shape != self.feature_counts.shape:
             raise ValueError(f"expected counts of {len(self.feature_counts)} features, got {tuple(counts.shape)}.")
         counts = counts.clone()
-        for start, field in zip(self._starts(), self.config.id_fields):
+        for start, field in zip(self.field_starts, self.config.id_fields):
             counts[start : start + NUM_RESERVED_IDS] = 0  # reserved ids are neither targets nor noise
             if counts[start : start + field.vocab_size].sum() == 0:
                 raise ValueError(f"field '{field.name}': no value was counted, so that noise cannot be drawn from it.")
@@ -198,14 +200,10 @@ class FlipMTMHead(nn.Module):
         log_prob = self._noise_tables()[-1]
         self.bias.weight.copy_(torch.where(counts > 0, log_prob, 0.0)[:, None])
 
-    def _starts(self) -> list[int]:
-        """First row of each field in the tables."""
-        return [sum(self.field_sizes[:f]) for f in range(len(self.field_sizes))]
-
     def _noise_tables(self):
         """Per field the range of its counts in the running sum, and each feature's log probability as noise."""
         if self._noise is None or self._noise[0].device != self.feature_counts.device:
-            counts, starts = self.feature_counts, torch.tensor(self._starts(), device=self.feature_counts.device)
+            counts, starts = self.feature_counts, torch.tensor(self.field_starts, device=self.feature_counts.device)
             running = counts.cumsum(0)
             low = (running - counts)[starts]
             high = running[starts + torch.tensor(self.field_sizes, device=counts.device) - 1]
@@ -239,7 +237,7 @@ class FlipMTMHead(nn.Module):
 
     def field_logits(self, vectors: torch.Tensor, field: int) -> torch.Tensor:
         """Scores of all real values of one field, `(M, size)` -> `(M, field size - reserved)`."""
-        start = self._starts()[field]
+        start = self.field_starts[field]
         rows = slice(start + NUM_RESERVED_IDS, start + self.field_sizes[field])
         return (vectors @ self.embeddings.weight[rows].T).float() + self.bias.weight[rows, 0].float()
 

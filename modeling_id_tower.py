@@ -192,10 +192,11 @@ class LowRankCrossLayer(nn.Module):
 
     def __init__(self, dim: int, low_rank: int, num_experts: int):
         super().__init__()
-        self.down = nn.Parameter(torch.empty(dim, num_experts * low_rank))  # V
-        self.core = nn.Parameter(torch.empty(num_experts, low_rank, low_rank))  # C
-        self.up = nn.Parameter(torch.empty(num_experts * low_rank, dim))  # U
-        self.bias = nn.Parameter(torch.empty(dim))
+        # filled by init_flip_weights; zeros until then, so that a tower built alone holds no garbage
+        self.down = nn.Parameter(torch.zeros(dim, num_experts * low_rank))  # V
+        self.core = nn.Parameter(torch.zeros(num_experts, low_rank, low_rank))  # C
+        self.up = nn.Parameter(torch.zeros(num_experts * low_rank, dim))  # U
+        self.bias = nn.Parameter(torch.zeros(dim))
         self.gate = TowerLinear(dim, num_experts, bias=False)
 
     def init_flip_weights(self, config: FlipConfig) -> None:

@@ -16,7 +16,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from .configuration_flip import FlipField
-from .feature_extraction_flip import Column, FlipFeatureExtractor, canonical_label, raw_columns
+from .feature_extraction_flip import Column, FlipFeatureExtractor, canonical_label, raw_columns, read_columns
 
 NULL_WORDING = "unknown"
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
@@ -122,8 +122,7 @@ class FlipProcessor(ProcessorMixin):
                 differ from the tokenizer's own on the whole prompt.
         """
         fields = [FlipField.from_dict(field) for field in fields]
-        raw = raw_columns(dataset, [field.name for field in fields])
-        columns = {field.name: Column.read(raw[field.name], field) for field in fields}
+        columns = read_columns(dataset, fields)
         processor = cls(FlipFeatureExtractor.from_columns(columns, fields, min_frequency), tokenizer, **kwargs)
         if tokenizer is not None:
             processor.check_composition(columns)

@@ -74,9 +74,7 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
         if value != getattr(config, name):
             raise ValueError(f"--{name} {value} does not fit {path}, which has {getattr(config, name)}; leave the flag out")
     settings |= model_settings(args, DROPOUTS)
-    if args.attn_implementation:
-        settings["attn_implementation"] = args.attn_implementation
-    model = FlipForCTR.from_pretrained(path, dtype=torch.float32, **settings)
+    model = FlipForCTR.from_pretrained(path, **settings, **loading_arguments(args))
     return model, processor.without_tokenizer() if model.config.strategy == "id" else processor
 
 
@@ -101,7 +99,8 @@ def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> 
         raise ValueError(f"the dataset's fields [{ours}] are not those of the checkpoint {path} [{theirs}]")
 
 
-def plm_arguments(args: TrainArguments) -> dict:
+def loading_arguments(args: TrainArguments) -> dict:
+    """What `from_pretrained` is given, for a PLM and for a checkpoint."""
     # float32 master weights: transformers 5 would take the checkpoint's dtype
     kwargs = {"dtype": torch.float32}
     return kwargs | ({"attn_implementation": args.attn_implementation} if args.attn_implementation else {})
@@ -109,11 +108,11 @@ def plm_arguments(args: TrainArguments) -> dict:
 
 def new_pretraining_model(processor: FlipProcessor, args: TrainArguments) -> FlipForPretraining:
     config = new_config(processor, args)
-    return FlipForPretraining.from_text_pretrained(args.model_name_or_path, config, **plm_arguments(args))
+    return FlipForPretraining.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
 
 
 def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCTR:
     config = new_config(processor, args)
     if args.strategy == "id":
         return FlipForCTR(config)
-    return FlipForCTR.from_text_pretrained(args.model_name_or_path, config, **plm_arguments(args))
+    return FlipForCTR.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
