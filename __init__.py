@@ -13,11 +13,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_flip import FlipConfig, FlipField
+from .configuration_flip import PIPELINE_TASK, FlipConfig, FlipField
 from .feature_extraction_flip import FlipFeatureExtractor
 from .modeling_flip import FlipForCTR, FlipForPretraining, FlipModel, FlipPreTrainedModel
 from .modeling_id_tower import IdTower, register_id_tower
+from .pipeline_flip import ClickThroughRatePipeline
 from .processing_flip import FlipProcessor
 
 __version__ = "0.1.0"
@@ -29,6 +31,8 @@ AutoModelForPreTraining.register(FlipConfig, FlipForPretraining, exist_ok=True)
 AutoModelForSequenceClassification.register(FlipConfig, FlipForCTR, exist_ok=True)
 AutoFeatureExtractor.register(FlipConfig, FlipFeatureExtractor, exist_ok=True)
 AutoProcessor.register(FlipConfig, FlipProcessor, exist_ok=True)
+if PIPELINE_TASK not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, ClickThroughRatePipeline, AutoModelForSequenceClassification)
 
 __all__ = [
     "FlipConfig",
@@ -39,6 +43,7 @@ __all__ = [
     "FlipModel",
     "FlipForPretraining",
     "FlipForCTR",
+    "ClickThroughRatePipeline",
     "IdTower",
     "register_id_tower",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 # Local feature ids that every field's vocabulary starts with; real values follow in an append-only order.
 PAD_ID, MASK_ID, UNK_ID, NULL_ID = 0, 1, 2, 3
@@ -19,6 +20,20 @@ FUSIONS = ("scalar", "gate", "raw")
 NOISE_SOURCES = ("field", "global")
 SIMILARITIES = ("cosine", "dot")
 POOLINGS = ("cls", "mean")
+
+# What a checkpoint's `config.json` says of the code beside it, for loading where the package is not installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_flip.FlipConfig",
+    "AutoModel": "modeling_flip.FlipModel",  # the class that is saved takes this place
+    "AutoModelForPreTraining": "modeling_flip.FlipForPretraining",
+    "AutoModelForSequenceClassification": "modeling_flip.FlipForCTR",
+    "AutoFeatureExtractor": "feature_extraction_flip.FlipFeatureExtractor",
+    "AutoProcessor": "processing_flip.FlipProcessor",
+}
+PIPELINE_TASK = "click-through-rate"
+PIPELINES = {
+    PIPELINE_TASK: {"impl": "pipeline_flip.ClickThroughRatePipeline", "pt": ["AutoModelForSequenceClassification"]}
+}
 
 
 def check_choice(owner: str, name: str, value: Any, choices) -> None:
@@ -189,6 +204,10 @@ class FlipConfig(PreTrainedConfig):
             self.icl_temperature = 0.07 if self.icl_similarity == "cosine" else 0.7
         if self.id2label is None:
             kwargs.setdefault("num_labels", 1)  # one logit a row: the click
+        kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # the package registers the pipeline itself: nobody needs to trust the checkpoint's copy of the code for it
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self.check()
 
@@ -220,6 +239,14 @@ class FlipConfig(PreTrainedConfig):
                     f"{NUM_RESERVED_IDS} reserved ids and the values. `FlipProcessor.fields` gives fields with sizes."
                 )
         return [field.vocab_size for field in self.id_fields]
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if values.get("text_config") is not None:
+            values["text_config"].pop("_name_or_path", None)  # a local path would be published with the checkpoint
+        # rewritten, as `pipeline` replaces the names in it by classes, which JSON cannot say
+        values.pop("custom_pipelines", None)
+        return values | ({"custom_pipelines": PIPELINES} if "FlipForCTR" in (self.architectures or []) else {})
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         return self.text_config if self.text_config is not None else self

@@ -120,6 +120,14 @@ class Column:
         return np.array([table.get(value, default) for value in self.values], np.int64)[self.codes]
 
 
+def is_one_row(rows: Any, names: Sequence[str]) -> bool:
+    """Whether `rows` is one row, a dict of scalars, and not a dict of columns; the first named column that it has tells."""
+    if not (isinstance(rows, Mapping) or (hasattr(rows, "keys") and not hasattr(rows, "iloc"))):
+        return False
+    first = next((rows[name] for name in names if name in rows), ())
+    return isinstance(first, str | bytes) or np.ndim(first) == 0
+
+
 def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
     """The named columns of rows in any of the forms that people have them in; other columns are ignored.
 
@@ -142,13 +150,9 @@ def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = ()) -
         have, get = list(rows.columns), lambda name: rows[name].tolist()
     elif isinstance(rows, Mapping) or hasattr(rows, "keys"):
         have = list(rows.keys())
-        first = next((rows[name] for name in (*names, *optional) if name in have), ())
-        if isinstance(first, str | bytes) or np.ndim(first) == 0:  # scalars: one row
-            get = lambda name: [rows[name]]  # noqa: E731
-        else:
-            get = rows.__getitem__
+        get = (lambda name: [rows[name]]) if is_one_row(rows, (*names, *optional)) else rows.__getitem__
     elif isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
-        have = list(dict.fromkeys(key for row in rows for key in row))
+        have = list(dict.fromkeys(key for row in rows for key in row)) if rows else list(names)  # no rows: no column is missing
         for name in names:
             lacking = next((i for i, row in enumerate(rows) if name not in row), None)
             if lacking is not None:
@@ -185,6 +189,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     """
 
     model_input_names = ["feature_ids"]
+    _auto_class = "AutoFeatureExtractor"  # saving copies the code
 
     def __init__(self, fields=None, vocabularies: list[list[str]] | None = None, min_frequency: int = 1, **kwargs):
         super().__init__(**kwargs)

@@ -108,6 +108,7 @@ class FlipPreTrainedModel(PreTrainedModel):
     config_class = FlipConfig
     base_model_prefix = "flip"
     main_input_name = "feature_ids"
+    _auto_class = "AutoModel"  # `save_pretrained` copies the code beside the weights
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -128,10 +129,19 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers; see [`align`] for the one thing that is added."""
+        """As in transformers, from safetensors only (no pickle on the way); see [`align`] for what is added."""
+        kwargs.setdefault("use_safetensors", True)
         loaded = super().from_pretrained(*args, **kwargs)
         align(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the checkpoint carries its code, and `AutoModel` gives this class."""
+        # code is copied along such imports: this one brings the pipeline into the checkpoint
+        from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
+
+        self.config.auto_map["AutoModel"] = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_text_pretrained(cls, text_model_name_or_path: str, config: FlipConfig, **kwargs) -> "FlipPreTrainedModel":
@@ -150,7 +160,6 @@ class FlipPreTrainedModel(PreTrainedModel):
             mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)
         text_encoder = mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
         config.text_config = text_encoder.config
-        config.text_config._name_or_path = ""  # a local path would be published with the checkpoint
         model = cls(config, text_encoder=text_encoder)
         if mlm_model is not None and not model.mlm_head.load_plm_head(mlm_model):
             logger.warning(f"the MLM head of {type(mlm_model).__name__} has another form; FLIP's is newly initialised.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from transformers import AutoFeatureExtractor, BatchFeature
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
@@ -69,6 +70,34 @@ class PromptTable:
         return {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_fields": token_fields}
 
 
+class EncodedRows:
+    """Rows as integers: batches are gathered from them, nothing is tokenised again.
+
+    Attributes:
+        feature_ids: `(N, ID-side fields)` int32.
+        prompt_table, entries: the prompts' [`PromptTable`] and `(N, text fields)` int32 entries of it, or None.
+        lengths: `(N,)` tokens of each prompt, or None.
+    """
+
+    def __init__(self, feature_ids: np.ndarray, prompt_table: PromptTable | None = None, entries: np.ndarray | None = None):
+        self.feature_ids = feature_ids.astype(np.int32)
+        self.prompt_table, self.entries, self.lengths = prompt_table, None, None
+        if prompt_table is not None:
+            self.entries, self.lengths = entries.astype(np.int32), prompt_table.lengths(entries)
+
+    def __len__(self) -> int:
+        return len(self.feature_ids)
+
+    def order(self) -> np.ndarray:
+        """The rows by falling length of their prompts, `(N,)`: neighbours pad little, and too large a batch fails at once."""
+        return np.arange(len(self)) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
+
+    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`feature_ids`, and with prompts `input_ids`, `attention_mask` and `token_fields`, of those rows."""
+        batch = {"feature_ids": self.feature_ids[rows].astype(np.int64)}
+        return batch if self.entries is None else batch | self.prompt_table.compose(self.entries[rows])
+
+
 class FlipProcessor(ProcessorMixin):
     """The feature extractor and the PLM's tokenizer (none for an ID-only model): rows -> model inputs.
 
@@ -82,6 +111,8 @@ class FlipProcessor(ProcessorMixin):
     Raises:
         ValueError: no text field for a tokenizer, or the template and the fields' budgets exceed `max_length`.
     """
+
+    _auto_class = "AutoProcessor"  # saving copies the code
 
     def __init__(self, feature_extractor, tokenizer=None, max_length: int | None = None, label: str = "label",
                  weight: str | None = None, id_only: bool | None = None, **kwargs):  # fmt: skip
@@ -255,18 +286,26 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: a column is missing, or a value has another type: names column and row.
         """
-        columns = self.feature_extractor.read(rows)
-        batch = {"feature_ids": self.feature_extractor.encode(columns)}
-        if not self.id_only:
-            table, entries = self.prompt_table(columns, cached=True)
-            composed = table.compose(entries)
-            batch |= {name: composed[name] for name in ("input_ids", "attention_mask")}
+        encoded = self.encode(rows, cached=True)
+        composed = encoded.batch(np.arange(len(encoded)))
+        batch = {name: composed[name] for name in self.model_input_names}
         labels, weights = self.read_targets(rows)
         if labels is not None:
             batch["labels"] = labels
         if weights is not None:
             batch["sample_weight"] = weights
         return BatchFeature(batch, tensor_type=return_tensors)
+
+    def encode(self, rows: Any, prompts: bool = True, cached: bool = False) -> EncodedRows:
+        """Rows in any form that `__call__` takes -> [`EncodedRows`], each distinct value encoded once.
+
+        Args:
+            prompts: whether to make the textual view too, where there is a tokenizer.
+            cached: keep the tokens of values for the next call (for few rows at a time).
+        """
+        columns = self.feature_extractor.read(rows)
+        feature_ids = self.feature_extractor.encode(columns)
+        return EncodedRows(feature_ids, *(self.prompt_table(columns, cached) if prompts and not self.id_only else ()))
 
     def read_targets(self, rows: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clicks `(rows,)` int64 and weights `(rows,)` float32, None where the rows have no such column.
@@ -305,11 +344,13 @@ class FlipProcessor(ProcessorMixin):
         } | ({"auto_map": self.auto_map} if hasattr(self, "auto_map") else {})
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Saves the processor, and the tokenizer where it has one, so that `from_pretrained` reads them back."""
+        """Saves the processor, the tokenizer where it has one, and the code, so that `from_pretrained` reads them back."""
         if not self.id_only:
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         # the base class expects a tokenizer
         os.makedirs(save_directory, exist_ok=True)
+        for part in (self.feature_extractor, self):
+            custom_object_save(part, save_directory, config=part)
         path = os.path.join(save_directory, PROCESSOR_NAME)
         self.to_json_file(path)
         if push_to_hub:

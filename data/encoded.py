@@ -18,32 +18,27 @@ class EncodedDataset(Dataset):
         prompts: whether to keep the textual view (not for an ID-only strategy).
 
     Attributes:
-        feature_ids: `(N, ID-side fields)` int32.
-        entries: `(N, text fields)` int32 entries of `prompt_table`, or None.
-        lengths: `(N,)` tokens of each prompt, or None.
+        encoded: feature ids and prompts, see [`EncodedRows`].
         labels, weights: `(N,)`, or None where the rows have no such column.
     """
 
     def __init__(self, processor: FlipProcessor, rows: Any, prompts: bool = True):
-        columns = processor.feature_extractor.read(rows)
         self.processor = processor
-        self.feature_ids = processor.feature_extractor.encode(columns).astype(np.int32)
-        self.prompt_table = self.entries = self.lengths = None
-        if prompts:
-            self.prompt_table, entries = processor.prompt_table(columns)
-            self.entries, self.lengths = entries.astype(np.int32), self.prompt_table.lengths(entries)
+        self.encoded = processor.encode(rows, prompts)
         self.labels, self.weights = processor.read_targets(rows)
 
     def __len__(self) -> int:
-        return len(self.feature_ids)
+        return len(self.encoded)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        return self.encoded.lengths
 
     def __getitems__(self, rows: list[int]) -> dict[str, np.ndarray]:
         """A batch: `rows`, `feature_ids`, and where there are any `input_ids`, `attention_mask`, `token_fields`,
         `labels`, `sample_weight`."""
         rows = np.asarray(rows, np.int64)
-        batch = {"rows": rows, "feature_ids": self.feature_ids[rows].astype(np.int64)}
-        if self.entries is not None:
-            batch |= self.prompt_table.compose(self.entries[rows])
+        batch = {"rows": rows} | self.encoded.batch(rows)
         if self.labels is not None:
             batch["labels"] = self.labels[rows]
         if self.weights is not None:
@@ -56,4 +51,4 @@ class EncodedDataset(Dataset):
     def feature_counts(self) -> np.ndarray:
         """How often each feature occurs, `(sum of field sizes,)`, in the order of the ID tower's table."""
         sizes = [field.vocab_size for field in self.processor.feature_extractor.all_fields if field.on_id_side]
-        return np.concatenate([np.bincount(ids, minlength=size) for ids, size in zip(self.feature_ids.T, sizes)])
+        return np.concatenate([np.bincount(ids, minlength=size) for ids, size in zip(self.encoded.feature_ids.T, sizes)])

@@ -188,7 +188,7 @@ def test_key_ids_of_an_entity_are_dropped_together(dataset):
         collator = FlipCollator(dataset.processor, seed=0, unk_rate=0.2)
         collator.set_epoch(epoch)
         ids = collator(dataset.__getitems__(list(range(len(ROWS)))))["feature_ids"].numpy()
-        changed = ids != dataset.feature_ids
+        changed = ids != dataset.encoded.feature_ids
         assert (ids[changed] == UNK_ID).all()
         user, movie, title = changed[:, 0], changed[:, 3], changed[:, 4]
         assert (movie == title).all() and not changed[:, [1, 2, 5]].any()  # keys only
@@ -199,15 +199,15 @@ def test_key_ids_of_an_entity_are_dropped_together(dataset):
 
 
 def test_dropped_keys_are_no_targets_and_the_dataset_stays_as_it_is(dataset):
-    before = dataset.feature_ids.copy()
+    before = dataset.encoded.feature_ids.copy()
     batch = collate(dataset, unk_rate=0.9, id_mask_ratio=0.5)
     assert (batch["feature_ids"] == UNK_ID).sum() > 300
-    assert not (batch["mtm_labels"] == UNK_ID).any() and (dataset.feature_ids == before).all()
+    assert not (batch["mtm_labels"] == UNK_ID).any() and (dataset.encoded.feature_ids == before).all()
 
 
 def test_without_a_rate_nothing_is_dropped(dataset):
     batch = FlipCollator(dataset.processor)(dataset.__getitems__([5, 3]))
-    assert (batch["feature_ids"].numpy() == dataset.feature_ids[[5, 3]]).all()
+    assert (batch["feature_ids"].numpy() == dataset.encoded.feature_ids[[5, 3]]).all()
     assert set(batch) == {"feature_ids", "input_ids", "attention_mask", "labels"}
 
 

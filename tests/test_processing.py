@@ -149,7 +149,7 @@ def test_an_encoded_dataset_composes_what_the_processor_does(processor, rows):
     sizes = [field.vocab_size for field in processor.feature_extractor.id_fields]
     assert sizes == [None] * 6  # the schema's own; counts come from the vocabularies
     counts = np.split(dataset.feature_counts(), np.cumsum([f["vocab_size"] for f in processor.fields])[:-1])
-    assert all((part == np.bincount(dataset.feature_ids[:, f], minlength=len(part))).all() for f, part in enumerate(counts))
+    assert all((part == np.bincount(dataset.encoded.feature_ids[:, f], minlength=len(part))).all() for f, part in enumerate(counts))
 
 
 def test_an_empty_batch_is_empty(processor, id_processor):

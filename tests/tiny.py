@@ -23,6 +23,7 @@ from transformers import (
 
 from flip_ctr import FlipConfig, FlipField
 from flip_ctr.data.collators import FlipPretrainingCollator
+from flip_ctr.data.dataset_folder import read_split
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.train import finetune as finetune_recipe
 from flip_ctr.train import pretrain as pretrain_recipe
@@ -253,3 +254,9 @@ def finetune(dataset_dir, model, output_dir, **options) -> dict:
     options = SMALL | {"model_name_or_path": model and str(model)} | options
     options |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
     return finetune_recipe.run(finetune_recipe.FinetuneArguments(**options))
+
+
+def ml_rows(dataset_dir, count: int = 10) -> list[dict]:
+    """Rows of the test split, without their labels."""
+    rows = read_split(str(dataset_dir), "test").slice(0, count).to_pylist()
+    return [{name: value for name, value in row.items() if name not in ("label", "timestamp")} for row in rows]

@@ -1,0 +1,99 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""`pipeline("click-through-rate")`: rows as people have them -> click probabilities."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Pipeline
+
+from .feature_extraction_flip import is_one_row
+
+DEFAULT_BATCH_SIZE = 256
+# name of the score in the model's output -> its name in an answer
+PROBABILITIES = {"logits": "click_probability", "id_logits": "id_probability", "text_logits": "text_probability"}
+
+
+class ClickThroughRatePipeline(Pipeline):
+    """Scores rows with a [`FlipForCTR`].
+
+    ```python
+    >>> from transformers import pipeline
+    >>> score = pipeline("click-through-rate", model="org/flip-ml1m", trust_remote_code=True)
+    >>> score({"user_id": 12, "gender": "male", "title": "Titanic (1997)", "genre": "Drama"})
+    {'click_probability': 0.71, 'id_probability': 0.68, 'text_probability': 0.74}
+    ```
+
+    An answer holds `click_probability`, and for strategy `joint` the towers' own `id_probability` and `text_probability`.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def _sanitize_parameters(self, **parameters):
+        if parameters:
+            raise TypeError(f"unknown argument(s) {', '.join(parameters)}; `batch_size` is the only one of a call.")
+        return {}, {}, {}
+
+    def __call__(self, rows: Any, batch_size: int | None = None, **kwargs) -> dict | list[dict] | Iterator[dict]:
+        """
+        Args:
+            rows: one row as a dict of scalars; a list of such dicts, a dict of columns, a pandas or Arrow table, or a
+                `datasets` dataset; or a generator or other stream of dicts (a streaming `datasets` dataset), of which only one
+                batch is in memory. Columns that are no field of the model are ignored.
+            batch_size: rows the model takes at once; the pipeline's own when not given, or 256.
+
+        Returns:
+            One dict for one row, a list in the order of the rows for many, an iterator for a stream.
+
+        Raises:
+            ValueError: a column is missing, or a value has another type: names column and row.
+            TypeError: `rows` has another form.
+        """
+        self._sanitize_parameters(**{name: value for name, value in kwargs.items() if name != "num_workers"})
+        batch_size = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
+        names = [field.name for field in self.processor.feature_extractor.all_fields]
+        if is_one_row(rows, names):
+            return self._score([rows], batch_size)[0]
+        is_stream = isinstance(rows, Iterator) or (hasattr(rows, "__iter__") and not hasattr(rows, "__len__"))
+        return self._stream(rows, batch_size) if is_stream else self._score(rows, batch_size)
+
+    def _stream(self, rows: Iterable[Mapping], batch_size: int) -> Iterator[dict]:
+        iterator = iter(rows)
+        while batch := list(islice(iterator, batch_size)):
+            yield from self._score(batch, batch_size)
+
+    def _score(self, rows: Any, batch_size: int) -> list[dict]:
+        # each distinct value is encoded once for all rows; rows of similar length share a batch
+        encoded = self.preprocess(rows)
+        answers: list[dict] = [{}] * len(encoded)
+        order = encoded.order()
+        for start in range(0, len(order), batch_size):
+            picked = order[start : start + batch_size]
+            for row, answer in zip(picked, self.postprocess(self.forward(encoded.batch(picked)))):
+                answers[row] = answer
+        return answers
+
+    def preprocess(self, rows: Any):
+        return self.processor.encode(rows, cached=True)
+
+    def _forward(self, inputs: Mapping[str, np.ndarray]):
+        tensors = {name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()}
+        return self.model(**tensors)
+
+    def postprocess(self, outputs) -> list[dict]:
+        names = [name for name in PROBABILITIES if outputs.get(name) is not None]
+        if self.model.config.strategy != "joint":  # the only tower's score is the answer itself
+            names = ["logits"]
+        columns = [outputs[name][:, 0].double().sigmoid().tolist() for name in names]
+        return [dict(zip((PROBABILITIES[name] for name in names), values)) for values in zip(*columns)]
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Saves model and processor; the base class would leave the processor out."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+__all__ = ["ClickThroughRatePipeline"]

@@ -1,0 +1,129 @@
+"""Checkpoints load with `trust_remote_code=True` where only transformers and torch are installed, and score the same."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModel, AutoProcessor
+
+STRATEGIES = ("id", "plm", "joint")
+BLOCKED = ("flip_ctr", "pandas", "pyarrow", "datasets", "accelerate", "peft", "evaluate", "sklearn")
+
+SCRIPT = """
+import sys
+for name in sys.argv[3].split(","):
+    sys.modules[name] = None  # importing it fails from now on
+import json, os
+import torch
+from transformers import (AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoProcessor,
+                          AutoFeatureExtractor, AutoTokenizer, pipeline)
+folders, out, rows = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[4])
+remote = {"trust_remote_code": True}
+report = {}
+for name, folder in folders.items():
+    config = AutoConfig.from_pretrained(folder, **remote)
+    processor = AutoProcessor.from_pretrained(folder, **remote)
+    AutoFeatureExtractor.from_pretrained(folder, **remote)
+    inputs = processor(rows)
+    outputs, classes = {}, {"config": type(config).__name__, "processor": type(processor).__name__}
+    heads = [AutoModel] + ([AutoModelForPreTraining] if name == "pretraining" else [AutoModelForSequenceClassification])
+    for head in heads:
+        model, info = head.from_pretrained(folder, output_loading_info=True, **remote)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+        classes[head.__name__] = type(model).__name__
+        with torch.no_grad():
+            views = model.eval().flip(**inputs) if name == "pretraining" else model.eval()(**inputs)
+        outputs[head.__name__] = dict(views)
+    if name != "pretraining":
+        scorer = pipeline("click-through-rate", model=folder, **remote)
+        outputs["pipeline"] = torch.tensor([answer["click_probability"] for answer in scorer(rows, batch_size=4)])
+        scorer.save_pretrained(os.path.join(out, name + "-again"))  # code and all, from the copy of the code
+    if name != "id":
+        classes["tokenizer"] = type(AutoTokenizer.from_pretrained(folder)).__name__
+    torch.save(outputs, os.path.join(out, name + ".pt"))
+    report[name] = classes
+assert not any(module.split(".")[0] in sys.argv[3].split(",") and sys.modules[module] for module in sys.modules)
+json.dump(report, open(os.path.join(out, "report.json"), "w"))
+"""
+
+
+def run_blocked(folders: dict, out, rows: list[dict]) -> dict:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(out / "home"), "HF_HUB_OFFLINE": "1"}
+    arguments = [json.dumps({name: str(folder) for name, folder in folders.items()}), str(out), ",".join(BLOCKED), json.dumps(rows)]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True,
+                          cwd=out, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((out / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folders(finetuned, pretrained):
+    return {strategy: finetuned[strategy][0] for strategy in STRATEGIES} | {"pretraining": pretrained}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory, folders, dataset_dir):
+    """What a process without the package saw of each checkpoint: (classes, folder of its outputs)."""
+    out = tmp_path_factory.mktemp("elsewhere")
+    return run_blocked(folders, out, tiny.ml_rows(dataset_dir)), out
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_click_checkpoints_score_the_same_without_the_package(strategy, folders, elsewhere, dataset_dir):
+    classes, out = elsewhere
+    expected_classes = {"config": "FlipConfig", "processor": "FlipProcessor", "AutoModel": "FlipForCTR",
+                        "AutoModelForSequenceClassification": "FlipForCTR"}  # fmt: skip
+    assert classes[strategy] == expected_classes | ({} if strategy == "id" else {"tokenizer": "BertTokenizer"})
+    inputs = AutoProcessor.from_pretrained(folders[strategy])(tiny.ml_rows(dataset_dir))
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folders[strategy]).eval()(**inputs)
+    saved = torch.load(out / f"{strategy}.pt", weights_only=True)
+    for head in ("AutoModel", "AutoModelForSequenceClassification"):
+        assert saved[head].keys() == expected.keys()
+        assert all(torch.equal(saved[head][name], expected[name]) for name in expected)
+    torch.testing.assert_close(saved["pipeline"], expected.logits[:, 0].sigmoid())
+
+
+def test_a_pretraining_checkpoint_loads_without_the_package(folders, elsewhere, dataset_dir):
+    classes, out = elsewhere
+    assert classes["pretraining"]["AutoModel"] == classes["pretraining"]["AutoModelForPreTraining"] == "FlipForPretraining"
+    inputs = AutoProcessor.from_pretrained(folders["pretraining"])(tiny.ml_rows(dataset_dir))
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folders["pretraining"]).eval().flip(**inputs)
+    saved = torch.load(out / "pretraining.pt", weights_only=True)["AutoModel"]
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_checkpoint_saved_elsewhere_is_as_complete(strategy, folders, elsewhere):
+    """Saved from the copy of the code: same files, and the package reads it."""
+    again = elsewhere[1] / f"{strategy}-again"
+    code = {path.name for path in folders[strategy].glob("*.py")}
+    assert {path.name for path in again.glob("*.py")} == code and "pipeline_flip.py" in code
+    for name in ("config.json", "processor_config.json"):
+        assert json.loads((again / name).read_text()) == json.loads((folders[strategy] / name).read_text())
+    state, saved = (AutoModel.from_pretrained(folder).state_dict() for folder in (folders[strategy], again))
+    assert state.keys() == saved.keys() and all(torch.equal(state[name], saved[name]) for name in state)
+
+
+def test_code_of_a_checkpoint_runs_only_when_trusted(folders, tmp_path):
+    script = f"""
+import sys
+from transformers import AutoModel, AutoProcessor
+for auto_class in (AutoModel, AutoProcessor):
+    try:
+        auto_class.from_pretrained({str(folders['joint'])!r}, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        sys.exit(1)
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list(tmp_path.rglob("modeling_flip.py"))
