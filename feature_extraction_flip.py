@@ -5,6 +5,9 @@ Every value has one canonical form, a string made by the schema's type, which tr
 prompt share: else a zip code `02139` becomes 2139, an age 25.0, and every score is silently wrong.
 """
 
+import hashlib
+import os
+import secrets
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +18,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from .configuration_flip import NULL_ID, NUM_RESERVED_IDS, UNK_ID, FlipField, read_fields
 
+HASH_KEY_VARIABLE = "FLIP_HASH_KEY"
 NULL_TYPES = ("NoneType", "NAType", "NaTType")  # by name: pandas must not be imported here
 
 
@@ -186,16 +190,23 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         fields: the fields of a row in order, see [`FlipField`] (dicts or objects).
         vocabularies: per ID-side field the list of its canonical values; the value at position i has id i + 4.
         min_frequency: values seen in fewer training rows got no id of their own; they are `[UNK]`.
+        hashed_fields: fields whose vocabularies hold keyed hashes of the values (BLAKE2b), not the values.
+        hash_salt: the published part of the key.
+        hash_check: tells a wrong secret part of the key, which is the environment variable `FLIP_HASH_KEY`; None where the key
+            has no secret part. Without one, whoever has the checkpoint can still test a guessed value.
     """
 
     model_input_names = ["feature_ids"]
     _auto_class = "AutoFeatureExtractor"  # saving copies the code
 
-    def __init__(self, fields=None, vocabularies: list[list[str]] | None = None, min_frequency: int = 1, **kwargs):
+    def __init__(self, fields=None, vocabularies: list[list[str]] | None = None, min_frequency: int = 1,
+                 hashed_fields: list[str] | None = None, hash_salt: str | None = None, hash_check: str | None = None,
+                 **kwargs):  # fmt: skip
         super().__init__(**kwargs)
         self.fields = [field.to_dict() for field in read_fields(fields)]
         self.vocabularies = vocabularies or [[] for _ in self.id_fields]
         self.min_frequency = min_frequency
+        self.hashed_fields, self.hash_salt, self.hash_check = hashed_fields or [], hash_salt, hash_check
         if len(self.vocabularies) != len(self.id_fields):
             raise ValueError(f"{len(self.vocabularies)} vocabularies for {len(self.id_fields)} ID-side fields.")
         self._tables = None
@@ -213,8 +224,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return [field for field in read_fields(self.fields) if field.on_id_side]
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Column], fields, min_frequency: int = 1) -> "FlipFeatureExtractor":
-        """Builds the vocabularies of the training split: values by falling frequency, ties in order of the value."""
+    def from_columns(cls, columns: Mapping[str, Column], fields, min_frequency: int = 1,
+                     hash_user_values: bool = False) -> "FlipFeatureExtractor":  # fmt: skip
+        """Builds the vocabularies of the training split: values by falling frequency, ties in order of the value.
+
+        With `hash_user_values` those of the fields of entity `user` hold keyed hashes; no id changes by that. `ValueError` where
+        there is no such field.
+        """
         vocabularies = []
         for field in read_fields(fields):
             if field.on_id_side:
@@ -222,7 +238,46 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 counts = np.bincount(column.codes, minlength=len(column.values))
                 counted = [(-n, v) for v, n in zip(column.values, counts.tolist()) if v is not None and n >= min_frequency]
                 vocabularies.append([value for _, value in sorted(counted)])
-        return cls(fields=fields, vocabularies=vocabularies, min_frequency=min_frequency)
+        extractor = cls(fields=fields, vocabularies=vocabularies, min_frequency=min_frequency)
+        if hash_user_values:
+            extractor._hash_vocabularies("user")
+        return extractor
+
+    def _hash_vocabularies(self, entity: str) -> None:
+        self.hashed_fields = [field.name for field in self.id_fields if field.entity == entity]
+        if not self.hashed_fields:
+            raise ValueError(f"no field on the ID side has entity {entity!r}: there is nothing to hash.")
+        self.hash_salt = secrets.token_hex(16)
+        key = self._hash_key(os.environ.get(HASH_KEY_VARIABLE, ""))
+        if os.environ.get(HASH_KEY_VARIABLE):
+            self.hash_check = self._hash(key, "", "")
+        for field, vocabulary in zip(self.id_fields, self.vocabularies):
+            if field.name in self.hashed_fields:
+                vocabulary[:] = [self._hash(key, field.name, value) for value in vocabulary]
+
+    def _hash_key(self, secret: str) -> bytes:
+        return hashlib.blake2b(f"{self.hash_salt}{secret}".encode(), digest_size=32).digest()
+
+    @staticmethod
+    def _hash(key: bytes, field: str, value: str) -> str:
+        # the field is part of it: the same value in two fields must not look the same
+        return hashlib.blake2b(f"{field}\0{value}".encode(), key=key, digest_size=16).hexdigest()
+
+    def _hashed(self, column: Column, field: str) -> Column:
+        """The column as its field's vocabulary has it."""
+        if field not in self.hashed_fields or all(value is None for value in column.values):
+            return column
+        secret = ""
+        if self.hash_check is not None:
+            secret = os.environ.get(HASH_KEY_VARIABLE, "")
+            if self._hash(self._hash_key(secret), "", "") != self.hash_check:
+                state = "holds another key" if secret else "is not set"
+                raise ValueError(
+                    f"column '{field}': the vocabularies of {', '.join(self.hashed_fields)} hold hashes made with a secret key, "
+                    f"and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or leave these columns null."
+                )
+        key = self._hash_key(secret)
+        return Column([None if value is None else self._hash(key, field, value) for value in column.values], column.codes)
 
     def read(self, rows: Any) -> dict[str, Column]:
         """The fields' columns of rows in any form of [`raw_columns`]; errors name column and row (`ValueError`)."""
@@ -235,7 +290,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 {None: NULL_ID} | {value: i for i, value in enumerate(vocabulary, NUM_RESERVED_IDS)}
                 for vocabulary in self.vocabularies
             ]
-        ids = [columns[field.name].map(table, UNK_ID) for field, table in zip(self.id_fields, self._tables)]
+        ids = [
+            self._hashed(columns[field.name], field.name).map(table, UNK_ID)
+            for field, table in zip(self.id_fields, self._tables)
+        ]
         return np.stack(ids, axis=1)
 
     def __call__(self, rows: Any, return_tensors: str | None = None) -> BatchFeature:

@@ -138,7 +138,7 @@ class FlipProcessor(ProcessorMixin):
 
     @classmethod
     def from_dataset(cls, dataset: Any, fields: Sequence[FlipField | dict], tokenizer=None, min_frequency: int = 1,
-                     **kwargs) -> "FlipProcessor":  # fmt: skip
+                     hash_user_values: bool = False, **kwargs) -> "FlipProcessor":  # fmt: skip
         """Builds the vocabularies from the *training* split, and checks that prompts compose with this tokenizer.
 
         Args:
@@ -146,6 +146,7 @@ class FlipProcessor(ProcessorMixin):
             fields: the schema's fields in order.
             tokenizer: the PLM's; `None` for ID-only.
             min_frequency: values in fewer rows get no id of their own.
+            hash_user_values: store keyed hashes of the values of the user's fields, see [`FlipFeatureExtractor`].
             kwargs: `max_length`, `label`, `weight`.
 
         Raises:
@@ -154,7 +155,8 @@ class FlipProcessor(ProcessorMixin):
         """
         fields = [FlipField.from_dict(field) for field in fields]
         columns = read_columns(dataset, fields)
-        processor = cls(FlipFeatureExtractor.from_columns(columns, fields, min_frequency), tokenizer, **kwargs)
+        extractor = FlipFeatureExtractor.from_columns(columns, fields, min_frequency, hash_user_values)
+        processor = cls(extractor, tokenizer, **kwargs)
         if tokenizer is not None:
             processor.check_composition(columns)
         return processor

@@ -4,6 +4,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -12,6 +13,10 @@ import yaml
 from transformers import HfArgumentParser
 
 Arguments = TypeVar("Arguments")
+
+# Arguments that say where files lie, or are secret: never written into a checkpoint, a card or a tracker.
+PRIVATE = ("dataset_dir", "output_dir", "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token",
+           "hub_pretraining_heads", "report_to")  # fmt: skip
 
 # What the paper and its release use where the defaults here differ, in any recipe that has the option; what differs by recipe or
 # strategy stands in `recipe_defaults` of the recipe's arguments.
@@ -90,6 +95,11 @@ def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, p
         parser.error(str(error))
 
 
+def public_name(name_or_path: str) -> str:
+    """What may be said of a model's name: a hub id as it is, of a local folder only its own name."""
+    return os.path.basename(os.path.abspath(name_or_path)) if os.path.exists(name_or_path) else name_or_path
+
+
 def _read_yaml(parser: argparse.ArgumentParser, path: str, names: set[str]) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
@@ -147,11 +157,51 @@ class TrainArguments:
     eval_steps: int | None = option(None, "optimizer steps between evaluations; each epoch when not given")
     report_to: str = option("none", "tracker: none, tensorboard, wandb, trackio, all")
 
+    use_lora: bool = option(False, "of the PLM train low-rank updates only (LoRA); the ID tower and the heads train in full")
+    lora_r: int = option(8, "rank of the updates")
+    lora_alpha: float = option(16, "the updates are scaled by this / rank")
+    lora_dropout: float = option(0.0, "dropout before the updates")
+    lora_target_modules: list[str] | None = option(None, "names of the PLM's linear layers that are updated, e.g. query value; "
+                                                         "all of them when not given", nargs="+")  # fmt: skip
+    lora_adapter_only: bool = option(False, "save the updates, the ID tower and the heads without the PLM, instead of a merged model")
+
+    hash_user_values: bool = option(False, "keep raw values of the user's fields out of the vocabulary: store keyed hashes")
+
+    push_to_hub: bool = option(False, "publish the checkpoint when done; `flip-ctr push` does so later")
+    hub_model_id: str | None = option(None, "repository to publish to, e.g. org/flip-ml1m; the output folder's name when not given")
+    hub_private_repo: bool = option(False, "make a new repository private")
+    hub_token: str | None = option(None, "token of the Hub; that of `hf auth login` or HF_TOKEN when not given")
+
     def recipe_defaults(self) -> dict:
         """Values of the options whose default depends on the recipe, its strategy and the preset."""
         raise NotImplementedError
 
+    def published(self) -> dict:
+        """All arguments that may be published: no paths of this machine, no token."""
+        values = {name: value for name, value in vars(self).items() if name not in PRIVATE}
+        for name in ("model_name_or_path", "base_model_name_or_path"):
+            if values.get(name):
+                values[name] = public_name(values[name])
+        return values
+
+    def changed(self) -> dict:
+        """The published arguments that differ from the recipe's defaults: name -> `value` and `default`."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | self.recipe_defaults()
+        return {
+            name: {"value": value, "default": defaults.get(name)}
+            for name, value in self.published().items()
+            if name not in ("model_name_or_path", "base_model_name_or_path") and value != defaults.get(name)
+        }
+
     def __post_init__(self):
+        lora = [name for name in ("lora_target_modules", "lora_adapter_only") if getattr(self, name)]
+        if lora and not self.use_lora:
+            raise ValueError(f"--{lora[0]} has no effect without --use_lora")
+        if self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
+            raise ValueError("--lora_r must be at least 1, --lora_alpha above 0, --lora_dropout at least 0 and below 1; got "
+                             f"{self.lora_r}, {self.lora_alpha}, {self.lora_dropout}")  # fmt: skip
+        if isinstance(self.lora_target_modules, str):  # a YAML file may say `lora_target_modules: query`
+            self.lora_target_modules = [self.lora_target_modules]
         for name, value in self.recipe_defaults().items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

@@ -13,6 +13,7 @@ from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.lora import is_adapter, load_adapter, whole_checkpoint
 
 logger = logging.getLogger("flip_ctr")
 
@@ -37,14 +38,12 @@ def max_positions(text_config) -> int | None:
 
 def new_processor(rows, schema: DatasetSchema, args: TrainArguments, plm: str | None) -> FlipProcessor:
     """A processor whose vocabularies come from the training rows; with the PLM's tokenizer where one is named."""
-    targets = {"label": schema.label, "weight": schema.weight_column}
+    settings = {"label": schema.label, "weight": schema.weight_column, "min_frequency": args.min_frequency,
+                "hash_user_values": args.hash_user_values}  # fmt: skip
     if plm is None:
-        return FlipProcessor.from_dataset(rows, schema.fields, min_frequency=args.min_frequency, **targets)
-    tokenizer = AutoTokenizer.from_pretrained(plm)
+        return FlipProcessor.from_dataset(rows, schema.fields, **settings)
     limit = max_positions(AutoConfig.from_pretrained(plm))
-    return FlipProcessor.from_dataset(
-        rows, schema.fields, tokenizer, min_frequency=args.min_frequency, max_length=limit, **targets
-    )
+    return FlipProcessor.from_dataset(rows, schema.fields, AutoTokenizer.from_pretrained(plm), max_length=limit, **settings)
 
 
 def model_settings(args: TrainArguments, names) -> dict:
@@ -70,21 +69,26 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     path = args.model_name_or_path
     processor, config = FlipProcessor.from_pretrained(path), FlipConfig.from_pretrained(path)
     check_fields(processor, schema, path)
+    if args.hash_user_values and not processor.feature_extractor.hashed_fields:
+        raise ValueError(f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag")
     for name, value in model_settings(args, SHAPE).items():
         if value != getattr(config, name):
             raise ValueError(f"--{name} {value} does not fit {path}, which has {getattr(config, name)}; leave the flag out")
     settings |= model_settings(args, DROPOUTS)
-    model = FlipForCTR.from_pretrained(path, **settings, **loading_arguments(args))
+    with whole_checkpoint(path, args.base_model_name_or_path) as folder:
+        model = FlipForCTR.from_pretrained(folder, **settings, **loading_arguments(args))
     return model, processor.without_tokenizer() if model.config.strategy == "id" else processor
 
 
-def load_click_model(name_or_path: str) -> tuple[FlipForCTR, FlipProcessor]:
-    """A fine-tuned checkpoint, to score with. `ValueError` where it is not one."""
+def load_click_model(name_or_path: str, base_model_name_or_path: str | None = None) -> tuple[FlipForCTR, FlipProcessor]:
+    """A fine-tuned checkpoint, to score with: whole, or a LoRA adapter with its base. `ValueError` where it is not one."""
     config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type != FlipConfig.model_type or FlipForCTR.__name__ not in (config.architectures or []):
         kind = ", ".join(config.architectures or [config.model_type])
         raise ValueError(f"{name_or_path} is a {kind}, not a fine-tuned click model; run `flip-ctr finetune` first")
-    return FlipForCTR.from_pretrained(name_or_path), FlipProcessor.from_pretrained(name_or_path)
+    adapter = is_adapter(name_or_path)
+    model = load_adapter(name_or_path, base_model_name_or_path) if adapter else FlipForCTR.from_pretrained(name_or_path)
+    return model, FlipProcessor.from_pretrained(name_or_path)
 
 
 def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> None:

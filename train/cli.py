@@ -11,6 +11,7 @@ COMMANDS = {
     "finetune": ("finetune", "train click prediction: id, plm or joint"),
     "evaluate": ("evaluate_ctr", "metrics of a checkpoint on a split"),
     "predict": ("predict", "click probabilities for the rows of a file"),
+    "push": ("push", "publish a checkpoint on the Hugging Face Hub"),
     "demo": ("demo", "the whole pipeline on a generated catalogue, or on real data"),
 }
 

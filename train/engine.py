@@ -1,7 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What the training recipes share: start-up, data, optimizer, the training loop, scoring, results."""
 
-import json
 import logging
 import math
 import os
@@ -25,12 +24,11 @@ from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.samplers import GlobalBatchSampler
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.modeling_id_tower import FeatureEmbedding
-from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.hub import check_hub_arguments
+from flip_ctr.train.results import HISTORY_FILE, write_json
 
 logger = logging.getLogger("flip_ctr")
-
-RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
 
 
 def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
@@ -41,11 +39,12 @@ def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
 
 
 def start(args: TrainArguments, recipe: str) -> Accelerator:
-    """Checks the output folder, starts Accelerate, logging and trackers, and sets the seed.
+    """Checks the output folder and the Hub's arguments, starts Accelerate, logging and trackers, and sets the seed.
 
     Raises:
-        ValueError: the output folder holds files and `--overwrite_output_dir` was not given.
+        ValueError: the output folder holds files and `--overwrite_output_dir` was not given; or nothing could be pushed.
     """
+    check_hub_arguments(args)
     if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
         raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
     log_with = None if args.report_to == "none" else args.report_to
@@ -53,7 +52,7 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     set_up_logging(accelerator)
     os.makedirs(args.output_dir, exist_ok=True)
     if log_with:
-        accelerator.init_trackers(f"flip-ctr-{recipe}", config={k: str(v) for k, v in vars(args).items()})
+        accelerator.init_trackers(f"flip-ctr-{recipe}", config={k: str(v) for k, v in args.published().items()})
     set_seed(args.seed)
     return accelerator
 
@@ -255,41 +254,3 @@ def score(accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, b
         for name, part in values.items():
             result.setdefault(name, np.empty(len(dataset), np.float32))[rows] = part
     return result
-
-
-# --- results
-
-
-def write_json(accelerator: Accelerator, folder: str, name: str, content) -> None:
-    """Writes a JSON file from the main process; NaN becomes null, which JSON can say."""
-    if accelerator.is_main_process:
-        path = os.path.join(folder, name)
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(_without_nan(content), file, indent=2)
-            file.write("\n")
-
-
-def _without_nan(content):
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def report(accelerator: Accelerator, results: dict, output_dir: str | None = None) -> None:
-    """Prints the results, and writes them to `all_results.json` in the output folder."""
-    if output_dir is not None:
-        write_json(accelerator, output_dir, RESULTS_FILE, results)
-    width = max(map(len, results))
-    for name, value in results.items():
-        accelerator.print(f"{name:<{width}}  {value:.4f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
-
-
-def save(accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, folder: str) -> None:
-    """Saves model and processor as a checkpoint, from the main process."""
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(folder)
-        processor.save_pretrained(folder)
-    accelerator.wait_for_everyone()

@@ -8,13 +8,14 @@
 import os
 from dataclasses import dataclass
 
-
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import check_fields, load_click_model
-from flip_ctr.train.engine import load_rows, make_accelerator, report, score, set_up_logging, user_numbers
+from flip_ctr.train.engine import load_rows, make_accelerator, score, set_up_logging, user_numbers
 from flip_ctr.train.metrics import click_metrics
+from flip_ctr.train.plots import plot_reliability
+from flip_ctr.train.results import report
 
 
 @dataclass
@@ -22,7 +23,8 @@ class EvaluateArguments:
     dataset_dir: str = required("dataset folder written by `flip-ctr prepare`")
     model_name_or_path: str = required("a fine-tuned FLIP checkpoint: a path or hub id")
     split: str = option("test", "train, validation or test")
-    output_dir: str | None = option(None, "folder for all_results.json; only printed when not given")
+    output_dir: str | None = option(None, "folder for all_results.json and reliability.png; only printed when not given")
+    base_model_name_or_path: str | None = option(None, "base of a LoRA adapter, where the one that it names cannot be found")
     per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
     seed: int = option(42, "seed of that sample")
@@ -38,7 +40,7 @@ def run(args: EvaluateArguments) -> dict:
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     schema = DatasetSchema.load(args.dataset_dir)
-    model, processor = load_click_model(args.model_name_or_path)
+    model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
     check_fields(processor, schema, args.model_name_or_path)
     rows = load_rows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
     dataset = EncodedDataset(processor, rows, prompts=not processor.id_only)
@@ -55,6 +57,8 @@ def run(args: EvaluateArguments) -> dict:
     if args.output_dir is not None and accelerator.is_main_process:
         os.makedirs(args.output_dir, exist_ok=True)
     report(accelerator, results, args.output_dir)
+    if args.output_dir is not None and accelerator.is_main_process:
+        plot_reliability(scores["logits"], dataset.labels, args.output_dir)
     return results
 
 

@@ -13,12 +13,16 @@ from flip_ctr.configuration_flip import FUSIONS, STRATEGIES
 from flip_ctr.data.collators import FlipCollator
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.modeling_flip import FlipForCTR
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments
 from flip_ctr.train.build import is_flip_checkpoint, load_checkpoint, new_click_model, new_processor
-from flip_ctr.train.engine import load_rows, logger, make_loader, report, save, score, start, train, user_numbers
+from flip_ctr.train.card import training_record, write_card
+from flip_ctr.train.checkpoint import best_model, save
+from flip_ctr.train.engine import load_rows, logger, make_loader, score, start, train, user_numbers
+from flip_ctr.train.hub import push
+from flip_ctr.train.lora import add_lora, plain
 from flip_ctr.train.metrics import click_metrics
-from flip_ctr.train.plots import plot_history
+from flip_ctr.train.plots import plot_history, plot_reliability
+from flip_ctr.train.results import report
 
 
 # What validation preferred on ml-100k and ml-1m (see the README's results).
@@ -42,6 +46,7 @@ PAPER = {
 class FinetuneArguments(TrainArguments):
     model_name_or_path: str | None = option(None, "a pretrained FLIP checkpoint, or a bare PLM (no pretraining); none for an "
                                                   "ID-only model from scratch")  # fmt: skip
+    base_model_name_or_path: str | None = option(None, "base of a pretrained LoRA adapter, where the one that it names cannot be found")
     strategy: str = option("joint", "which towers predict: id, plm or joint", choices=list(STRATEGIES))
     fusion: str = option("scalar", "how joint weighs the towers: scalar, gate (each row its own weight) or raw (the release)",
                          choices=list(FUSIONS))  # fmt: skip
@@ -74,6 +79,7 @@ def run(args: FinetuneArguments) -> dict:
     """
     # 1. Accelerate, logging, seed
     accelerator = start(args, "finetune")
+    record = training_record(args, "finetune")
 
     # 2. Rows
     schema = DatasetSchema.load(args.dataset_dir)
@@ -90,13 +96,16 @@ def run(args: FinetuneArguments) -> dict:
     else:
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
+    if args.use_lora:
+        model = add_lora(model, args)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     prompts = args.strategy != "id"
     train_set, eval_set = EncodedDataset(processor, train_rows, prompts), EncodedDataset(processor, eval_rows, prompts)
     if train_set.labels is None or eval_set.labels is None:
         raise ValueError(f"{args.dataset_dir}: no column '{processor.label}' to learn from")
-    logger.info(f"{args.strategy}: {len(train_set):,} training rows, {model.num_parameters():,} parameters")
+    logger.info(f"{args.strategy}: {len(train_set):,} training rows, {model.num_parameters():,} parameters, "
+                f"{model.num_parameters(only_trainable=True):,} of them trained")  # fmt: skip
 
     # 4. Train; validation decides what is kept
     collator = FlipCollator(processor, args.seed, args.unk_rate)
@@ -111,11 +120,11 @@ def run(args: FinetuneArguments) -> dict:
 
     history = train(
         accelerator, model, loader, args, evaluate, criterion, patience=args.early_stopping_patience,
-        on_best=lambda: save(accelerator, model, processor, args.output_dir),
+        on_best=lambda: save(accelerator, model, processor, args, record),
     )  # fmt: skip
 
     # 5. The test split, once, with the best checkpoint
-    best = FlipForCTR.from_pretrained(args.output_dir, dtype=model.dtype).to(accelerator.device)
+    best = best_model(accelerator, model, processor, args, record)
     test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
     test_set = EncodedDataset(processor, test_rows, prompts)
     scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
@@ -126,13 +135,19 @@ def run(args: FinetuneArguments) -> dict:
     chosen = max(evaluations, key=criterion)
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
     results |= {f"test_{name}": value for name, value in test.items()}
-    seconds = history[-1]["seconds"]
     results |= {"best_step": chosen["step"], "best_epoch": chosen["epoch"], "train_rows": len(train_set),
-                "train_steps": history[-1]["step"], "train_seconds": seconds}  # fmt: skip
+                "train_steps": history[-1]["step"], "train_seconds": history[-1]["seconds"],
+                "num_processes": accelerator.num_processes}  # fmt: skip
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
+        plot_reliability(scores["logits"], test_set.labels, args.output_dir)
+        write_card(args.output_dir, record, plain(best), processor, schema, args.dataset_dir, results)
     accelerator.end_training()
+
+    # 7. The Hub, where asked for
+    if accelerator.is_main_process and args.push_to_hub:
+        push(args)
     return results
 
 

@@ -4,9 +4,13 @@
 import logging
 import os
 
+import numpy as np
+from scipy.special import expit
+
 logger = logging.getLogger("flip_ctr")
 
-CURVES_FILE, COMPARISON_FILE = "training.png", "comparison.png"
+CURVES_FILE, COMPARISON_FILE, RELIABILITY_FILE = "training.png", "comparison.png", "reliability.png"
+RELIABILITY_BINS = 15
 # validated categorical order; text stays in ink colours
 COLORS = ["#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948"]
 INK, MUTED, GRID = "#0b0b0b", "#52514e", "#e4e3df"
@@ -59,6 +63,37 @@ def plot_history(history: list[dict], folder: str) -> str | None:
         if len(shown) > 1:
             axis.legend()
     return _save(plt, figure, folder, CURVES_FILE)
+
+
+def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str | None:
+    """Draws `reliability.png`: observed click rate against predicted probability, in bins of equal size, above their distribution.
+
+    Args:
+        logits: `(N,)` log odds.
+        labels: `(N,)` clicks, 0 or 1.
+    """
+    plt = _pyplot()
+    if plt is None:
+        return None
+    probabilities = expit(logits.astype(np.float64))
+    bins = [part for part in np.array_split(np.argsort(logits, kind="stable"), RELIABILITY_BINS) if len(part)]
+    sizes = np.array([len(part) for part in bins])
+    predicted = np.array([probabilities[part].mean() for part in bins])
+    observed = np.array([labels[part].mean() for part in bins])
+    # Wilson's interval: that of the normal approximation has no width where a bin is all clicks or none
+    z = 1.96
+    center = (observed + z**2 / (2 * sizes)) / (1 + z**2 / sizes)
+    half = z * np.sqrt(observed * (1 - observed) / sizes + z**2 / (4 * sizes**2)) / (1 + z**2 / sizes)
+    bounds = np.clip(np.stack([observed - (center - half), center + half - observed]), 0, None)
+    figure, (above, below) = plt.subplots(2, 1, figsize=(4.2, 4.6), sharex=True, height_ratios=(3.4, 1), layout="constrained")
+    above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
+    above.errorbar(predicted, observed, yerr=bounds, fmt="o", color=COLORS[0], markersize=4.5, elinewidth=1.2, label="observed, 95 %")
+    above.set(title="Reliability", ylabel="observed click rate", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    above.legend(loc="upper left")
+    below.hist(probabilities, bins=np.linspace(0, 1, 41), color=COLORS[0])
+    below.set(xlabel="predicted click probability", ylabel="rows")
+    below.grid(False, axis="x")
+    return _save(plt, figure, folder, RELIABILITY_FILE)
 
 
 def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str]) -> str | None:

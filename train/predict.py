@@ -25,6 +25,7 @@ class PredictArguments:
     model_name_or_path: str = required("a fine-tuned FLIP checkpoint: a path or hub id")
     input: str = required(f"file with the rows ({', '.join(FORMATS)})")
     output: str = required(f"file to write, the rows with their probabilities ({', '.join(FORMATS)})")
+    base_model_name_or_path: str | None = option(None, "base of a LoRA adapter, where the one that it names cannot be found")
     per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
     mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
 
@@ -38,7 +39,7 @@ def run(args: PredictArguments) -> pa.Table:
     file_format(args.output)  # before any work
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
-    model, processor = load_click_model(args.model_name_or_path)
+    model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
     rows = read_rows(args.input, processor.feature_extractor.all_fields)
     if len(rows) == 0:
         raise ValueError(f"{args.input} has no rows")

@@ -14,8 +14,13 @@ from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments, required
 from flip_ctr.train.build import is_flip_checkpoint, new_pretraining_model, new_processor
-from flip_ctr.train.engine import load_rows, logger, make_loader, report, save, start, train
+from flip_ctr.train.card import training_record, write_card
+from flip_ctr.train.checkpoint import save
+from flip_ctr.train.engine import load_rows, logger, make_loader, start, train
+from flip_ctr.train.hub import push
+from flip_ctr.train.lora import add_lora, merge, plain
 from flip_ctr.train.plots import plot_history
+from flip_ctr.train.results import report
 
 
 DEFAULTS = {
@@ -43,6 +48,8 @@ class PretrainArguments(TrainArguments):
     icl_temperature: float | None = option(None, "start of the temperature of cosine (0.07), or that of dot (0.7)")
     projection_dim: int = option(128, "size of the space of contrastive learning")
 
+    hub_pretraining_heads: bool = option(False, "publish the MLM and MTM heads too: they can return a user's demographics from an id")
+
     def recipe_defaults(self) -> dict:
         return DEFAULTS["--preset paper" if self.preset == "paper" else "pretraining"]
 
@@ -55,6 +62,7 @@ def run(args: PretrainArguments) -> dict:
     """
     # 1. Accelerate, logging, seed
     accelerator = start(args, "pretrain")
+    record = training_record(args, "pretrain")
 
     # 2. Rows and vocabularies: the training split only
     schema = DatasetSchema.load(args.dataset_dir)
@@ -70,9 +78,11 @@ def run(args: PretrainArguments) -> dict:
     # 3. Model
     model = new_pretraining_model(processor, args)
     model.set_feature_counts(torch.from_numpy(train_set.feature_counts()))
+    if args.use_lora:
+        model = add_lora(model, args)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    logger.info(f"{model.num_parameters():,} parameters")
+    logger.info(f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trained")
 
     # 4. Batches with masks
     masks = {name: getattr(args, name) for name in ("text_mask_ratio", "id_mask_ratio", "mask_unit")}
@@ -92,13 +102,20 @@ def run(args: PretrainArguments) -> dict:
     history = train(accelerator, model, loader, args, evaluate)
 
     # 6. Save
-    save(accelerator, model, processor, args.output_dir)
+    whole = merge(model) if args.use_lora and not args.lora_adapter_only else model
+    save(accelerator, whole, processor, args, record)
     results = {name: value for name, value in history[-1].items() if name.startswith("eval_")}
-    results |= {"train_rows": len(train_set), "train_steps": history[-1]["step"]}
+    results |= {"train_rows": len(train_set), "train_steps": history[-1]["step"], "train_seconds": history[-1]["seconds"],
+                "num_processes": accelerator.num_processes}  # fmt: skip
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
+        write_card(args.output_dir, record, plain(whole), processor, schema, args.dataset_dir, results)
     accelerator.end_training()
+
+    # 7. The Hub, where asked for
+    if accelerator.is_main_process and args.push_to_hub:
+        push(args)
     return results
 
 

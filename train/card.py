@@ -1,0 +1,394 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""What a checkpoint says of itself: the record of its training (`training_args.json`) and its model card (`README.md`)."""
+
+import json
+import os
+from importlib.resources import files
+
+import accelerate
+import torch
+import transformers
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
+from transformers.utils import cached_file
+
+import flip_ctr
+from flip_ctr.configuration_flip import PIPELINE_TASK
+from flip_ctr.data.dataset_folder import REPORT_NAME, markdown_table
+from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.modeling_flip import FlipForCTR, FlipPreTrainedModel
+from flip_ctr.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.lora import ADAPTER_CONFIG
+from flip_ctr.train.plots import CURVES_FILE, RELIABILITY_FILE
+
+CARD, RECORD = "README.md", "training_args.json"
+PLACEHOLDER = "path/or/hub-id"  # stands for the repository until a checkpoint has one
+PAPER = "https://arxiv.org/abs/2310.19453"
+STRATEGIES = {
+    "id": "FLIP_ID: the ID tower alone predicts; no language model is needed to serve it",
+    "plm": "FLIP_PLM: the language model alone predicts, from the row as a sentence",
+    "joint": "FLIP: the ID tower and the language model predict together",
+}
+TOWERS = {"dcnv2": "DCNv2", "deepfm": "DeepFM", "autoint": "AutoInt"}
+# metric of the results -> (its name for people, its type in the Hub's model-index)
+METRICS = {
+    "auc": ("AUC", "roc_auc"),
+    "logloss": ("LogLoss", "log_loss"),
+    "gauc": ("GAUC (per user)", "gauc"),
+    "ece": ("expected calibration error", "expected_calibration_error"),
+    "predicted_actual_ratio": ("predicted / actual clicks", "predicted_actual_ratio"),
+}
+ALIGNMENT = {"mlm": "masked tokens recovered (MLM)", "mtm": "masked ids recovered (MTM)"}
+PICTURES = {
+    CURVES_FILE: ("training curves", "The course of training."),
+    RELIABILITY_FILE: ("reliability diagram", "Reliability on the test split: of rows with a predicted click probability of p, a "
+                                              "share p should be clicks. Bins of equal size, with 95 % intervals."),
+}  # fmt: skip
+CITATION = """@inproceedings{wang2024flip,
+  title     = {{FLIP}: Fine-grained Alignment between ID-based Models and Pretrained Language Models for CTR Prediction},
+  author    = {Wang, Hangyu and Lin, Jianghao and Li, Xiangyang and Chen, Bo and Zhu, Chenxu and Tang, Ruiming and Zhang, Weinan and Yu, Yong},
+  booktitle = {Proceedings of the 18th ACM Conference on Recommender Systems (RecSys)},
+  year      = {2024}
+}"""
+
+
+# --- the record of training
+
+
+def read_record(name_or_path: str | None) -> dict | None:
+    """The training record of a checkpoint, a folder or hub id; None where it has none."""
+    if name_or_path is None:
+        return None
+    path = cached_file(name_or_path, RECORD, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def training_record(args: TrainArguments, recipe: str) -> dict:
+    """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started from."""
+    source = getattr(args, "model_name_or_path", None)
+    before = read_record(source)
+    hub_id = source if source is not None and not os.path.exists(source) else None
+    return {
+        "recipe": recipe,
+        "versions": {one.__name__: one.__version__ for one in (flip_ctr, transformers, accelerate, torch)},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "arguments": args.published(),
+        "changed": args.changed(),
+        # the model on the Hub that all this started from, where there is one
+        "base_model": before.get("base_model") if before else hub_id,
+        "plm": before.get("plm") if before else args.published().get("model_name_or_path"),
+        "started_from": before,
+    }
+
+
+# --- the card
+
+
+def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor: FlipProcessor, schema: DatasetSchema,
+               dataset_dir: str, results: dict) -> str:  # fmt: skip
+    """Renders `model_cards/template.md` into the folder's `README.md` and returns its path.
+
+    Args:
+        record: see [`training_record`].
+        model: the model that the folder holds.
+        dataset_dir: the dataset folder that it was trained on; its own card gives title and licence.
+        results: of the recipe; `eval_…` are of validation, `test_…` of the test split.
+    """
+    data = _dataset_facts(dataset_dir, schema)
+    is_click = isinstance(model, FlipForCTR)
+    parts = {
+        "title": _title(model, data),
+        "summary": _summary(model, record, data),
+        "metrics_table": _metrics(results),
+        "metrics_note": _metrics_note(is_click),
+        "pictures": [{"file": file, "alt": alt, "caption": caption} for file, (alt, caption) in PICTURES.items()
+                     if os.path.isfile(os.path.join(folder, file))],
+        "use": _use(folder, model, processor, data),
+        "model_table": _model_table(model, record),
+        "data": _data(schema, data, results),
+        "fields_table": _fields_table(processor),
+        "training": _training(record, results),
+        "limits": _limits(model, processor),
+        "licence": _licence(data, record),
+        "citation": CITATION,
+    }  # fmt: skip
+    template = files("flip_ctr").joinpath("model_cards", "template.md")
+    card = ModelCard.from_template(_metadata(model, record, schema, data, results), template_str=template.read_text("utf-8"), **parts)
+    path = os.path.join(folder, CARD)
+    card.save(path)
+    return path
+
+
+def _dataset_facts(dataset_dir: str, schema: DatasetSchema) -> dict:
+    facts = {"title": schema.dataset, "name": schema.dataset, "report": {}}
+    card, report = os.path.join(dataset_dir, "README.md"), os.path.join(dataset_dir, REPORT_NAME)
+    if os.path.isfile(card):
+        data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        facts |= {"title": data.get("pretty_name", schema.dataset)}
+        facts |= {name: data[name] for name in ("license", "license_name", "license_link") if name in data}
+    if os.path.isfile(report):
+        with open(report, encoding="utf-8") as file:
+            facts["report"] = json.load(file)
+    return facts
+
+
+def _tower(model: FlipPreTrainedModel) -> str:
+    return TOWERS.get(model.config.id_tower, model.config.id_tower)
+
+
+def _plm(model: FlipPreTrainedModel, record: dict) -> str:
+    text = model.config.text_config
+    size = f"{getattr(text, 'num_hidden_layers', '?')} layers of {text.hidden_size}"
+    return f"{record['plm'] or text.model_type} ({text.model_type}, {size})"
+
+
+def _title(model: FlipPreTrainedModel, data: dict) -> str:
+    name = {"id": "FLIP_ID", "plm": "FLIP_PLM", "joint": "FLIP"}[model.config.strategy] if isinstance(model, FlipForCTR) else "FLIP, pretrained"
+    return f"{name} for {data['title'].removesuffix(' for click-through rate prediction')}"
+
+
+def _summary(model: FlipPreTrainedModel, record: dict, data: dict) -> str:
+    if not isinstance(model, FlipForCTR):
+        return (
+            f"An ID tower ({_tower(model)}) and a language model ({record['plm']}) aligned on the same rows without labels, by "
+            f"[FLIP]({PAPER}). The start of fine-tuning for click prediction, and an encoder of rows from either view."
+        )
+    towers = {"id": lambda: f"An ID-based click model ({_tower(model)})",
+              "plm": lambda: f"A click model on a language model ({_plm(model, record)})",
+              "joint": lambda: f"A click model of an ID tower ({_tower(model)}) and a language model ({_plm(model, record)})"}  # fmt: skip
+    start = record["started_from"]
+    if start and start["recipe"] == "pretrain":
+        origin = f", aligned in pretraining by [FLIP]({PAPER})"
+    else:
+        origin = f", trained without FLIP's pretraining ([paper]({PAPER}))"
+    return f"{towers[model.config.strategy]()}{origin}. It predicts the probability of a click from a row of plain columns."
+
+
+def _number(value) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _metrics(results: dict) -> str:
+    rows = [
+        [title, *(_number(results[f"{split}_{name}"]) if results.get(f"{split}_{name}") is not None else "" for split in ("eval", "test"))]
+        for name, (title, _) in {**METRICS, "rows": ("rows", "")}.items()
+        if results.get(f"eval_{name}") is not None
+    ]
+    if "eval_auc" in results:
+        return markdown_table(["", "validation", "test"], rows)
+    rows = [
+        [title, _number(results[f"eval_{kind}_accuracy"]), _number(results[f"eval_{kind}_shuffled_accuracy"])]
+        for kind, title in ALIGNMENT.items()
+        if f"eval_{kind}_accuracy" in results
+    ]
+    if "eval_icl_accuracy" in results:
+        rows.append(["own counterpart found in the batch (ICL)", _number(results["eval_icl_accuracy"]), ""])
+    return markdown_table(["validation", "true rows", "shuffled rows"], rows)
+
+
+def _metrics_note(is_click: bool) -> str:
+    if is_click:
+        return ("One run with one seed. The checkpoint is the one with the best AUC − LogLoss on validation; the test split was "
+                "scored once, with that checkpoint.")  # fmt: skip
+    return ("Share of masked tokens and ids that are recovered, with the other view's true rows and with those of another row. Only the "
+            "gap is alignment.")  # fmt: skip
+
+
+def _example_row(processor: FlipProcessor, data: dict) -> dict:
+    """A made-up row: the commonest value of each field, and blanks where the vocabulary does not tell."""
+    extractor, row = processor.feature_extractor, {}
+    values = {field.name: words for field, words in zip(extractor.id_fields, extractor.vocabularies)}
+    for field in extractor.all_fields:
+        words = values.get(field.name) or []
+        known = words[0] if words and field.name not in extractor.hashed_fields else None
+        convert = {"int": int, "float": float, "bool": lambda word: word == "true"}.get(field.type, str)
+        row[field.name] = None if known is None else convert(known)
+    return row
+
+
+def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, data: dict) -> str:
+    row = ",\n       ".join(f"{json.dumps(name)}: {value!r}" for name, value in _example_row(processor, data).items())
+    row = f"row = {{{row}}}"
+    if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
+        return f"""This folder is a LoRA adapter with the ID tower and the heads: it needs its base, and `pip install flip-ctr`.
+
+```python
+import flip_ctr
+from flip_ctr.train.lora import load_adapter
+from transformers import AutoProcessor
+
+model = load_adapter("{PLACEHOLDER}").eval()    # base_model_name_or_path=... where the base is a folder of yours
+processor = AutoProcessor.from_pretrained("{PLACEHOLDER}")
+
+{row}
+output = model(**processor([row]))
+```"""
+    if not isinstance(model, FlipForCTR):
+        return f"""Fine-tune it with `flip-ctr finetune --model_name_or_path {PLACEHOLDER} …`, or take the rows' embeddings:
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{PLACEHOLDER}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{PLACEHOLDER}", trust_remote_code=True)
+
+{row}
+views = getattr(model, "flip", model)(**processor(row))    # both views of the row, in one space
+views.id_embeds, views.text_embeds
+```
+
+The heads of masked language and masked tabular modelling are in this repository only if its publisher asked for that: they can
+return a user's demographics from an id."""
+    return f"""With nothing but transformers and torch (`trust_remote_code=True` runs the code of this repository; read it first):
+
+```python
+from transformers import pipeline
+
+score = pipeline("{PIPELINE_TASK}", model="{PLACEHOLDER}", trust_remote_code=True)
+{row}
+score(row)    # or a list of rows, a pandas frame, a datasets dataset
+```
+
+or step by step:
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{PLACEHOLDER}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{PLACEHOLDER}", trust_remote_code=True)
+probability = model(**processor([row])).logits.sigmoid()    # (rows, 1)
+```
+
+After `pip install flip-ctr` and `import flip_ctr`, neither needs `trust_remote_code`. A file of rows:
+`flip-ctr predict --model_name_or_path {PLACEHOLDER} --input rows.csv --output scores.parquet`.
+
+Values that were not in the training rows are unknown to the ID tower{"" if processor.id_only else " and plain words to the language model"}; a null is allowed."""
+
+
+def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
+    def millions(module) -> str:
+        count = sum(parameter.numel() for parameter in module.parameters())
+        return f"{count / 1e6:.2f} M parameters"
+
+    config, core, rows = model.config, model.base_model, []
+    if isinstance(model, FlipForCTR):
+        rows.append(["strategy", f"`{config.strategy}`: {STRATEGIES[config.strategy]}"])
+    if core.id_tower is not None:
+        rows.append(["ID tower", f"{_tower(model)}, embeddings of {config.id_embedding_size}, {len(config.id_fields)} fields, {millions(core.id_tower)}"])
+    if core.text_encoder is not None:
+        rows.append(["language model (PLM)", f"{_plm(model, record)}, {millions(core.text_encoder)}, pooling `{config.text_pooling}`"])
+    if record["arguments"].get("use_lora"):
+        kept = "apart from its base" if record["arguments"]["lora_adapter_only"] else "merged into the PLM"
+        rows.append(["LoRA", f"rank {record['arguments']['lora_r']}, {kept}"])
+    if isinstance(model, FlipForCTR) and config.strategy == "joint":
+        rows.append(["fusion", f"`{config.fusion}`"])
+    return markdown_table(["part", ""], rows).replace("---:", "---")
+
+
+def _data(schema: DatasetSchema, data: dict, results: dict) -> str:
+    protocol, lines = schema.protocol, [f"* **Dataset** {data['title']} (`{schema.dataset}`)."]
+    if "label_rule" in protocol:
+        lines.append(f"* **Label** `{schema.label}`: {protocol['label_rule']}.")
+    if "split" in protocol:
+        rule = f": {protocol['split_rule']}" if "split_rule" in protocol else ""
+        lines.append(f"* **Split** `{protocol['split']}`, seed {protocol.get('split_seed')}{rule}.")
+    splits = data["report"].get("splits", {})
+    if splits:
+        sizes = ", ".join(f"{name} {one['rows']:,}" for name, one in splits.items())
+        lines.append(f"* **Rows** {sizes}; {results['train_rows']:,} of the training rows were used.")
+    return "\n".join(lines)
+
+
+def _fields_table(processor: FlipProcessor) -> str:
+    hashed = processor.feature_extractor.hashed_fields
+    rows = [
+        [f"`{field.name}`", field.type, field.entity, " + ".join(field.sides),
+         f"{field.vocab_size:,}{' (hashed)' if field.name in hashed else ''}" if field.on_id_side else ""]
+        for field in processor.feature_extractor.all_fields
+    ]  # fmt: skip
+    return markdown_table(["column", "type", "of the", "views", "feature ids"], rows)
+
+
+def _changed_table(record: dict) -> str:
+    if not record["changed"]:
+        return "All hyperparameters have the recipe's defaults."
+    rows = [[f"`{name}`", f"{one['value']}", f"{one['default']}"] for name, one in sorted(record["changed"].items())]
+    return "Hyperparameters that differ from the recipe's defaults:\n\n" + markdown_table(["", "value", "default"], rows)
+
+
+def _training(record: dict, results: dict) -> str:
+    arguments, text = record["arguments"], []
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    chosen = f" The best checkpoint is of epoch {results['best_epoch']:.1f}." if "best_epoch" in results else ""
+    text.append(
+        f"`flip-ctr {record['recipe']}`: {results['train_steps']:,} steps over {results['train_rows']:,} rows in "
+        f"{results['train_seconds'] / 60:.1f} minutes on {results['num_processes']} process(es), {record['device']}, precision "
+        f"{'fp32' if arguments['mixed_precision'] == 'no' else arguments['mixed_precision']}.{chosen} {versions}."
+    )
+    text.append(_changed_table(record))
+    before = record["started_from"]
+    while before:
+        text.append(f"It started from a checkpoint of `flip-ctr {before['recipe']}`. {_changed_table(before)}")
+        before = before["started_from"]
+    return "\n\n".join(text)
+
+
+def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
+    extractor, core = processor.feature_extractor, model.base_model
+    users = [field for field in extractor.all_fields if field.entity == "user"]
+    stored = [f"`{field.name}`" for field in users if field.on_id_side and field.name not in extractor.hashed_fields]
+    hashed = [f"`{field.name}`" for field in users if field.name in extractor.hashed_fields]
+    prompted = [f"`{field.name}`" for field in users if field.on_text_side] if core.text_encoder is not None else []
+    lines = []
+    if stored:
+        lines.append(f"* The vocabulary, in `processor_config.json`, lists the values of these fields of users: {', '.join(stored)}.")
+    if hashed:
+        secret = "with a secret key that is not here" if extractor.hash_check else (
+            "with a key that is published beside them, so that a guessed value can be tested")  # fmt: skip
+        lines.append(f"* Of these fields of users the vocabulary holds hashes only: {', '.join(hashed)}, made {secret}.")
+    if prompted:
+        lines.append(f"* The prompt of a row contains these fields of users: {', '.join(prompted)}. The language model was trained on such prompts.")
+    if not users:
+        lines.append("* No field describes a user.")
+    lines += [
+        "* It was trained on the rows described above and predicts clicks as defined there. On other populations, catalogues or times its "
+        "probabilities are not calibrated until you have checked them.",
+        "* Where demographics are among the fields, predictions depend on them. Check what that means before people are affected.",
+    ]
+    return "\n".join(lines)
+
+
+def _licence(data: dict, record: dict) -> str:
+    text = "The code in this repository is under the Apache License 2.0."
+    if data.get("license") == "other":
+        text += (f" The model was trained on {data['title']}, whose own terms ([{data.get('license_name', 'licence')}]"
+                 f"({data.get('license_link', '')})) say what may be done with the data and what is made from them.")  # fmt: skip
+    elif data.get("license"):
+        text += f" The training data are under `{data['license']}`."
+    if record["plm"]:
+        text += f" The language model {record['plm']} has its own licence."
+    return text
+
+
+def _metadata(model: FlipPreTrainedModel, record: dict, schema: DatasetSchema, data: dict, results: dict) -> ModelCardData:
+    is_click, config = isinstance(model, FlipForCTR), model.config
+    evaluations = [
+        EvalResult(
+            task_type="tabular-classification", task_name="click-through rate prediction", dataset_type=schema.dataset,
+            dataset_name=data["title"], dataset_split=split, metric_type=kind, metric_name=title, metric_value=round(value, 5),
+        )
+        for split, prefix in (("test", "test"), ("validation", "eval"))
+        for name, (title, kind) in METRICS.items()
+        if is_click and (value := results.get(f"{prefix}_{name}")) is not None
+    ]  # fmt: skip
+    tags = ["click-through-rate", "recommendation", "flip", "flip-ctr", config.id_tower]
+    licence = {name: data[name] for name in ("license", "license_name", "license_link") if name in data}
+    return ModelCardData(
+        library_name="transformers", pipeline_tag="tabular-classification" if is_click else "feature-extraction",
+        base_model=record["base_model"], tags=tags + ([config.strategy] if is_click else []),
+        **(licence if licence.get("license") == "other" else {}),
+        **({"model_name": f"flip-{schema.dataset}", "eval_results": evaluations, "metrics": ["roc_auc", "log_loss"]} if evaluations else {}),
+    )  # fmt: skip

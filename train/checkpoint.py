@@ -1,0 +1,64 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""A checkpoint folder: which files are its own, and how it is written so that it is whole at every moment."""
+
+import os
+import tempfile
+from fnmatch import fnmatch
+
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+
+from flip_ctr.modeling_flip import FlipForCTR
+from flip_ctr.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.card import RECORD
+from flip_ctr.train.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, restore_adapter, save_adapter
+from flip_ctr.train.results import write_json
+
+WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+CODE = ("configuration_flip.py", "modeling_flip*.py", "modeling_id_tower.py", "feature_extraction_flip.py",
+        "processing_flip.py", "pipeline_flip.py")  # fmt: skip
+PROCESSOR = ("processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+             "*.model")  # fmt: skip
+
+
+def matches(name: str, patterns) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def save(accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainArguments,
+         record: dict) -> None:  # fmt: skip
+    """Saves model, processor and training record to `--output_dir` from the main process; a LoRA model as an adapter.
+
+    Everything is written beside first, then put in place; files of another checkpoint that lay there go.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        model = accelerator.unwrap_model(model)
+        with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".saving-") as partial:
+            if isinstance(model, PeftModel):
+                save_adapter(model, partial, args.model_name_or_path)
+            else:
+                model.save_pretrained(partial)
+            processor.save_pretrained(partial)
+            write_json(accelerator, partial, RECORD, record)
+            new = os.listdir(partial)
+            for name in new:
+                os.replace(os.path.join(partial, name), os.path.join(args.output_dir, name))
+            for name in os.listdir(args.output_dir):
+                if matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in new:
+                    os.remove(os.path.join(args.output_dir, name))
+    accelerator.wait_for_everyone()
+
+
+def best_model(accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainArguments,
+               record: dict) -> nn.Module:  # fmt: skip
+    """The best click model of a run, as its checkpoint gives it; that of a LoRA run is merged, unless only the adapter is kept."""
+    accelerator.wait_for_everyone()
+    if isinstance(model, PeftModel):
+        restore_adapter(model, args.output_dir)
+        if args.lora_adapter_only:
+            return model
+        save(accelerator, merge(model), processor, args, record)
+    return FlipForCTR.from_pretrained(args.output_dir, dtype=model.dtype).to(accelerator.device)
