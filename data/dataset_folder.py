@@ -147,9 +147,9 @@ def split_statistics(splits: dict[str, pa.Table], schema: DatasetSchema) -> dict
     return statistics
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A Markdown table; all columns but the first are set right."""
-    cells = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence], right: bool = True) -> str:
+    """A Markdown table; all columns but the first are set right, unless told otherwise."""
+    cells = [header, ["---"] + ["---:" if right else "---"] * (len(header) - 1), *rows]
     lines = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -12,6 +12,8 @@ from typing import TypeVar
 import yaml
 from transformers import HfArgumentParser
 
+from flip_ctr.configuration_flip import FlipConfig
+
 Arguments = TypeVar("Arguments")
 
 # Arguments that say where files lie, or are secret: never written into a checkpoint, a card or a tracker.
@@ -187,10 +189,13 @@ class TrainArguments:
     def changed(self) -> dict:
         """The published arguments that differ from the recipe's defaults: name -> `value` and `default`."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | self.recipe_defaults()
+        config = FlipConfig()  # an argument of the model that is not given has the model's default
+        shown = {name: getattr(config, name, None) if value is None else value for name, value in defaults.items()}
+        names = {"model_name_or_path", "base_model_name_or_path"}
         return {
-            name: {"value": value, "default": defaults.get(name)}
+            name: {"value": value, "default": shown[name]}
             for name, value in self.published().items()
-            if name not in ("model_name_or_path", "base_model_name_or_path") and value != defaults.get(name)
+            if name not in names and value not in (defaults[name], shown[name])
         }
 
     def __post_init__(self):

@@ -12,9 +12,10 @@ from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from transformers.utils import cached_file
 
 import flip_ctr
-from flip_ctr.configuration_flip import PIPELINE_TASK
-from flip_ctr.data.dataset_folder import REPORT_NAME, markdown_table
+from flip_ctr.configuration_flip import NUM_RESERVED_IDS, PIPELINE_TASK
+from flip_ctr.data.dataset_folder import REPORT_NAME, markdown_table, read_split
 from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.feature_extraction_flip import canonical_value
 from flip_ctr.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
@@ -106,7 +107,7 @@ def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor:
         "metrics_note": _metrics_note(is_click),
         "pictures": [{"file": file, "alt": alt, "caption": caption} for file, (alt, caption) in PICTURES.items()
                      if os.path.isfile(os.path.join(folder, file))],
-        "use": _use(folder, model, processor, data),
+        "use": _use(folder, model, processor, read_split(dataset_dir, "train")),
         "model_table": _model_table(model, record),
         "data": _data(schema, data, results),
         "fields_table": _fields_table(processor),
@@ -127,7 +128,7 @@ def _dataset_facts(dataset_dir: str, schema: DatasetSchema) -> dict:
     card, report = os.path.join(dataset_dir, "README.md"), os.path.join(dataset_dir, REPORT_NAME)
     if os.path.isfile(card):
         data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
-        facts |= {"title": data.get("pretty_name", schema.dataset)}
+        facts["title"] = data.get("pretty_name", schema.dataset).removesuffix(" for click-through rate prediction")
         facts |= {name: data[name] for name in ("license", "license_name", "license_link") if name in data}
     if os.path.isfile(report):
         with open(report, encoding="utf-8") as file:
@@ -147,7 +148,7 @@ def _plm(model: FlipPreTrainedModel, record: dict) -> str:
 
 def _title(model: FlipPreTrainedModel, data: dict) -> str:
     name = {"id": "FLIP_ID", "plm": "FLIP_PLM", "joint": "FLIP"}[model.config.strategy] if isinstance(model, FlipForCTR) else "FLIP, pretrained"
-    return f"{name} for {data['title'].removesuffix(' for click-through rate prediction')}"
+    return f"{name} for {data['title']}"
 
 
 def _summary(model: FlipPreTrainedModel, record: dict, data: dict) -> str:
@@ -197,21 +198,33 @@ def _metrics_note(is_click: bool) -> str:
             "gap is alignment.")  # fmt: skip
 
 
-def _example_row(processor: FlipProcessor, data: dict) -> dict:
-    """A made-up row: the commonest value of each field, and blanks where the vocabulary does not tell."""
-    extractor, row = processor.feature_extractor, {}
-    values = {field.name: words for field, words in zip(extractor.id_fields, extractor.vocabularies)}
+def _example_row(processor: FlipProcessor, rows) -> dict:
+    """A row to try: a common item as a training row has it; of users, who are nobody's example, the commonest value of each field."""
+    extractor = processor.feature_extractor
+    vocabularies = {field.name: words for field, words in zip(extractor.id_fields, extractor.vocabularies)}
+    item = {}
+    for field in extractor.id_fields:
+        if field.key and field.entity != "user" and not item:
+            column, common = rows.column(field.name).slice(0, 100_000), vocabularies[field.name][0]
+            found = next((i for i, value in enumerate(column.to_pylist()) if canonical_value(value, field.type) == common), 0)
+            item = rows.slice(found, 1).to_pylist()[0]
+    row = {}
     for field in extractor.all_fields:
-        words = values.get(field.name) or []
-        known = words[0] if words and field.name not in extractor.hashed_fields else None
-        convert = {"int": int, "float": float, "bool": lambda word: word == "true"}.get(field.type, str)
-        row[field.name] = None if known is None else convert(known)
+        known = vocabularies.get(field.name) or [None]
+        if field.entity == "user":
+            convert = {"int": int, "float": float, "bool": lambda word: word == "true"}.get(field.type, str)
+            row[field.name] = convert(known[0]) if known[0] is not None and field.name not in extractor.hashed_fields else None
+        else:
+            row[field.name] = item.get(field.name)
     return row
 
 
-def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, data: dict) -> str:
-    row = ",\n       ".join(f"{json.dumps(name)}: {value!r}" for name, value in _example_row(processor, data).items())
-    row = f"row = {{{row}}}"
+def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, rows) -> str:
+    pairs = (f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)}"
+             for name, value in _example_row(processor, rows).items())  # fmt: skip
+    row = f"row = {{{', '.join(pairs)}}}"
+    if len(row) > 120:
+        row = row.replace(', "', ',\n       "')
     if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
         return f"""This folder is a LoRA adapter with the ID tower and the heads: it needs its base, and `pip install flip-ctr`.
 
@@ -269,23 +282,23 @@ Values that were not in the training rows are unknown to the ID tower{"" if proc
 
 
 def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
-    def millions(module) -> str:
-        count = sum(parameter.numel() for parameter in module.parameters())
-        return f"{count / 1e6:.2f} M parameters"
+    def size(module) -> str:
+        own = (parameter.numel() for name, parameter in module.named_parameters() if ".lora_" not in name)
+        return f"{sum(own):,} parameters"
 
     config, core, rows = model.config, model.base_model, []
     if isinstance(model, FlipForCTR):
         rows.append(["strategy", f"`{config.strategy}`: {STRATEGIES[config.strategy]}"])
     if core.id_tower is not None:
-        rows.append(["ID tower", f"{_tower(model)}, embeddings of {config.id_embedding_size}, {len(config.id_fields)} fields, {millions(core.id_tower)}"])
+        rows.append(["ID tower", f"{_tower(model)}, embeddings of {config.id_embedding_size}, {len(config.id_fields)} fields, {size(core.id_tower)}"])
     if core.text_encoder is not None:
-        rows.append(["language model (PLM)", f"{_plm(model, record)}, {millions(core.text_encoder)}, pooling `{config.text_pooling}`"])
+        rows.append(["language model (PLM)", f"{_plm(model, record)}, {size(core.text_encoder)}, pooling `{config.text_pooling}`"])
     if record["arguments"].get("use_lora"):
         kept = "apart from its base" if record["arguments"]["lora_adapter_only"] else "merged into the PLM"
         rows.append(["LoRA", f"rank {record['arguments']['lora_r']}, {kept}"])
     if isinstance(model, FlipForCTR) and config.strategy == "joint":
         rows.append(["fusion", f"`{config.fusion}`"])
-    return markdown_table(["part", ""], rows).replace("---:", "---")
+    return markdown_table(["part", ""], rows, right=False)
 
 
 def _data(schema: DatasetSchema, data: dict, results: dict) -> str:
@@ -306,10 +319,10 @@ def _fields_table(processor: FlipProcessor) -> str:
     hashed = processor.feature_extractor.hashed_fields
     rows = [
         [f"`{field.name}`", field.type, field.entity, " + ".join(field.sides),
-         f"{field.vocab_size:,}{' (hashed)' if field.name in hashed else ''}" if field.on_id_side else ""]
+         f"{field.vocab_size - NUM_RESERVED_IDS:,}{', hashed' if field.name in hashed else ''}" if field.on_id_side else ""]
         for field in processor.feature_extractor.all_fields
     ]  # fmt: skip
-    return markdown_table(["column", "type", "of the", "views", "feature ids"], rows)
+    return markdown_table(["column", "type", "of the", "views", "values in the vocabulary"], rows, right=False)
 
 
 def _changed_table(record: dict) -> str:
@@ -322,10 +335,11 @@ def _changed_table(record: dict) -> str:
 def _training(record: dict, results: dict) -> str:
     arguments, text = record["arguments"], []
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    processes = f"{results['num_processes']} process{'es' * (results['num_processes'] > 1)}"
     chosen = f" The best checkpoint is of epoch {results['best_epoch']:.1f}." if "best_epoch" in results else ""
     text.append(
         f"`flip-ctr {record['recipe']}`: {results['train_steps']:,} steps over {results['train_rows']:,} rows in "
-        f"{results['train_seconds'] / 60:.1f} minutes on {results['num_processes']} process(es), {record['device']}, precision "
+        f"{results['train_seconds'] / 60:.1f} minutes in {processes} on {record['device']}, precision "
         f"{'fp32' if arguments['mixed_precision'] == 'no' else arguments['mixed_precision']}.{chosen} {versions}."
     )
     text.append(_changed_table(record))

@@ -96,7 +96,8 @@ def save_adapter(model: PeftModel, folder: str, base: str) -> None:
     tied = {PREFIX + name for name in inner.all_tied_weights_keys}
     outside = {name: tensor for name, tensor in model.state_dict().items()
                if TEXT_ENCODER not in name and name not in tied}  # fmt: skip
-    state = {name: tensor.contiguous() for name, tensor in (get_peft_model_state_dict(model) | outside).items()}
+    updates = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = {name: tensor.contiguous() for name, tensor in (updates | outside).items()}
     save_file(state, os.path.join(folder, ADAPTER_WEIGHTS), metadata={"format": "pt", BASE_HASH: base_hash(model)})
 
 
@@ -163,5 +164,6 @@ def whole_checkpoint(name_or_path: str, base_model_name_or_path: str | None = No
         yield name_or_path
         return
     with tempfile.TemporaryDirectory() as folder:
-        load_adapter(name_or_path, base_model_name_or_path).save_pretrained(folder)
+        with torch.random.fork_rng():  # what is initialised next must not depend on how the checkpoint is stored
+            load_adapter(name_or_path, base_model_name_or_path).save_pretrained(folder)
         yield folder
