@@ -244,6 +244,10 @@ class FlipConfig(PreTrainedConfig):
         values = super().to_dict()
         if values.get("text_config") is not None:
             values["text_config"].pop("_name_or_path", None)  # a local path would be published with the checkpoint
+        entry = values.pop("entry_module", None)
+        if entry is not None:  # a user's own tower: this module registers it and holds the models
+            heads = [head for head in values["auto_map"] if head.startswith("AutoModel")]
+            values["auto_map"] |= {head: f"{entry}.{values['auto_map'][head].split('.')[-1]}" for head in heads}
         # rewritten, as `pipeline` replaces the names in it by classes, which JSON cannot say
         values.pop("custom_pipelines", None)
         return values | ({"custom_pipelines": PIPELINES} if "FlipForCTR" in (self.architectures or []) else {})

@@ -6,6 +6,7 @@ Shapes below: B rows, F fields of the tabular view, L tokens, H the PLM's hidden
 
 import copy
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from .modeling_flip_heads import (
     contrastive_loss,
     share_of_count,
 )
-from .modeling_id_tower import FeatureEmbedding, TowerLinear, build_id_tower
+from .modeling_id_tower import FeatureEmbedding, TowerLinear, build_id_tower, save_tower_code
 
 logger = logging.get_logger(__name__)
 
@@ -136,12 +137,19 @@ class FlipPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the checkpoint carries its code, and `AutoModel` gives this class."""
+        """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this class."""
         # code is copied along such imports: this one brings the pipeline into the checkpoint
         from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
 
+        os.makedirs(save_directory, exist_ok=True)
+        tower = self.base_model.id_tower
+        self.config.entry_module = None if tower is None else save_tower_code(tower, save_directory)
         self.config.auto_map["AutoModel"] = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _get_files_timestamps(self, working_dir):
+        # of files older than the save only changed ones are pushed, and a tower's code has just been written
+        return {name: time for name, time in super()._get_files_timestamps(working_dir).items() if not name.endswith(".py")}
 
     @classmethod
     def from_text_pretrained(cls, text_model_name_or_path: str, config: FlipConfig, **kwargs) -> "FlipPreTrainedModel":

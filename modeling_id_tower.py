@@ -5,14 +5,24 @@ A tower is a class that takes a `FlipConfig` (and its own arguments, from `confi
 and maps `feature_ids` `(batch, fields)` to `h_id` `(batch, output_dim)`. `register_id_tower` names it.
 """
 
+import ast
 import inspect
+import os
+import sys
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
 
+logger = logging.get_logger(__name__)
+
+# the module of a checkpoint's code that loads a user's own tower, and then the models
+CUSTOM_ENTRY = "modeling_flip_custom"
+# where a name lies that a user's file imports from the package itself
+PUBLIC_NAMES = {"FlipConfig": "configuration_flip", "FlipField": "configuration_flip"}
 ID_TOWERS: dict[str, type["IdTower"]] = {}
 
 
@@ -33,7 +43,10 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
         ValueError: no tower has that name, or the tower has no such argument.
     """
     if config.id_tower not in ID_TOWERS:
-        raise ValueError(f"FlipConfig: `id_tower` must be one of {', '.join(sorted(ID_TOWERS))}; got {config.id_tower!r}.")
+        raise ValueError(
+            f"FlipConfig: `id_tower` must be one of {', '.join(sorted(ID_TOWERS))}; got {config.id_tower!r}. A tower of your own is "
+            "known once the module that registers it has been imported."
+        )
     tower = ID_TOWERS[config.id_tower]
     allowed = list(inspect.signature(tower.__init__).parameters)[2:]
     unknown = sorted(set(config.id_tower_kwargs) - set(allowed))
@@ -43,6 +56,52 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
             f"got {', '.join(unknown)}."
         )
     return tower(config, **config.id_tower_kwargs)
+
+
+def save_tower_code(tower: "IdTower", folder: str) -> str | None:
+    """Copies the file of a user's own tower into a checkpoint, with an entry module that registers it before the models load.
+
+    Returns the name of that module for `auto_map`; None for a tower of this package, or one whose file cannot be copied (defined
+    in `__main__` or a notebook; that is logged).
+    """
+    module = type(tower).__module__
+    if module == __name__:
+        return None
+    path = getattr(sys.modules.get(module), "__file__", None)
+    name = module.split(".")[-1]
+    if module == "__main__" or path is None:
+        logger.warning(
+            f"the ID tower {type(tower).__name__} is defined in {module}, whose file cannot be copied into the checkpoint: it loads only "
+            "where the tower is registered. Define it in a module of its own."
+        )
+        return None
+    with open(path, encoding="utf-8") as file:
+        source = _with_flat_imports(file.read())
+    with open(os.path.join(folder, f"{name}.py"), "w", encoding="utf-8") as file:
+        file.write(source)
+    with open(os.path.join(folder, f"{CUSTOM_ENTRY}.py"), "w", encoding="utf-8") as file:
+        file.write(
+            f"from .{name} import {type(tower).__name__}  # registers the tower\n"
+            "from .modeling_flip import FlipForCTR, FlipForPretraining, FlipModel\n"
+        )
+    return CUSTOM_ENTRY
+
+
+def _with_flat_imports(source: str) -> str:
+    """A file that imports from `flip_ctr`, as one that imports from the files beside it in a checkpoint."""
+    package = __name__.split(".")[0]
+    lines = source.splitlines(keepends=True)
+    for node in reversed([node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and not node.level]):
+        if node.module != package and not (node.module or "").startswith(f"{package}."):
+            continue
+        indent = lines[node.lineno - 1][: node.col_offset]
+        flat = [
+            f"{indent}from .{PUBLIC_NAMES.get(one.name, 'modeling_id_tower') if node.module == package else node.module.split('.')[-1]} "
+            f"import {one.name}{f' as {one.asname}' if one.asname else ''}\n"
+            for one in node.names
+        ]
+        lines[node.lineno - 1 : node.end_lineno] = flat
+    return "".join(lines)
 
 
 class FeatureEmbedding(nn.Embedding):

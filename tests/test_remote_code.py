@@ -10,6 +10,10 @@ import tiny
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from flip_ctr import FlipForCTR
+from flip_ctr.modeling_id_tower import ID_TOWERS
+from flip_ctr.train.hub import published_files
+
 STRATEGIES = ("id", "plm", "joint")
 BLOCKED = ("flip_ctr", "pandas", "pyarrow", "datasets", "accelerate", "peft", "evaluate", "sklearn")
 
@@ -127,3 +131,70 @@ for auto_class in (AutoModel, AutoProcessor):
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(tmp_path.rglob("modeling_flip.py"))
+
+
+# --- a user's own tower
+
+TOWER = '''
+"""A tower of a user, in a file of its own."""
+import torch
+from flip_ctr import IdTower, register_id_tower
+from flip_ctr.modeling_id_tower import (
+    TowerLinear as Linear,
+    DNN,
+)
+
+
+@register_id_tower("gated")
+class GatedTower(IdTower):
+    """`h_id = [gate * fields; deep]`."""
+
+    def __init__(self, config, width: int = 3):
+        from flip_ctr.configuration_flip import NUM_RESERVED_IDS
+
+        super().__init__(config)
+        self.gate, self.extra = Linear(self.input_dim, width), DNN(width, [NUM_RESERVED_IDS], 0.0)
+        self.output_dim += NUM_RESERVED_IDS
+
+    def interact(self, embeds):
+        return self.extra(torch.sigmoid(self.gate(embeds.flatten(1))))
+'''
+
+
+def test_a_checkpoint_carries_a_users_own_tower(tmp_path, monkeypatch, processor, text_config, rows):
+    (tmp_path / "gated_tower.py").write_text(TOWER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    __import__("gated_tower")
+    config = tiny.flip_config(processor.fields, text_config, id_tower="gated", id_tower_kwargs={"width": 2})
+    model = tiny.shake(FlipForCTR(config)).eval()
+    folder = tmp_path / "id"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    known = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert known["AutoModel"] == known["AutoModelForSequenceClassification"] == "modeling_flip_custom.FlipForCTR"
+    assert "flip_ctr" not in (folder / "gated_tower.py").read_text()
+    assert {"gated_tower.py", "modeling_flip_custom.py", "pipeline_flip.py"} <= set(published_files(str(folder)))
+    plain = [{name: value for name, value in row.items() if name != "label"} for row in rows]
+    (tmp_path / "out").mkdir()
+    assert run_blocked({"joint": folder}, tmp_path / "out", plain)["joint"]["AutoModel"] == "FlipForCTR"
+    with torch.no_grad():
+        expected = model(**processor(plain))
+    saved = torch.load(tmp_path / "out" / "joint.pt", weights_only=True)
+    assert all(torch.equal(saved["AutoModel"][name], expected[name]) for name in expected)
+    again = tmp_path / "out" / "joint-again"
+    assert {path.name for path in again.glob("*.py")} == {path.name for path in folder.glob("*.py")}
+    # with the package the registered class is the one that is used
+    assert type(AutoModel.from_pretrained(folder).flip.id_tower).__name__ == "GatedTower"
+
+
+def test_a_tower_without_a_file_is_said_to_stay_behind(tmp_path, processor, caplog):
+    namespace = {"__name__": "__main__"}
+    exec(TOWER.replace('"gated"', '"loose"'), namespace)
+    config = tiny.flip_config(processor.fields, strategy="id", id_tower="loose")
+    with caplog.at_level("WARNING"):
+        transformers_logger = __import__("logging").getLogger("transformers")
+        transformers_logger.propagate = True
+        FlipForCTR(config).save_pretrained(tmp_path)
+        transformers_logger.propagate = False
+    assert "ID tower GatedTower is defined in __main__" in caplog.text
+    ID_TOWERS.pop("loose")

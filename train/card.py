@@ -142,8 +142,8 @@ def _tower(model: FlipPreTrainedModel) -> str:
 
 def _plm(model: FlipPreTrainedModel, record: dict) -> str:
     text = model.config.text_config
-    size = f"{getattr(text, 'num_hidden_layers', '?')} layers of {text.hidden_size}"
-    return f"{record['plm'] or text.model_type} ({text.model_type}, {size})"
+    layers = f"{text.num_hidden_layers} layer{'s' * (text.num_hidden_layers > 1)}"
+    return f"{record['plm'] or text.model_type} ({text.model_type}, {layers} of {text.hidden_size})"
 
 
 def _title(model: FlipPreTrainedModel, data: dict) -> str:
@@ -328,7 +328,8 @@ def _fields_table(processor: FlipProcessor) -> str:
 def _changed_table(record: dict) -> str:
     if not record["changed"]:
         return "All hyperparameters have the recipe's defaults."
-    rows = [[f"`{name}`", f"{one['value']}", f"{one['default']}"] for name, one in sorted(record["changed"].items())]
+    rows = [[f"`{name}`", *("not set" if one[key] is None else f"{one[key]}" for key in ("value", "default"))]
+            for name, one in sorted(record["changed"].items())]  # fmt: skip
     return "Hyperparameters that differ from the recipe's defaults:\n\n" + markdown_table(["", "value", "default"], rows)
 
 

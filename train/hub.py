@@ -8,6 +8,7 @@ import tempfile
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from flip_ctr.modeling_flip import FlipForPretraining, FlipModel
 from flip_ctr.train.arguments import TrainArguments
@@ -22,6 +23,14 @@ logger = logging.getLogger("flip_ctr")
 # What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker logs and
 # files of the user stay out because they are not named here.
 PUBLISHED = (*WEIGHTS, *CODE, *PROCESSOR, CARD, RECORD, RESULTS_FILE, HISTORY_FILE, CURVES_FILE, RELIABILITY_FILE)
+
+
+def published_files(folder: str) -> dict[str, str]:
+    """Name -> path of what is published of a checkpoint folder: also the file of a user's own tower, which its code imports."""
+    names = {name for name in os.listdir(folder) if matches(name, PUBLISHED)}
+    for name in [name for name in names if name.endswith(".py")]:
+        names |= {os.path.basename(path) for path in get_relative_import_files(os.path.join(folder, name)) if os.path.isfile(path)}
+    return {name: os.path.join(folder, name) for name in names}
 
 
 def default_repository(args: TrainArguments) -> str:
@@ -83,7 +92,7 @@ def push_checkpoint(folder: str, repo_id: str, private: bool = False, token: str
         raise ValueError(f"{folder} is a LoRA adapter of a pretraining model with its heads; add --hub_pretraining_heads to publish it")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as stripped:
-        files = {name: os.path.join(folder, name) for name in os.listdir(folder) if matches(name, PUBLISHED)}
+        files = published_files(folder)
         if without_heads:
             FlipModel.from_pretrained(folder).save_pretrained(stripped)
             files = {name: path for name, path in files.items() if not matches(name, WEIGHTS)}

@@ -1,0 +1,127 @@
+"""Model cards: they validate, say what is true of the checkpoint, and their code runs."""
+
+import json
+import re
+
+import pytest
+import tiny
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+import flip_ctr
+from flip_ctr.train.arguments import PRESETS
+from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.plots import plot_reliability
+from flip_ctr.train.pretrain import PretrainArguments
+
+
+@pytest.fixture(scope="module")
+def cards(finetuned, pretrained) -> dict[str, tuple]:
+    """Strategy -> (card, folder, results); `pretraining` too."""
+    folders = {name: folder for name, (folder, _) in finetuned.items()} | {"pretraining": pretrained}
+    return {
+        name: (ModelCard.load(folder / "README.md"), folder, json.loads((folder / "all_results.json").read_text()))
+        for name, folder in folders.items()
+    }
+
+
+KINDS = ["id", "plm", "joint", "pretraining"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metadata(cards, kind):
+    card, _, results = cards[kind]
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers" and "click-through-rate" in data["tags"]
+    assert (data["license"], data["license_name"]) == ("other", "ml-100k") and data["license_link"].startswith("https://")
+    assert yaml.safe_load(yaml.safe_dump(data)) == data  # plain YAML, as the Hub reads it
+    if kind == "pretraining":
+        assert "model-index" not in data
+        return
+    assert data["pipeline_tag"] == "tabular-classification"
+    found = {(one.dataset_split, one.metric_type): one.metric_value for one in card.data.eval_results}
+    for split, prefix in (("test", "test"), ("validation", "eval")):
+        for name, kind in (("auc", "roc_auc"), ("logloss", "log_loss"), ("ece", "expected_calibration_error")):
+            assert found[split, kind] == pytest.approx(results[f"{prefix}_{name}"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_section_is_filled(cards, kind):
+    card, folder, results = cards[kind]
+    text = card.text
+    sections = re.findall(r"^## (.*)$", text, re.M)
+    assert sections == ["Results", "Use", "What it is", "Data", "Training", "Limits and personal data", "Licence", "Citation"]
+    assert not re.search(r"\{\{|\}\}(?!,)|\{%|\bNone\b.*\|", text.split("## Citation")[0]) and "Undefined" not in text
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (folder / picture).is_file()
+    assert ("reliability.png" in text) == (kind != "pretraining")
+    assert "a rating of at least 4 is a click" in text and "`random`, seed 42" in text
+    if kind != "pretraining":
+        assert f"| AUC | {results['eval_auc']:.4f} | {results['test_auc']:.4f} |" in text
+
+
+def test_hyperparameters_that_differ_are_listed(cards):
+    text = cards["joint"][0].text
+    assert "| `learning_rate` | 0.02 | 0.003 |" in text and "| `fusion` | gate | scalar |" in text
+    before = text.split("It started from a checkpoint of `flip-ctr pretrain`.")[1]
+    assert "| `projection_dim` | 8 | 128 |" in before and "| `id_embedding_size` | 4 | 32 |" in before
+    assert "dataset_dir" not in text and "output_dir" not in text
+
+
+@pytest.mark.parametrize("cls", [FinetuneArguments, PretrainArguments])
+def test_only_what_differs_counts_as_changed(cls):
+    def arguments(**options):
+        return cls(dataset_dir="d", output_dir="o", model_name_or_path="m", **options)
+
+    assert arguments().changed() == {}
+    assert arguments(id_embedding_size=32, id_hidden_dims=[300, 300, 128]).changed() == {}  # the model's own defaults, spelled out
+    assert arguments(id_embedding_size=16, seed=1).changed() == {
+        "id_embedding_size": {"value": 16, "default": 32}, "seed": {"value": 1, "default": 42}
+    }  # fmt: skip
+    assert arguments(preset="paper", unk_rate=PRESETS["paper"]["unk_rate"]).changed()["preset"]["value"] == "paper"
+    secret = arguments(push_to_hub=True, hub_token="hf_secret", hub_model_id="org/m")
+    assert "hf_secret" not in str(secret.published()) and secret.changed() == {}
+
+
+def test_personal_fields_are_named(cards):
+    joint, only_id = cards["joint"][0].text, cards["id"][0].text
+    assert "lists the values of these fields of users: `user_id`, `gender`, `age`, `occupation`, `zip_code`" in joint
+    assert "contains these fields of users: `gender`, `age`, `occupation`, `zip_code`." in joint
+    assert "The prompt of a row" not in only_id
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_of_a_card_runs(cards, kind, monkeypatch):
+    """As printed, with the package in the place of the repository's copy of the code."""
+    card, folder, _ = cards[kind]
+    scope: dict = {}
+    blocks = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    assert blocks
+    for block in blocks:
+        exec(block.replace("path/or/hub-id", str(folder)), scope)
+    assert flip_ctr.__name__
+    if kind == "pretraining":
+        assert torch.isfinite(scope["views"].id_embeds).all()
+        return
+    with torch.no_grad():
+        answer = scope["score"](scope["row"])
+    assert answer["click_probability"] == pytest.approx(scope["probability"].item(), abs=1e-6)
+
+
+def test_a_dataset_without_a_card_still_gives_one(tmp_path, dataset_dir):
+    import shutil
+
+    shutil.copytree(dataset_dir, tmp_path / "data")
+    for name in ("README.md", "prepare_report.json"):
+        (tmp_path / "data" / name).unlink()
+    tiny.finetune(tmp_path / "data", None, tmp_path / "m")
+    card = ModelCard.load(tmp_path / "m" / "README.md")
+    assert card.data.license is None and "# FLIP_ID for ml-100k" in card.text
+
+
+def test_reliability_of_extreme_scores_is_drawn(tmp_path):
+    import numpy as np
+
+    logits, labels = np.array([-50.0, -50.0, 50.0, 50.0, 0.0]), np.array([0, 0, 1, 1, 1])
+    assert plot_reliability(logits, labels, str(tmp_path)) and (tmp_path / "reliability.png").stat().st_size > 1000
