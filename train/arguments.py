@@ -16,6 +16,8 @@ from flip_ctr.configuration_flip import FlipConfig
 
 Arguments = TypeVar("Arguments")
 
+LORA_LEARNING_RATE = 1e-3  # low-rank updates learn too slowly at the rate of whole weights
+
 # Arguments that say where files lie, or are secret: never written into a checkpoint, a card or a tracker.
 PRIVATE = ("dataset_dir", "output_dir", "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token",
            "hub_pretraining_heads", "report_to")  # fmt: skip
@@ -146,7 +148,7 @@ class TrainArguments:
     max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows")
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
     learning_rate: float | None = option(None, "of the ID tower and all heads")
-    plm_learning_rate: float | None = option(None, "of the PLM")
+    plm_learning_rate: float | None = option(None, f"of the PLM; {LORA_LEARNING_RATE} with --use_lora")
     weight_decay: float = option(1e-3, "AdamW's, on weight matrices outside the embedding tables")
     embedding_l2: float | None = option(None, "factor of the sum of squares of the whole feature tables, added to the loss")
     lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
@@ -178,6 +180,10 @@ class TrainArguments:
         """Values of the options whose default depends on the recipe, its strategy and the preset."""
         raise NotImplementedError
 
+    def defaults_by_case(self) -> dict:
+        """`recipe_defaults`, and what LoRA changes of them."""
+        return self.recipe_defaults() | ({"plm_learning_rate": LORA_LEARNING_RATE} if self.use_lora else {})
+
     def published(self) -> dict:
         """All arguments that may be published: no paths of this machine, no token."""
         values = {name: value for name, value in vars(self).items() if name not in PRIVATE}
@@ -188,7 +194,7 @@ class TrainArguments:
 
     def changed(self) -> dict:
         """The published arguments that differ from the recipe's defaults: name -> `value` and `default`."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)} | self.recipe_defaults()
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | self.defaults_by_case()
         config = FlipConfig()  # an argument of the model that is not given has the model's default
         shown = {name: getattr(config, name, None) if value is None else value for name, value in defaults.items()}
         names = {"model_name_or_path", "base_model_name_or_path"}
@@ -207,7 +213,7 @@ class TrainArguments:
                              f"{self.lora_r}, {self.lora_alpha}, {self.lora_dropout}")  # fmt: skip
         if isinstance(self.lora_target_modules, str):  # a YAML file may say `lora_target_modules: query`
             self.lora_target_modules = [self.lora_target_modules]
-        for name, value in self.recipe_defaults().items():
+        for name, value in self.defaults_by_case().items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
