@@ -30,6 +30,8 @@ AUTO_MAP = {
     "AutoFeatureExtractor": "feature_extraction_flip.FlipFeatureExtractor",
     "AutoProcessor": "processing_flip.FlipProcessor",
 }
+# the module that loads a user's own tower, and then the models
+CUSTOM_ENTRY = "modeling_flip_custom"
 PIPELINE_TASK = "click-through-rate"
 PIPELINES = {
     PIPELINE_TASK: {"impl": "pipeline_flip.ClickThroughRatePipeline", "pt": ["AutoModelForSequenceClassification"]}
@@ -206,8 +208,9 @@ class FlipConfig(PreTrainedConfig):
             kwargs.setdefault("num_labels", 1)  # one logit a row: the click
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # the package registers the pipeline itself: nobody needs to trust the checkpoint's copy of the code for it
+            # in the package neither is used: it registers the pipeline itself, and saving writes what belongs to what is saved
             kwargs.pop("custom_pipelines", None)
+            kwargs["auto_map"] |= {name: AUTO_MAP[name] for name, at in kwargs["auto_map"].items() if at.startswith(f"{CUSTOM_ENTRY}.")}
         super().__post_init__(**kwargs)
         self.check()
 

@@ -15,12 +15,10 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .configuration_flip import FlipConfig
+from .configuration_flip import CUSTOM_ENTRY, FlipConfig
 
 logger = logging.get_logger(__name__)
 
-# the module of a checkpoint's code that loads a user's own tower, and then the models
-CUSTOM_ENTRY = "modeling_flip_custom"
 # where a name lies that a user's file imports from the package itself
 PUBLIC_NAMES = {"FlipConfig": "configuration_flip", "FlipField": "configuration_flip"}
 ID_TOWERS: dict[str, type["IdTower"]] = {}

@@ -15,6 +15,7 @@ SHARED = {"max_train_samples": 96, "max_eval_samples": 65, "num_train_epochs": 2
           "warmup_ratio": 0.0, "seed": 1}  # fmt: skip
 RUNS = {
     "finetune": {"strategy": "joint", "unk_rate": 0.1, "early_stopping_patience": None},
+    "lora": {"strategy": "joint", "early_stopping_patience": None, "use_lora": True, "plm_learning_rate": 0.01},
     # without ICL: the dropout of its projections differs between processes
     "mlm": {"icl_weight": 0.0, "mtm_weight": 0.0},
     "mtm": {"icl_weight": 0.0, "mlm_weight": 0.0},
@@ -26,7 +27,7 @@ from accelerate import Accelerator
 Accelerator.end_training = lambda self: None  # a recipe ends its process group; the next one needs it
 data, plm, out, runs, shared = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.argv[4]), eval(sys.argv[5])
 for name, options in runs.items():
-    recipe = tiny.finetune if name == "finetune" else tiny.pretrain
+    recipe = tiny.finetune if "strategy" in options else tiny.pretrain
     recipe(data, plm, f"{out}/{name}", **shared, **options)
 """
 
@@ -56,9 +57,9 @@ def two_processes(tmp_path_factory, dataset_dir, plm_without_dropout):
     return out
 
 
-@pytest.mark.parametrize("name", ["finetune", "mlm", "mtm"])
+@pytest.mark.parametrize("name", ["finetune", "lora", "mlm", "mtm"])
 def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, plm_without_dropout, two_processes, name):
-    recipe = tiny.finetune if name == "finetune" else tiny.pretrain
+    recipe = tiny.finetune if "strategy" in RUNS[name] else tiny.pretrain
     recipe(dataset_dir, plm_without_dropout, tmp_path / name, **SHARED, **RUNS[name], per_device_train_batch_size=32)
     one, two = (AutoModel.from_pretrained(folder / name).state_dict() for folder in (tmp_path, two_processes))
     for key in one:

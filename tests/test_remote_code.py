@@ -185,6 +185,9 @@ def test_a_checkpoint_carries_a_users_own_tower(tmp_path, monkeypatch, processor
     assert {path.name for path in again.glob("*.py")} == {path.name for path in folder.glob("*.py")}
     # with the package the registered class is the one that is used
     assert type(AutoModel.from_pretrained(folder).flip.id_tower).__name__ == "GatedTower"
+    FlipForCTR.from_pretrained(folder, strategy="plm").save_pretrained(tmp_path / "plm")  # without the tower none of it is left
+    assert "modeling_flip_custom" not in (tmp_path / "plm" / "config.json").read_text()
+    assert not (tmp_path / "plm" / "gated_tower.py").exists()
 
 
 def test_a_tower_without_a_file_is_said_to_stay_behind(tmp_path, processor, caplog):
