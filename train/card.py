@@ -31,6 +31,8 @@ STRATEGIES = {
     "joint": "FLIP: the ID tower and the language model predict together",
 }
 TOWERS = {"dcnv2": "DCNv2", "deepfm": "DeepFM", "autoint": "AutoInt"}
+ALONE = {"id_auc": "AUC, ID tower alone", "text_auc": "AUC, language model alone", "id_logloss": "LogLoss, ID tower alone",
+         "text_logloss": "LogLoss, language model alone"}  # fmt: skip
 # metric of the results -> (its name for people, its type in the Hub's model-index)
 METRICS = {
     "auc": ("AUC", "roc_auc"),
@@ -143,7 +145,7 @@ def _tower(model: FlipPreTrainedModel) -> str:
 def _plm(model: FlipPreTrainedModel, record: dict) -> str:
     text = model.config.text_config
     layers = f"{text.num_hidden_layers} layer{'s' * (text.num_hidden_layers > 1)}"
-    return f"{record['plm'] or text.model_type} ({text.model_type}, {layers} of {text.hidden_size})"
+    return f"{record['plm'] or 'unnamed'}, {text.model_type} with {layers} of {text.hidden_size}"
 
 
 def _title(model: FlipPreTrainedModel, data: dict) -> str:
@@ -173,12 +175,11 @@ def _number(value) -> str:
 
 
 def _metrics(results: dict) -> str:
-    rows = [
-        [title, *(_number(results[f"{split}_{name}"]) if results.get(f"{split}_{name}") is not None else "" for split in ("eval", "test"))]
-        for name, (title, _) in {**METRICS, "rows": ("rows", "")}.items()
-        if results.get(f"eval_{name}") is not None
-    ]
     if "eval_auc" in results:
+        names = {name: title for name, (title, _) in METRICS.items()} | ALONE | {"rows": "rows"}
+        cells = {name: [results.get(f"{split}_{name}") for split in ("eval", "test")] for name in names}
+        rows = [[names[name], *("" if value is None else _number(value) for value in values)]
+                for name, values in cells.items() if values != [None, None]]  # fmt: skip
         return markdown_table(["", "validation", "test"], rows)
     rows = [
         [title, _number(results[f"eval_{kind}_accuracy"]), _number(results[f"eval_{kind}_shuffled_accuracy"])]

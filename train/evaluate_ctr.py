@@ -13,7 +13,7 @@ from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import check_fields, load_click_model
 from flip_ctr.train.engine import load_rows, make_accelerator, score, set_up_logging, user_numbers
-from flip_ctr.train.metrics import click_metrics
+from flip_ctr.train.metrics import score_metrics
 from flip_ctr.train.plots import plot_reliability
 from flip_ctr.train.results import report
 
@@ -48,12 +48,7 @@ def run(args: EvaluateArguments) -> dict:
         raise ValueError(f"{args.dataset_dir}, split {args.split}: no column '{processor.label}' to compare with")
     scores = score(accelerator, model.to(accelerator.device), dataset, args.per_device_eval_batch_size, progress=True)
     users, prefix = user_numbers(rows, schema), {"validation": "eval"}.get(args.split, args.split)
-    metrics = click_metrics(scores["logits"], dataset.labels, users)
-    results = {f"{prefix}_{name}": value for name, value in metrics.items()}
-    if model.config.strategy == "joint":  # each tower alone
-        for name, part in (("id_logits", "id"), ("text_logits", "text")):
-            alone = click_metrics(scores[name], dataset.labels)
-            results |= {f"{prefix}_{part}_auc": alone["auc"], f"{prefix}_{part}_logloss": alone["logloss"]}
+    results = score_metrics(scores, dataset.labels, users, prefix)
     if args.output_dir is not None and accelerator.is_main_process:
         os.makedirs(args.output_dir, exist_ok=True)
     report(accelerator, results, args.output_dir)

@@ -20,7 +20,7 @@ from flip_ctr.train.checkpoint import best_model, save
 from flip_ctr.train.engine import load_rows, logger, make_loader, score, start, train, user_numbers
 from flip_ctr.train.hub import push
 from flip_ctr.train.lora import add_lora, plain
-from flip_ctr.train.metrics import click_metrics
+from flip_ctr.train.metrics import click_metrics, score_metrics
 from flip_ctr.train.plots import plot_history, plot_reliability
 from flip_ctr.train.results import report
 
@@ -128,14 +128,13 @@ def run(args: FinetuneArguments) -> dict:
     test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
     test_set = EncodedDataset(processor, test_rows, prompts)
     scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
-    test = click_metrics(scores["logits"], test_set.labels, user_numbers(test_rows, schema))
+    test = score_metrics(scores, test_set.labels, user_numbers(test_rows, schema), "test")
 
     # 6. Results
     evaluations = [entry for entry in history if "eval_auc" in entry]
     chosen = max(evaluations, key=criterion)
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
-    results |= {f"test_{name}": value for name, value in test.items()}
-    results |= {"best_step": chosen["step"], "best_epoch": chosen["epoch"], "train_rows": len(train_set),
+    results |= test | {"best_step": chosen["step"], "best_epoch": chosen["epoch"], "train_rows": len(train_set),
                 "train_steps": history[-1]["step"], "train_seconds": history[-1]["seconds"],
                 "num_processes": accelerator.num_processes}  # fmt: skip
     report(accelerator, results, args.output_dir)

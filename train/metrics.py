@@ -84,3 +84,14 @@ def click_metrics(logits: np.ndarray, labels: np.ndarray, users: np.ndarray | No
     """[`ClickMetrics`] of log odds `(N,)`, clicks `(N,)` and, optional, user numbers `(N,)`."""
     users = np.full(len(labels), -1) if users is None else users
     return ClickMetrics(keep_in_memory=True).compute(predictions=logits, references=labels, users=users)
+
+
+def score_metrics(scores: dict[str, np.ndarray], labels: np.ndarray, users: np.ndarray | None, prefix: str) -> dict[str, float]:
+    """Metrics of what `engine.score` returns, with names that start with the prefix: of the prediction, and where both towers take
+    part AUC and LogLoss of each tower alone (`…_id_auc`, `…_text_logloss`, …)."""
+    results = {f"{prefix}_{name}": value for name, value in click_metrics(scores["logits"], labels, users).items()}
+    if "id_logits" in scores and "text_logits" in scores:
+        for tower in ("id", "text"):
+            alone = click_metrics(scores[f"{tower}_logits"], labels)
+            results |= {f"{prefix}_{tower}_{name}": alone[name] for name in ("auc", "logloss")}
+    return results
