@@ -27,10 +27,19 @@ class ClickThroughRatePipeline(Pipeline):
     ```
 
     An answer holds `click_probability`, and for strategy `joint` the towers' own `id_probability` and `text_probability`.
+
+    Raises:
+        ValueError: the checkpoint was pretrained and not fine-tuned.
     """
 
     _load_processor = True
     _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def __init__(self, model, **kwargs):
+        saved_as = (model.config.architectures or [""])[0]
+        if saved_as in ("FlipModel", "FlipForPretraining"):  # its click layers would be random
+            raise ValueError(f"the checkpoint is a {saved_as}, which predicts no clicks; fine-tune it first.")
+        super().__init__(model, **kwargs)
 
     def _sanitize_parameters(self, **parameters):
         if parameters:

@@ -94,3 +94,13 @@ def test_a_saved_pipeline_keeps_its_processor(scorer, tmp_path):
 
 def test_the_configuration_still_prints_after_use(scorer):
     assert "AutoModelForSequenceClassification" in repr(scorer.model.config)
+
+
+def test_a_pretrained_checkpoint_is_refused(pretrained):
+    with pytest.raises(ValueError, match="is a FlipForPretraining, which predicts no clicks"):
+        pipeline("click-through-rate", model=str(pretrained))
+
+
+def test_a_model_object_with_its_processor(scorer):
+    again = pipeline("click-through-rate", model=scorer.model, processor=scorer.processor)
+    assert again(ROWS[:2]) == scorer(ROWS[:2])
