@@ -117,6 +117,19 @@ def test_the_card_names_the_repository(hub, pushed):
     assert "path/or/hub-id" in (pushed / "README.md").read_text()  # the folder is not changed
 
 
+def test_the_card_passes_validation(hub, worker, pushed, pretrained):
+    """The client's own check, which asks the Hub; the loopback one accepts all YAML, so the client's reading is what is tested."""
+    script = """
+from huggingface_hub import ModelCard
+card = ModelCard.load(folder + "/README.md")
+card.validate()
+assert not card.data.eval_results or len(card.data.to_dict()["model-index"]) == 1
+"""
+    for folder in (pushed, pretrained):
+        ask(worker, script=script, folder=str(folder))
+    assert ("POST", "/api/validate-yaml", 200) in hub.log
+
+
 def test_nothing_secret_and_no_path_is_published(hub, pushed, dataset_dir, pretrained):
     for name, content in published(hub, "org/flip-tiny").items():
         for secret in (TOKEN, str(pushed.parent), str(dataset_dir), str(pretrained.parent), str(Path.home()), os.getcwd()):
