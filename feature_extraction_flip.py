@@ -7,7 +7,6 @@ prompt share: else a zip code `02139` becomes 2139, an age 25.0, and every score
 
 import hashlib
 import os
-import secrets
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -126,7 +125,9 @@ class Column:
 
 def is_one_row(rows: Any, names: Sequence[str]) -> bool:
     """Whether `rows` is one row, a dict of scalars, and not a dict of columns; the first named column that it has tells."""
-    if not (isinstance(rows, Mapping) or (hasattr(rows, "keys") and not hasattr(rows, "iloc"))):
+    if hasattr(rows, "iloc"):  # pandas: a Series is a row, a frame is not
+        return not hasattr(rows, "columns")
+    if not (isinstance(rows, Mapping) or hasattr(rows, "keys")):
         return False
     first = next((rows[name] for name in names if name in rows), ())
     return isinstance(first, str | bytes) or np.ndim(first) == 0
@@ -171,6 +172,9 @@ def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = ()) -
     if missing:
         raise ValueError(f"column(s) {', '.join(map(repr, missing))} missing; the rows have: {', '.join(map(str, have))}.")
     columns = {name: get(name) for name in (*names, *optional) if name in have}
+    for name, column in columns.items():
+        if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+            raise ValueError(f"column '{name}' holds one value, {column!r}, where other columns hold one for each row.")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns differ in length: {lengths}.")
@@ -228,8 +232,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                      hash_user_values: bool = False) -> "FlipFeatureExtractor":  # fmt: skip
         """Builds the vocabularies of the training split: values by falling frequency, ties in order of the value.
 
-        With `hash_user_values` those of the fields of entity `user` hold keyed hashes; no id changes by that. `ValueError` where
-        there is no such field.
+        With `hash_user_values` those of the fields of entity `user` hold keyed hashes, in order of the hash. `ValueError` where there
+        is no such field.
         """
         vocabularies = []
         for field in read_fields(fields):
@@ -247,13 +251,18 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self.hashed_fields = [field.name for field in self.id_fields if field.entity == entity]
         if not self.hashed_fields:
             raise ValueError(f"no field on the ID side has entity {entity!r}: there is nothing to hash.")
-        self.hash_salt = secrets.token_hex(16)
-        key = self._hash_key(os.environ.get(HASH_KEY_VARIABLE, ""))
-        if os.environ.get(HASH_KEY_VARIABLE):
+        secret = os.environ.get(HASH_KEY_VARIABLE, "")
+        hashed = [words for field, words in zip(self.id_fields, self.vocabularies) if field.name in self.hashed_fields]
+        # of the values, so that the same rows give the same ids; and of the secret, without which nothing can be tried on it
+        content = hashlib.blake2b(repr(hashed).encode(), key=hashlib.sha256(secret.encode()).digest(), digest_size=16)
+        self.hash_salt = content.hexdigest()
+        key = self._hash_key(secret)
+        if secret:
             self.hash_check = self._hash(key, "", "")
         for field, vocabulary in zip(self.id_fields, self.vocabularies):
             if field.name in self.hashed_fields:
-                vocabulary[:] = [self._hash(key, field.name, value) for value in vocabulary]
+                # in order of the hash: by frequency or value, the order itself would tell who is who
+                vocabulary[:] = sorted(self._hash(key, field.name, value) for value in vocabulary)
 
     def _hash_key(self, secret: str) -> bytes:
         return hashlib.blake2b(f"{self.hash_salt}{secret}".encode(), digest_size=32).digest()

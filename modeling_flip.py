@@ -132,20 +132,29 @@ class FlipPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, **kwargs):
         """As in transformers, from safetensors only (no pickle on the way); see [`align`] for what is added."""
         kwargs.setdefault("use_safetensors", True)
-        loaded = super().from_pretrained(*args, **kwargs)
+        try:
+            loaded = super().from_pretrained(*args, **kwargs)
+        except OSError as error:
+            if args and os.path.isfile(os.path.join(str(args[0]), "adapter_config.json")):
+                raise OSError(f"{args[0]} is a LoRA adapter without its base; load it with flip_ctr.train.lora.load_adapter.") from error
+            raise
         align(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this class."""
+        self.save_tower_code(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_tower_code(self, folder) -> None:
+        """Writes what the copies of this package's own files do not bring into a checkpoint: a user's tower, the `auto_map`."""
         # code is copied along such imports: this one brings the pipeline into the checkpoint
         from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
 
-        os.makedirs(save_directory, exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
         tower = self.base_model.id_tower
-        self.config.entry_module = None if tower is None else save_tower_code(tower, save_directory)
+        self.config.entry_module = None if tower is None else save_tower_code(tower, folder)
         self.config.auto_map["AutoModel"] = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _get_files_timestamps(self, working_dir):
         # of files older than the save only changed ones are pushed, and a tower's code has just been written
@@ -222,11 +231,12 @@ class FlipModel(FlipPreTrainedModel):
     Args:
         config: without a `text_config` the model has only the ID tower.
         text_encoder: a loaded PLM to use instead of a new one of `config.text_config`.
-        use_id, use_text, use_projection: which parts to build.
+        use_id, use_text: which towers to build.
+        use_projection: whether to build the projections; where ICL has a weight when None.
     """
 
     def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None, use_id: bool = True,
-                 use_text: bool = True, use_projection: bool = True):  # fmt: skip
+                 use_text: bool = True, use_projection: bool | None = None):  # fmt: skip
         super().__init__(config)
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = None
         if use_id:
@@ -239,6 +249,7 @@ class FlipModel(FlipPreTrainedModel):
             if getattr(text_encoder, "pooler", None) is not None:
                 text_encoder.pooler = None  # never used: its gradients would be missed by DDP
             self.text_encoder = text_encoder
+        use_projection = config.icl_weight > 0 if use_projection is None else use_projection
         if use_projection and self.id_tower is not None and self.text_encoder is not None:
             dims = config.projection_dim, config.projection_dropout
             self.id_projection = FlipProjection(self.id_tower.output_dim, *dims)
@@ -318,7 +329,7 @@ class FlipForPretraining(FlipPreTrainedModel):
             raise ValueError("FlipForPretraining aligns two towers: `config.text_config` must name a PLM.")
         if not (config.mlm_weight or config.mtm_weight or config.icl_weight):
             raise ValueError("FlipForPretraining: mlm_weight, mtm_weight and icl_weight are all 0; nothing to learn.")
-        self.flip = FlipModel(config, text_encoder, use_projection=config.icl_weight > 0)
+        self.flip = FlipModel(config, text_encoder)
         id_dim, text_dim = self.flip.id_tower.output_dim, config.text_config.hidden_size
         self.mlm_head = self.mtm_head = self.logit_scale = None
         if config.mlm_weight > 0:
@@ -331,6 +342,11 @@ class FlipForPretraining(FlipPreTrainedModel):
         if config.icl_weight > 0 and config.icl_similarity == "cosine":
             self.logit_scale = nn.Parameter(torch.zeros(()))
         self.post_init()
+
+    def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):
+        """Publishes the two towers, as a [`FlipModel`], and the heads too where asked for: they can return a user's demographics
+        from an id, and fine-tuning does not need them."""
+        return (super() if pretraining_heads else self.flip).push_to_hub(repo_id, *args, **kwargs)
 
     def get_output_embeddings(self):
         return self.mlm_head.decoder if self.mlm_head is not None else None

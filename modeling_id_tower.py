@@ -13,6 +13,7 @@ import sys
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 from .configuration_flip import CUSTOM_ENTRY, FlipConfig
@@ -20,7 +21,14 @@ from .configuration_flip import CUSTOM_ENTRY, FlipConfig
 logger = logging.get_logger(__name__)
 
 # where a name lies that a user's file imports from the package itself
-PUBLIC_NAMES = {"FlipConfig": "configuration_flip", "FlipField": "configuration_flip"}
+PUBLIC_NAMES = {
+    "configuration_flip": ("FlipConfig", "FlipField"),
+    "feature_extraction_flip": ("FlipFeatureExtractor",),
+    "modeling_flip": ("FlipPreTrainedModel", "FlipModel", "FlipForPretraining", "FlipForCTR"),
+    "modeling_id_tower": ("IdTower", "register_id_tower"),
+    "processing_flip": ("FlipProcessor",),
+}
+FLAT_MODULES = (*PUBLIC_NAMES, "modeling_flip_heads", "pipeline_flip", CUSTOM_ENTRY)
 ID_TOWERS: dict[str, type["IdTower"]] = {}
 
 
@@ -57,47 +65,61 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
 
 
 def save_tower_code(tower: "IdTower", folder: str) -> str | None:
-    """Copies the file of a user's own tower into a checkpoint, with an entry module that registers it before the models load.
+    """Copies the file of a user's own tower, and files beside it that it imports, into a checkpoint, with an entry module that
+    registers the tower before the models load.
 
-    Returns the name of that module for `auto_map`; None for a tower of this package, or one whose file cannot be copied (defined
-    in `__main__` or a notebook; that is logged).
+    Returns the name of that module for `auto_map`; None for a tower of this package, or one whose code cannot be copied (defined
+    in `__main__` or a notebook, or with imports that mean nothing elsewhere; that is logged).
     """
     module = type(tower).__module__
     if module == __name__:
         return None
-    path = getattr(sys.modules.get(module), "__file__", None)
-    name = module.split(".")[-1]
-    if module == "__main__" or path is None:
+    try:
+        path = getattr(sys.modules.get(module), "__file__", None)
+        if module == "__main__" or path is None:
+            raise ValueError(f"it is defined in {module}, which is no file that could be copied")
+        files = {}
+        for source in [path, *get_relative_import_files(path)]:
+            name = os.path.basename(source).removesuffix(".py")
+            if not os.path.samefile(os.path.dirname(source), os.path.dirname(path)):
+                raise ValueError(f"it imports {source}, which is not in the folder of {path}")
+            if source != path and name in FLAT_MODULES:
+                continue  # a copy of a checkpoint's code, which brings these itself
+            if name in FLAT_MODULES:
+                raise ValueError(f"its file has the name of a file of this package, {name}.py")
+            with open(source, encoding="utf-8") as file:
+                files[name] = _with_flat_imports(file.read())
+    except (ValueError, OSError) as error:
         logger.warning(
-            f"the ID tower {type(tower).__name__} is defined in {module}, whose file cannot be copied into the checkpoint: it loads only "
-            "where the tower is registered. Define it in a module of its own."
+            f"the checkpoint does not carry the code of the ID tower {type(tower).__name__}: {error}. It loads only where that tower "
+            "is registered."
         )
         return None
-    with open(path, encoding="utf-8") as file:
-        source = _with_flat_imports(file.read())
-    with open(os.path.join(folder, f"{name}.py"), "w", encoding="utf-8") as file:
-        file.write(source)
-    with open(os.path.join(folder, f"{CUSTOM_ENTRY}.py"), "w", encoding="utf-8") as file:
-        file.write(
-            f"from .{name} import {type(tower).__name__}  # registers the tower\n"
-            "from .modeling_flip import FlipForCTR, FlipForPretraining, FlipModel\n"
-        )
+    entry = f"from .{os.path.basename(path).removesuffix('.py')} import {type(tower).__name__}  # registers the tower\n"
+    files[CUSTOM_ENTRY] = entry + "from .modeling_flip import FlipForCTR, FlipForPretraining, FlipModel\n"
+    for name, source in files.items():
+        with open(os.path.join(folder, f"{name}.py"), "w", encoding="utf-8") as file:
+            file.write(source)
     return CUSTOM_ENTRY
 
 
 def _with_flat_imports(source: str) -> str:
-    """A file that imports from `flip_ctr`, as one that imports from the files beside it in a checkpoint."""
-    package = __name__.split(".")[0]
-    lines = source.splitlines(keepends=True)
-    for node in reversed([node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and not node.level]):
-        if node.module != package and not (node.module or "").startswith(f"{package}."):
+    """A file that imports from `flip_ctr`, as one that imports from the files beside it in a checkpoint. `ValueError` where it cannot."""
+    package, lines = __name__.split(".")[0], source.splitlines(keepends=True)
+    homes = {name: home for home, names in PUBLIC_NAMES.items() for name in names}
+    # from the end, so that line numbers stay true
+    for node in sorted((node for node in ast.walk(ast.parse(source)) if hasattr(node, "lineno")), key=lambda node: -node.lineno):
+        if isinstance(node, ast.Import) and any(one.name.split(".")[0] == package for one in node.names):
+            raise ValueError(f"line {node.lineno}: write `from {package} import …` instead of `import {package}`")
+        if not isinstance(node, ast.ImportFrom) or node.level or (node.module or "").split(".")[0] != package:
             continue
-        indent = lines[node.lineno - 1][: node.col_offset]
-        flat = [
-            f"{indent}from .{PUBLIC_NAMES.get(one.name, 'modeling_id_tower') if node.module == package else node.module.split('.')[-1]} "
-            f"import {one.name}{f' as {one.asname}' if one.asname else ''}\n"
-            for one in node.names
-        ]
+        flat = []
+        for one in node.names:
+            home = homes.get(one.name) if node.module == package else node.module.split(".", 1)[1]
+            if home not in FLAT_MODULES:
+                raise ValueError(f"line {node.lineno}: `{one.name}` of {node.module} is not part of what a checkpoint carries")
+            renamed = f" as {one.asname}" if one.asname else ""
+            flat.append(f"{lines[node.lineno - 1][: node.col_offset]}from .{home} import {one.name}{renamed}\n")
         lines[node.lineno - 1 : node.end_lineno] = flat
     return "".join(lines)
 

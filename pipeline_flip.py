@@ -27,19 +27,10 @@ class ClickThroughRatePipeline(Pipeline):
     ```
 
     An answer holds `click_probability`, and for strategy `joint` the towers' own `id_probability` and `text_probability`.
-
-    Raises:
-        ValueError: the checkpoint was pretrained and not fine-tuned.
     """
 
     _load_processor = True
     _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
-
-    def __init__(self, model, **kwargs):
-        saved_as = (model.config.architectures or [""])[0]
-        if saved_as in ("FlipModel", "FlipForPretraining"):  # its click layers would be random
-            raise ValueError(f"the checkpoint is a {saved_as}, which predicts no clicks; fine-tune it first.")
-        super().__init__(model, **kwargs)
 
     def _sanitize_parameters(self, **parameters):
         if parameters:
@@ -49,7 +40,7 @@ class ClickThroughRatePipeline(Pipeline):
     def __call__(self, rows: Any, batch_size: int | None = None, **kwargs) -> dict | list[dict] | Iterator[dict]:
         """
         Args:
-            rows: one row as a dict of scalars; a list of such dicts, a dict of columns, a pandas or Arrow table, or a
+            rows: one row as a dict of scalars or a pandas Series; a list of such dicts, a dict of columns, a pandas or Arrow table, or a
                 `datasets` dataset; or a generator or other stream of dicts (a streaming `datasets` dataset), of which only one
                 batch is in memory. Columns that are no field of the model are ignored.
             batch_size: rows the model takes at once; the pipeline's own when not given, or 256.
@@ -58,14 +49,16 @@ class ClickThroughRatePipeline(Pipeline):
             One dict for one row, a list in the order of the rows for many, an iterator for a stream.
 
         Raises:
-            ValueError: a column is missing, or a value has another type: names column and row.
+            ValueError: a column is missing, or a value has another type: names column and row; or `batch_size` is below 1.
             TypeError: `rows` has another form.
         """
         self._sanitize_parameters(**{name: value for name, value in kwargs.items() if name != "num_workers"})
-        batch_size = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
+        batch_size = next(size for size in (batch_size, self._batch_size, DEFAULT_BATCH_SIZE) if size is not None)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
         names = [field.name for field in self.processor.feature_extractor.all_fields]
         if is_one_row(rows, names):
-            return self._score([rows], batch_size)[0]
+            return self._score(rows, batch_size)[0]
         is_stream = isinstance(rows, Iterator) or (hasattr(rows, "__iter__") and not hasattr(rows, "__len__"))
         return self._stream(rows, batch_size) if is_stream else self._score(rows, batch_size)
 

@@ -91,7 +91,7 @@ class FakeHub:
                     if p in c[2]: e["lfs"] = {"oid": hashlib.sha256(b).hexdigest(), "size": len(b), "pointerSize": 130}
                     out.append(e)
                 return 200, {}, out
-            return 200, {}, {"id": repo, "modelId": repo, "sha": c[0], "private": False, "tags": [], "siblings": [{"rfilename": p} for p in sorted(c[1])]}
+            return 200, {}, {"id": repo, "modelId": repo, "sha": c[0], "private": bool(self.private[repo]), "tags": [], "siblings": [{"rfilename": p} for p in sorted(c[1])]}
         if m := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repo, rev, name = m.groups()
             if repo not in self.repos: return self.err(404, "RepoNotFound")

@@ -2,14 +2,19 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import tiny
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoProcessor
 
 import flip_ctr
+from flip_ctr.data.dataset_folder import read_split
+from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.train import card, evaluate_ctr
 from flip_ctr.train.arguments import PRESETS
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.plots import plot_reliability
@@ -31,8 +36,8 @@ KINDS = ["id", "plm", "joint", "pretraining"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_metadata(cards, kind):
-    card, _, results = cards[kind]
-    data = card.data.to_dict()
+    shown, _, results = cards[kind]
+    data = shown.data.to_dict()
     assert data["library_name"] == "transformers" and "click-through-rate" in data["tags"]
     assert (data["license"], data["license_name"]) == ("other", "ml-100k") and data["license_link"].startswith("https://")
     assert yaml.safe_load(yaml.safe_dump(data)) == data  # plain YAML, as the Hub reads it
@@ -40,7 +45,7 @@ def test_metadata(cards, kind):
         assert "model-index" not in data
         return
     assert data["pipeline_tag"] == "tabular-classification"
-    found = {(one.dataset_split, one.metric_type): one.metric_value for one in card.data.eval_results}
+    found = {(one.dataset_split, one.metric_type): one.metric_value for one in shown.data.eval_results}
     for split, prefix in (("test", "test"), ("validation", "eval")):
         for name, kind in (("auc", "roc_auc"), ("logloss", "log_loss"), ("ece", "expected_calibration_error")):
             assert found[split, kind] == pytest.approx(results[f"{prefix}_{name}"], abs=1e-5)
@@ -48,8 +53,8 @@ def test_metadata(cards, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_section_is_filled(cards, kind):
-    card, folder, results = cards[kind]
-    text = card.text
+    shown, folder, results = cards[kind]
+    text = shown.text
     sections = re.findall(r"^## (.*)$", text, re.M)
     assert sections == ["Results", "Use", "What it is", "Data", "Training", "Limits and personal data", "Licence", "Citation"]
     assert not re.search(r"\{\{|\}\}(?!,)|\{%|\bNone\b.*\|", text.split("## Citation")[0]) and "Undefined" not in text
@@ -94,9 +99,9 @@ def test_personal_fields_are_named(cards):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_of_a_card_runs(cards, kind, monkeypatch):
     """As printed, with the package in the place of the repository's copy of the code."""
-    card, folder, _ = cards[kind]
+    shown, folder, _ = cards[kind]
     scope: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    blocks = re.findall(r"```python\n(.*?)```", shown.text, re.S)
     assert blocks
     for block in blocks:
         exec(block.replace("path/or/hub-id", str(folder)), scope)
@@ -109,15 +114,59 @@ def test_the_code_of_a_card_runs(cards, kind, monkeypatch):
     assert answer["click_probability"] == pytest.approx(scope["probability"].item(), abs=1e-6)
 
 
-def test_a_dataset_without_a_card_still_gives_one(tmp_path, dataset_dir):
-    import shutil
+def test_every_run_in_the_chain_is_told(cards, tmp_path, dataset_dir):
+    """Fine-tuned twice: still aligned in pretraining. From a checkpoint without a record: nothing is claimed."""
+    joint = cards["joint"][1]
+    tiny.finetune(dataset_dir, joint, tmp_path / "again", fusion="gate")
+    text = ModelCard.load(tmp_path / "again" / "README.md").text
+    assert "aligned in pretraining" in text and text.count("It started from a checkpoint of") == 2
+    shutil.copytree(joint, tmp_path / "unknown", ignore=shutil.ignore_patterns("training_args.json"))
+    tiny.finetune(dataset_dir, tmp_path / "unknown", tmp_path / "more", fusion="gate")
+    text = ModelCard.load(tmp_path / "more" / "README.md").text
+    assert "fine-tuned from a FLIP checkpoint that does not say how it was made" in text and "language model unknown" not in text
 
+
+def test_a_metric_that_is_no_number_is_left_out(cards, tmp_path, dataset_dir):
+    _, folder, results = cards["id"]
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    table = read_split(str(dataset_dir), "train")
+    schema = DatasetSchema.load(dataset_dir)
+    path = card.write_card(str(tmp_path), card.read_record(str(folder)), model, processor, schema, str(dataset_dir), table,
+                           results | {"test_gauc": float("nan"), "eval_gauc": float("nan")})  # fmt: skip
+    text = ModelCard.load(path).content.split("## Citation")[0]
+    assert "GAUC" not in text and not re.search(r"\bnan\b", text, re.I)
+
+
+def test_rare_values_alone_give_an_example_too(tmp_path, dataset_dir):
+    """No value is frequent enough for a vocabulary, and the user's fields are hashed: the row to try still works."""
+    tiny.finetune(dataset_dir, None, tmp_path / "m", min_frequency=10_000, hash_user_values=True)
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", ModelCard.load(tmp_path / "m" / "README.md").text, re.S):
+        exec(block.replace("path/or/hub-id", str(tmp_path / "m")), scope)
+    assert scope["row"]["user_id"] is None and scope["row"]["title"]
+
+
+def test_nothing_of_a_former_run_is_left(tmp_path, dataset_dir, plm):
+    tiny.finetune(dataset_dir, None, tmp_path / "m")
+    (tmp_path / "m" / ".saving-killed").mkdir()
+    tiny.pretrain(dataset_dir, plm, tmp_path / "m", overwrite_output_dir=True)
+    assert not (tmp_path / "m" / "reliability.png").exists() and not (tmp_path / "m" / ".saving-killed").exists()
+    assert "reliability" not in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_evaluation_does_not_replace_a_checkpoints_results(cards, dataset_dir):
+    folder = str(cards["id"][1])
+    with pytest.raises(ValueError, match="is a checkpoint, whose own results would be replaced"):
+        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), folder, output_dir=folder))
+
+
+def test_a_dataset_without_a_card_still_gives_one(tmp_path, dataset_dir):
     shutil.copytree(dataset_dir, tmp_path / "data")
     for name in ("README.md", "prepare_report.json"):
         (tmp_path / "data" / name).unlink()
     tiny.finetune(tmp_path / "data", None, tmp_path / "m")
-    card = ModelCard.load(tmp_path / "m" / "README.md")
-    assert card.data.license is None and "# FLIP_ID for ml-100k" in card.text
+    shown = ModelCard.load(tmp_path / "m" / "README.md")
+    assert shown.data.license is None and "# FLIP_ID for ml-100k" in shown.text
 
 
 def test_reliability_of_extreme_scores_is_drawn(tmp_path):

@@ -234,6 +234,54 @@ finally:
 """
 
 
+def test_python_publishes_no_pretraining_heads_unasked(hub, worker, pretrained):
+    script = """
+import flip_ctr
+from transformers import AutoModel
+model = AutoModel.from_pretrained(folder)
+model.push_to_hub("org/python-towers")
+model.push_to_hub("org/python-heads", pretraining_heads=True)
+assert type(AutoModel.from_pretrained("org/python-towers")).__name__ == "FlipModel"
+"""
+    ask(worker, script=script, folder=str(pretrained))
+    towers, heads = (set(load_safetensors(published(hub, f"org/python-{name}")["model.safetensors"])) for name in ("towers", "heads"))
+    assert any("m_head." in name for name in heads) and not any("m_head." in name for name in towers)
+
+
+def test_without_icl_no_random_projection_is_published(hub, worker, dataset_dir, plm, tmp_path):
+    tiny.pretrain(dataset_dir, plm, tmp_path / "p", icl_weight=0.0)
+    command(worker, "push", "--model_name_or_path", tmp_path / "p", "--hub_model_id", "org/no-icl")
+    assert not any("projection" in name for name in load_safetensors(published(hub, "org/no-icl")["model.safetensors"]))
+    assert "views.id_hidden_state, views.text_pooled" in published(hub, "org/no-icl")["README.md"].decode()
+    script = """
+import flip_ctr
+from transformers import AutoModel
+model, info = AutoModel.from_pretrained("org/no-icl", output_loading_info=True)
+assert type(model).__name__ == "FlipModel" and not info["missing_keys"] and not info["unexpected_keys"], info
+"""
+    ask(worker, script=script, folder="")
+
+
+def test_what_others_put_into_the_repository_stays(hub, worker, finetuned, tmp_path):
+    """A card by hand, files in folders: a push of model and processor alone removes neither."""
+    folder = tmp_path / "bare"
+    AutoModel.from_pretrained(finetuned["id"][0]).save_pretrained(folder)
+    AutoProcessor.from_pretrained(finetuned["id"][0]).save_pretrained(folder)
+    command(worker, "push", "--model_name_or_path", folder, "--hub_model_id", "org/kept")
+    published(hub, "org/kept").update({"README.md": b"by hand", "model_old/v1.safetensors": b"old", "model-00001-of-00002.safetensors": b"stale"})
+    command(worker, "push", "--model_name_or_path", folder, "--hub_model_id", "org/kept")
+    files = published(hub, "org/kept")
+    assert files["README.md"] == b"by hand" and "model_old/v1.safetensors" in files and "model-00001-of-00002.safetensors" not in files
+
+
+def test_a_public_repository_is_not_taken_for_private(hub, worker, finetuned):
+    push = ("push", "--model_name_or_path", finetuned["id"][0], "--hub_model_id", "org/open")
+    command(worker, *push)
+    before = len(hub.repos["org/open"])
+    said = command(worker, *push, "--hub_private_repo", code=2)
+    assert "org/open exists and is public" in said and len(hub.repos["org/open"]) == before
+
+
 def test_an_upload_that_fails_leaves_the_checkpoint_and_says_what_to_do(hub, worker, dataset_dir, tmp_path):
     folder = tmp_path / "m"
     arguments = ["finetune", "--dataset_dir", str(dataset_dir), "--strategy", "id", "--max_train_samples", "64", "--max_eval_samples",
@@ -262,19 +310,27 @@ def test_a_refused_commit_is_an_error_too(worker, finetuned):
     assert "was not published to org/no: HfHubHTTPError" in said and TOKEN not in said
 
 
-def test_what_cannot_be_pushed_is_said_before_training(tmp_path, dataset_dir, monkeypatch):
+def test_what_cannot_be_pushed_is_said_before_training(tmp_path, dataset_dir, plm, monkeypatch):
     monkeypatch.setattr(publishing, "get_token", lambda: None)
     for options, message in (
         ({"push_to_hub": True}, "--push_to_hub needs a token"),
         ({"push_to_hub": True, "hub_token": "t", "hub_model_id": "a/b/c"}, "--hub_model_id a/b/c"),
         ({"hub_model_id": "org/m"}, "--hub_model_id has no effect without --push_to_hub"),
         ({"hub_private_repo": True}, "--hub_private_repo has no effect without --push_to_hub"),
+        ({"push_to_hub": True, "hub_token": "t", "use_lora": True, "lora_adapter_only": True}, "add --hub_pretraining_heads"),
     ):
+        recipe, start = (tiny.pretrain, plm) if "use_lora" in options else (tiny.finetune, None)
         with pytest.raises(ValueError, match=message):
-            tiny.finetune(dataset_dir, None, tmp_path / "m", **options)
+            recipe(dataset_dir, start, tmp_path / "m", **options)
     assert not (tmp_path / "m").exists()
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_what_is_no_checkpoint_is_refused(tmp_path, plm, finetuned):
     with pytest.raises(ValueError, match="is not a checkpoint folder: it has no config.json"):
+        publishing.push_checkpoint(str(tmp_path), "org/m")
+    with pytest.raises(ValueError, match="is not a FLIP checkpoint: its config.json is of a 'bert' model"):
+        publishing.push_checkpoint(str(plm), "org/m")
+    model = AutoModel.from_pretrained(finetuned["id"][0])
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is not a whole checkpoint: it has no processor"):
         publishing.push_checkpoint(str(tmp_path), "org/m")

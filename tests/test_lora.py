@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor
 
 from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining
 from flip_ctr.data.dataset_folder import read_split
@@ -217,6 +217,30 @@ def test_gradient_checkpointing_reaches_the_updates(processor, text_config, batc
         model(**batch).loss.backward()
         found.append({name: parameter.grad for name, parameter in model.named_parameters() if ".lora_" in name})
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in found[1].values())
+
+
+def test_a_run_may_not_replace_its_own_base(tmp_path, dataset_dir, plm):
+    tiny.finetune(dataset_dir, plm, tmp_path / "m", num_train_epochs=1)
+    with pytest.raises(ValueError, match="--output_dir .* is --model_name_or_path: the adapter would take the place of its own base"):
+        tiny.finetune(dataset_dir, tmp_path / "m", tmp_path / "m", overwrite_output_dir=True, **LORA)
+    assert AutoModel.from_pretrained(tmp_path / "m")
+
+
+def test_an_adapter_is_not_its_own_base(runs):
+    folder = str(runs[0] / "adapter")
+    with pytest.raises(ValueError, match="cannot be its own base"):
+        lora.load_adapter(folder, folder)
+    with pytest.raises(OSError, match="is a LoRA adapter without its base; load it with flip_ctr.train.lora.load_adapter"):
+        FlipForCTR.from_pretrained(folder)
+
+
+def test_the_base_may_be_stored_in_half_precision(tmp_path, dataset_dir, plm):
+    AutoModelForMaskedLM.from_pretrained(plm, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    tiny.wordpiece().save_pretrained(tmp_path / "half")
+    results = tiny.finetune(dataset_dir, tmp_path / "half", tmp_path / "a", lora_adapter_only=True, **LORA)
+    common = {"model_name_or_path": str(tmp_path / "a"), "base_model_name_or_path": str(tmp_path / "half")}
+    found = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), max_eval_samples=64, **common))
+    assert found["test_auc"] == pytest.approx(results["test_auc"], abs=1e-5)
 
 
 def test_a_run_overwrites_a_checkpoint_of_another_kind(tmp_path, dataset_dir, pretrained):

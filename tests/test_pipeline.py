@@ -96,9 +96,20 @@ def test_the_configuration_still_prints_after_use(scorer):
     assert "AutoModelForSequenceClassification" in repr(scorer.model.config)
 
 
-def test_a_pretrained_checkpoint_is_refused(pretrained):
-    with pytest.raises(ValueError, match="is a FlipForPretraining, which predicts no clicks"):
-        pipeline("click-through-rate", model=str(pretrained))
+def test_a_row_of_a_frame_is_one_row(scorer):
+    frame = pd.DataFrame(ROWS).drop(columns="label")
+    assert scorer(frame.iloc[3]) == pytest.approx(scorer(ROWS[3]))
+    assert scorer(frame[["title", "genre", "zip_code", "user_id", "age", "movie_id"]].iloc[0]) == pytest.approx(scorer(ROWS[0]))
+
+
+def test_a_single_value_among_columns_is_refused(scorer):
+    with pytest.raises(ValueError, match="column 'title' holds one value, 'ab'"):
+        scorer({name: [row[name] for row in ROWS[:2]] for name in ROWS[0]} | {"title": "ab"})
+
+
+def test_batches_without_rows_are_refused(scorer):
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1; got -1"):
+        scorer(ROWS, batch_size=-1)
 
 
 def test_a_model_object_with_its_processor(scorer):

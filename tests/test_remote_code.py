@@ -1,6 +1,8 @@
 """Checkpoints load with `trust_remote_code=True` where only transformers and torch are installed, and score the same."""
 
+import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -195,9 +197,50 @@ def test_a_tower_without_a_file_is_said_to_stay_behind(tmp_path, processor, capl
     exec(TOWER.replace('"gated"', '"loose"'), namespace)
     config = tiny.flip_config(processor.fields, strategy="id", id_tower="loose")
     with caplog.at_level("WARNING"):
-        transformers_logger = __import__("logging").getLogger("transformers")
-        transformers_logger.propagate = True
+        logging.getLogger("transformers").propagate = True
         FlipForCTR(config).save_pretrained(tmp_path)
-        transformers_logger.propagate = False
-    assert "ID tower GatedTower is defined in __main__" in caplog.text
+        logging.getLogger("transformers").propagate = False
+    assert "the ID tower GatedTower: it is defined in __main__, which is no file" in caplog.text
     ID_TOWERS.pop("loose")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("plain_import", TOWER.replace("import torch\n", "import torch\nimport flip_ctr\n"), "line 4: write `from flip_ctr import …`"),
+        ("unknown_name", TOWER.replace("import torch\n", "import torch\nfrom flip_ctr.data.files import read_rows\n"),
+         "line 4: `read_rows` of flip_ctr.data.files is not part of what a checkpoint carries"),
+        ("modeling_flip", TOWER, "its file has the name of a file of this package, modeling_flip.py"),
+    ],
+)  # fmt: skip
+def test_code_that_would_mean_nothing_elsewhere_is_named(tmp_path, processor, caplog, name, source, message):
+    path = tmp_path / f"{name}.py"
+    path.write_text(source.replace('"gated"', f'"{name}"'))
+    spec = importlib.util.spec_from_file_location(f"users_{name}", path)
+    module = sys.modules[f"users_{name}"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = FlipForCTR(tiny.flip_config(processor.fields, strategy="id", id_tower=name))
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        model.save_pretrained(tmp_path / "m")
+    logging.getLogger("transformers").propagate = False
+    assert message in caplog.text
+    assert "modeling_flip_custom" not in (tmp_path / "m" / "config.json").read_text()
+    ID_TOWERS.pop(name)
+
+
+def test_files_that_a_tower_imports_travel_too(tmp_path, processor):
+    package = tmp_path / "users_towers"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "layers.py").write_text("from flip_ctr.modeling_id_tower import TowerLinear as Linear\n")
+    towers = TOWER.replace("from flip_ctr.modeling_id_tower import (\n    TowerLinear as Linear,\n    DNN,\n)",
+                           "from flip_ctr.modeling_id_tower import DNN\nfrom .layers import Linear")  # fmt: skip
+    (package / "mine.py").write_text(towers.replace('"gated"', '"packaged"'))
+    sys.path.insert(0, str(tmp_path))
+    importlib.import_module("users_towers.mine")
+    FlipForCTR(tiny.flip_config(processor.fields, strategy="id", id_tower="packaged")).save_pretrained(tmp_path / "m")
+    sys.path.remove(str(tmp_path))
+    assert (tmp_path / "m" / "layers.py").read_text() == "from .modeling_id_tower import TowerLinear as Linear\n"
+    assert "from .layers import Linear" in (tmp_path / "m" / "mine.py").read_text()
+    ID_TOWERS.pop("packaged")

@@ -2,6 +2,7 @@
 """What a checkpoint says of itself: the record of its training (`training_args.json`) and its model card (`README.md`)."""
 
 import json
+import math
 import os
 from importlib.resources import files
 
@@ -13,12 +14,13 @@ from transformers.utils import cached_file
 
 import flip_ctr
 from flip_ctr.configuration_flip import NUM_RESERVED_IDS, PIPELINE_TASK
-from flip_ctr.data.dataset_folder import REPORT_NAME, markdown_table, read_split
+from flip_ctr.data.dataset_folder import REPORT_NAME, markdown_table
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.feature_extraction_flip import canonical_value
 from flip_ctr.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.build import is_flip_checkpoint
 from flip_ctr.train.lora import ADAPTER_CONFIG
 from flip_ctr.train.plots import CURVES_FILE, RELIABILITY_FILE
 
@@ -33,6 +35,9 @@ STRATEGIES = {
 TOWERS = {"dcnv2": "DCNv2", "deepfm": "DeepFM", "autoint": "AutoInt"}
 ALONE = {"id_auc": "AUC, ID tower alone", "text_auc": "AUC, language model alone", "id_logloss": "LogLoss, ID tower alone",
          "text_logloss": "LogLoss, language model alone"}  # fmt: skip
+# of a field's type: what stands where no value is shown, and what a canonical value reads as in Python
+BLANKS = {"string": "unknown", "int": 0, "float": 0.0, "bool": False}
+CONVERT = {"string": str, "int": int, "float": float, "bool": "true".__eq__}
 # metric of the results -> (its name for people, its type in the Hub's model-index)
 METRICS = {
     "auc": ("AUC", "roc_auc"),
@@ -71,18 +76,19 @@ def read_record(name_or_path: str | None) -> dict | None:
 
 def training_record(args: TrainArguments, recipe: str) -> dict:
     """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started from."""
-    source = getattr(args, "model_name_or_path", None)
+    source = args.model_name_or_path
     before = read_record(source)
     hub_id = source if source is not None and not os.path.exists(source) else None
+    is_plm = source is not None and not is_flip_checkpoint(source)
     return {
         "recipe": recipe,
         "versions": {one.__name__: one.__version__ for one in (flip_ctr, transformers, accelerate, torch)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "arguments": args.published(),
         "changed": args.changed(),
-        # the model on the Hub that all this started from, where there is one
-        "base_model": before.get("base_model") if before else hub_id,
-        "plm": before.get("plm") if before else args.published().get("model_name_or_path"),
+        # the first model on the Hub that all this started from, where there is one
+        "base_model": (before or {}).get("base_model") or hub_id,
+        "plm": args.published()["model_name_or_path"] if is_plm else (before or {}).get("plm"),
         "started_from": before,
     }
 
@@ -91,16 +97,18 @@ def training_record(args: TrainArguments, recipe: str) -> dict:
 
 
 def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor: FlipProcessor, schema: DatasetSchema,
-               dataset_dir: str, results: dict) -> str:  # fmt: skip
+               dataset_dir: str, rows, results: dict) -> str:  # fmt: skip
     """Renders `model_cards/template.md` into the folder's `README.md` and returns its path.
 
     Args:
         record: see [`training_record`].
         model: the model that the folder holds.
         dataset_dir: the dataset folder that it was trained on; its own card gives title and licence.
+        rows: the training rows, an Arrow table, for an example.
         results: of the recipe; `eval_…` are of validation, `test_…` of the test split.
     """
     data = _dataset_facts(dataset_dir, schema)
+    results = {name: value for name, value in results.items() if math.isfinite(value)}  # GAUC is NaN where no user has both classes
     is_click = isinstance(model, FlipForCTR)
     parts = {
         "title": _title(model, data),
@@ -109,13 +117,13 @@ def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor:
         "metrics_note": _metrics_note(is_click),
         "pictures": [{"file": file, "alt": alt, "caption": caption} for file, (alt, caption) in PICTURES.items()
                      if os.path.isfile(os.path.join(folder, file))],
-        "use": _use(folder, model, processor, read_split(dataset_dir, "train")),
+        "use": _use(folder, model, processor, rows),
         "model_table": _model_table(model, record),
         "data": _data(schema, data, results),
         "fields_table": _fields_table(processor),
         "training": _training(record, results),
         "limits": _limits(model, processor),
-        "licence": _licence(data, record),
+        "licence": _licence(data, record, model),
         "citation": CITATION,
     }  # fmt: skip
     template = files("flip_ctr").joinpath("model_cards", "template.md")
@@ -162,12 +170,19 @@ def _summary(model: FlipPreTrainedModel, record: dict, data: dict) -> str:
     towers = {"id": lambda: f"An ID-based click model ({_tower(model)})",
               "plm": lambda: f"A click model on a language model ({_plm(model, record)})",
               "joint": lambda: f"A click model of an ID tower ({_tower(model)}) and a language model ({_plm(model, record)})"}  # fmt: skip
-    start = record["started_from"]
-    if start and start["recipe"] == "pretrain":
+    if _pretrained(record):
         origin = f", aligned in pretraining by [FLIP]({PAPER})"
+    elif record["started_from"] is None and record["plm"] is None and record["arguments"]["model_name_or_path"]:
+        origin = ", fine-tuned from a FLIP checkpoint that does not say how it was made"
     else:
         origin = f", trained without FLIP's pretraining ([paper]({PAPER}))"
     return f"{towers[model.config.strategy]()}{origin}. It predicts the probability of a click from a row of plain columns."
+
+
+def _pretrained(record: dict) -> bool:
+    while record and record["recipe"] != "pretrain":
+        record = record["started_from"]
+    return bool(record)
 
 
 def _number(value) -> str:
@@ -202,22 +217,20 @@ def _metrics_note(is_click: bool) -> str:
 def _example_row(processor: FlipProcessor, rows) -> dict:
     """A row to try: a common item as a training row has it; of users, who are nobody's example, the commonest value of each field."""
     extractor = processor.feature_extractor
-    vocabularies = {field.name: words for field, words in zip(extractor.id_fields, extractor.vocabularies)}
-    item = {}
+    vocabularies = {field.name: words for field, words in zip(extractor.id_fields, extractor.vocabularies) if words}
+    picked = 0
     for field in extractor.id_fields:
-        if field.key and field.entity != "user" and not item:
-            column, common = rows.column(field.name).slice(0, 100_000), vocabularies[field.name][0]
-            found = next((i for i, value in enumerate(column.to_pylist()) if canonical_value(value, field.type) == common), 0)
-            item = rows.slice(found, 1).to_pylist()[0]
-    row = {}
+        if field.key and field.entity != "user" and field.name in vocabularies:
+            column, common = rows.column(field.name).slice(0, 100_000).to_pylist(), vocabularies[field.name][0]
+            picked = next((row for row, value in enumerate(column) if canonical_value(value, field.type) == common), 0)
+            break
+    example = rows.slice(picked, 1).to_pylist()[0]
     for field in extractor.all_fields:
-        known = vocabularies.get(field.name) or [None]
         if field.entity == "user":
-            convert = {"int": int, "float": float, "bool": lambda word: word == "true"}.get(field.type, str)
-            row[field.name] = convert(known[0]) if known[0] is not None and field.name not in extractor.hashed_fields else None
-        else:
-            row[field.name] = item.get(field.name)
-    return row
+            blank = None if field.nullable else BLANKS[field.type]
+            hidden = field.name in extractor.hashed_fields or field.name not in vocabularies
+            example[field.name] = blank if hidden else CONVERT[field.type](vocabularies[field.name][0])
+    return {field.name: example[field.name] for field in extractor.all_fields}
 
 
 def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, rows) -> str:
@@ -241,6 +254,9 @@ processor = AutoProcessor.from_pretrained("{PLACEHOLDER}")
 output = model(**processor([row]))
 ```"""
     if not isinstance(model, FlipForCTR):
+        aligned = model.config.icl_weight > 0
+        views = ("views.id_embeds, views.text_embeds    # both views of the row, in one space" if aligned else
+                 "views.id_hidden_state, views.text_pooled    # the two views of the row")  # fmt: skip
         return f"""Fine-tune it with `flip-ctr finetune --model_name_or_path {PLACEHOLDER} …`, or take the rows' embeddings:
 
 ```python
@@ -250,8 +266,8 @@ model = AutoModel.from_pretrained("{PLACEHOLDER}", trust_remote_code=True).eval(
 processor = AutoProcessor.from_pretrained("{PLACEHOLDER}", trust_remote_code=True)
 
 {row}
-views = getattr(model, "flip", model)(**processor(row))    # both views of the row, in one space
-views.id_embeds, views.text_embeds
+views = getattr(model, "flip", model)(**processor(row))
+{views}
 ```
 
 The heads of masked language and masked tabular modelling are in this repository only if its publisher asked for that: they can
@@ -295,7 +311,7 @@ def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
     if core.text_encoder is not None:
         rows.append(["language model (PLM)", f"{_plm(model, record)}, {size(core.text_encoder)}, pooling `{config.text_pooling}`"])
     if record["arguments"].get("use_lora"):
-        kept = "apart from its base" if record["arguments"]["lora_adapter_only"] else "merged into the PLM"
+        kept = f"apart from its base `{record['arguments']['model_name_or_path']}`" if record["arguments"]["lora_adapter_only"] else "merged into the PLM"
         rows.append(["LoRA", f"rank {record['arguments']['lora_r']}, {kept}"])
     if isinstance(model, FlipForCTR) and config.strategy == "joint":
         rows.append(["fusion", f"`{config.fusion}`"])
@@ -377,14 +393,14 @@ def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
     return "\n".join(lines)
 
 
-def _licence(data: dict, record: dict) -> str:
+def _licence(data: dict, record: dict, model: FlipPreTrainedModel) -> str:
     text = "The code in this repository is under the Apache License 2.0."
     if data.get("license") == "other":
         text += (f" The model was trained on {data['title']}, whose own terms ([{data.get('license_name', 'licence')}]"
                  f"({data.get('license_link', '')})) say what may be done with the data and what is made from them.")  # fmt: skip
     elif data.get("license"):
         text += f" The training data are under `{data['license']}`."
-    if record["plm"]:
+    if record["plm"] and model.base_model.text_encoder is not None:
         text += f" The language model {record['plm']} has its own licence."
     return text
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""A checkpoint folder: which files are its own, and how it is written so that it is whole at every moment."""
+"""A checkpoint folder: which files are its own, and how they are written."""
 
 import os
+import shutil
 import tempfile
 from fnmatch import fnmatch
 
@@ -12,9 +13,10 @@ from torch import nn
 from flip_ctr.modeling_flip import FlipForCTR
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.card import RECORD
+from flip_ctr.train.card import CARD, RECORD
 from flip_ctr.train.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, restore_adapter, save_adapter
-from flip_ctr.train.results import write_json
+from flip_ctr.train.plots import CURVES_FILE, RELIABILITY_FILE
+from flip_ctr.train.results import HISTORY_FILE, RESULTS_FILE, write_json
 
 WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 CODE = ("configuration_flip.py", "modeling_flip*.py", "modeling_id_tower.py", "feature_extraction_flip.py",
@@ -22,21 +24,35 @@ CODE = ("configuration_flip.py", "modeling_flip*.py", "modeling_id_tower.py", "f
 PROCESSOR = ("processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
              "*.model")  # fmt: skip
 
+REPORTS = (CARD, RESULTS_FILE, HISTORY_FILE, CURVES_FILE, RELIABILITY_FILE)
+PARTIAL = ".saving-"
+
 
 def matches(name: str, patterns) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def clear_reports(folder: str) -> None:
+    """Removes what a former run says of its checkpoint, and what a killed one left half-written; the checkpoint itself stays until
+    another takes its place."""
+    for name in os.listdir(folder):
+        if matches(name, REPORTS):
+            os.remove(os.path.join(folder, name))
+        elif name.startswith(PARTIAL):
+            shutil.rmtree(os.path.join(folder, name))
 
 
 def save(accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainArguments,
          record: dict) -> None:  # fmt: skip
     """Saves model, processor and training record to `--output_dir` from the main process; a LoRA model as an adapter.
 
-    Everything is written beside first, then put in place; files of another checkpoint that lay there go.
+    Everything is written beside first and then put in place, so that no file is ever half-written; files of another checkpoint that lay
+    there go.
     """
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(model)
-        with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=".saving-") as partial:
+        with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=PARTIAL) as partial:
             if isinstance(model, PeftModel):
                 save_adapter(model, partial, args.model_name_or_path)
             else:

@@ -25,6 +25,7 @@ from flip_ctr.data.samplers import GlobalBatchSampler
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.modeling_id_tower import FeatureEmbedding
 from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.checkpoint import clear_reports
 from flip_ctr.train.hub import check_hub_arguments
 from flip_ctr.train.results import HISTORY_FILE, write_json
 
@@ -42,15 +43,21 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     """Checks the output folder and the Hub's arguments, starts Accelerate, logging and trackers, and sets the seed.
 
     Raises:
-        ValueError: the output folder holds files and `--overwrite_output_dir` was not given; or nothing could be pushed.
+        ValueError: the output folder holds files and `--overwrite_output_dir` was not given, or is what a LoRA run starts from; or
+            nothing could be pushed.
     """
     check_hub_arguments(args)
+    source = args.model_name_or_path
+    if args.use_lora and source and os.path.exists(source) and os.path.exists(args.output_dir) and os.path.samefile(source, args.output_dir):
+        raise ValueError(f"--output_dir {args.output_dir} is --model_name_or_path: the adapter would take the place of its own base")
     if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
         raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
     log_with = None if args.report_to == "none" else args.report_to
     accelerator = make_accelerator(args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
     set_up_logging(accelerator)
     os.makedirs(args.output_dir, exist_ok=True)
+    if accelerator.is_main_process:
+        clear_reports(args.output_dir)
     if log_with:
         accelerator.init_trackers(f"flip-ctr-{recipe}", config={k: str(v) for k, v in args.published().items()})
     set_seed(args.seed)

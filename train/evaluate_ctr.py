@@ -35,8 +35,10 @@ def run(args: EvaluateArguments) -> dict:
     """Returns the metrics of the joint prediction, and for `joint` of each tower alone.
 
     Raises:
-        ValueError: the dataset's fields are not the checkpoint's, the split does not exist, or has one class only.
+        ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not exist, or has one class only.
     """
+    if args.output_dir is not None and os.path.isfile(os.path.join(args.output_dir, "config.json")):
+        raise ValueError(f"--output_dir {args.output_dir} is a checkpoint, whose own results would be replaced; choose another folder")
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     schema = DatasetSchema.load(args.dataset_dir)

@@ -79,12 +79,12 @@ def run(args: FinetuneArguments) -> dict:
     """
     # 1. Accelerate, logging, seed
     accelerator = start(args, "finetune")
-    record = training_record(args, "finetune")
 
     # 2. Rows
     schema = DatasetSchema.load(args.dataset_dir)
     train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    record = training_record(args, "finetune")
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
     source = args.model_name_or_path
@@ -141,7 +141,7 @@ def run(args: FinetuneArguments) -> dict:
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
         plot_reliability(scores["logits"], test_set.labels, args.output_dir)
-        write_card(args.output_dir, record, plain(best), processor, schema, args.dataset_dir, results)
+        write_card(args.output_dir, record, plain(best), processor, schema, args.dataset_dir, train_rows, results)
     accelerator.end_training()
 
     # 7. The Hub, where asked for

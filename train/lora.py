@@ -88,6 +88,7 @@ def save_adapter(model: PeftModel, folder: str, base: str) -> None:
     os.makedirs(folder, exist_ok=True)
     inner = model.get_base_model()
     inner.config.architectures = [type(inner).__name__]
+    inner.save_tower_code(folder)
     custom_object_save(inner, folder, config=inner.config)
     inner.config.save_pretrained(folder)
     config = model.peft_config["default"]
@@ -131,15 +132,18 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
     Args:
         name_or_path: folder or hub id of a checkpoint made with `--lora_adapter_only`.
         base_model_name_or_path: the PLM or FLIP checkpoint that it was trained on; the one that the adapter names when `None`.
-        kwargs: passed to `from_pretrained` of the base (`dtype`, `attn_implementation`, ...).
+        kwargs: passed to `from_pretrained` of the base (`dtype`, float32 by default, `attn_implementation`, ...).
 
     Raises:
         OSError: the base cannot be found.
-        ValueError: the base has other weights than the one that the adapter was trained on.
+        ValueError: the base is the adapter itself, or has other weights than the one that the adapter was trained on.
     """
     with open(_find(name_or_path, ADAPTER_CONFIG), encoding="utf-8") as file:
         named = json.load(file)["base_model_name_or_path"]
     base = base_model_name_or_path or named
+    if os.path.exists(base) and os.path.exists(name_or_path) and os.path.samefile(base, name_or_path):
+        raise ValueError(f"{name_or_path} is a LoRA adapter and cannot be its own base; name its base with --base_model_name_or_path")
+    kwargs.setdefault("dtype", torch.float32)  # as in training; else the PLM alone would have its checkpoint's
     config = FlipConfig.from_pretrained(name_or_path)
     cls = getattr(modeling_flip, config.architectures[0])
     try:

@@ -62,12 +62,12 @@ def run(args: PretrainArguments) -> dict:
     """
     # 1. Accelerate, logging, seed
     accelerator = start(args, "pretrain")
-    record = training_record(args, "pretrain")
 
     # 2. Rows and vocabularies: the training split only
     schema = DatasetSchema.load(args.dataset_dir)
     train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    record = training_record(args, "pretrain")
     if is_flip_checkpoint(args.model_name_or_path):
         raise ValueError(f"--model_name_or_path {args.model_name_or_path} is a FLIP checkpoint; pretraining starts from a PLM")
     processor = new_processor(train_rows, schema, args, args.model_name_or_path)
@@ -110,7 +110,7 @@ def run(args: PretrainArguments) -> dict:
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
-        write_card(args.output_dir, record, plain(whole), processor, schema, args.dataset_dir, results)
+        write_card(args.output_dir, record, plain(whole), processor, schema, args.dataset_dir, train_rows, results)
     accelerator.end_training()
 
     # 7. The Hub, where asked for
