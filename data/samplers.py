@@ -27,10 +27,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
                  shuffle: bool = True, num_processes: int = 1, process_index: int = 0, group: int = 50):  # fmt: skip
         self.num_rows, self.batch_size, self.seed, self.lengths = num_rows, batch_size, seed, lengths
         self.shuffle, self.num_processes, self.process_index, self.group = shuffle, num_processes, process_index, group
-        self.epoch = 0
+        self.epoch = self.first_batch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The epoch whose batches come next, and the first of them: a run that goes on leaves out those it has had."""
+        self.epoch, self.first_batch = epoch, first_batch
 
     def plan(self) -> list[np.ndarray]:
         """The epoch's global batches."""
@@ -50,7 +51,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.plan():
+        for batch in self.plan()[self.first_batch :]:
             yield batch[self.process_index :: self.num_processes].tolist()
 
     def __len__(self) -> int:

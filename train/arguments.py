@@ -18,8 +18,9 @@ Arguments = TypeVar("Arguments")
 
 LORA_LEARNING_RATE = 1e-3  # low-rank updates learn too slowly at the rate of whole weights
 
-# Arguments that say where files lie, or are secret: never written into a checkpoint, a card or a tracker.
-PRIVATE = ("dataset_dir", "output_dir", "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token",
+# Arguments that say where files lie, are secret, or make no difference to the result: never written into a checkpoint, a card or a
+# tracker.
+PRIVATE = ("checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "dataset_dir", "output_dir", "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token",
            "hub_pretraining_heads", "report_to")  # fmt: skip
 
 # What the paper and its release use where the defaults here differ, in any recipe that has the option; what differs by recipe or
@@ -161,6 +162,11 @@ class TrainArguments:
     eval_steps: int | None = option(None, "optimizer steps between evaluations; each epoch when not given")
     report_to: str = option("none", "tracker: none, tensorboard, wandb, trackio, all")
 
+    checkpointing_steps: str | None = option(None, "save all that a killed run needs to go on, every so many optimizer steps or each `epoch`")
+    checkpoints_total_limit: int | None = option(None, "keep only so many of these step checkpoints, the newest")
+    resume_from_checkpoint: str | None = option(None, "go on from a step checkpoint: its folder, or `latest` of the output folder (from "
+                                                      "the beginning where there is none)")  # fmt: skip
+
     use_lora: bool = option(False, "of the PLM train low-rank updates only (LoRA); the ID tower and the heads train in full")
     lora_r: int = option(8, "rank of the updates")
     lora_alpha: float = option(16, "the updates are scaled by this / rank")
@@ -220,7 +226,12 @@ class TrainArguments:
                      "logging_steps", "min_frequency"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("max_train_samples", "max_eval_samples", "eval_steps"):
+        every = self.checkpointing_steps
+        if every is not None and every != "epoch" and not (str(every).isdigit() and int(every) > 0):
+            raise ValueError(f"--checkpointing_steps must be a number of steps of at least 1, or `epoch`; got {every}")
+        if self.checkpoints_total_limit is not None and every is None:
+            raise ValueError("--checkpoints_total_limit has no effect without --checkpointing_steps")
+        for name in ("max_train_samples", "max_eval_samples", "eval_steps", "checkpoints_total_limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}")
         if isinstance(self.id_hidden_dims, int):  # a YAML file may say `id_hidden_dims: 64`

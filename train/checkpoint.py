@@ -72,7 +72,8 @@ def best_model(accelerator: Accelerator, model: nn.Module, processor: FlipProces
                record: dict) -> nn.Module:  # fmt: skip
     """The best click model of a run, as its checkpoint gives it; that of a LoRA run is merged, unless only the adapter is kept."""
     accelerator.wait_for_everyone()
-    if isinstance(model, PeftModel):
+    # a run that goes on may have been killed after it had merged
+    if isinstance(model, PeftModel) and os.path.isfile(os.path.join(args.output_dir, ADAPTER_WEIGHTS)):
         restore_adapter(model, args.output_dir)
         if args.lora_adapter_only:
             return model

@@ -4,6 +4,7 @@
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -28,6 +29,7 @@ from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import clear_reports
 from flip_ctr.train.hub import check_hub_arguments
 from flip_ctr.train.results import HISTORY_FILE, write_json
+from flip_ctr.train.resume import StepCheckpoints, step_checkpoints
 
 logger = logging.getLogger("flip_ctr")
 
@@ -50,7 +52,8 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     source = args.model_name_or_path
     if args.use_lora and source and os.path.exists(source) and os.path.exists(args.output_dir) and os.path.samefile(source, args.output_dir):
         raise ValueError(f"--output_dir {args.output_dir} is --model_name_or_path: the adapter would take the place of its own base")
-    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
+    goes_on = args.resume_from_checkpoint is not None
+    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not (args.overwrite_output_dir or goes_on):
         raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
     log_with = None if args.report_to == "none" else args.report_to
     accelerator = make_accelerator(args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
@@ -58,6 +61,9 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     os.makedirs(args.output_dir, exist_ok=True)
     if accelerator.is_main_process:
         clear_reports(args.output_dir)
+        if not goes_on:
+            for folder in step_checkpoints(args.output_dir):  # of a former run: `latest` must not find them
+                shutil.rmtree(folder)
     if log_with:
         accelerator.init_trackers(f"flip-ctr-{recipe}", config={k: str(v) for k, v in args.published().items()})
     set_seed(args.seed)
@@ -156,6 +162,8 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
+        ValueError: `--resume_from_checkpoint` does not belong to this run.
+        Preempted: the process was told to stop (SIGTERM) and has saved.
     """
     optimizer = make_optimizer(model, args)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -172,9 +180,21 @@ def train(
     best, misses, step = -math.inf, 0, 0
     sums: dict[str, torch.Tensor] = {}
     counted, started = 0, time.perf_counter()
-    bar = tqdm(total=total, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True)
-    for epoch in range(math.ceil(total / steps_per_epoch)):
-        loader.batch_sampler.set_epoch(epoch)
+    checkpoints = StepCheckpoints(accelerator, args, loader.dataset, steps_per_epoch)
+    if (state := checkpoints.load(model, optimizer, scheduler)) is not None:
+        history, best, misses, step, counted = (state[name] for name in ("history", "best", "misses", "step", "counted"))
+        sums = {name: value.to(accelerator.device) for name, value in state["sums"].items()}
+        started -= state["seconds"]
+        write_json(accelerator, args.output_dir, HISTORY_FILE, history)
+
+    def done() -> bool:
+        return step >= total or (patience is not None and misses >= patience)
+
+    bar = tqdm(total=total, initial=step, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True)
+    for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
+        if done():
+            break
+        loader.batch_sampler.set_epoch(epoch, step % steps_per_epoch * accumulation)
         loader.collate_fn.set_epoch(epoch)
         for group in _accumulated(loader, accumulation):
             model.train()
@@ -221,9 +241,13 @@ def train(
                         on_best()
                     else:
                         misses += 1
-            if step == total or (patience is not None and misses >= patience):
-                bar.close()
-                return history
+            loop = {"history": history, "best": best, "misses": misses, "step": step, "counted": counted, "sums": sums,
+                    "seconds": time.perf_counter() - started}  # fmt: skip
+            checkpoints.after_step(step, model, optimizer, scheduler, loop)
+            if done():
+                break
+    bar.close()
+    checkpoints.close()
     return history
 
 

@@ -1,0 +1,220 @@
+"""A run that is killed goes on as if nothing had happened: the same weights, bit for bit."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import resume_child
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from flip_ctr.train import resume
+from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.resume import PARTIAL, PREEMPTED, step_checkpoints
+
+# 4 variants of 5 kills each: 20 random moments
+KILLS = 5
+VARIANTS = {
+    "pretrain, 0 workers": ("pretrain", {"dataloader_num_workers": 0, "icl_weight": 1.0}),
+    "pretrain, 2 workers": ("pretrain", {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
+    "finetune, 0 workers": ("finetune", {"strategy": "joint", "fusion": "gate", "unk_rate": 0.2, "dataloader_num_workers": 0}),
+    "finetune, 2 workers": ("finetune", {"strategy": "joint", "use_lora": True, "lora_dropout": 0.1, "dataloader_num_workers": 2}),
+}
+LONG = {"max_train_samples": 1500, "max_eval_samples": 64, "num_train_epochs": 3, "eval_steps": 20, "logging_steps": 5, "seed": 5,
+        "checkpointing_steps": "6", "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def processes():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["resume_child"])
+    first = context.Process(target=resume_child.ready)
+    first.start()
+    first.join()
+    return context
+
+
+def start(processes, recipe, paths, options):
+    # not a daemon: it has loader workers of its own
+    process = processes.Process(target=resume_child.run, args=(recipe, tuple(map(str, paths)), options))
+    process.start()
+    return process
+
+
+def finish(processes, recipe, paths, options) -> int:
+    process = start(processes, recipe, paths, options)
+    process.join(300)
+    return process.exitcode
+
+
+def same_results(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    first, second = (json.loads((folder / "history.json").read_text()) for folder in (one, other))
+    for entry in first + second:
+        del entry["seconds"]
+    assert first == second
+    first, second = (json.loads((folder / "all_results.json").read_text()) for folder in (one, other))
+    del first["train_seconds"], second["train_seconds"]
+    assert first == second
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_at_random_moments(tmp_path, processes, dataset_dir, plm, variant):
+    recipe, options = VARIANTS[variant]
+    generator = random.Random(variant)
+    untouched = {name: value for name, value in LONG.items() if "checkpoint" not in name}
+    began = time.monotonic()
+    assert finish(processes, recipe, (dataset_dir, plm, tmp_path / "whole"), untouched | options) == 0
+    duration = time.monotonic() - began
+    folder, kills, steps = tmp_path / "killed", 0, []
+    while kills < KILLS:
+        process = start(processes, recipe, (dataset_dir, plm, folder), LONG | options)
+        process.join(generator.uniform(0.3, 0.7) * duration)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+        else:
+            assert process.exitcode == 0  # it had come to its end: once more from its last step
+        steps.append([int(Path(path).name.split("-")[1]) for path in step_checkpoints(str(folder))][-1:])
+        assert len(step_checkpoints(str(folder))) <= 3  # two are kept; a third one where the kill came before the oldest went
+    assert finish(processes, recipe, (dataset_dir, plm, folder), LONG | options) == 0
+    same_results(tmp_path / "whole", folder)
+    reached = [step for found in steps for step in found]
+    assert reached == sorted(reached) and len(set(reached)) > 1, reached  # it did go on, and from several places
+    assert not [name for name in os.listdir(folder) if name.startswith((PARTIAL, ".saving"))]
+
+
+def test_a_preempted_run_saves_and_says_so(tmp_path, processes, dataset_dir, plm):
+    options = LONG | {"strategy": "plm", "checkpointing_steps": "1000"}
+    paths = (dataset_dir, plm, tmp_path / "m")
+    process = start(processes, "finetune", paths, options)
+    while not (tmp_path / "m" / "history.json").exists():  # it trains
+        time.sleep(0.01)
+        assert process.is_alive()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == PREEMPTED == 75
+    assert len(step_checkpoints(str(tmp_path / "m"))) == 1
+    assert finish(processes, "finetune", paths, options) == 0
+    whole = {name: value for name, value in options.items() if "checkpoint" not in name}
+    assert finish(processes, "finetune", (dataset_dir, plm, tmp_path / "whole"), whole) == 0
+    same_results(tmp_path / "whole", tmp_path / "m")
+
+
+# --- one run, in this process
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, dataset_dir):
+    """An ID-only run of 6 steps with a step checkpoint after each."""
+    folder = tmp_path_factory.mktemp("stopped") / "m"
+    tiny.finetune(dataset_dir, None, folder, checkpointing_steps="1")
+    return folder
+
+
+def go_on(dataset_dir, folder, **options):
+    return tiny.finetune(dataset_dir, None, folder, checkpointing_steps="1", **{"resume_from_checkpoint": "latest"} | options)
+
+
+def test_what_a_step_checkpoint_holds(stopped):
+    assert [Path(path).name for path in step_checkpoints(str(stopped))] == [f"checkpoint-{step}" for step in range(1, 7)]
+    folder = stopped / "checkpoint-3"
+    assert {path.name for path in folder.iterdir()} == {"training_state.pt", "random_state_0.pt", "progress.json"}
+    state = torch.load(folder / "training_state.pt", weights_only=True)  # no code is run by reading it
+    assert state["loop"]["step"] == 3 and state["optimizer"]["state"] and state["scheduler"]["last_epoch"] == 3
+
+
+def test_from_any_step_to_the_same_end(tmp_path, stopped, dataset_dir):
+    for step in (1, 3, 5):
+        go_on(dataset_dir, tmp_path / str(step), resume_from_checkpoint=str(stopped / f"checkpoint-{step}"))
+        same_results(stopped, tmp_path / str(step))
+
+
+def test_the_number_of_workers_may_change(tmp_path, stopped, dataset_dir):
+    go_on(dataset_dir, tmp_path / "m", resume_from_checkpoint=str(stopped / "checkpoint-2"), dataloader_num_workers=1)
+    same_results(stopped, tmp_path / "m")
+
+
+def test_latest_without_a_checkpoint_starts_anew(tmp_path, stopped, dataset_dir):
+    go_on(dataset_dir, tmp_path / "m")
+    same_results(stopped, tmp_path / "m")
+
+
+def test_a_run_that_does_not_go_on_clears_the_steps_of_another(tmp_path, dataset_dir):
+    tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="epoch")
+    assert [Path(path).name for path in step_checkpoints(str(tmp_path / "m"))] == ["checkpoint-3", "checkpoint-6"]
+    tiny.finetune(dataset_dir, None, tmp_path / "m", overwrite_output_dir=True)
+    assert not step_checkpoints(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.1}, "is of a run with other arguments: --learning_rate was 0.003 and is 0.1"),
+        ({"num_train_epochs": 9}, "--num_train_epochs was 2 and is 9"),
+        ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere is not a step checkpoint: it has no progress.json"),
+    ],
+)
+def test_another_run_is_refused(stopped, dataset_dir, options, message):
+    with pytest.raises(ValueError, match=message):
+        go_on(dataset_dir, stopped, **options)
+
+
+def test_other_rows_are_refused(stopped, dataset_dir, monkeypatch):
+    monkeypatch.setattr(resume, "fingerprint", lambda dataset: 0)
+    with pytest.raises(ValueError, match="is of a run on other training rows than"):
+        go_on(dataset_dir, stopped)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpointing_steps": "0"}, "--checkpointing_steps must be a number of steps of at least 1, or `epoch`; got 0"),
+        ({"checkpointing_steps": "each"}, "got each"),
+        ({"checkpoints_total_limit": 2}, "--checkpoints_total_limit has no effect without --checkpointing_steps"),
+        ({"checkpointing_steps": "1", "checkpoints_total_limit": 0}, "--checkpoints_total_limit must be at least 1"),
+    ],
+)
+def test_wrong_flags_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", **options)
+
+
+def test_a_full_disk_leaves_earlier_checkpoints(tmp_path, dataset_dir, monkeypatch):
+    write, written = resume._write, []
+
+    def full(path, content):
+        written.append(path)
+        if len(written) > 5:  # in the middle of the third checkpoint
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(resume, "_write", full)
+    with pytest.raises(OSError, match="checkpoint-3 could not be saved .*No space left on device. Whole ones there: checkpoint-1, checkpoint-2"):
+        tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="1")
+    assert not [name for name in os.listdir(tmp_path / "m") if name.startswith(PARTIAL)]
+    monkeypatch.setattr(resume, "_write", write)
+    go_on(dataset_dir, tmp_path / "m")
+
+
+def test_an_early_stop_is_remembered(tmp_path, dataset_dir):
+    """Stopped by patience, asked to go on: it stays stopped."""
+    options = {"num_train_epochs": 20, "early_stopping_patience": 1, "learning_rate": 0.5}
+    first = tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="1", **options)
+    assert first["train_steps"] < 60
+    again = go_on(dataset_dir, tmp_path / "m", **options)
+    assert (tmp_path / "m" / "history.json").exists() and (tmp_path / "m" / "training.png").exists()
+    assert {name: value for name, value in again.items() if "seconds" not in name} == {
+        name: value for name, value in first.items() if "seconds" not in name
+    }

@@ -1,0 +1,214 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Exact resume: a run that is killed goes on from its last step checkpoint and ends in the same weights, bit for bit.
+
+A step checkpoint `checkpoint-N` holds model, optimizer, schedule, scaler, the loop's own state, and the random state of every process.
+Which rows, masks and noise come next follows from (seed, epoch, step). It is never published, and is read without pickle's code
+(`weights_only`).
+"""
+
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.train.arguments import TrainArguments
+
+logger = logging.getLogger("flip_ctr")
+
+STATE_FILE, RANDOM_FILE, MANIFEST = "training_state.pt", "random_state_{}.pt", "progress.json"
+FOLDER = re.compile(r"checkpoint-(\d+)")
+PARTIAL = ".partial-"
+LATEST = "latest"
+# arguments that may differ between a run and its continuation: they change no weight
+FREE = ("dataloader_num_workers", "logging_steps")
+PREEMPTED = 75  # the exit code of a run that was told to stop and saved first (EX_TEMPFAIL: try again)
+
+
+class Preempted(SystemExit):
+    """The process got SIGTERM, saved a step checkpoint, and ends; with `--resume_from_checkpoint latest` it goes on."""
+
+    def __init__(self):
+        super().__init__(PREEMPTED)
+
+
+def step_checkpoints(folder: str) -> list[str]:
+    """The whole step checkpoints in an output folder, oldest first. Half-written ones have another name."""
+    found = [(int(match[1]), name) for name in os.listdir(folder) if (match := FOLDER.fullmatch(name))] if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for _, name in sorted(found)]
+
+
+def fingerprint(dataset: EncodedDataset) -> int:
+    """Of the training rows as the model sees them: a continuation on other rows would not be one."""
+    arrays = (dataset.encoded.feature_ids, dataset.encoded.entries, dataset.labels, dataset.weights)
+    value = len(dataset)
+    for array in arrays:
+        if array is not None:
+            value = zlib.crc32(np.ascontiguousarray(array), value)
+    return value
+
+
+class StepCheckpoints:
+    """Writes and reads the step checkpoints of a run.
+
+    Args:
+        accelerator, args: of the run.
+        dataset: the training rows.
+        steps_per_epoch: for `--checkpointing_steps epoch`.
+
+    Raises:
+        ValueError: `--resume_from_checkpoint` names no checkpoint, or one of another run; says what differs.
+    """
+
+    def __init__(self, accelerator: Accelerator, args: TrainArguments, dataset: EncodedDataset, steps_per_epoch: int):
+        self.accelerator, self.args = accelerator, args
+        every = args.checkpointing_steps
+        self.every = None if every is None else steps_per_epoch if every == "epoch" else int(every)
+        self.run = {
+            "arguments": args.published(),
+            "num_processes": accelerator.num_processes,
+            "training_rows": fingerprint(dataset),
+        }
+        self.asked_to_stop = False
+        if self.every is not None:
+            # a preempted job: only remembered here, acted upon between two steps
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked_to_stop", True))
+
+    def close(self) -> None:
+        """Gives SIGTERM back its former meaning."""
+        if self.every is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    # --- writing
+
+    def after_step(self, step: int, model: nn.Module, optimizer, scheduler, loop: dict[str, Any]) -> None:
+        """Saves where it is time to. Raises [`Preempted`] where the run was told to stop, after saving; `OSError` where it cannot
+        save: earlier checkpoints are untouched."""
+        stop = self._any_asked_to_stop()
+        if self.every is not None and (stop or step % self.every == 0):
+            self.save(step, model, optimizer, scheduler, loop)
+        if stop:
+            self.close()
+            logger.info(f"told to stop: saved at step {step}; go on with --resume_from_checkpoint {LATEST}")
+            raise Preempted
+
+    def _any_asked_to_stop(self) -> bool:
+        if self.accelerator.num_processes == 1 or self.every is None:
+            return self.asked_to_stop
+        # all must save the same step, though the signal may have reached one process only
+        flag = torch.tensor(int(self.asked_to_stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag).item())
+
+    def save(self, step: int, model: nn.Module, optimizer, scheduler, loop: dict[str, Any]) -> None:
+        accelerator, folder = self.accelerator, self.args.output_dir
+        target, partial = os.path.join(folder, f"checkpoint-{step}"), os.path.join(folder, f"{PARTIAL}{step}")
+        try:
+            if accelerator.is_main_process:
+                for name in os.listdir(folder):
+                    if name.startswith(PARTIAL):  # of a run that was killed while saving
+                        shutil.rmtree(os.path.join(folder, name))
+                os.makedirs(partial)
+            accelerator.wait_for_everyone()
+            _write(os.path.join(partial, RANDOM_FILE.format(accelerator.process_index)), _random_state())
+            if accelerator.is_main_process:
+                state = {
+                    "model": accelerator.unwrap_model(model).state_dict(), "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(), "loop": loop,
+                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                }  # fmt: skip
+                _write(os.path.join(partial, STATE_FILE), state)
+                with open(os.path.join(partial, MANIFEST), "w", encoding="utf-8") as file:
+                    json.dump({"step": step} | self.run, file, indent=2)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(partial, target)  # only now does `latest` see it
+                if self.args.checkpoints_total_limit is not None:
+                    for old in step_checkpoints(folder)[: -self.args.checkpoints_total_limit]:
+                        shutil.rmtree(old)
+            accelerator.wait_for_everyone()
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            earlier = ", ".join(os.path.basename(path) for path in step_checkpoints(folder)) or "none"
+            raise OSError(
+                error.errno, f"checkpoint-{step} could not be saved in {folder}: {error.strerror or error}. Whole ones there: {earlier}"
+            ) from error
+
+    # --- reading
+
+    def load(self, model: nn.Module, optimizer, scheduler) -> dict[str, Any] | None:
+        """Puts everything back as it was; returns the loop's own state, None where the run starts from the beginning."""
+        folder = self.args.resume_from_checkpoint
+        if folder is None:
+            return None
+        if folder == LATEST:
+            found = step_checkpoints(self.args.output_dir)
+            if not found:
+                logger.info(f"no step checkpoint in {self.args.output_dir} yet: starting from the beginning")
+                return None
+            folder = found[-1]
+        manifest = os.path.join(folder, MANIFEST)
+        if not os.path.isfile(manifest):
+            raise ValueError(f"--resume_from_checkpoint {folder} is not a step checkpoint: it has no {MANIFEST}")
+        with open(manifest, encoding="utf-8") as file:
+            self._check(json.load(file), folder)
+        state = torch.load(os.path.join(folder, STATE_FILE), map_location="cpu", weights_only=True)
+        self.accelerator.unwrap_model(model).load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        own = RANDOM_FILE.format(self.accelerator.process_index)
+        _set_random_state(torch.load(os.path.join(folder, own), map_location="cpu", weights_only=True))
+        logger.info(f"going on from {folder}")
+        return state["loop"]
+
+    def _check(self, saved: dict, folder: str) -> None:
+        before, now = saved["arguments"], json.loads(json.dumps(self.run["arguments"]))
+        differing = sorted(name for name in before.keys() | now.keys() if name not in FREE and before.get(name) != now.get(name))
+        if differing:
+            listed = ", ".join(f"--{name} was {before.get(name)} and is {now.get(name)}" for name in differing)
+            raise ValueError(f"--resume_from_checkpoint {folder} is of a run with other arguments: {listed}")
+        if saved["num_processes"] != self.run["num_processes"]:
+            raise ValueError(
+                f"--resume_from_checkpoint {folder} is of a run on {saved['num_processes']} process(es), this one has "
+                f"{self.run['num_processes']}"
+            )
+        if saved["training_rows"] != self.run["training_rows"]:
+            raise ValueError(f"--resume_from_checkpoint {folder} is of a run on other training rows than {self.args.dataset_dir} has now")
+
+
+def _write(path: str, content) -> None:
+    with open(path, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())  # a machine that goes down must not leave a name without its bytes
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "python": random.getstate(),
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
