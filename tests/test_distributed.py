@@ -19,6 +19,10 @@ RUNS = {
     # without ICL: the dropout of its projections differs between processes
     "mlm": {"icl_weight": 0.0, "mtm_weight": 0.0},
     "mtm": {"icl_weight": 0.0, "mlm_weight": 0.0},
+    # with dropout: each process has a random state of its own
+    "whole": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1"},
+    "resumed": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1",
+                "resume_from_checkpoint": "OUT/whole/checkpoint-2"},
     "all": {"mtm_num_noise": 5, "max_train_steps": 2},
 }
 SCRIPT = """
@@ -28,6 +32,8 @@ Accelerator.end_training = lambda self: None  # a recipe ends its process group;
 data, plm, out, runs, shared = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.argv[4]), eval(sys.argv[5])
 for name, options in runs.items():
     recipe = tiny.finetune if "strategy" in options else tiny.pretrain
+    if "resume_from_checkpoint" in options:
+        options["resume_from_checkpoint"] = options["resume_from_checkpoint"].replace("OUT", out)
     recipe(data, plm, f"{out}/{name}", **shared, **options)
 """
 
@@ -64,6 +70,12 @@ def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, plm_without_dr
     one, two = (AutoModel.from_pretrained(folder / name).state_dict() for folder in (tmp_path, two_processes))
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_two_processes_go_on_where_they_were(two_processes):
+    assert (two_processes / "whole" / "checkpoint-2" / "random_state_1.pt").exists()
+    whole, resumed = (AutoModel.from_pretrained(two_processes / name).state_dict() for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_all_objectives_run_on_two_processes(two_processes):
