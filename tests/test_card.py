@@ -80,7 +80,9 @@ def test_only_what_differs_counts_as_changed(cls):
         return cls(dataset_dir="d", output_dir="o", model_name_or_path="m", **options)
 
     assert arguments().changed() == {}
-    assert arguments(id_embedding_size=32, id_hidden_dims=[300, 300, 128]).changed() == {}  # the model's own defaults, spelled out
+    assert (
+        arguments(id_embedding_size=32, id_hidden_dims=[300, 300, 128]).changed() == {}
+    )  # the model's own defaults, spelled out
     assert arguments(id_embedding_size=16, seed=1).changed() == {
         "id_embedding_size": {"value": 16, "default": 32}, "seed": {"value": 1, "default": 42}
     }  # fmt: skip
@@ -123,7 +125,9 @@ def test_every_run_in_the_chain_is_told(cards, tmp_path, dataset_dir):
     shutil.copytree(joint, tmp_path / "unknown", ignore=shutil.ignore_patterns("training_args.json"))
     tiny.finetune(dataset_dir, tmp_path / "unknown", tmp_path / "more", fusion="gate")
     text = ModelCard.load(tmp_path / "more" / "README.md").text
-    assert "fine-tuned from a FLIP checkpoint that does not say how it was made" in text and "language model unknown" not in text
+    assert (
+        "fine-tuned from a FLIP checkpoint that does not say how it was made" in text and "language model unknown" not in text
+    )
 
 
 def test_a_metric_that_is_no_number_is_left_out(cards, tmp_path, dataset_dir):

@@ -198,7 +198,9 @@ def test_an_adapter_of_a_published_base(hub, worker, dataset_dir, pretrained, tm
     files = published(hub, "org/tuned")
     assert "adapter_model.safetensors" in files and "model.safetensors" not in files
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "org/base"
-    found = command(worker, "evaluate", "--dataset_dir", dataset_dir, "--model_name_or_path", "org/tuned", "--max_eval_samples", 64)
+    found = command(
+        worker, "evaluate", "--dataset_dir", dataset_dir, "--model_name_or_path", "org/tuned", "--max_eval_samples", 64
+    )
     results = json.loads((tmp_path / "adapter" / "all_results.json").read_text())
     assert f"test_auc                     {results['test_auc']:.4f}" in found
 
@@ -244,7 +246,9 @@ model.push_to_hub("org/python-heads", pretraining_heads=True)
 assert type(AutoModel.from_pretrained("org/python-towers")).__name__ == "FlipModel"
 """
     ask(worker, script=script, folder=str(pretrained))
-    towers, heads = (set(load_safetensors(published(hub, f"org/python-{name}")["model.safetensors"])) for name in ("towers", "heads"))
+    towers, heads = (
+        set(load_safetensors(published(hub, f"org/python-{name}")["model.safetensors"])) for name in ("towers", "heads")
+    )
     assert any("m_head." in name for name in heads) and not any("m_head." in name for name in towers)
 
 
@@ -268,10 +272,16 @@ def test_what_others_put_into_the_repository_stays(hub, worker, finetuned, tmp_p
     AutoModel.from_pretrained(finetuned["id"][0]).save_pretrained(folder)
     AutoProcessor.from_pretrained(finetuned["id"][0]).save_pretrained(folder)
     command(worker, "push", "--model_name_or_path", folder, "--hub_model_id", "org/kept")
-    published(hub, "org/kept").update({"README.md": b"by hand", "model_old/v1.safetensors": b"old", "model-00001-of-00002.safetensors": b"stale"})
+    published(hub, "org/kept").update(
+        {"README.md": b"by hand", "model_old/v1.safetensors": b"old", "model-00001-of-00002.safetensors": b"stale"}
+    )
     command(worker, "push", "--model_name_or_path", folder, "--hub_model_id", "org/kept")
     files = published(hub, "org/kept")
-    assert files["README.md"] == b"by hand" and "model_old/v1.safetensors" in files and "model-00001-of-00002.safetensors" not in files
+    assert (
+        files["README.md"] == b"by hand"
+        and "model_old/v1.safetensors" in files
+        and "model-00001-of-00002.safetensors" not in files
+    )
 
 
 def test_a_public_repository_is_not_taken_for_private(hub, worker, finetuned):

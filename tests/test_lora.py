@@ -35,7 +35,9 @@ def trainable(model) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize(("names", "layers"), [(["query", "value"], [(16, 16)] * 2), (None, [(16, 16)] * 4 + [(16, 24), (24, 16)])])
+@pytest.mark.parametrize(
+    ("names", "layers"), [(["query", "value"], [(16, 16)] * 2), (None, [(16, 16)] * 4 + [(16, 24), (24, 16)])]
+)
 @pytest.mark.parametrize("cls", [FlipForCTR, FlipForPretraining])
 def test_what_trains(processor, text_config, cls, names, layers):
     model = cls(tiny.flip_config(processor.fields, text_config))
@@ -59,7 +61,9 @@ def test_every_encoder_is_adapted_and_nothing_else(kind):
 
 
 def test_unknown_layers_and_models_without_a_plm_are_refused(processor, text_config):
-    with pytest.raises(ValueError, match="--lora_target_modules q_proj: the PLM has no linear layer .* it has: dense, key, query"):
+    with pytest.raises(
+        ValueError, match="--lora_target_modules q_proj: the PLM has no linear layer .* it has: dense, key, query"
+    ):
         lora.add_lora(FlipForCTR(tiny.flip_config(processor.fields, text_config)), arguments(lora_target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="--use_lora adapts the PLM, and an ID-only model has none"):
         lora.add_lora(FlipForCTR(tiny.flip_config(processor.fields, strategy="id")), arguments(strategy="id"))
@@ -149,7 +153,9 @@ def test_both_ways_have_the_same_results(runs):
 
 
 def test_the_plm_itself_is_left_as_it_was(runs, pretrained):
-    before = {name: tensor for name, tensor in AutoModel.from_pretrained(pretrained).state_dict().items() if "text_encoder" in name}
+    before = {
+        name: tensor for name, tensor in AutoModel.from_pretrained(pretrained).state_dict().items() if "text_encoder" in name
+    }
     after = AutoModel.from_pretrained(runs[0] / "merged").state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed and all(name.endswith("weight") and ("dense" in name or "self" in name) for name in changed)
@@ -178,7 +184,9 @@ def test_a_bare_plm_is_a_base_too(tmp_path, dataset_dir, plm):
     tiny.finetune(dataset_dir, plm, tmp_path / "m", strategy="plm", **LORA)
     inputs = AutoProcessor.from_pretrained(tmp_path / "m")(tiny.ml_rows(dataset_dir))
     loaded = lora.load_adapter(str(tmp_path / "a"), str(plm))
-    torch.testing.assert_close(logits(loaded, inputs), logits(AutoModel.from_pretrained(tmp_path / "m"), inputs), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(loaded, inputs), logits(AutoModel.from_pretrained(tmp_path / "m"), inputs), atol=2e-6, rtol=1e-5
+    )
 
 
 def test_pretraining_with_lora_and_fine_tuning_from_it(tmp_path, dataset_dir, plm):
@@ -195,7 +203,9 @@ def test_pretraining_with_lora_and_fine_tuning_from_it(tmp_path, dataset_dir, pl
         torch.testing.assert_close(tensor, whole[name], atol=1e-6, rtol=1e-5, msg=name)
     base = {"merged": None, "adapter": str(plm)}
     found = [
-        tiny.finetune(dataset_dir, tmp_path / name, tmp_path / f"{name}-tuned", base_model_name_or_path=base[name], num_train_epochs=1)
+        tiny.finetune(
+            dataset_dir, tmp_path / name, tmp_path / f"{name}-tuned", base_model_name_or_path=base[name], num_train_epochs=1
+        )
         for name in base
     ]
     assert found[0]["test_logloss"] == pytest.approx(found[1]["test_logloss"], abs=1e-5)
@@ -221,7 +231,9 @@ def test_gradient_checkpointing_reaches_the_updates(processor, text_config, batc
 
 def test_a_run_may_not_replace_its_own_base(tmp_path, dataset_dir, plm):
     tiny.finetune(dataset_dir, plm, tmp_path / "m", num_train_epochs=1)
-    with pytest.raises(ValueError, match="--output_dir .* is --model_name_or_path: the adapter would take the place of its own base"):
+    with pytest.raises(
+        ValueError, match="--output_dir .* is --model_name_or_path: the adapter would take the place of its own base"
+    ):
         tiny.finetune(dataset_dir, tmp_path / "m", tmp_path / "m", overwrite_output_dir=True, **LORA)
     assert AutoModel.from_pretrained(tmp_path / "m")
 

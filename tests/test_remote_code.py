@@ -60,7 +60,12 @@ json.dump(report, open(os.path.join(out, "report.json"), "w"))
 def run_blocked(folders: dict, out, rows: list[dict]) -> dict:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(out / "home"), "HF_HUB_OFFLINE": "1"}
-    arguments = [json.dumps({name: str(folder) for name, folder in folders.items()}), str(out), ",".join(BLOCKED), json.dumps(rows)]
+    arguments = [
+        json.dumps({name: str(folder) for name, folder in folders.items()}),
+        str(out),
+        ",".join(BLOCKED),
+        json.dumps(rows),
+    ]
     done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True,
                           cwd=out, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -123,7 +128,7 @@ import sys
 from transformers import AutoModel, AutoProcessor
 for auto_class in (AutoModel, AutoProcessor):
     try:
-        auto_class.from_pretrained({str(folders['joint'])!r}, trust_remote_code=False)
+        auto_class.from_pretrained({str(folders["joint"])!r}, trust_remote_code=False)
     except ValueError as error:
         assert "trust_remote_code" in str(error), error
     else:

@@ -25,7 +25,10 @@ VARIANTS = {
     "pretrain, 0 workers": ("pretrain", {"dataloader_num_workers": 0, "icl_weight": 1.0}),
     "pretrain, 2 workers": ("pretrain", {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
     "finetune, 0 workers": ("finetune", {"strategy": "joint", "fusion": "gate", "unk_rate": 0.2, "dataloader_num_workers": 0}),
-    "finetune, 2 workers": ("finetune", {"strategy": "joint", "use_lora": True, "lora_dropout": 0.1, "dataloader_num_workers": 2}),
+    "finetune, 2 workers": (
+        "finetune",
+        {"strategy": "joint", "use_lora": True, "lora_dropout": 0.1, "dataloader_num_workers": 2},
+    ),
 }
 LONG = {"max_train_samples": 1500, "max_eval_samples": 64, "num_train_epochs": 3, "eval_steps": 20, "logging_steps": 5, "seed": 5,
         "checkpointing_steps": "6", "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}  # fmt: skip
@@ -163,7 +166,10 @@ def test_a_run_that_does_not_go_on_clears_the_steps_of_another(tmp_path, dataset
     [
         ({"learning_rate": 0.1}, "is of a run with other arguments: --learning_rate was 0.003 and is 0.1"),
         ({"num_train_epochs": 9}, "--num_train_epochs was 2 and is 9"),
-        ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere is not a step checkpoint: it has no progress.json"),
+        (
+            {"resume_from_checkpoint": "nowhere"},
+            "--resume_from_checkpoint nowhere is not a step checkpoint: it has no progress.json",
+        ),
     ],
 )
 def test_another_run_is_refused(stopped, dataset_dir, options, message):
@@ -201,7 +207,9 @@ def test_a_full_disk_leaves_earlier_checkpoints(tmp_path, dataset_dir, monkeypat
         write(path, content)
 
     monkeypatch.setattr(resume, "_write", full)
-    with pytest.raises(OSError, match="checkpoint-3 could not be saved .*No space left on device. Whole ones there: checkpoint-1, checkpoint-2"):
+    with pytest.raises(
+        OSError, match="checkpoint-3 could not be saved .*No space left on device. Whole ones there: checkpoint-1, checkpoint-2"
+    ):
         tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="1")
     assert not [name for name in os.listdir(tmp_path / "m") if name.startswith(PARTIAL)]
     monkeypatch.setattr(resume, "_write", write)

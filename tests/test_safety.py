@@ -86,9 +86,9 @@ def test_a_pickled_checkpoint_is_refused(tmp_path, processor, text_config, cls):
 
 
 def test_the_path_of_the_plm_is_not_saved(tmp_path, processor):
-    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=107)).save_pretrained(
-        tmp_path / "plm"
-    )
+    BertModel(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=107)
+    ).save_pretrained(tmp_path / "plm")
     text_config = BertConfig.from_pretrained(tmp_path / "plm")
     FlipForCTR(tiny.flip_config(processor.fields, text_config)).save_pretrained(tmp_path / "m")
     assert str(tmp_path) not in (tmp_path / "m" / "config.json").read_text()
@@ -140,7 +140,9 @@ def test_raw_user_values_are_not_saved(hashed, rows, tmp_path):
         raw = {str(row[field]) for row in rows}
         assert not raw & set(named[field]) and all(len(value) == 32 for value in named[field]) and len(named[field]) == len(raw)
     assert named["title"] and not any(len(value) == 32 for value in named["title"])  # of items they stay readable
-    assert all(zip_code not in (tmp_path / "processor_config.json").read_text() for zip_code in {row["zip_code"] for row in rows})
+    assert all(
+        zip_code not in (tmp_path / "processor_config.json").read_text() for zip_code in {row["zip_code"] for row in rows}
+    )
 
 
 def test_other_rows_other_hashes(rows):
@@ -185,5 +187,7 @@ def test_the_recipe_hashes_and_scores_by_raw_values(tmp_path, dataset_dir):
 
 
 def test_a_raw_vocabulary_is_not_hashed_afterwards(tmp_path, dataset_dir, pretrained):
-    with pytest.raises(ValueError, match="--hash_user_values: the vocabulary of .* holds the values themselves; pretrain with that flag"):
+    with pytest.raises(
+        ValueError, match="--hash_user_values: the vocabulary of .* holds the values themselves; pretrain with that flag"
+    ):
         tiny.finetune(dataset_dir, pretrained, tmp_path / "m", hash_user_values=True)

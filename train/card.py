@@ -108,7 +108,8 @@ def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor:
         results: of the recipe; `eval_…` are of validation, `test_…` of the test split.
     """
     data = _dataset_facts(dataset_dir, schema)
-    results = {name: value for name, value in results.items() if math.isfinite(value)}  # GAUC is NaN where no user has both classes
+    # GAUC is NaN where no user has both classes
+    results = {name: value for name, value in results.items() if math.isfinite(value)}
     is_click = isinstance(model, FlipForCTR)
     parts = {
         "title": _title(model, data),
@@ -127,7 +128,9 @@ def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor:
         "citation": CITATION,
     }  # fmt: skip
     template = files("flip_ctr").joinpath("model_cards", "template.md")
-    card = ModelCard.from_template(_metadata(model, record, schema, data, results), template_str=template.read_text("utf-8"), **parts)
+    card = ModelCard.from_template(
+        _metadata(model, record, schema, data, results), template_str=template.read_text("utf-8"), **parts
+    )
     path = os.path.join(folder, CARD)
     card.save(path)
     return path
@@ -157,7 +160,8 @@ def _plm(model: FlipPreTrainedModel, record: dict) -> str:
 
 
 def _title(model: FlipPreTrainedModel, data: dict) -> str:
-    name = {"id": "FLIP_ID", "plm": "FLIP_PLM", "joint": "FLIP"}[model.config.strategy] if isinstance(model, FlipForCTR) else "FLIP, pretrained"
+    names = {"id": "FLIP_ID", "plm": "FLIP_PLM", "joint": "FLIP"}
+    name = names[model.config.strategy] if isinstance(model, FlipForCTR) else "FLIP, pretrained"
     return f"{name} for {data['title']}"
 
 
@@ -307,11 +311,22 @@ def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
     if isinstance(model, FlipForCTR):
         rows.append(["strategy", f"`{config.strategy}`: {STRATEGIES[config.strategy]}"])
     if core.id_tower is not None:
-        rows.append(["ID tower", f"{_tower(model)}, embeddings of {config.id_embedding_size}, {len(config.id_fields)} fields, {size(core.id_tower)}"])
+        rows.append(
+            [
+                "ID tower",
+                f"{_tower(model)}, embeddings of {config.id_embedding_size}, {len(config.id_fields)} fields, {size(core.id_tower)}",
+            ]
+        )
     if core.text_encoder is not None:
-        rows.append(["language model (PLM)", f"{_plm(model, record)}, {size(core.text_encoder)}, pooling `{config.text_pooling}`"])
+        rows.append(
+            ["language model (PLM)", f"{_plm(model, record)}, {size(core.text_encoder)}, pooling `{config.text_pooling}`"]
+        )
     if record["arguments"].get("use_lora"):
-        kept = f"apart from its base `{record['arguments']['model_name_or_path']}`" if record["arguments"]["lora_adapter_only"] else "merged into the PLM"
+        kept = (
+            f"apart from its base `{record['arguments']['model_name_or_path']}`"
+            if record["arguments"]["lora_adapter_only"]
+            else "merged into the PLM"
+        )
         rows.append(["LoRA", f"rank {record['arguments']['lora_r']}, {kept}"])
     if isinstance(model, FlipForCTR) and config.strategy == "joint":
         rows.append(["fusion", f"`{config.fusion}`"])
@@ -376,13 +391,17 @@ def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
     prompted = [f"`{field.name}`" for field in users if field.on_text_side] if core.text_encoder is not None else []
     lines = []
     if stored:
-        lines.append(f"* The vocabulary, in `processor_config.json`, lists the values of these fields of users: {', '.join(stored)}.")
+        lines.append(
+            f"* The vocabulary, in `processor_config.json`, lists the values of these fields of users: {', '.join(stored)}."
+        )
     if hashed:
         secret = "with a secret key that is not here" if extractor.hash_check else (
             "with a key that is published beside them, so that a guessed value can be tested")  # fmt: skip
         lines.append(f"* Of these fields of users the vocabulary holds hashes only: {', '.join(hashed)}, made {secret}.")
     if prompted:
-        lines.append(f"* The prompt of a row contains these fields of users: {', '.join(prompted)}. The language model was trained on such prompts.")
+        lines.append(
+            f"* The prompt of a row contains these fields of users: {', '.join(prompted)}. The language model was trained on such prompts."
+        )
     if not users:
         lines.append("* No field describes a user.")
     lines += [

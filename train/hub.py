@@ -30,7 +30,9 @@ def published_files(folder: str) -> dict[str, str]:
     """Name -> path of what is published of a checkpoint folder: also the file of a user's own tower, which its code imports."""
     names = {name for name in os.listdir(folder) if matches(name, PUBLISHED)}
     for name in [name for name in names if name.endswith(".py")]:
-        names |= {os.path.basename(path) for path in get_relative_import_files(os.path.join(folder, name)) if os.path.isfile(path)}
+        names |= {
+            os.path.basename(path) for path in get_relative_import_files(os.path.join(folder, name)) if os.path.isfile(path)
+        }
     return {name: os.path.join(folder, name) for name in names}
 
 
@@ -47,7 +49,9 @@ def check_hub_arguments(args: TrainArguments) -> None:
     if args.push_to_hub:
         check_repository(default_repository(args))
         if args.lora_adapter_only and not getattr(args, "hub_pretraining_heads", True):
-            raise ValueError("--lora_adapter_only of a pretraining model holds its heads; add --hub_pretraining_heads to publish them")
+            raise ValueError(
+                "--lora_adapter_only of a pretraining model holds its heads; add --hub_pretraining_heads to publish them"
+            )
         if not (args.hub_token or get_token()):
             raise ValueError("--push_to_hub needs a token: run `hf auth login`, set HF_TOKEN, or give --hub_token")
 
@@ -92,7 +96,9 @@ def push_checkpoint(folder: str, repo_id: str, private: bool = False, token: str
     files: dict[str, str | bytes] = published_files(folder)
     if architecture == FlipForPretraining.__name__ and not pretraining_heads:
         if is_adapter(folder):
-            raise ValueError(f"{folder} is a LoRA adapter of a pretraining model with its heads; add --hub_pretraining_heads to publish it")
+            raise ValueError(
+                f"{folder} is a LoRA adapter of a pretraining model with its heads; add --hub_pretraining_heads to publish it"
+            )
         architecture = FlipModel.__name__
         files = {name: path for name, path in files.items() if not matches(name, WEIGHTS)} | without_heads(folder, config)
     api = HfApi(token=token)
@@ -100,12 +106,16 @@ def push_checkpoint(folder: str, repo_id: str, private: bool = False, token: str
         # None where nothing is asked: an organisation may have its own default
         repository = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repository.repo_id).private:
-            raise ValueError(f"{repository.repo_id} exists and is public; make it private on the Hub, or leave out --hub_private_repo")
+            raise ValueError(
+                f"{repository.repo_id} exists and is public; make it private on the Hub, or leave out --hub_private_repo"
+            )
         if CARD in files:
             files[CARD] = _card_for(files[CARD], repository.repo_id).encode()
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         there = api.list_repo_files(repository.repo_id)
-        stale = [name for name in there if "/" not in name and matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in files]
+        stale = [
+            name for name in there if "/" not in name and matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in files
+        ]
         operations += [CommitOperationDelete(name) for name in stale]
         api.create_commit(repository.repo_id, operations, commit_message=commit_message or f"Upload {architecture}")
     except Exception as error:  # whatever the network, the server or the client raise

@@ -142,7 +142,9 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
         named = json.load(file)["base_model_name_or_path"]
     base = base_model_name_or_path or named
     if os.path.exists(base) and os.path.exists(name_or_path) and os.path.samefile(base, name_or_path):
-        raise ValueError(f"{name_or_path} is a LoRA adapter and cannot be its own base; name its base with --base_model_name_or_path")
+        raise ValueError(
+            f"{name_or_path} is a LoRA adapter and cannot be its own base; name its base with --base_model_name_or_path"
+        )
     kwargs.setdefault("dtype", torch.float32)  # as in training; else the PLM alone would have its checkpoint's
     config = FlipConfig.from_pretrained(name_or_path)
     cls = getattr(modeling_flip, config.architectures[0])

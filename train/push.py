@@ -1,7 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Publishing: a checkpoint folder to the Hugging Face Hub, with its code, card and results.
 
-    flip-ctr push --model_name_or_path M --hub_model_id org/flip-ml1m
+flip-ctr push --model_name_or_path M --hub_model_id org/flip-ml1m
 """
 
 from dataclasses import dataclass

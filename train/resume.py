@@ -44,7 +44,11 @@ class Preempted(SystemExit):
 
 def step_checkpoints(folder: str) -> list[str]:
     """The whole step checkpoints in an output folder, oldest first. Half-written ones have another name."""
-    found = [(int(match[1]), name) for name in os.listdir(folder) if (match := FOLDER.fullmatch(name))] if os.path.isdir(folder) else []
+    found = (
+        [(int(match[1]), name) for name in os.listdir(folder) if (match := FOLDER.fullmatch(name))]
+        if os.path.isdir(folder)
+        else []
+    )
     return [os.path.join(folder, name) for _, name in sorted(found)]
 
 
@@ -141,7 +145,8 @@ class StepCheckpoints:
             shutil.rmtree(partial, ignore_errors=True)
             earlier = ", ".join(os.path.basename(path) for path in step_checkpoints(folder)) or "none"
             raise OSError(
-                error.errno, f"checkpoint-{step} could not be saved in {folder}: {error.strerror or error}. Whole ones there: {earlier}"
+                error.errno,
+                f"checkpoint-{step} could not be saved in {folder}: {error.strerror or error}. Whole ones there: {earlier}",
             ) from error
 
     # --- reading
@@ -175,7 +180,9 @@ class StepCheckpoints:
 
     def _check(self, saved: dict, folder: str) -> None:
         before, now = saved["arguments"], json.loads(json.dumps(self.run["arguments"]))
-        differing = sorted(name for name in before.keys() | now.keys() if name not in FREE and before.get(name) != now.get(name))
+        differing = sorted(
+            name for name in before.keys() | now.keys() if name not in FREE and before.get(name) != now.get(name)
+        )
         if differing:
             listed = ", ".join(f"--{name} was {before.get(name)} and is {now.get(name)}" for name in differing)
             raise ValueError(f"--resume_from_checkpoint {folder} is of a run with other arguments: {listed}")
@@ -185,7 +192,9 @@ class StepCheckpoints:
                 f"{self.run['num_processes']}"
             )
         if saved["training_rows"] != self.run["training_rows"]:
-            raise ValueError(f"--resume_from_checkpoint {folder} is of a run on other training rows than {self.args.dataset_dir} has now")
+            raise ValueError(
+                f"--resume_from_checkpoint {folder} is of a run on other training rows than {self.args.dataset_dir} has now"
+            )
 
 
 def _write(path: str, content) -> None:
