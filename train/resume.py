@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import signal
+import threading
 import zlib
 from typing import Any
 
@@ -84,13 +85,15 @@ class StepCheckpoints:
             "training_rows": fingerprint(dataset),
         }
         self.asked_to_stop = False
-        if self.every is not None:
+        # Python lets only the main thread say what a signal does
+        self._listens = self.every is not None and threading.current_thread() is threading.main_thread()
+        if self._listens:
             # a preempted job: only remembered here, acted upon between two steps
             self._previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked_to_stop", True))
 
     def close(self) -> None:
         """Gives SIGTERM back its former meaning."""
-        if self.every is not None:
+        if self._listens:
             signal.signal(signal.SIGTERM, self._previous)
 
     # --- writing
