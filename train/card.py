@@ -219,7 +219,8 @@ def _metrics_note(is_click: bool) -> str:
 
 
 def _example_row(processor: FlipProcessor, rows) -> dict:
-    """A row to try: a common item as a training row has it; of users, who are nobody's example, the commonest value of each field."""
+    """A row to try: a common item as a training row has it; of users, none of whom is an example, the commonest
+    value of each field, and no id."""
     extractor = processor.feature_extractor
     vocabularies = {field.name: words for field, words in zip(extractor.id_fields, extractor.vocabularies) if words}
     picked = 0
@@ -232,7 +233,7 @@ def _example_row(processor: FlipProcessor, rows) -> dict:
     for field in extractor.all_fields:
         if field.entity == "user":
             blank = None if field.nullable else BLANKS[field.type]
-            hidden = field.name in extractor.hashed_fields or field.name not in vocabularies
+            hidden = field.key or field.name in extractor.hashed_fields or field.name not in vocabularies
             example[field.name] = blank if hidden else CONVERT[field.type](vocabularies[field.name][0])
     return {field.name: example[field.name] for field in extractor.all_fields}
 
