@@ -22,8 +22,9 @@ class ClickThroughRatePipeline(Pipeline):
     ```python
     >>> from transformers import pipeline
     >>> score = pipeline("click-through-rate", model="org/flip-ml1m", trust_remote_code=True)
-    >>> score({"user_id": 12, "gender": "male", "title": "Titanic (1997)", "genre": "Drama"})
-    {'click_probability': 0.71, 'id_probability': 0.68, 'text_probability': 0.74}
+    >>> row = {"user_id": 12, "gender": "male", "age": 24, "occupation": "student", "zip_code": "94043"}
+    >>> score(row | {"movie_id": 313, "title": "Titanic (1997)", "genre": "Action, Drama, Romance"})  # rounded
+    {'click_probability': 0.982, 'id_probability': 0.987, 'text_probability': 0.959}
     ```
 
     An answer holds `click_probability`, and for strategy `joint` the towers' own `id_probability` and `text_probability`.
