@@ -21,7 +21,7 @@ class ClickThroughRatePipeline(Pipeline):
 
     ```python
     >>> from transformers import pipeline
-    >>> score = pipeline("click-through-rate", model="org/flip-ml1m", trust_remote_code=True)
+    >>> score = pipeline("click-through-rate", model="org/flip-ml-100k", trust_remote_code=True)
     >>> row = {"user_id": 12, "gender": "male", "age": 24, "occupation": "student", "zip_code": "94043"}
     >>> score(row | {"movie_id": 313, "title": "Titanic (1997)", "genre": "Action, Drama, Romance"})  # rounded
     {'click_probability': 0.982, 'id_probability': 0.987, 'text_probability': 0.959}
