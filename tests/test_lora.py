@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor
+from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, BertConfig, BertForMaskedLM
 
 from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining
 from flip_ctr.data.dataset_folder import read_split
@@ -177,6 +177,18 @@ def test_recipes_take_an_adapter_with_its_base(runs, pretrained, dataset_dir, tm
 def test_another_base_is_refused(runs, finetuned):
     with pytest.raises(ValueError, match="is not the base of the LoRA adapter .* other weights"):
         lora.load_adapter(str(runs[0] / "adapter"), str(finetuned["joint"][0]))
+
+
+def test_a_base_of_another_shape_is_refused(runs, dataset_dir, tmp_path):
+    tokenizer = tiny.wordpiece()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": len(tokenizer)}
+    plm = tmp_path / "plm"
+    BertForMaskedLM(BertConfig(**sizes, max_position_embeddings=320)).save_pretrained(plm)
+    tokenizer.save_pretrained(plm)
+    tiny.pretrain(dataset_dir, plm, tmp_path / "p", max_train_steps=1)
+    for base in (plm, tmp_path / "p"):
+        with pytest.raises(ValueError, match="is not the base of the LoRA adapter"):
+            lora.load_adapter(str(runs[0] / "adapter"), str(base))
 
 
 def test_a_bare_plm_is_a_base_too(tmp_path, dataset_dir, plm):

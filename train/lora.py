@@ -155,15 +155,19 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
             f"{name_or_path} is a LoRA adapter of {base!r}, which is neither a folder here nor on the Hub; name its base with "
             "--base_model_name_or_path"
         ) from error
+    other = f"{base} is not the base of the LoRA adapter {name_or_path}: its PLM has other weights"
     if from_flip:
         with whole_checkpoint(base) as folder:  # a base may be an adapter itself
-            model = cls.from_pretrained(folder, config=config, **kwargs)
+            try:
+                model = cls.from_pretrained(folder, config=config, **kwargs)
+            except RuntimeError as error:  # of other shapes
+                raise ValueError(other) from error
     else:
         model = cls.from_text_pretrained(base, config, **kwargs)
     with safe_open(_find(name_or_path, ADAPTER_WEIGHTS), "pt") as file:
         expected = file.metadata()[BASE_HASH]
     if base_hash(model) != expected:
-        raise ValueError(f"{base} is not the base of the LoRA adapter {name_or_path}: its PLM has other weights")
+        raise ValueError(other)
     return merge(PeftModel.from_pretrained(model, name_or_path))
 
 
