@@ -38,9 +38,11 @@ LONG = {"max_train_samples": 1500, "max_eval_samples": 64, "num_train_epochs": 3
 def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["resume_child"])
-    first = context.Process(target=resume_child.ready)
-    first.start()
-    first.join()
+    with pytest.MonkeyPatch.context() as patch:  # the fork server of Python 3.11 does not get this process's sys.path
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        first = context.Process(target=resume_child.ready)
+        first.start()
+        first.join()
     return context
 
 
