@@ -137,8 +137,8 @@ class FlipConfig(PreTrainedConfig):
         id_initializer_range (`float`, defaults to 0.02): standard deviation of new feature embeddings.
         initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
         text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the tokens.
-        mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses
-           . A weight of 0 builds no head.
+        mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses.
+            A weight of 0 builds no head.
         mtm_num_noise (`int`, defaults to 25): noise features per target of noise-contrastive estimation, k.
         mtm_noise (`str`, defaults to `"field"`): noise is drawn from the target's own field, or `global` (the paper's).
         mtm_embedding_size (`int`, defaults to 32): size of the output embeddings of MTM.

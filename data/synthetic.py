@@ -188,8 +188,7 @@ def catalogue_card(schema: DatasetSchema, report: dict) -> str:
         "task_categories": ["tabular-classification"],
         "tags": ["click-through-rate", "synthetic", "flip-ctr"],
         "configs": [{
-            "config_name": "default "
-    "",
+            "config_name": "default",
             "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]],
         }],
     }  # fmt: skip

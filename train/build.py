@@ -24,10 +24,6 @@ SHAPE = ("id_tower", "id_tower_kwargs", "id_embedding_size", "id_hidden_dims", "
 DROPOUTS = ("id_dropout", "id_embedding_dropout")
 
 
-def is_flip_checkpoint(name_or_path: str) -> bool:
-    return AutoConfig.from_pretrained(name_or_path).model_type == FlipConfig.model_type
-
-
 def max_positions(text_config) -> int | None:
     """Longest input of the PLM in tokens; None where it has no limit."""
     positions = getattr(text_config, "max_position_embeddings", None)

@@ -14,14 +14,13 @@ from transformers.utils import cached_file
 
 import flip_ctr
 from flip_ctr.configuration_flip import NUM_RESERVED_IDS, PIPELINE_TASK
-from flip_ctr.data.dataset_folder import REPORT_NAME, markdown_table
+from flip_ctr.data.dataset_folder import CARD_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.feature_extraction_flip import canonical_value
 from flip_ctr.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.build import is_flip_checkpoint
-from flip_ctr.train.lora import ADAPTER_CONFIG
+from flip_ctr.train.lora import ADAPTER_CONFIG, is_flip_checkpoint
 from flip_ctr.train.plots import CURVES_FILE, RELIABILITY_FILE
 
 CARD, RECORD = "README.md", "training_args.json"
@@ -76,7 +75,7 @@ def read_record(name_or_path: str | None) -> dict | None:
 
 def training_record(args: TrainArguments, recipe: str) -> dict:
     """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started from."""
-    source = args.model_name_or_path
+    source, published = args.model_name_or_path, args.published()
     before = read_record(source)
     hub_id = source if source is not None and not os.path.exists(source) else None
     is_plm = source is not None and not is_flip_checkpoint(source)
@@ -84,11 +83,11 @@ def training_record(args: TrainArguments, recipe: str) -> dict:
         "recipe": recipe,
         "versions": {one.__name__: one.__version__ for one in (flip_ctr, transformers, accelerate, torch)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "arguments": args.published(),
+        "arguments": published,
         "changed": args.changed(),
         # the first model on the Hub that all this started from, where there is one
         "base_model": (before or {}).get("base_model") or hub_id,
-        "plm": args.published()["model_name_or_path"] if is_plm else (before or {}).get("plm"),
+        "plm": published["model_name_or_path"] if is_plm else (before or {}).get("plm"),
         "started_from": before,
     }
 
@@ -113,7 +112,7 @@ def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor:
     is_click = isinstance(model, FlipForCTR)
     parts = {
         "title": _title(model, data),
-        "summary": _summary(model, record, data),
+        "summary": _summary(model, record),
         "metrics_table": _metrics(results),
         "metrics_note": _metrics_note(is_click),
         "pictures": [{"file": file, "alt": alt, "caption": caption} for file, (alt, caption) in PICTURES.items()
@@ -137,8 +136,8 @@ def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor:
 
 
 def _dataset_facts(dataset_dir: str, schema: DatasetSchema) -> dict:
-    facts = {"title": schema.dataset, "name": schema.dataset, "report": {}}
-    card, report = os.path.join(dataset_dir, "README.md"), os.path.join(dataset_dir, REPORT_NAME)
+    facts = {"title": schema.dataset, "report": {}}
+    card, report = os.path.join(dataset_dir, CARD_NAME), os.path.join(dataset_dir, REPORT_NAME)
     if os.path.isfile(card):
         data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
         facts["title"] = data.get("pretty_name", schema.dataset).removesuffix(" for click-through rate prediction")
@@ -165,7 +164,7 @@ def _title(model: FlipPreTrainedModel, data: dict) -> str:
     return f"{name} for {data['title']}"
 
 
-def _summary(model: FlipPreTrainedModel, record: dict, data: dict) -> str:
+def _summary(model: FlipPreTrainedModel, record: dict) -> str:
     if not isinstance(model, FlipForCTR):
         return (
             f"An ID tower ({_tower(model)}) and a language model ({record['plm']}) aligned on the same rows without labels, by "

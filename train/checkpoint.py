@@ -25,7 +25,7 @@ PROCESSOR = ("processor_config.json", "tokenizer*.json", "special_tokens_map.jso
              "*.model")  # fmt: skip
 
 REPORTS = (CARD, RESULTS_FILE, HISTORY_FILE, CURVES_FILE, RELIABILITY_FILE)
-PARTIAL = ".saving-"
+PARTIAL = ".saving-"  # what is being written, a checkpoint or a step checkpoint; the next run removes what a killed one left
 
 
 def matches(name: str, patterns) -> bool:

@@ -14,12 +14,12 @@ from flip_ctr.data.collators import FlipCollator
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments
-from flip_ctr.train.build import is_flip_checkpoint, load_checkpoint, new_click_model, new_processor
+from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import best_model, save
 from flip_ctr.train.engine import load_rows, logger, make_loader, score, start, train, user_numbers
 from flip_ctr.train.hub import push
-from flip_ctr.train.lora import add_lora, plain
+from flip_ctr.train.lora import add_lora, is_flip_checkpoint, plain
 from flip_ctr.train.metrics import click_metrics, score_metrics
 from flip_ctr.train.plots import plot_history, plot_reliability
 from flip_ctr.train.results import report

@@ -85,7 +85,6 @@ def base_hash(model: nn.Module) -> str:
 def save_adapter(model: PeftModel, folder: str, base: str) -> None:
     """Writes the updates of the PLM and everything outside it in full: `adapter_config.json`, `adapter_model.safetensors`, the
     model's configuration and code. `base` is the path or hub id that the weights without updates came from."""
-    os.makedirs(folder, exist_ok=True)
     inner = model.get_base_model()
     inner.config.architectures = [type(inner).__name__]
     inner.save_tower_code(folder)
@@ -121,6 +120,11 @@ def _find(name_or_path: str, file: str) -> str | None:
     return cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False)
 
 
+def is_flip_checkpoint(name_or_path: str) -> bool:
+    """Whether a folder or hub id is a FLIP checkpoint, whole or an adapter, and not a bare PLM. `OSError` where there is none."""
+    return AutoConfig.from_pretrained(name_or_path).model_type == FlipConfig.model_type
+
+
 def is_adapter(name_or_path: str) -> bool:
     """Whether a FLIP checkpoint, a folder or hub id, is an adapter that needs its base."""
     return _find(name_or_path, ADAPTER_CONFIG) is not None
@@ -149,7 +153,7 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
     config = FlipConfig.from_pretrained(name_or_path)
     cls = getattr(modeling_flip, config.architectures[0])
     try:
-        from_flip = AutoConfig.from_pretrained(base).model_type == FlipConfig.model_type
+        from_flip = is_flip_checkpoint(base)
     except OSError as error:
         raise OSError(
             f"{name_or_path} is a LoRA adapter of {base!r}, which is neither a folder here nor on the Hub; name its base with "

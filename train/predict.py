@@ -12,12 +12,10 @@ from scipy.special import expit
 
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.files import FORMATS, file_format, read_rows, write_rows
+from flip_ctr.pipeline_flip import PROBABILITIES
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import load_click_model
 from flip_ctr.train.engine import make_accelerator, score, set_up_logging
-
-# name of the score in the model's output -> column of the file
-COLUMNS = {"logits": "click_probability", "id_logits": "id_probability", "text_logits": "text_probability"}
 
 
 @dataclass
@@ -54,9 +52,9 @@ def run(args: PredictArguments) -> pa.Table:
     for name, logits in scores.items():
         if name == "logits" or model.config.strategy == "joint":
             probabilities = pa.array(expit(logits.astype(np.float64)))
-            if COLUMNS[name] in rows.column_names:
-                raise ValueError(f"{args.input} already has a column '{COLUMNS[name]}'; rename it")
-            rows = rows.append_column(COLUMNS[name], probabilities)
+            if PROBABILITIES[name] in rows.column_names:
+                raise ValueError(f"{args.input} already has a column '{PROBABILITIES[name]}'; rename it")
+            rows = rows.append_column(PROBABILITIES[name], probabilities)
     if accelerator.is_main_process:
         write_rows(rows, args.output)
     accelerator.print(f"{len(rows):,} rows scored, written to {args.output}")

@@ -13,12 +13,12 @@ from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator, require
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments, required
-from flip_ctr.train.build import is_flip_checkpoint, new_pretraining_model, new_processor
+from flip_ctr.train.build import new_pretraining_model, new_processor
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
 from flip_ctr.train.engine import load_rows, logger, make_loader, start, train
 from flip_ctr.train.hub import push
-from flip_ctr.train.lora import add_lora, merge, plain
+from flip_ctr.train.lora import add_lora, is_flip_checkpoint, merge, plain
 from flip_ctr.train.plots import plot_history
 from flip_ctr.train.results import report
 

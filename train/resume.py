@@ -15,6 +15,7 @@ import shutil
 import signal
 import threading
 import zlib
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,12 @@ from torch import nn
 
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.checkpoint import PARTIAL
 
 logger = logging.getLogger("flip_ctr")
 
 STATE_FILE, RANDOM_FILE, MANIFEST = "training_state.pt", "random_state_{}.pt", "progress.json"
 FOLDER = re.compile(r"checkpoint-(\d+)")
-PARTIAL = ".partial-"
 LATEST = "latest"
 # arguments that may differ between a run and its continuation: they change no weight
 FREE = ("dataloader_num_workers", "logging_steps")
@@ -79,17 +80,22 @@ class StepCheckpoints:
         self.accelerator, self.args = accelerator, args
         every = args.checkpointing_steps
         self.every = None if every is None else steps_per_epoch if every == "epoch" else int(every)
-        self.run = {
-            "arguments": args.published(),
-            "num_processes": accelerator.num_processes,
-            "training_rows": fingerprint(dataset),
-        }
+        self.dataset = dataset
         self.asked_to_stop = False
         # Python lets only the main thread say what a signal does
         self._listens = self.every is not None and threading.current_thread() is threading.main_thread()
         if self._listens:
             # a preempted job: only remembered here, acted upon between two steps
             self._previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked_to_stop", True))
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """What must be the same when the run goes on; reads all training rows, so only where it is needed."""
+        return {
+            "arguments": self.args.published(),
+            "num_processes": self.accelerator.num_processes,
+            "training_rows": fingerprint(self.dataset),
+        }
 
     def close(self) -> None:
         """Gives SIGTERM back its former meaning."""
@@ -121,9 +127,6 @@ class StepCheckpoints:
         target, partial = os.path.join(folder, f"checkpoint-{step}"), os.path.join(folder, f"{PARTIAL}{step}")
         try:
             if accelerator.is_main_process:
-                for name in os.listdir(folder):
-                    if name.startswith(PARTIAL):  # of a run that was killed while saving
-                        shutil.rmtree(os.path.join(folder, name))
                 os.makedirs(partial)
             accelerator.wait_for_everyone()
             _write(os.path.join(partial, RANDOM_FILE.format(accelerator.process_index)), _random_state())
