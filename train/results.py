@@ -7,7 +7,7 @@ import os
 
 from accelerate import Accelerator
 
-RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
+RESULTS_FILE, HISTORY_FILE, LOG_FILE = "all_results.json", "history.json", "train.log"
 
 
 def write_json(accelerator: Accelerator, folder: str, name: str, content) -> None:
