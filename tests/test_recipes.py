@@ -164,16 +164,31 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path, dataset_dir, logging
     assert saved["eval_logloss"] == pytest.approx(entries[best]["eval_logloss"], abs=1e-6)
 
 
-def test_the_test_split_is_read_once_at_the_end(tmp_path, dataset_dir, plm, monkeypatch):
-    events = []
-    monkeypatch.setattr(engine, "read_split", lambda folder, split: (events.append(split), read_split(folder, split))[1])
-    real_train = finetune.train
+def test_the_test_split_is_scored_once_at_the_end(tmp_path, dataset_dir, monkeypatch):
+    """Only its labels are looked at before: whether they can be scored."""
+    events, loaded = [], {}
+    real_rows, real_train, real_dataset = finetune.load_rows, finetune.train, finetune.EncodedDataset
+
+    def load_rows(folder, split, *args):
+        loaded[split] = real_rows(folder, split, *args)
+        return loaded[split]
+
+    def encode(processor, rows, *args):
+        events.extend(split for split, table in loaded.items() if table is rows)
+        return real_dataset(processor, rows, *args)
+
+    monkeypatch.setattr(finetune, "load_rows", load_rows)
+    monkeypatch.setattr(finetune, "EncodedDataset", encode)
     monkeypatch.setattr(finetune, "train", lambda *a, **k: (real_train(*a, **k), events.append("trained"))[0])
     tiny.finetune(dataset_dir, None, tmp_path / "m", num_train_epochs=1)
     assert events == ["train", "validation", "trained", "test"]
-    events.clear()
+
+
+def test_pretraining_does_not_read_the_test_split(tmp_path, dataset_dir, plm, monkeypatch):
+    read = []
+    monkeypatch.setattr(engine, "read_split", lambda folder, split: (read.append(split), read_split(folder, split))[1])
     tiny.pretrain(dataset_dir, plm, tmp_path / "p", num_train_epochs=1)
-    assert events == ["train", "validation"]
+    assert read == ["train", "validation"]
 
 
 def test_vocabularies_come_from_the_training_split(tmp_path, dataset_dir):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import wraps
 from logging.handlers import MemoryHandler
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from flip_ctr.data.dataset_folder import read_split
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.samplers import GlobalBatchSampler
 from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import clear_reports
 from flip_ctr.train.hub import check_hub_arguments
@@ -151,12 +153,28 @@ def set_up_logging(accelerator: Accelerator) -> None:
 
 
 def load_rows(dataset_dir: str, split: str, max_samples: int | None, seed: int):
-    """One split of a dataset folder as an Arrow table, or a seeded random sample of its rows in their order."""
+    """One split of a dataset folder as an Arrow table, or a seeded random sample of its rows in their order. `ValueError` where the
+    split is empty."""
     table = read_split(dataset_dir, split)
+    if len(table) == 0:
+        raise ValueError(f"{dataset_dir}: the split '{split}' has no rows")
     if max_samples is not None and max_samples < len(table):
         picked = np.random.default_rng(seed).choice(len(table), max_samples, replace=False)
         table = table.take(np.sort(picked))
     return table
+
+
+def check_clicks(processor: FlipProcessor, splits: dict[str, Any]) -> None:
+    """Raises `ValueError` where the rows of a split have no labels, labels other than 0 and 1, or one class only; names the split."""
+    for split, rows in splits.items():
+        try:
+            labels, _ = processor.read_targets(rows)
+        except ValueError as error:
+            raise ValueError(f"split '{split}': {error}") from error
+        if labels is None:
+            raise ValueError(f"split '{split}' has no column '{processor.label}' to learn from")
+        if (labels == labels[0]).all():
+            raise ValueError(f"split '{split}': all {len(labels):,} rows that were read have the label {labels[0]}; both classes are needed")
 
 
 def user_numbers(table, schema: DatasetSchema) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from flip_ctr.train.arguments import TrainArguments, listed, option, parse_argum
 from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import best_model, save
-from flip_ctr.train.engine import load_rows, logger, make_loader, recipe, score, start, train, user_numbers
+from flip_ctr.train.engine import check_clicks, load_rows, logger, make_loader, recipe, score, start, train, user_numbers
 from flip_ctr.train.hub import push
 from flip_ctr.train.lora import is_flip_checkpoint, plain
 from flip_ctr.train.metrics import click_metrics, score_metrics
@@ -85,6 +85,7 @@ def run(args: FinetuneArguments) -> dict:
     schema = DatasetSchema.load(args.dataset_dir)
     train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
     record = training_record(args, "finetune")
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
@@ -97,11 +98,10 @@ def run(args: FinetuneArguments) -> dict:
     else:
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
+    check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
     model = ready_to_train(model, args)
     prompts = args.strategy != "id"
     train_set, eval_set = EncodedDataset(processor, train_rows, prompts), EncodedDataset(processor, eval_rows, prompts)
-    if train_set.labels is None or eval_set.labels is None:
-        raise ValueError(f"{args.dataset_dir}: no column '{processor.label}' to learn from")
     logger.info(f"{args.strategy}: {len(train_set):,} training rows")
 
     # 4. Train; validation decides what is kept
@@ -122,7 +122,6 @@ def run(args: FinetuneArguments) -> dict:
 
     # 5. The test split, once, with the best checkpoint
     best = best_model(accelerator, model, processor, args, record)
-    test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
     test_set = EncodedDataset(processor, test_rows, prompts)
     scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
     test = score_metrics(scores, test_set.labels, user_numbers(test_rows, schema), "test")
