@@ -41,13 +41,25 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+class GatherRows(torch.autograd.Function):
+    """All processes' rows in rank order; the gradient of a row is the sum of what all processes' losses have for it."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)  # a reduce-scatter would send half as much, but not every backend has it
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gather_rows(embeds: torch.Tensor) -> torch.Tensor:
     """The rows of all processes, in rank order and with gradients: `(B, d)` -> `(world * B, d)`; each process has as many."""
-    if world_size() == 1:
-        return embeds
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(embeds))
+    return embeds if world_size() == 1 else GatherRows.apply(embeds)
 
 
 def share_of_total(total: torch.Tensor, training: bool) -> torch.Tensor:

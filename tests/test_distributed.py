@@ -15,6 +15,7 @@ SHARED = {"max_train_samples": 96, "max_eval_samples": 65, "num_train_epochs": 2
           "warmup_ratio": 0.0, "seed": 1}  # fmt: skip
 RUNS = {
     "finetune": {"strategy": "joint", "unk_rate": 0.1, "early_stopping_patience": None},
+    "rows": {"strategy": "joint", "early_stopping_patience": None, "embedding_optimizer": "lazy_adam", "embedding_l2": 0.01},
     "lora": {"strategy": "joint", "early_stopping_patience": None, "use_lora": True, "plm_learning_rate": 0.01},
     # without ICL: the dropout of its projections differs between processes
     "mlm": {"icl_weight": 0.0, "mtm_weight": 0.0},
@@ -63,7 +64,7 @@ def two_processes(tmp_path_factory, dataset_dir, plm_without_dropout):
     return out
 
 
-@pytest.mark.parametrize("name", ["finetune", "lora", "mlm", "mtm"])
+@pytest.mark.parametrize("name", ["finetune", "rows", "lora", "mlm", "mtm"])
 def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, plm_without_dropout, two_processes, name):
     recipe = tiny.finetune if "strategy" in RUNS[name] else tiny.pretrain
     recipe(dataset_dir, plm_without_dropout, tmp_path / name, **SHARED, **RUNS[name], per_device_train_batch_size=32)

@@ -17,8 +17,7 @@ from flip_ctr.configuration_flip import FlipConfig
 Arguments = TypeVar("Arguments")
 
 LORA_LEARNING_RATE = 1e-3  # low-rank updates learn too slowly at the rate of whole weights
-# Optimizers of the feature tables, and what validation preferred with them on ml-1m; l2 over touched rows is another thing than l2
-# over whole tables.
+# Optimizers of the feature tables, and what validation preferred with them on ml-1m.
 EMBEDDING_OPTIMIZERS = {
     "dense": {},
     "rowwise_adagrad": {"embedding_learning_rate": 3e-2, "embedding_l2": 1e-6},
@@ -161,8 +160,7 @@ class TrainArguments:
     embedding_optimizer: str = option("dense", "of the feature tables: dense (AdamW; a step costs as much as the vocabulary is large), "
                                                "rowwise_adagrad or lazy_adam (touched rows only)", choices=list(EMBEDDING_OPTIMIZERS))  # fmt: skip
     embedding_learning_rate: float | None = option(None, "of the feature tables; --learning_rate where they are dense")
-    embedding_l2: float | None = option(None, "factor of the sum of squares, added to the loss, of the whole feature tables; of the "
-                                              "touched rows where --embedding_optimizer is not dense")  # fmt: skip
+    embedding_l2: float | None = option(None, "factor of the sum of squares of the whole feature tables, added to the loss")
     lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
     warmup_ratio: float = option(0.05, "share of the steps with a rising learning rate")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all")

@@ -2,7 +2,7 @@
 """The optimizer of the recipes: AdamW, and for large vocabularies an update of the touched rows alone.
 
 With `--embedding_optimizer rowwise_adagrad` or `lazy_adam` the feature tables (the ID tower's, and MTM's output table) get sparse
-gradients: (row id, gradient) pairs of the rows that the batch looked up. Their l2, exchange between processes, clipping and update cost
+gradients: (row id, gradient) pairs of the rows that the batch looked up. Their exchange between processes, clipping, update and l2 cost
 what the batch touches, whatever the vocabulary. DDP is told to leave them alone; it would send whole tables.
 """
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW, Optimizer, SparseAdam
+from torch.optim import AdamW, Optimizer
 
 from flip_ctr.modeling_flip_heads import FlipMTMHead, world_size
 from flip_ctr.modeling_id_tower import FeatureEmbedding
@@ -21,19 +21,32 @@ from flip_ctr.train.arguments import TrainArguments
 FUSED_ON = ("cpu", "cuda", "mps", "xpu")  # devices with a fused AdamW
 
 
-class RowwiseAdagrad(Optimizer):
-    """Adagrad with one accumulator a row, over sparse gradients: a touched row moves by `lr * g / (sqrt(G) + eps)`, G the sum over
-    the steps of the mean of its squared gradients. One float of state a row, where Adam has two a weight.
+class RowWiseOptimizer(Optimizer):
+    """Base of the optimizers of large tables: a step reads and writes the rows that have a gradient, and no other.
+
+    The l2 is that of whole tables, `l2 * sum of squares` at every step, charged to a row when it is touched, for all the steps since it
+    was touched last: a row that is rare is held back more than a frequent one, as it is where the penalty is in the loss. (With l2 of
+    the touched rows alone it would be the other way round.) It is taken as a proximal step, which cannot overshoot.
 
     Args:
         params: tables `(rows, size)`, or groups of them; their gradients must be sparse.
         lr: learning rate.
-        initial_accumulator: start of G; above 0 the first updates of a row are smaller.
-        eps: keeps the division finite.
+        l2: factor of the sum of squares.
     """
 
-    def __init__(self, params, lr: float, initial_accumulator: float = 0.0, eps: float = 1e-10):
-        super().__init__(params, {"lr": lr, "initial_accumulator": initial_accumulator, "eps": eps})
+    def __init__(self, params, lr: float, l2: float = 0.0, **settings):
+        super().__init__(params, {"lr": lr, "l2": l2} | settings)
+
+    def new_state(self, table: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The state of a table."""
+        raise NotImplementedError
+
+    def direction(self, state: dict, rows: torch.Tensor, gradient: torch.Tensor, group: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Updates the state of the touched rows `(n,)` with their gradients `(n, size)`.
+
+        Returns what the rows move against, `(n, size)`, and what a gradient is divided by, `(n, 1)` or `(n, size)`.
+        """
+        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -43,12 +56,52 @@ class RowwiseAdagrad(Optimizer):
                     continue
                 state = self.state[table]
                 if not state:
-                    state["sum"] = torch.full_like(table[:, 0], group["initial_accumulator"], dtype=torch.float)
+                    # a float, as load_state_dict would make it one
+                    state |= {"step": 0, "last_step": torch.zeros_like(table[:, 0], dtype=torch.float)} | self.new_state(table)
+                state["step"] += 1
                 gradient = table.grad.coalesce()
-                rows, values = gradient.indices()[0], gradient.values()
-                total = state["sum"][rows] + values.float().square().mean(1)
-                state["sum"][rows] = total
-                table[rows] -= group["lr"] * values / (total.sqrt() + group["eps"])[:, None]
+                rows = gradient.indices()[0]
+                change, divisor = self.direction(state, rows, gradient.values().float(), group)
+                weights = table[rows] - group["lr"] * change / divisor
+                if group["l2"] > 0:
+                    steps = (state["step"] - state["last_step"][rows])[:, None]
+                    weights /= 1 + 2 * group["l2"] * group["lr"] * steps / divisor
+                table[rows] = weights.to(table.dtype)
+                state["last_step"][rows] = float(state["step"])
+
+
+class RowwiseAdagrad(RowWiseOptimizer):
+    """Adagrad with one accumulator a row: a row moves by `lr * g / (sqrt(G) + eps)`, G the sum over the steps of the mean of its squared
+    gradients. Two floats of state a row, where Adam has two a weight."""
+
+    def __init__(self, params, lr: float, l2: float = 0.0, eps: float = 1e-10):
+        super().__init__(params, lr, l2, eps=eps)
+
+    def new_state(self, table):
+        return {"sum": torch.zeros_like(table[:, 0], dtype=torch.float)}
+
+    def direction(self, state, rows, gradient, group):
+        total = state["sum"][rows] + gradient.square().mean(1)
+        state["sum"][rows] = total
+        return gradient, (total.sqrt() + group["eps"])[:, None]
+
+
+class LazyAdam(RowWiseOptimizer):
+    """Adam whose moments of a row change when it is touched (torch's SparseAdam, which has no l2)."""
+
+    def __init__(self, params, lr: float, l2: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        super().__init__(params, lr, l2, betas=betas, eps=eps)
+
+    def new_state(self, table):
+        return {name: torch.zeros_like(table, dtype=torch.float) for name in ("exp_avg", "exp_avg_sq")}
+
+    def direction(self, state, rows, gradient, group):
+        moments = []
+        for name, beta, value in zip(("exp_avg", "exp_avg_sq"), group["betas"], (gradient, gradient.square())):
+            moment = torch.lerp(value, state[name][rows], beta)
+            state[name][rows] = moment
+            moments.append(moment / (1 - beta ** state["step"]))
+        return moments[0], moments[1].sqrt() + group["eps"]
 
 
 class CombinedOptimizer(Optimizer):
@@ -104,8 +157,10 @@ def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device)
     tables = [table.weight for table in feature_tables(model).values() if table.sparse]
     if not tables:
         return dense
-    row_wise = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": SparseAdam}[args.embedding_optimizer]
-    return CombinedOptimizer(dense, row_wise(tables, lr=args.embedding_learning_rate))
+    row_wise = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}[args.embedding_optimizer]
+    penalised = {id(table.weight) for table in input_tables(model).values()}
+    groups = [{"params": [table], "l2": args.embedding_l2 * (id(table) in penalised)} for table in tables]
+    return CombinedOptimizer(dense, row_wise(groups, lr=args.embedding_learning_rate))
 
 
 def use_sparse_tables(model: nn.Module) -> None:
@@ -121,8 +176,7 @@ class FeatureTables:
 
     Args:
         model: the model, out of what Accelerate put around it.
-        l2: factor of the sum of squares of the input tables: of whole tables where gradients are dense, of the touched rows where they
-            are sparse.
+        l2: factor of the sum of squares of the input tables whose gradients are dense; a row-wise optimizer has its own.
 
     Raises:
         ValueError: a table whose gradient should be sparse has a dense one.
@@ -131,7 +185,7 @@ class FeatureTables:
     def __init__(self, model: nn.Module, l2: float):
         tables = feature_tables(model)
         self.sparse = {name: table.weight for name, table in tables.items() if table.sparse}
-        self.penalised = [table.weight for table in input_tables(model).values()] if l2 > 0 else []
+        self.penalised = [table.weight for table in input_tables(model).values() if not table.sparse] if l2 > 0 else []
         self.l2 = l2
         if world_size() > 1:
             for weight in self.sparse.values():  # DDP does this for what it keeps in step
@@ -149,12 +203,9 @@ class FeatureTables:
 
     @torch.no_grad()
     def add_l2(self, loss_scale: float = 1.0) -> None:
-        """Adds the gradient of l2, times the scale of the loss; after [`exchange`] and outside the loss, so that it counts once a step."""
+        """Adds the gradient of l2, times the scale of the loss; outside the loss, so that it counts once a step."""
         for weight in self.penalised:
-            if weight.grad.is_sparse:
-                weight.grad.values().add_(weight[weight.grad.indices()[0]], alpha=2 * self.l2 * loss_scale)
-            else:
-                weight.grad.add_(weight, alpha=2 * self.l2 * loss_scale)
+            weight.grad.add_(weight, alpha=2 * self.l2 * loss_scale)
 
     def sparse_values(self) -> list[torch.Tensor]:
         """The values of the sparse gradients, `(touched rows, size)` each; scaling them in place scales the gradients."""
