@@ -25,6 +25,7 @@ CASES = {
     "ICL": (OFF | {"icl_weight": 1.0}, 1, {}),
     "ICL, dot": (OFF | {"icl_weight": 1.0, "icl_similarity": "dot"}, 1, {}),
     "all, 3 batches": ({"mlm_weight": 0.5, "icl_weight": 2.0}, 3, {}),
+    "all, weights of 1, 3 batches": ({}, 3, {}),
     "all, GradCache": ({"mlm_weight": 0.5, "icl_weight": 2.0}, 1, {"grad_cache_chunk_size": 3}),
     "all, GradCache, 3 batches": ({"mlm_weight": 0.5, "icl_weight": 2.0}, 3, {"grad_cache_chunk_size": 3}),
     "all, sparse tables, 3 batches": ({}, 3, SPARSE),

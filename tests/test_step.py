@@ -55,6 +55,17 @@ def test_chunks_have_the_gradient_and_loss_of_the_whole_batch(chunked, plain):
     assert difference(gradients(chunked), gradients(plain)) < 2e-5
 
 
+def test_accumulation_is_the_mean_over_the_batches():
+    alone = []
+    for number in range(3):
+        model = new_model({}, processor().fields)
+        model(**batches({}, 3)[number]).loss.backward()
+        alone.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    found = gradients("all, weights of 1, 3 batches")
+    del found["loss"]
+    assert difference(found, {name: sum(one[name] for one in alone) / 3 for name in found}) < 2e-5
+
+
 @pytest.mark.parametrize("chunk_size", [1, 5, 16, 99])
 def test_with_dropout_chunks_see_the_same_views_twice(chunk_size):
     """GradCache's result is that of the same chunks, with the same dropout, held in memory together."""

@@ -32,15 +32,12 @@ from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import clear_reports
 from flip_ctr.train.hub import check_hub_arguments
-from flip_ctr.train.results import HISTORY_FILE, LOG_FILE, write_json
+from flip_ctr.train.results import HISTORY_FILE, LOG_FILE, file_logger, write_json
 from flip_ctr.train.optimizer import make_optimizer, supports_sparse_tables, use_sparse_tables
 from flip_ctr.train.resume import StepCheckpoints, step_checkpoints
 from flip_ctr.train.step import FiniteWatch, TrainingStep
 
 logger = logging.getLogger("flip_ctr")
-file_logger = logging.getLogger("flip_ctr.file")  # what the console shows in another form, or not at all
-file_logger.propagate = False
-file_logger.addHandler(logging.NullHandler())
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 

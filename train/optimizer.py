@@ -87,18 +87,22 @@ class RowwiseAdagrad(RowWiseOptimizer):
 
 
 class LazyAdam(RowWiseOptimizer):
-    """Adam whose moments of a row change when it is touched (torch's SparseAdam, which has no l2)."""
+    """Adam that brings a row's moments up to date when it is touched: they decay for all the steps since it was touched last, as those
+    of Adam over whole tables do, so that the same learning rate and l2 serve. (In torch's SparseAdam they do not decay, and a rare row
+    then moves less.) Without a first moment by default: what momentum would still move a row after its last touch, it moves at once.
+    """
 
-    def __init__(self, params, lr: float, l2: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+    def __init__(self, params, lr: float, l2: float = 0.0, betas: tuple[float, float] = (0.0, 0.999), eps: float = 1e-8):
         super().__init__(params, lr, l2, betas=betas, eps=eps)
 
     def new_state(self, table):
         return {name: torch.zeros_like(table, dtype=torch.float) for name in ("exp_avg", "exp_avg_sq")}
 
     def direction(self, state, rows, gradient, group):
+        steps = (state["step"] - state["last_step"][rows])[:, None]
         moments = []
         for name, beta, value in zip(("exp_avg", "exp_avg_sq"), group["betas"], (gradient, gradient.square())):
-            moment = torch.lerp(value, state[name][rows], beta)
+            moment = beta**steps * state[name][rows] + (1 - beta) * value
             state[name][rows] = moment
             moments.append(moment / (1 - beta ** state["step"]))
         return moments[0], moments[1].sqrt() + group["eps"]

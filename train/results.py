@@ -2,10 +2,16 @@
 """Numbers of a run: printed, and kept as JSON in the output folder."""
 
 import json
+import logging
 import math
 import os
 
 from accelerate import Accelerator
+
+# what goes to a run's log file alone: the console shows it in another form, or not at all
+file_logger = logging.getLogger("flip_ctr.file")
+file_logger.propagate = False
+file_logger.addHandler(logging.NullHandler())
 
 RESULTS_FILE, HISTORY_FILE, LOG_FILE = "all_results.json", "history.json", "train.log"
 
@@ -28,7 +34,8 @@ def _without_nan(content):
 
 
 def report(accelerator: Accelerator, results: dict, output_dir: str | None = None) -> None:
-    """Prints the results, and writes them to `all_results.json` in the output folder."""
+    """Prints the results, logs them, and writes them to `all_results.json` in the output folder."""
+    file_logger.info(f"results: {json.dumps(_without_nan(results))}")
     if output_dir is not None:
         write_json(accelerator, output_dir, RESULTS_FILE, results)
     width = max(map(len, results))
