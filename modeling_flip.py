@@ -434,7 +434,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         elif use_icl:
             id_embeds = self.flip.project(id_state, self.flip.id_projection)
             text_embeds = self.flip.project(self.flip.pool(text_states, attention_mask), self.flip.text_projection)
-            output["icl_loss"], output["icl_accuracy"] = contrastive_loss(id_embeds, text_embeds, self.icl_scale())
+            scale = self.icl_scale()
+            output["icl_loss"], output["icl_accuracy"] = contrastive_loss(id_embeds, text_embeds, scale, self.training)
             output["loss"] = output.loss + config.icl_weight * output.icl_loss
         return _return(output, config, return_dict)
 

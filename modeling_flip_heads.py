@@ -57,9 +57,22 @@ class GatherRows(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather_rows(embeds: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, in rank order and with gradients: `(B, d)` -> `(world * B, d)`; each process has as many."""
-    return embeds if world_size() == 1 else GatherRows.apply(embeds)
+def gather_rows(embeds: torch.Tensor, training: bool = True) -> tuple[torch.Tensor, int]:
+    """The rows of all processes in rank order, `(B, d)` -> `(sum of B, d)`, and the number of this process's first one.
+
+    While training they have gradients, and each process has as many rows; otherwise their numbers may differ.
+    """
+    if world_size() == 1:
+        return embeds, 0
+    if training:
+        return GatherRows.apply(embeds), dist.get_rank() * len(embeds)
+    sizes = [torch.empty(1, dtype=torch.long, device=embeds.device) for _ in range(world_size())]
+    dist.all_gather(sizes, sizes[0].new_tensor([len(embeds)]))
+    sizes = torch.cat(sizes).tolist()
+    padded = nn.functional.pad(embeds, (0, 0, 0, max(sizes) - len(embeds)))
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)]), sum(sizes[: dist.get_rank()])
 
 
 def share_of_total(total: torch.Tensor, training: bool) -> torch.Tensor:
@@ -76,20 +89,21 @@ def share_of_total(total: torch.Tensor, training: bool) -> torch.Tensor:
     return torch.where(total > 0, total, 1.0)  # without targets the sum of their losses is 0
 
 
-def contrastive_loss(id_embeds: torch.Tensor, text_embeds: torch.Tensor, scale) -> tuple[torch.Tensor, torch.Tensor]:
+def contrastive_loss(
+    id_embeds: torch.Tensor, text_embeds: torch.Tensor, scale, training: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric InfoNCE with the negatives of the global batch (the paper's ICL).
 
-    Each process computes its own rows of the similarity matrices. Returns the loss and, detached, the share of rows whose
-    own counterpart is the most similar one.
+    Each process computes its own rows of the similarity matrices. Returns the loss, the mean over its rows, and, detached, the share of
+    them whose own counterpart is the most similar one.
 
     Args:
-        id_embeds, text_embeds: `(B, d)`; every process has as many rows.
+        id_embeds, text_embeds: `(B, d)`; while training every process has as many rows.
         scale: what similarities are multiplied by.
     """
-    all_id, all_text = gather_rows(id_embeds), gather_rows(text_embeds)
-    first = dist.get_rank() * len(id_embeds) if len(all_id) > len(id_embeds) else 0
+    (all_id, first), (all_text, _) = gather_rows(id_embeds, training), gather_rows(text_embeds, training)
     labels = torch.arange(first, first + len(id_embeds), device=id_embeds.device)
-    id_to_text = scale * (id_embeds @ all_text.T).float()  # (B, world * B)
+    id_to_text = scale * (id_embeds @ all_text.T).float()  # (B, rows of all processes)
     text_to_id = scale * (text_embeds @ all_id.T).float()
     loss = (nn.functional.cross_entropy(id_to_text, labels) + nn.functional.cross_entropy(text_to_id, labels)) / 2
     return loss, (id_to_text.argmax(-1) == labels).float().mean()

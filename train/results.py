@@ -35,6 +35,8 @@ def _without_nan(content):
 
 def report(accelerator: Accelerator, results: dict, output_dir: str | None = None) -> None:
     """Prints the results, logs them, and writes them to `all_results.json` in the output folder."""
+    measured = {name: value for name, value in results.items() if name.startswith("test_")}
+    accelerator.log(measured, step=results.get("train_steps"))  # evaluations on validation are in the history
     file_logger.info(f"results: {json.dumps(_without_nan(results))}")
     if output_dir is not None:
         write_json(accelerator, output_dir, RESULTS_FILE, results)
