@@ -7,13 +7,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -27,6 +26,7 @@ from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.modeling_id_tower import FeatureEmbedding
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import clear_reports
+from flip_ctr.train.distributed import accumulating, check_accelerator, check_launch, check_run, is_sharded, prepare
 from flip_ctr.train.hub import check_hub_arguments
 from flip_ctr.train.results import HISTORY_FILE, write_json
 from flip_ctr.train.resume import StepCheckpoints, step_checkpoints
@@ -35,10 +35,19 @@ logger = logging.getLogger("flip_ctr")
 
 
 def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
-    """An `Accelerator` with that precision, whatever the recipe that ran before in this process had."""
+    """An `Accelerator` with that precision, whatever the recipe that ran before in this process had.
+
+    Raises:
+        ValueError: Accelerate was started with settings that contradict the recipe's, or that it cannot keep here.
+    """
+    check_launch(mixed_precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # of the precision alone: the processes and the device stay
-    return Accelerator(mixed_precision=mixed_precision, **kwargs)
+    # no buffer changes in training, and one has a number for each feature: DDP would send it before every forward pass
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers, **kwargs)
+    check_accelerator(accelerator)
+    return accelerator
 
 
 def start(args: TrainArguments, recipe: str) -> Accelerator:
@@ -46,7 +55,7 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
 
     Raises:
         ValueError: the output folder holds files and `--overwrite_output_dir` was not given, or is what a LoRA run starts from; or
-            nothing could be pushed.
+            nothing could be pushed; or Accelerate was started in a way that does not fit the run.
     """
     check_hub_arguments(args)
     source = args.model_name_or_path
@@ -57,6 +66,7 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
         raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
     log_with = None if args.report_to == "none" else args.report_to
     accelerator = make_accelerator(args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
+    check_run(accelerator, args)
     set_up_logging(accelerator)
     os.makedirs(args.output_dir, exist_ok=True)
     if accelerator.is_main_process:
@@ -166,7 +176,7 @@ def train(
         Preempted: the process was told to stop (SIGTERM) and has saved.
     """
     optimizer = make_optimizer(model, args)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer, args)
     accumulation = args.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(loader) / accumulation)
     total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
@@ -200,7 +210,7 @@ def train(
             model.train()
             for number, batch in enumerate(group):
                 sync = number == len(group) - 1
-                with accelerator.no_sync(model) if not sync else nullcontext():
+                with accumulating(accelerator, model, last=sync):
                     output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
                     loss = output["loss"]
                     if args.embedding_l2 > 0:
@@ -267,11 +277,16 @@ def score(accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, b
     scores: dict[str, list[np.ndarray]] = {}
     bar = tqdm(loader, disable=not (progress and accelerator.is_main_process), unit="batch", dynamic_ncols=True)
     for batch in bar:
-        if len(batch["feature_ids"]) == 0:  # fewer rows than processes in the last batch
+        filler = len(batch["feature_ids"]) == 0  # fewer rows than processes in the last batch
+        if filler and not is_sharded(model):
             continue
+        if filler:  # the other processes wait for this one: any row, whose scores are dropped
+            batch = loader.collate_fn(dataset.__getitems__([0]))
         batch.pop("labels", None)
         with accelerator.autocast():
             output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+        if filler:
+            continue
         for name in ("logits", "id_logits", "text_logits"):
             if output.get(name) is not None:
                 scores.setdefault(name, []).append(output[name][:, 0].float().cpu().numpy())
