@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tiny
 from accelerate import Accelerator, DistributedType
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from torch.distributed.fsdp import FSDPModule
 
 from flip_ctr.train import build, engine
@@ -27,8 +27,6 @@ def without_projection_dropout(new_config=build.new_config):
 
 def main(data: str, plm: str, out: str, runs: str, shared: str) -> None:
     PartialState(cpu=True)  # gloo
-    # Accelerate gives FSDP and DeepSpeed to GPUs only; all that follows is its own code
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     del os.environ["ACCELERATE_USE_CPU"]
     Accelerator.end_training = lambda self: None  # a recipe ends its process group; the next one needs it
     build.new_config = without_projection_dropout()
@@ -46,6 +44,9 @@ def main(data: str, plm: str, out: str, runs: str, shared: str) -> None:
 
     engine.prepare = prepare_and_tell
     for name, options in json.loads(runs).items():
+        # Accelerate gives FSDP and DeepSpeed to GPUs only; all that follows is its own code
+        AcceleratorState._reset_state()
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         recipe = tiny.finetune if "strategy" in options else tiny.pretrain
         recipe(data, plm, f"{out}/{name}", **json.loads(shared), **options)
 

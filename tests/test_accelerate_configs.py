@@ -43,6 +43,7 @@ ALIKE = {
              "gradient_accumulation_steps": 2},  # fmt: skip
     "pretrain": {"eval_steps": 2},
 }
+BF16 = {"bf16": {"strategy": "joint", "mixed_precision": "bf16", "max_train_steps": 2, "logging_steps": 1}}
 
 
 def resumed(out: Path) -> dict:
@@ -253,7 +254,7 @@ def started(tmp_path_factory, dataset_dir, calm_plm):
 
     node = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port(), "--num_processes", "2", "--strategy", "id"]
     processes = {
-        "fsdp2": [sharded("fsdp2", ALIKE | resumed(out["fsdp2"]), dataset_dir, calm_plm, out["fsdp2"])],
+        "fsdp2": [sharded("fsdp2", ALIKE | BF16 | resumed(out["fsdp2"]), dataset_dir, calm_plm, out["fsdp2"])],
         "multi_node": [
             run("finetune", "multi_node", "--machine_rank", rank, *node, folder=out["multi_node"], log=f"log{rank}", ACCELERATE_USE_CPU="1")
             for rank in "01"
@@ -307,6 +308,24 @@ def test_fsdp2_learns_what_one_process_does(started, name, tmp_path, dataset_dir
     same_as_one_process(name, folder, tmp_path, dataset_dir, calm_plm, monkeypatch)
 
 
+def rounded(numbers) -> bool:
+    numbers = torch.as_tensor(numbers, dtype=torch.float32)
+    return torch.equal(numbers.bfloat16().float(), numbers)
+
+
+def bf16_rounds_no_result(folder: Path) -> None:
+    """The checkpoint has the float32 weights that are trained, and losses keep their digits."""
+    weights = load_file(folder / "bf16" / "model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    assert not any(rounded(weight) for weight in weights.values() if weight.numel() > 8)
+    history = json.loads((folder / "bf16" / "history.json").read_text())
+    assert not rounded([entry["loss"] for entry in history if "loss" in entry])
+
+
+def test_fsdp2_in_bf16(started):
+    bf16_rounds_no_result(finished(started, "fsdp2"))
+
+
 def test_fsdp2_goes_on_where_it_was(started):
     folder = finished(started, "fsdp2")
     assert (folder / "whole" / "checkpoint-2" / "random_state_1.pt").exists()
@@ -328,8 +347,9 @@ def test_zero2_learns_what_one_process_does(tmp_path, dataset_dir, calm_plm, mon
     pytest.importorskip("deepspeed")
     out = tmp_path / "two"
     out.mkdir()
-    process = sharded("deepspeed_zero2", ALIKE, dataset_dir, calm_plm, out, DS_ACCELERATOR="cpu")
+    process = sharded("deepspeed_zero2", ALIKE | BF16, dataset_dir, calm_plm, out, DS_ACCELERATOR="cpu")
     assert process.wait(300) == 0, (out / "log").read_text()[-4000:]
     for name in ALIKE:
         assert json.loads((out / f"{name}.json").read_text())["stage"] == 2
         same_as_one_process(name, out, tmp_path, dataset_dir, calm_plm, monkeypatch)
+    bf16_rounds_no_result(out)

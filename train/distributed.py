@@ -37,8 +37,8 @@ def check_launch(mixed_precision: str) -> None:
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if told not in ("no", mixed_precision):
         raise ValueError(
-            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision {mixed_precision}, which counts; "
-            f"give the recipe --mixed_precision {told}, or leave mixed_precision out of the Accelerate config"
+            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision {mixed_precision}: give the recipe "
+            f"--mixed_precision {told}, or leave mixed_precision out of the Accelerate config"
         )
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise ValueError(
