@@ -196,7 +196,10 @@ def test_runs_that_do_not_fit(kind, stage, options, message):
         check_run(accelerator, FinetuneArguments(**settings, **options))
 
 
-@pytest.mark.parametrize(("stage", "steps", "message"), [(3, 1, "zero_stage is 3"), (2, 4, "gradient_accumulation_steps is 4")])
+@pytest.mark.parametrize(
+    ("stage", "steps", "message"),
+    [(0, 1, "zero_stage is 0"), (3, 1, "zero_stage is 3"), (2, 4, "gradient_accumulation_steps is 4")],
+)
 def test_deepspeed_settings_that_do_not_fit(stage, steps, message):
     plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"gradient_accumulation_steps": steps})
     with pytest.raises(ValueError, match=message):

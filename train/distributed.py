@@ -88,8 +88,8 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
     """Checks a training run's arguments against the way it is spread over processes.
 
     Raises:
-        ValueError: LoRA under FSDP or DeepSpeed; an ID-only model under FSDP; step checkpoints, split parameters (ZeRO-3) or
-            accumulation of its own under DeepSpeed.
+        ValueError: LoRA under FSDP or DeepSpeed; an ID-only model under FSDP; step checkpoints, another stage than ZeRO-1
+            and 2, or accumulation of its own under DeepSpeed.
     """
     kind = accelerator.distributed_type
     if args.use_lora and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -107,8 +107,11 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
                 f"--{name} does not run under DeepSpeed, whose optimizer states lie in pieces; choose the Accelerate config fsdp2 "
                 f"or multi_gpu, or leave --{name} out"
             )
-    if (stage := accelerator.deepspeed_plugin.zero_stage) > 2:
-        raise ValueError(f"zero_stage is {stage} in the Accelerate config; the recipes know 0 to 2. To split parameters too: fsdp2")
+    if (stage := accelerator.deepspeed_plugin.zero_stage) not in (1, 2):
+        raise ValueError(
+            f"zero_stage is {stage} in the Accelerate config; the recipes know 1 and 2. To split parameters too: the config fsdp2; to "
+            "split nothing: multi_gpu"
+        )
     if (steps := accelerator.deepspeed_plugin.deepspeed_config.get("gradient_accumulation_steps", 1)) not in (1, "auto"):
         raise ValueError(
             f"gradient_accumulation_steps is {steps} in the DeepSpeed config; the recipe accumulates itself: leave it out there and give "

@@ -2,7 +2,6 @@
 """`flip-ctr RECIPE --accelerate_config NAME_OR_PATH ...`: the recipe started in many processes by `accelerate launch`."""
 
 import argparse
-import os
 from pathlib import Path
 
 import yaml
