@@ -340,7 +340,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         if config.mtm_weight > 0:
             self.mtm_head = FlipMTMHead(config, id_dim, text_dim)
         if config.icl_weight > 0 and config.icl_similarity == "cosine":
-            self.logit_scale = nn.Parameter(torch.zeros(()))
+            self.logit_scale = nn.Parameter(torch.zeros(1))  # of one dimension: FSDP2 cannot split a scalar
         self.post_init()
 
     def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):

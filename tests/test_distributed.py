@@ -10,6 +10,8 @@ import tiny
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM
 
+from flip_ctr.train.launch import CONFIGS
+
 # 65 rows of validation: of the last batch one process has no row
 SHARED = {"max_train_samples": 96, "max_eval_samples": 65, "num_train_epochs": 2, "per_device_eval_batch_size": 32,
           "warmup_ratio": 0.0, "seed": 1}  # fmt: skip
@@ -53,7 +55,8 @@ def two_processes(tmp_path_factory, dataset_dir, plm_without_dropout):
     """Folder of the checkpoints that two processes wrote, each with batches of 16."""
     out = tmp_path_factory.mktemp("two")
     shared = str(SHARED | {"per_device_train_batch_size": 16})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_gpu.yaml"),
+               "--num_processes", "2", "--main_process_port", "0"]  # fmt: skip
     (out / "script.py").write_text(SCRIPT)
     paths = [str(dataset_dir), str(plm_without_dropout), str(out)]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

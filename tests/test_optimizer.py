@@ -5,22 +5,15 @@ import copy
 import pytest
 import tiny
 import torch
+from accelerate import Accelerator
 from step_child import batches, new_model, processor
 from torch.optim import AdamW
 from transformers import get_scheduler
 
 from flip_ctr.train.finetune import FinetuneArguments
-from flip_ctr.train.optimizer import (
-    CombinedOptimizer,
-    LazyAdam,
-    RowwiseAdagrad,
-    feature_tables,
-    make_optimizer,
-    use_sparse_tables,
-)
+from flip_ctr.train.optimizer import CombinedOptimizer, LazyAdam, RowwiseAdagrad, feature_tables, make_optimizer, use_sparse_tables
 from flip_ctr.train.pretrain import PretrainArguments
 from flip_ctr.train.step import TrainingStep
-from accelerate import Accelerator
 
 
 def lookups(table: torch.nn.Embedding, *rows: int) -> None:
@@ -50,10 +43,19 @@ def test_rowwise_adagrad_is_its_formula():
     torch.testing.assert_close(table.weight, torch.tensor(expected))
 
 
-def test_lazy_adam_is_adam_where_every_row_is_touched():
+@pytest.mark.parametrize(
+    ("betas", "steps"),
+    [
+        # every row at every step: the moments of torch's Adam, momentum too
+        ((0.9, 0.99), ([0, 1, 2, 3, 4, 5, 2], [5, 4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 5])),
+        # with gaps: without momentum a row that has no gradient does not move, and its second moment decays
+        ((0.0, 0.9), ([0, 1, 2], [2, 4], [2, 2], [4], [5, 0], [0, 1])),
+    ],
+)
+def test_lazy_adam_is_adam_over_the_whole_table(betas, steps):
     lazy, dense = new_table(), new_table(sparse=False)
-    optimizers = LazyAdam([lazy.weight], lr=0.1), AdamW([dense.weight], lr=0.1, weight_decay=0.0)
-    for rows in ([0, 1, 2, 3, 4, 5, 2], [5, 4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 5]):
+    optimizers = LazyAdam([lazy.weight], lr=0.1, betas=betas), AdamW([dense.weight], lr=0.1, betas=betas, weight_decay=0.0)
+    for rows in steps:
         for table, optimizer in zip((lazy, dense), optimizers):
             lookups(table, *rows)
             optimizer.step()
@@ -197,7 +199,7 @@ def test_defaults_follow_the_embedding_optimizer():
 def test_sharded_training_says_that_it_uses_dense_tables(tmp_path, dataset_dir, monkeypatch, caplog):
     from flip_ctr.train import engine
 
-    monkeypatch.setattr(engine, "supports_sparse_tables", lambda accelerator: False)
+    monkeypatch.setattr(engine, "splits_states", lambda accelerator: True)
     tiny.finetune(dataset_dir, None, tmp_path / "m", embedding_optimizer="lazy_adam", num_train_epochs=1)
     assert "--embedding_optimizer lazy_adam works on one process and under DDP" in caplog.text
     assert '"embedding_optimizer": "dense"' in (tmp_path / "m" / "training_args.json").read_text()

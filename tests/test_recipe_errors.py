@@ -9,7 +9,7 @@ import tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from flip_ctr.data.dataset_folder import split_path
-from flip_ctr.train import evaluate_ctr, finetune, predict, prepare
+from flip_ctr.train import evaluate_ctr, predict, prepare
 from flip_ctr.train.finetune import FinetuneArguments
 
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from fnmatch import fnmatch
 
+import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
@@ -14,6 +15,7 @@ from flip_ctr.modeling_flip import FlipForCTR
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.card import CARD, RECORD
+from flip_ctr.train.distributed import whole_model
 from flip_ctr.train.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, restore_adapter, save_adapter
 from flip_ctr.train.plots import CURVES_FILE, RELIABILITY_FILE
 from flip_ctr.train.results import HISTORY_FILE, RESULTS_FILE, write_json
@@ -44,14 +46,15 @@ def clear_reports(folder: str) -> None:
 
 def save(accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainArguments,
          record: dict) -> None:  # fmt: skip
-    """Saves model, processor and training record to `--output_dir` from the main process; a LoRA model as an adapter.
+    """Saves model, processor and training record to `--output_dir` from the main process; a LoRA model as an adapter. All
+    processes must call it.
 
     Everything is written beside first and then put in place, so that no file is ever half-written; files of another checkpoint that lay
     there go.
     """
     accelerator.wait_for_everyone()
+    model = whole_model(accelerator, model)
     if accelerator.is_main_process:
-        model = accelerator.unwrap_model(model)
         with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=PARTIAL) as partial:
             if isinstance(model, PeftModel):
                 save_adapter(model, partial, args.model_name_or_path)
@@ -78,4 +81,4 @@ def best_model(accelerator: Accelerator, model: nn.Module, processor: FlipProces
         if args.lora_adapter_only:
             return model
         save(accelerator, merge(model), processor, args, record)
-    return FlipForCTR.from_pretrained(args.output_dir, dtype=model.dtype).to(accelerator.device)
+    return FlipForCTR.from_pretrained(args.output_dir, dtype=torch.float32).to(accelerator.device)

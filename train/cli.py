@@ -4,6 +4,8 @@
 import importlib
 import sys
 
+from flip_ctr.train.launch import LAUNCHED, config_names, launch, split_options
+
 # command -> module and what it does; modules are imported only when called
 COMMANDS = {
     "prepare": ("prepare", "raw files of a public dataset -> dataset folder"),
@@ -18,7 +20,9 @@ COMMANDS = {
 
 def usage() -> str:
     lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: flip-ctr COMMAND [OPTIONS]", "", *lines, "", "flip-ctr COMMAND --help lists the options."])
+    several = [f"{', '.join(LAUNCHED)}: --accelerate_config NAME_OR_PATH starts them in many processes;",
+               f"a file of `accelerate config` or one of {', '.join(config_names())}."]  # fmt: skip
+    return "\n".join(["usage: flip-ctr COMMAND [OPTIONS]", "", *lines, "", *several, "", "flip-ctr COMMAND --help lists the options."])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,9 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"flip-ctr: no command {command!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    recipe = importlib.import_module(f"flip_ctr.train.{COMMANDS[command][0]}")
     try:
-        recipe.main(rest)
+        if command in LAUNCHED:
+            options, rest = split_options(rest)
+            if options.accelerate_config is not None:
+                launch(command, options, rest)
+                return 0
+        importlib.import_module(f"flip_ctr.train.{COMMANDS[command][0]}").main(rest)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"flip-ctr {command}: error: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -31,9 +31,10 @@ from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import clear_reports
+from flip_ctr.train.distributed import check_accelerator, check_launch, check_run, is_sharded, prepare, splits_states
 from flip_ctr.train.hub import check_hub_arguments
+from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.results import HISTORY_FILE, LOG_FILE, file_logger, write_json
-from flip_ctr.train.optimizer import make_optimizer, supports_sparse_tables, use_sparse_tables
 from flip_ctr.train.resume import StepCheckpoints, step_checkpoints
 from flip_ctr.train.step import FiniteWatch, TrainingStep
 
@@ -42,10 +43,19 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
-    """An `Accelerator` with that precision, whatever the recipe that ran before in this process had."""
+    """An `Accelerator` with that precision, whatever the recipe that ran before in this process had.
+
+    Raises:
+        ValueError: Accelerate was started with settings that contradict the recipe's, or that it cannot keep here.
+    """
+    check_launch(mixed_precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # of the precision alone: the processes and the device stay
-    return Accelerator(mixed_precision=mixed_precision, **kwargs)
+    # no buffer changes in training, and one has a number for each feature: DDP would send it before every forward pass
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers, **kwargs)
+    check_accelerator(accelerator)
+    return accelerator
 
 
 def start(args: TrainArguments, recipe: str) -> Accelerator:
@@ -53,7 +63,7 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
 
     Raises:
         ValueError: the output folder holds files and `--overwrite_output_dir` was not given, or is what a LoRA run starts from; or
-            nothing could be pushed.
+            nothing could be pushed; or Accelerate was started in a way that does not fit the run.
     """
     check_hub_arguments(args)
     source = args.model_name_or_path
@@ -66,6 +76,7 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     if log_with and importlib.util.find_spec(log_with) is None:
         raise ValueError(f"--report_to {log_with}: the package {log_with} is not installed (pip install 'flip-ctr[{log_with}]')")
     accelerator = make_accelerator(args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
+    check_run(accelerator, args)
     set_up_logging(accelerator)
     os.makedirs(args.output_dir, exist_ok=True)
     if accelerator.is_main_process:
@@ -77,7 +88,7 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     published = {name: str(value) for name, value in args.published().items()}
     file_logger.info(f"{recipe} on {accelerator.num_processes} process(es), {accelerator.device.type}, {accelerator.mixed_precision}")
     file_logger.info(f"arguments: {json.dumps(published)}")
-    if args.embedding_optimizer != "dense" and not supports_sparse_tables(accelerator):
+    if args.embedding_optimizer != "dense" and splits_states(accelerator):
         logger.warning(f"--embedding_optimizer {args.embedding_optimizer} works on one process and under DDP; "
                        f"{accelerator.distributed_type.value} shards dense gradients: the feature tables are trained as dense ones")  # fmt: skip
         args.use_dense_tables()
@@ -231,7 +242,7 @@ def train(
     if args.embedding_optimizer != "dense":
         use_sparse_tables(model)
     optimizer = make_optimizer(model, args, accelerator.device)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer, args)
     training, finite = TrainingStep(accelerator, model, optimizer, args), FiniteWatch(accelerator)
     accumulation = args.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(loader) / accumulation)
@@ -346,11 +357,16 @@ def score(accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, b
     scores: dict[str, list[np.ndarray]] = {}
     bar = tqdm(loader, disable=not (progress and accelerator.is_main_process), unit="batch", dynamic_ncols=True)
     for batch in bar:
-        if len(batch["feature_ids"]) == 0:  # fewer rows than processes in the last batch
+        filler = len(batch["feature_ids"]) == 0  # fewer rows than processes in the last batch
+        if filler and not is_sharded(model):
             continue
+        if filler:  # the other processes wait for this one: any row, whose scores are dropped
+            batch = loader.collate_fn(dataset.__getitems__([0]))
         batch.pop("labels", None)
         with accelerator.autocast():
             output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+        if filler:
+            continue
         for name in ("logits", "id_logits", "text_logits"):
             if output.get(name) is not None:
                 scores.setdefault(name, []).append(output[name][:, 0].float().cpu().numpy())

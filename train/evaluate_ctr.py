@@ -8,11 +8,14 @@
 import os
 from dataclasses import dataclass
 
+from accelerate import DistributedType
+
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import check_fields, load_click_model
 from flip_ctr.train.engine import load_rows, make_accelerator, score, set_up_logging, user_numbers
+from flip_ctr.train.launch import launch_help
 from flip_ctr.train.metrics import score_metrics
 from flip_ctr.train.plots import plot_reliability
 from flip_ctr.train.results import report
@@ -35,11 +38,14 @@ def run(args: EvaluateArguments) -> dict:
     """Returns the metrics of the joint prediction, and for `joint` of each tower alone.
 
     Raises:
-        ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not exist, or has one class only.
+        ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not exist, or has one
+            class only; or Accelerate was started in a way that does not fit.
     """
     if args.output_dir is not None and os.path.isfile(os.path.join(args.output_dir, "config.json")):
         raise ValueError(f"--output_dir {args.output_dir} is a checkpoint, whose own results would be replaced; choose another folder")
     accelerator = make_accelerator(args.mixed_precision)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it would take --mixed_precision for itself and never use it
+        raise ValueError("evaluate has nothing for DeepSpeed to split; choose the Accelerate config multi_gpu or single_gpu")
     set_up_logging(accelerator)
     schema = DatasetSchema.load(args.dataset_dir)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
@@ -60,7 +66,8 @@ def run(args: EvaluateArguments) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(EvaluateArguments, argv, prog="flip-ctr evaluate", description=__doc__.split("\n")[0]))
+    run(parse_arguments(EvaluateArguments, argv, prog="flip-ctr evaluate", description=__doc__.split("\n")[0],
+                        epilog=launch_help()))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import best_model, save
 from flip_ctr.train.engine import check_clicks, load_rows, logger, make_loader, recipe, score, start, train, user_numbers
 from flip_ctr.train.hub import push
+from flip_ctr.train.launch import launch_help
 from flip_ctr.train.lora import is_flip_checkpoint, plain
 from flip_ctr.train.metrics import click_metrics, score_metrics
 from flip_ctr.train.plots import plot_history, plot_reliability
 from flip_ctr.train.results import report
-
 
 # What validation preferred on ml-100k and ml-1m (see the README's results).
 DEFAULTS = {
@@ -147,7 +147,8 @@ def run(args: FinetuneArguments) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(FinetuneArguments, argv, "flip-ctr finetune", __doc__.split("\n")[0], listed(DEFAULTS)))
+    run(parse_arguments(FinetuneArguments, argv, "flip-ctr finetune", __doc__.split("\n")[0],
+                        f"{listed(DEFAULTS)}. {launch_help()}"))  # fmt: skip
 
 
 if __name__ == "__main__":

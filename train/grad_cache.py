@@ -9,13 +9,13 @@ activations are ever held. The result is that of the whole batch, at the price o
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from flip_ctr.modeling_flip_heads import IGNORE_INDEX, contrastive_loss, share_of_total
+from flip_ctr.train.distributed import accumulating
 from flip_ctr.train.lora import plain
 
 
@@ -62,7 +62,7 @@ def chunked_losses(
     divisors = {name: share_of_total(count, training=True) for name, count in counts.items()}
     losses = {"icl_loss": icl_loss.detach(), "icl_accuracy": icl_accuracy, "loss": flip_model.config.icl_weight * icl_loss.detach()}
     for (chunk, last), rows in zip(_with_dropout_of(chunks, seeds, accelerator.device), of_rows):
-        with accelerator.no_sync(model) if not (last and sync) else nullcontext():
+        with accumulating(accelerator, model, last and sync):
             output = model(**chunk, icl_gradients=(*rows, *of_scale), divisors=divisors)
             backward(output["loss"])
         for kind in ("mlm", "mtm"):

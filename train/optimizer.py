@@ -8,8 +8,6 @@ what the batch touches, whatever the vocabulary. DDP is told to leave them alone
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
@@ -205,6 +203,10 @@ class FeatureTables:
             weight = self.sparse[name]
             weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, check_invariants=False).coalesce()
 
+    def penalty(self) -> torch.Tensor | float:
+        """The l2 itself: what [`add_l2`] is the gradient of."""
+        return self.l2 * sum(weight.square().sum() for weight in self.penalised)
+
     @torch.no_grad()
     def add_l2(self, loss_scale: float = 1.0) -> None:
         """Adds the gradient of l2, times the scale of the loss; outside the loss, so that it counts once a step."""
@@ -245,8 +247,3 @@ def _gather_pairs(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[s
         rows, values = (torch.cat([one[:n] for one, n in zip(received, lengths)]) for received in everyone)
         gathered[name] = rows, values / world
     return gathered
-
-
-def supports_sparse_tables(accelerator: Accelerator) -> bool:
-    """Whether a row-wise embedding optimizer works there: FSDP and DeepSpeed shard dense gradients only."""
-    return accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)

@@ -18,10 +18,10 @@ from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
 from flip_ctr.train.engine import load_rows, logger, make_loader, recipe, start, train
 from flip_ctr.train.hub import push
+from flip_ctr.train.launch import launch_help
 from flip_ctr.train.lora import is_flip_checkpoint, merge, plain
 from flip_ctr.train.plots import plot_history
 from flip_ctr.train.results import report
-
 
 DEFAULTS = {
     "pretraining": {"per_device_train_batch_size": 128, "num_train_epochs": 10, "learning_rate": 1e-3,
@@ -150,7 +150,8 @@ def evaluate_alignment(accelerator, model, loader) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(PretrainArguments, argv, "flip-ctr pretrain", __doc__.split("\n")[0], listed(DEFAULTS)))
+    run(parse_arguments(PretrainArguments, argv, "flip-ctr pretrain", __doc__.split("\n")[0],
+                        f"{listed(DEFAULTS)}. {launch_help()}"))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch import nn
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import PARTIAL
+from flip_ctr.train.distributed import load_training_state, training_state
 
 logger = logging.getLogger("flip_ctr")
 
@@ -95,6 +96,7 @@ class StepCheckpoints:
         return {
             "arguments": self.args.published(),
             "num_processes": self.accelerator.num_processes,
+            "fsdp": self.accelerator.is_fsdp2,  # its optimizer states have names, others have numbers
             "training_rows": fingerprint(self.dataset),
         }
 
@@ -132,10 +134,10 @@ class StepCheckpoints:
                 os.makedirs(partial)
             accelerator.wait_for_everyone()
             _write(os.path.join(partial, RANDOM_FILE.format(accelerator.process_index)), _random_state())
+            weights, moments = training_state(accelerator, model, optimizer)
             if accelerator.is_main_process:
                 state = {
-                    "model": accelerator.unwrap_model(model).state_dict(), "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(), "loop": loop,
+                    "model": weights, "optimizer": moments, "scheduler": scheduler.state_dict(), "loop": loop,
                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 }  # fmt: skip
                 _write(os.path.join(partial, STATE_FILE), state)
@@ -176,8 +178,7 @@ class StepCheckpoints:
         with open(manifest, encoding="utf-8") as file:
             self._check(json.load(file), folder)
         state = torch.load(os.path.join(folder, STATE_FILE), map_location="cpu", weights_only=True)
-        self.accelerator.unwrap_model(model).load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_training_state(self.accelerator, model, optimizer, state["model"], state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -199,6 +200,9 @@ class StepCheckpoints:
                 f"--resume_from_checkpoint {folder} is of a run on {saved['num_processes']} process(es), this one has "
                 f"{self.run['num_processes']}"
             )
+        if saved.get("fsdp", False) != self.run["fsdp"]:
+            had, has = ("with" if fsdp else "without" for fsdp in (not self.run["fsdp"], self.run["fsdp"]))
+            raise ValueError(f"--resume_from_checkpoint {folder} is of a run {had} FSDP, this one is {has} it")
         if saved["training_rows"] != self.run["training_rows"]:
             raise ValueError(
                 f"--resume_from_checkpoint {folder} is of a run on other training rows than {self.args.dataset_dir} has now"

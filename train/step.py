@@ -2,14 +2,15 @@
 """One optimizer step: forward and backward over a group of batches, gradients exchanged and clipped, weights updated."""
 
 import math
-from contextlib import nullcontext
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.distributed import accumulating
 from flip_ctr.train.grad_cache import chunked_losses
 from flip_ctr.train.optimizer import FeatureTables
 
@@ -27,6 +28,8 @@ class TrainingStep:
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer, args: TrainArguments):
         self.accelerator, self.model, self.optimizer, self.args = accelerator, model, optimizer, args
         self.tables = FeatureTables(accelerator.unwrap_model(model), args.embedding_l2)
+        # DeepSpeed takes the gradients away: there l2 must be in the loss
+        self.l2_in_loss = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.chunk_size = getattr(args, "grad_cache_chunk_size", None)
 
     def backward(self, group: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -39,9 +42,9 @@ class TrainingStep:
                 output = chunked_losses(self.accelerator, self.model, batch, self.chunk_size,
                                         lambda loss: self.accelerator.backward(loss / len(group)), sync=last)  # fmt: skip
             else:
-                with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with accumulating(self.accelerator, self.model, last):
                     output = self.model(**batch)
-                    self.accelerator.backward(output["loss"] / len(group))
+                    self.accelerator.backward((output["loss"] + self._penalty()) / len(group))
             outputs.append({n: value.detach() for n, value in output.items() if n.endswith(("loss", "accuracy"))})
         return outputs
 
@@ -49,15 +52,20 @@ class TrainingStep:
         """Clips the gradients and updates the weights; returns the norm before clipping, None where it is not known."""
         scaler = self.accelerator.scaler
         self.tables.exchange()
-        self.tables.add_l2(1.0 if scaler is None else scaler.get_scale())  # gradients are still those of the scaled loss
+        if not self.l2_in_loss:
+            self.tables.add_l2(1.0 if scaler is None else scaler.get_scale())  # gradients are still those of the scaled loss
         norm = self._clip(self.args.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
 
+    def _penalty(self) -> torch.Tensor | float:
+        return self.tables.penalty() if self.l2_in_loss else 0.0
+
     def _clip(self, max_norm: float) -> torch.Tensor | None:
         if not self.tables.sparse:
-            return self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+            return norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.accelerator.unscale_gradients()
         values = self.tables.sparse_values()
         dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]

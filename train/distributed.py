@@ -1,0 +1,226 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""What the recipes need to run on many processes beyond what Accelerate does: with DDP, FSDP2 and DeepSpeed ZeRO-2.
+
+One process and DDP change nothing. Under FSDP2 a model's parameters are shards, and what needs them whole is a collective: all
+processes must take part in each forward pass, in saving and in reading.
+"""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from flip_ctr.train.arguments import TrainArguments
+
+BLOCKS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # the variable of Accelerate's `fsdp_transformer_layer_cls_to_wrap`
+
+
+# --- what cannot work is refused at the start
+
+
+def check_launch(mixed_precision: str) -> None:
+    """Compares what Accelerate was told by its launcher with what the recipe will do.
+
+    Raises:
+        ValueError: the launcher's precision is another one, or it asks for gradient accumulation.
+    """
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told not in ("no", mixed_precision):
+        raise ValueError(
+            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision {mixed_precision}: give the recipe "
+            f"--mixed_precision {told}, or leave mixed_precision out of the Accelerate config"
+        )
+    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise ValueError(
+            f"Accelerate was started with gradient_accumulation_steps {steps}; the recipe accumulates itself: leave it out of the "
+            f"Accelerate config and give the recipe --gradient_accumulation_steps {steps}"
+        )
+
+
+def check_accelerator(accelerator: Accelerator) -> None:
+    """Checks that Accelerate runs what its launcher was asked for, and that FSDP's settings fit these models.
+
+    Raises:
+        ValueError: the processes do not know of each other, FSDP or DeepSpeed was asked for and is not in use, or FSDP is of
+            version 1, loads the model in the first process only, or does not cut at the PLM's blocks.
+    """
+    launched = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
+    if launched > accelerator.num_processes:
+        raise ValueError(
+            f"started as one of {launched} processes, but Accelerate found no GPU and would let each of them run for itself; "
+            "to use CPUs set ACCELERATE_USE_CPU=1"
+        )
+    for name, kind in (("FSDP", DistributedType.FSDP), ("DEEPSPEED", DistributedType.DEEPSPEED)):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and accelerator.distributed_type != kind:
+            raise ValueError(
+                f"Accelerate was asked for {name} and runs without it ({accelerator.distributed_type.value}): it has {name} on GPUs "
+                "only, started by its launcher; choose the config multi_gpu or single_gpu"
+            )
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"fsdp_version is {plugin.fsdp_version} in the Accelerate config; it must be 2 (see the config fsdp2)")
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading is true in the Accelerate config; it must be false: all processes but the first would score "
+            "rows with empty weights"
+        )
+    policy = getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy)
+    if policy is not transformer_auto_wrap_policy:
+        raise ValueError(
+            "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP in the Accelerate config: only the PLM's blocks may be units of "
+            "their own, heads and towers are not called as a whole"
+        )
+
+
+def splits_states(accelerator: Accelerator) -> bool:
+    """Whether optimizer states, or more, are split among the processes: FSDP and DeepSpeed, which know dense gradients only."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
+    """Checks a training run's arguments against the way it is spread over processes.
+
+    Raises:
+        ValueError: LoRA or GradCache under FSDP or DeepSpeed; an ID-only model under FSDP; step checkpoints, another stage than ZeRO-1
+            and 2, or accumulation of its own under DeepSpeed.
+    """
+    kind = accelerator.distributed_type
+    if getattr(args, "grad_cache_chunk_size", None) is not None and splits_states(accelerator):
+        raise ValueError(
+            f"--grad_cache_chunk_size does not run under {kind.value}; choose the Accelerate config multi_gpu, or leave it out"
+        )
+    if args.use_lora and splits_states(accelerator):
+        raise ValueError(
+            f"--use_lora does not run under {kind.value}: LoRA's gradients and optimizer states are small, there is little to split; "
+            "choose the Accelerate config multi_gpu, or leave --use_lora out"
+        )
+    if getattr(args, "strategy", None) == "id" and kind == DistributedType.FSDP:
+        raise ValueError("--strategy id does not run under FSDP, which splits a PLM; choose the Accelerate config multi_gpu")
+    if kind != DistributedType.DEEPSPEED:
+        return
+    for name in ("checkpointing_steps", "resume_from_checkpoint"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name} does not run under DeepSpeed, whose optimizer states lie in pieces; choose the Accelerate config fsdp2 "
+                f"or multi_gpu, or leave --{name} out"
+            )
+    if (stage := accelerator.deepspeed_plugin.zero_stage) not in (1, 2):
+        raise ValueError(
+            f"zero_stage is {stage} in the Accelerate config; the recipes know 1 and 2. To split parameters too: the config fsdp2; to "
+            "split nothing: multi_gpu"
+        )
+    if (steps := accelerator.deepspeed_plugin.deepspeed_config.get("gradient_accumulation_steps", 1)) not in (1, "auto"):
+        raise ValueError(
+            f"gradient_accumulation_steps is {steps} in the DeepSpeed config; the recipe accumulates itself: leave it out there and give "
+            f"the recipe --gradient_accumulation_steps {steps}"
+        )
+
+
+# --- training
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, args: TrainArguments):
+    """`accelerator.prepare` of model and optimizer, with what FSDP and DeepSpeed must know of the run.
+
+    Raises:
+        ValueError: FSDP is in use, and the PLM's blocks are not known.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if BLOCKS not in os.environ:
+            # `_no_split_modules` will not do: some PLMs have none, and of others it holds the embeddings, which the MLM decoder shares
+            blocks = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+            if not blocks:
+                raise ValueError(
+                    "no transformer block was found in the PLM for FSDP to split; name their class in the Accelerate config: "
+                    "fsdp_transformer_layer_cls_to_wrap"
+                )
+            plugin.transformer_cls_names_to_wrap = sorted(blocks)
+        if plugin.mixed_precision_policy is not None:
+            # Accelerate would also round what a model returns, losses and logits, and sum gradients in low precision
+            policy = dataclasses.replace(plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32)
+            plugin.mixed_precision_policy = policy
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": 1,  # `accumulating` says which backward pass ends a step
+            "gradient_clipping": args.max_grad_norm,  # DeepSpeed clips itself
+        }
+    with warnings.catch_warnings():  # torch has a new name for what Accelerate still calls `broadcast_buffers`
+        warnings.filterwarnings("ignore", ".*broadcast_buffers.* is deprecated", FutureWarning)
+        return accelerator.prepare(model, optimizer)
+
+
+@contextmanager
+def accumulating(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
+    """Around a forward and a backward pass: gradients are averaged over the processes in the `last` of a step only."""
+    accelerator.sync_gradients = last  # DeepSpeed steps at the end of a backward pass that synchronises
+    with nullcontext() if last else accelerator.no_sync(model):
+        yield
+
+
+# --- whole weights and optimizer states
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's parameters are split among the processes, so that each forward pass needs all of them."""
+    return isinstance(model, FSDPModule)
+
+
+def whole_model(accelerator: Accelerator, model: nn.Module) -> nn.Module | None:
+    """The model as one process trains it, to save it. All processes must call it; where weights are gathered (FSDP, DeepSpeed) all
+    but the main process get None."""
+    model = accelerator.unwrap_model(model)
+    if is_sharded(model):
+        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        state = _master_weights(model)
+    else:
+        return model
+    if not accelerator.is_main_process:
+        return None
+    with torch.device("meta"):
+        whole = type(model)(model.config)  # FSDP's class builds the one that it was made of
+    whole.load_state_dict(state, assign=True)
+    whole.tie_weights()
+    return whole
+
+
+def _master_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a model in DeepSpeed's hands, with the float32 weights that it trains: in bf16 the model has rounded ones."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    state = model.state_dict()
+    weights = {id(parameter): safe_get_full_fp32_param(parameter).cpu() for parameter in model.parameters()}
+    return state | {name: weights[id(one)] for name, one in model.named_parameters(remove_duplicate=False)}
+
+
+def training_state(accelerator: Accelerator, model: nn.Module, optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Whole states of model and optimizer, on the main process. All processes must call it."""
+    model = accelerator.unwrap_model(model)
+    if not is_sharded(model):
+        return model.state_dict(), optimizer.state_dict()
+    return get_state_dict(model, optimizer.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_training_state(accelerator: Accelerator, model: nn.Module, optimizer, weights: dict, moments: dict) -> None:
+    """Puts back what `training_state` gave; every process must have read it."""
+    model = accelerator.unwrap_model(model)
+    if not is_sharded(model):
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+        return
+    options = StateDictOptions(full_state_dict=True)
+    set_state_dict(model, optimizer.optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)

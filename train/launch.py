@@ -1,0 +1,81 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""`flip-ctr RECIPE --accelerate_config NAME_OR_PATH ...`: the recipe started in many processes by `accelerate launch`."""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+CONFIGS = Path(__file__).parent / "accelerate_configs"
+LAUNCHED = ("pretrain", "finetune", "evaluate")  # the commands that know more than one process
+OPTIONS = {"num_processes": int, "num_machines": int, "machine_rank": int, "main_process_ip": str, "main_process_port": int}
+
+
+def config_names() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def launch_help() -> str:
+    """For `--help` of the recipes that can be launched."""
+    return (
+        "Many processes: the flip-ctr command also takes --accelerate_config NAME_OR_PATH, an Accelerate config file or one of "
+        f"{', '.join(config_names())}, and starts the recipe through `accelerate launch`; with it --num_processes, --num_machines, "
+        "--machine_rank, --main_process_ip and --main_process_port replace what the config says (processes: of all machines together)."
+    )
+
+
+def find_config(name_or_path: str) -> Path:
+    """The config file that a name or path means. `ValueError` where there is none; lists the names."""
+    named = CONFIGS / f"{name_or_path}.yaml"
+    for path in (Path(name_or_path), named):
+        if path.is_file():
+            return path
+    raise ValueError(f"--accelerate_config {name_or_path}: no such file, and not one of {', '.join(config_names())}")
+
+
+def split_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The launcher's options, and the recipe's own arguments.
+
+    Raises:
+        ValueError: an option of the launcher was given without `--accelerate_config`.
+    """
+    parser = argparse.ArgumentParser(prog="flip-ctr", add_help=False, allow_abbrev=False)
+    for name, kind in {"accelerate_config": str, **OPTIONS}.items():
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=kind)  # both, as the recipes' own flags
+    options, rest = parser.parse_known_args(argv)
+    given = [name for name in OPTIONS if getattr(options, name) is not None]
+    if given and options.accelerate_config is None:
+        raise ValueError(f"--{given[0]} has no effect without --accelerate_config")
+    return options, rest
+
+
+def launch(command: str, options: argparse.Namespace, rest: list[str]) -> None:
+    """Runs `flip-ctr command` with the arguments `rest` in as many processes as the config says, and waits for them.
+
+    Raises:
+        ValueError: no such config, or it is for several machines and the first one's address is not known.
+        SystemExit: a process failed, or the launcher was told to stop.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    path = find_config(options.accelerate_config)
+    given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+    try:
+        settings = {**yaml.safe_load(path.read_text(encoding="utf-8")), **given}
+    except (yaml.YAMLError, TypeError) as error:
+        raise ValueError(f"--accelerate_config {options.accelerate_config} is no Accelerate config: {error}") from error
+    if settings.get("num_machines", 1) > 1:
+        for name in ("main_process_ip", "machine_rank"):  # without them every machine would wait for itself
+            if settings.get(name) is None:
+                raise ValueError(f"--accelerate_config {options.accelerate_config} is for several machines and needs --{name}")
+    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    # the command itself, not its module: what a user did wrong is one line there too
+    recipe = ["--module", "flip_ctr.train.cli", command, *rest]
+    try:
+        launch_command(launch_command_parser().parse_args(["--quiet", "--config_file", str(path), *flags, *recipe]))
+    except ChildFailedError as error:
+        raise SystemExit(max(failure.exitcode for failure in error.failures.values())) from None
+    except SignalException as error:  # passed on to the processes, which have saved where --checkpointing_steps says so
+        raise SystemExit(128 + error.sigval) from None
