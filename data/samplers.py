@@ -45,11 +45,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
             return [order[start : start + size] for start in range(0, self.num_rows, size)]
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.num_rows)
-        if self.complete:
-            return np.array_split(order, len(self)) if len(order) else []
         if self.lengths is not None:
             chunks = [order[start : start + size * self.group] for start in range(0, self.num_rows, size * self.group)]
             order = np.concatenate([chunk[np.argsort(self.lengths[chunk], kind="stable")] for chunk in chunks])
+        if self.complete:
+            return np.array_split(order, len(self)) if len(self) else []
         batches = [order[start : start + size] for start in range(0, self.num_rows, size)]
         last = batches[-1]
         batches[-1] = last[: len(last) // self.num_processes * self.num_processes]

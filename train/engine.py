@@ -193,10 +193,12 @@ def user_numbers(table, schema: DatasetSchema) -> np.ndarray | None:
 
 
 def make_loader(dataset: EncodedDataset, collator: FlipCollator, batch_size: int, accelerator: Accelerator,
-                seed: int = 0, shuffle: bool = True, workers: int = 0) -> DataLoader:  # fmt: skip
+                seed: int = 0, shuffle: bool = True, workers: int = 0, complete: bool = False) -> DataLoader:  # fmt: skip
+    """Batches of a dataset for this process, see [`GlobalBatchSampler`] and [`EncodedDataset`]."""
     sampler = GlobalBatchSampler(
-        len(dataset), batch_size, seed, dataset.lengths, shuffle, accelerator.num_processes, accelerator.process_index
-    )
+        len(dataset), batch_size, seed, dataset.lengths, shuffle, accelerator.num_processes, accelerator.process_index,
+        complete=complete,
+    )  # fmt: skip
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=workers,
                       generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda")  # fmt: skip
 

@@ -83,6 +83,8 @@ def run(args: PretrainArguments) -> dict:
     processor = new_processor(train_rows, schema, args, args.model_name_or_path)
     require_mask_token(processor)
     train_set, eval_set = EncodedDataset(processor, train_rows), EncodedDataset(processor, eval_rows)
+    if len(eval_set) < accelerator.num_processes:
+        raise ValueError(f"the split 'validation' has {len(eval_set)} rows for {accelerator.num_processes} processes; each needs one")
     logger.info(f"{len(train_set):,} training rows, {train_set.lengths.mean():.1f} tokens a prompt on average")
 
     # 3. Model
@@ -99,7 +101,7 @@ def run(args: PretrainArguments) -> dict:
     )  # fmt: skip
     # negatives of a random batch, as in training
     eval_loader = make_loader(
-        eval_set, FlipPretrainingCollator(processor, args.seed, **masks), args.per_device_train_batch_size, accelerator
+        eval_set, FlipPretrainingCollator(processor, args.seed, **masks), args.per_device_train_batch_size, accelerator, complete=True
     )
 
     # 5. Train
@@ -128,25 +130,23 @@ def run(args: PretrainArguments) -> dict:
 
 @torch.no_grad()
 def evaluate_alignment(accelerator, model, loader) -> dict[str, float]:
-    """Losses and accuracies on validation rows; accuracies also with shuffled counterparts, the gap is alignment."""
+    """Losses and accuracies on validation rows, each counted once; accuracies also with shuffled counterparts, the gap is
+    alignment."""
     model.eval()
-    sums, weights = {}, {}
+    sums, weights, counted = {}, {}, torch.zeros((), device=accelerator.device)
     for batch in loader:
-        if len(batch["feature_ids"]) < 2:  # a row alone has no other row as its shuffled counterpart
-            continue
         with accelerator.autocast():
             output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
         rows = torch.tensor(len(batch["feature_ids"]), device=accelerator.device)
+        counted += rows
         counts = {"mlm": output.num_mlm_targets, "mtm": output.num_mtm_targets, "icl": rows, "loss": rows}
         for name, value in output.items():
             if name.endswith(("loss", "accuracy")):
                 weight = counts[name.split("_")[0]]
                 sums[name] = sums.get(name, 0) + value.float() * weight
                 weights[name] = weights.get(name, 0) + weight
-    return {
-        f"eval_{name}": (accelerator.reduce(total) / accelerator.reduce(weights[name])).item()
-        for name, total in sums.items()
-    }
+    means = {name: accelerator.reduce(total) / accelerator.reduce(weights[name]) for name, total in sums.items()}
+    return {f"eval_{name}": mean.item() for name, mean in means.items()} | {"eval_rows": int(accelerator.reduce(counted).item())}
 
 
 def main(argv: list[str] | None = None) -> None:
