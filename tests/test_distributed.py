@@ -76,6 +76,9 @@ def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, plm_without_dr
     recipe = tiny.finetune if "strategy" in RUNS[name] else tiny.pretrain
     recipe(dataset_dir, plm_without_dropout, tmp_path / name, **SHARED, **RUNS[name], per_device_train_batch_size=32)
     one, two = (AutoModel.from_pretrained(folder / name).state_dict() for folder in (tmp_path, two_processes))
+    logged = [[entry["loss"] for entry in json.loads((folder / name / "history.json").read_text()) if "loss" in entry]
+              for folder in (tmp_path, two_processes)]  # fmt: skip
+    assert logged[1] == pytest.approx(logged[0], rel=1e-4) and len(logged[0]) > 1  # the mean over all rows, not the first process's
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
 
@@ -84,6 +87,9 @@ def test_two_processes_go_on_where_they_were(two_processes):
     assert (two_processes / "whole" / "checkpoint-2" / "random_state_1.pt").exists()
     whole, resumed = (AutoModel.from_pretrained(two_processes / name).state_dict() for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    whole, resumed = (json.loads((two_processes / name / "history.json").read_text()) for name in ("whole", "resumed"))
+    whole, resumed = ([entry["loss"] for entry in history if "loss" in entry] for history in (whole, resumed))
+    assert resumed == pytest.approx(whole, rel=1e-6)
 
 
 def test_alignment_is_measured_on_every_row_once(tmp_path, dataset_dir, plm_without_dropout, two_processes):

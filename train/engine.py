@@ -246,6 +246,8 @@ def train(
     optimizer = make_optimizer(model, args, accelerator.device)
     model, optimizer = prepare(accelerator, model, optimizer, args)
     training, finite = TrainingStep(accelerator, model, optimizer, args), FiniteWatch(accelerator)
+    if len(loader) == 0:
+        raise ValueError(f"{len(loader.dataset)} training rows give {accelerator.num_processes} processes no batch")
     accumulation = args.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(loader) / accumulation)
     total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
@@ -266,6 +268,16 @@ def train(
         sums = {name: value.to(accelerator.device) for name, value in state["sums"].items()}
         started -= state["seconds"]
         write_json(accelerator, args.output_dir, HISTORY_FILE, history)
+
+    def over_processes() -> dict[str, float]:
+        """The sums as they are on average over the processes, whose shares of global means they are."""
+        means = accelerator.reduce(torch.stack(list(sums.values())), "mean") if sums else []
+        return dict(zip(sums, torch.as_tensor(means).tolist()))
+
+    def loop() -> dict:
+        means = {name: torch.tensor(value) for name, value in over_processes().items()}
+        return {"history": history, "best": best, "misses": misses, "step": step, "counted": counted, "sums": means,
+                "seconds": time.perf_counter() - started}  # fmt: skip
 
     def record(entry: dict) -> None:
         history.append(entry)
@@ -307,7 +319,7 @@ def train(
             # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics fail on it
             if step % args.logging_steps == 0 or step % eval_steps == 0 or step == total:
                 stop_unless_finite()
-                entry = {name: (value / counted).item() for name, value in sums.items()}
+                entry = {name: value / counted for name, value in over_processes().items()}
                 entry |= {"learning_rate": scheduler.get_last_lr()[0]} | ({} if norm is None else {"grad_norm": norm.item()})
                 entry = {"step": step, "epoch": step / steps_per_epoch, **entry, "seconds": time.perf_counter() - started}
                 record(entry)
@@ -328,8 +340,6 @@ def train(
                         on_best()
                     else:
                         misses += 1
-            loop = {"history": history, "best": best, "misses": misses, "step": step, "counted": counted, "sums": sums,
-                    "seconds": time.perf_counter() - started}  # fmt: skip
             checkpoints.after_step(step, model, optimizer, scheduler, loop, before_saving=stop_unless_finite)
             if done():
                 break

@@ -107,13 +107,22 @@ class StepCheckpoints:
 
     # --- writing
 
-    def after_step(self, step: int, model: nn.Module, optimizer, scheduler, loop: dict[str, Any], before_saving: Callable) -> None:
-        """Saves where it is time to, after a call of `before_saving`. Raises [`Preempted`] where the run was told to stop, after saving; `OSError` where it cannot
-        save: earlier checkpoints are untouched."""
+    def after_step(self, step: int, model: nn.Module, optimizer, scheduler, loop: Callable[[], dict[str, Any]],
+                   before_saving: Callable[[], None]) -> None:  # fmt: skip
+        """Saves where it is time to, on all processes together.
+
+        Args:
+            loop: gives the loop's own state.
+            before_saving: is called first; what it raises keeps the state from being saved.
+
+        Raises:
+            Preempted: the run was told to stop, and has saved.
+            OSError: it cannot be saved; earlier checkpoints are untouched.
+        """
         stop = self._any_asked_to_stop()
         if self.every is not None and (stop or step % self.every == 0):
             before_saving()
-            self.save(step, model, optimizer, scheduler, loop)
+            self.save(step, model, optimizer, scheduler, loop())
         if stop:
             self.close()
             logger.info(f"told to stop: saved at step {step}; go on with --resume_from_checkpoint {LATEST}")
