@@ -24,7 +24,7 @@ from .modeling_flip_heads import (
     FlipProjection,
     click_loss,
     contrastive_loss,
-    share_of_count,
+    share_of_total,
 )
 from .modeling_id_tower import FeatureEmbedding, TowerLinear, build_id_tower, save_tower_code
 
@@ -374,7 +374,9 @@ class FlipForPretraining(FlipPreTrainedModel):
         mlm_labels: torch.LongTensor | None = None,
         masked_feature_ids: torch.LongTensor | None = None,
         mtm_labels: torch.LongTensor | None = None,
-        noise_ids: torch.LongTensor | None = None,
+        noise_uniform: torch.DoubleTensor | None = None,
+        icl_gradients: tuple[torch.Tensor, ...] | None = None,
+        divisors: dict[str, torch.Tensor] | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForPretrainingOutput | tuple:
@@ -385,7 +387,13 @@ class FlipForPretraining(FlipPreTrainedModel):
             input_ids, attention_mask, masked_input_ids: `(B, L)`.
             mlm_labels: `(B, L)` token ids at masked positions, -100 elsewhere.
             mtm_labels: `(B, F)` local feature ids of masked fields, -100 elsewhere.
-            noise_ids: `(B, F, k)` noise for MTM; drawn from the training counts when not given.
+            noise_uniform: `(B, F, k)` float64 numbers in [0, 1) to draw MTM's noise with; random when not given.
+            icl_gradients: gradients of ICL's loss by `id_embeds` and `text_embeds` of these rows, and by the scale where it is learned:
+                the rows are a chunk of a larger batch in which ICL was computed before (see `train/grad_cache.py`). The loss then
+                holds a term with these gradients in the place of ICL's, and the clean view has a forward of its own, the same as
+                [`FlipModel`]'s, so that dropout can be repeated.
+            divisors: what the sums of `mlm` and `mtm` losses are divided by; the numbers of targets in this batch, over all
+                processes, when not given.
 
         Raises:
             ValueError: a view that an objective needs is missing.
@@ -401,24 +409,37 @@ class FlipForPretraining(FlipPreTrainedModel):
                 raise ValueError(f"{' and '.join(missing)} needed while config.{weight} is {getattr(config, weight)}.")
         use_mlm, use_mtm, use_icl = config.mlm_weight > 0, config.mtm_weight > 0, config.icl_weight > 0
 
-        texts = [input_ids] * (use_mtm or use_icl) + [masked_input_ids] * use_mlm
-        states = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1)).chunk(len(texts))
-        rows = [feature_ids] * (use_mlm or use_icl) + [masked_feature_ids] * use_mtm
-        id_states = self.flip.id_tower(torch.cat(rows)).chunk(len(rows))
+        output, divisors = FlipForPretrainingOutput(loss=torch.zeros((), device=input_ids.device)), divisors or {}
+        if icl_gradients is not None:
+            clean = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
+            text_states, id_state = clean.text_hidden_states, clean.id_hidden_state
+            masked_text_states = self.flip.encode_text(masked_input_ids, attention_mask) if use_mlm else None
+            masked_id_state = self.flip.id_tower(masked_feature_ids) if use_mtm else None
+        else:
+            texts = [input_ids] * (use_mtm or use_icl) + [masked_input_ids] * use_mlm
+            states = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1)).chunk(len(texts))
+            rows = [feature_ids] * (use_mlm or use_icl) + [masked_feature_ids] * use_mtm
+            id_states = self.flip.id_tower(torch.cat(rows)).chunk(len(rows))
+            text_states, masked_text_states, id_state, masked_id_state = states[0], states[-1], id_states[0], id_states[-1]
 
-        output = FlipForPretrainingOutput(loss=torch.zeros((), device=input_ids.device))
         if use_mlm:
-            self._masked_language_modelling(output, states[-1], id_states[0], mlm_labels)
+            self._masked_language_modelling(output, masked_text_states, id_state, mlm_labels, divisors.get("mlm"))
         if use_mtm:
-            self._masked_tabular_modelling(output, id_states[-1], states[0], attention_mask, mtm_labels, noise_ids)
-        if use_icl:
-            id_embeds = self.flip.project(id_states[0], self.flip.id_projection)
-            text_embeds = self.flip.project(self.flip.pool(states[0], attention_mask), self.flip.text_projection)
-            output["icl_loss"], output["icl_accuracy"] = contrastive_loss(id_embeds, text_embeds, self.icl_scale())
+            self._masked_tabular_modelling(
+                output, masked_id_state, text_states, attention_mask, mtm_labels, noise_uniform, divisors.get("mtm")
+            )
+        if icl_gradients is not None:
+            parts = clean.id_embeds, clean.text_embeds, self.icl_scale()
+            output["loss"] = output.loss + sum((part * gradient).sum() for part, gradient in zip(parts, icl_gradients))
+        elif use_icl:
+            id_embeds = self.flip.project(id_state, self.flip.id_projection)
+            text_embeds = self.flip.project(self.flip.pool(text_states, attention_mask), self.flip.text_projection)
+            scale = self.icl_scale()
+            output["icl_loss"], output["icl_accuracy"] = contrastive_loss(id_embeds, text_embeds, scale, self.training)
             output["loss"] = output.loss + config.icl_weight * output.icl_loss
         return _return(output, config, return_dict)
 
-    def _masked_language_modelling(self, output, masked_states, id_state, labels):
+    def _masked_language_modelling(self, output, masked_states, id_state, labels, divisor):
         rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
         found = len(rows)
         count = torch.tensor(found, device=labels.device)
@@ -429,7 +450,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         targets[found:] = IGNORE_INDEX
         logits = self.mlm_head(tokens, id_state[rows])
         total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        output["mlm_loss"] = total / share_of_count(count, self.training)
+        output["mlm_loss"] = total / (share_of_total(count, self.training) if divisor is None else divisor)
         output["num_mlm_targets"] = count
         output["loss"] = output.loss + self.config.mlm_weight * output.mlm_loss
         if not self.training:
@@ -437,10 +458,13 @@ class FlipForPretraining(FlipPreTrainedModel):
             shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows])
             output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
 
-    def _masked_tabular_modelling(self, output, masked_id_state, text_states, attention_mask, labels, noise_ids):
+    def _masked_tabular_modelling(
+        self, output, masked_id_state, text_states, attention_mask, labels, noise_uniform, divisor
+    ):
         vectors = self.mtm_head.represent(masked_id_state, text_states, attention_mask)
         count = (labels != IGNORE_INDEX).sum()
-        output["mtm_loss"] = self.mtm_head.loss(vectors, labels, noise_ids) / share_of_count(count, self.training)
+        total = self.mtm_head.loss(vectors, labels, noise_uniform)
+        output["mtm_loss"] = total / (share_of_total(count, self.training) if divisor is None else divisor)
         output["num_mtm_targets"] = count
         output["loss"] = output.loss + self.config.mtm_weight * output.mtm_loss
         if not self.training:
@@ -521,7 +545,7 @@ class FlipForCTR(FlipPreTrainedModel):
             output["logits"] = output.id_logits if self.id_classifier is not None else output.text_logits
         if labels is not None:
             heads = [output.logits] if self.fusion is None else [output.logits, output.id_logits, output.text_logits]
-            output["loss"] = sum(click_loss(logits, labels, sample_weight) for logits in heads)
+            output["loss"] = click_loss(torch.cat(heads, dim=1), labels, sample_weight, self.training)
         return _return(output, self.config, return_dict)
 
 

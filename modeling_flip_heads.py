@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from .configuration_flip import NUM_RESERVED_IDS, UNK_ID, FlipConfig
 
 IGNORE_INDEX = -100
+RANKED_AT_ONCE = 65_536  # values of a field
 
 
 # --- losses --------------------------------------------------------------------------------------------------------------
@@ -35,45 +36,92 @@ def nce_loss(target_scores, noise_scores, target_log_prob, noise_log_prob) -> to
     return target + noise.sum(-1)
 
 
-def gather_rows(embeds: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, in rank order and with gradients: `(B, d)` -> `(world * B, d)`."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return embeds
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(embeds))
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def share_of_count(count: torch.Tensor, training: bool) -> torch.Tensor:
-    """What a process divides its sum of losses by, so that DDP's average over processes is the mean over all targets."""
-    count = count.float()
-    if training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(count)
-        count = count / dist.get_world_size()
-    return count.clamp(min=1)
+class GatherRows(torch.autograd.Function):
+    """All processes' rows in rank order; the gradient of a row is the sum of what all processes' losses have for it."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)  # a reduce-scatter would send half as much, but not every backend has it
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def contrastive_loss(id_embeds: torch.Tensor, text_embeds: torch.Tensor, scale) -> tuple[torch.Tensor, torch.Tensor]:
+def gather_rows(embeds: torch.Tensor, training: bool = True) -> tuple[torch.Tensor, int]:
+    """The rows of all processes in rank order, `(B, d)` -> `(sum of B, d)`, and the number of this process's first one.
+
+    While training they have gradients, and each process has as many rows; otherwise their numbers may differ.
+    """
+    if world_size() == 1:
+        return embeds, 0
+    if training:
+        return GatherRows.apply(embeds), dist.get_rank() * len(embeds)
+    sizes = [torch.empty(1, dtype=torch.long, device=embeds.device) for _ in range(world_size())]
+    dist.all_gather(sizes, sizes[0].new_tensor([len(embeds)]))
+    sizes = torch.cat(sizes).tolist()
+    padded = nn.functional.pad(embeds, (0, 0, 0, max(sizes) - len(embeds)))
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)]), sum(sizes[: dist.get_rank()])
+
+
+def share_of_total(total: torch.Tensor, training: bool) -> torch.Tensor:
+    """What a process divides its sum of losses by, so that DDP's average over processes is the mean over the targets of all.
+
+    Args:
+        total: scalar, the number of this process's targets, or the sum of their weights.
+    """
+    total = total.float()
+    if training and world_size() > 1:
+        total = total.clone()  # of the caller
+        dist.all_reduce(total)
+        total = total / world_size()
+    return torch.where(total > 0, total, 1.0)  # without targets the sum of their losses is 0
+
+
+def contrastive_loss(
+    id_embeds: torch.Tensor, text_embeds: torch.Tensor, scale, training: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric InfoNCE with the negatives of the global batch (the paper's ICL).
 
-    Each process computes its own rows of the similarity matrices. Returns the loss and, detached, the share of rows whose
-    own counterpart is the most similar one.
+    Each process computes its own rows of the similarity matrices. Returns the loss, the mean over its rows, and, detached, the share of
+    them whose own counterpart is the most similar one.
+
+    Args:
+        id_embeds, text_embeds: `(B, d)`; while training every process has as many rows.
+        scale: what similarities are multiplied by.
     """
-    all_id, all_text = gather_rows(id_embeds), gather_rows(text_embeds)
-    first = dist.get_rank() * len(id_embeds) if len(all_id) > len(id_embeds) else 0
+    (all_id, first), (all_text, _) = gather_rows(id_embeds, training), gather_rows(text_embeds, training)
     labels = torch.arange(first, first + len(id_embeds), device=id_embeds.device)
-    id_to_text = scale * (id_embeds @ all_text.T).float()  # (B, world * B)
+    id_to_text = scale * (id_embeds @ all_text.T).float()  # (B, rows of all processes)
     text_to_id = scale * (text_embeds @ all_id.T).float()
     loss = (nn.functional.cross_entropy(id_to_text, labels) + nn.functional.cross_entropy(text_to_id, labels)) / 2
     return loss, (id_to_text.argmax(-1) == labels).float().mean()
 
 
-def click_loss(logits: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Binary cross-entropy of `(B, 1)` logits with 0/1 labels `(B,)`, averaged with the rows' weights where given."""
-    losses = nn.functional.binary_cross_entropy_with_logits(logits[:, 0].float(), labels.float(), reduction="none")
+def click_loss(logits: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None,
+               training: bool = False) -> torch.Tensor:  # fmt: skip
+    """Binary cross-entropy of `(B, n)` logits, the sum over n heads, averaged over the rows with their weights where given.
+
+    Args:
+        labels, sample_weight: `(B,)`; clicks 0 or 1, and weights.
+        training: with weights, the average of the processes' losses is the mean over the rows of all.
+    """
+    targets = labels.float()[:, None].expand_as(logits)
+    losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(1)
     if sample_weight is None:
         return losses.mean()
-    return (losses * sample_weight).sum() / sample_weight.sum()
+    return (losses * sample_weight).sum() / share_of_total(sample_weight.sum(), training)
 
 
 # --- heads ---------------------------------------------------------------------------------------------------------
@@ -215,11 +263,16 @@ class FlipMTMHead(nn.Module):
             self._noise = running, starts, low, high, log_prob.float()
         return self._noise
 
-    def sample_noise(self, fields: torch.Tensor) -> torch.Tensor:
-        """k noise features of each target, `(M,)` fields -> `(M, k)` rows of the tables."""
+    def sample_noise(self, fields: torch.Tensor, uniform: torch.Tensor | None = None) -> torch.Tensor:
+        """k noise features of each target, `(M,)` fields -> `(M, k)` rows of the tables, in O(log vocabulary) each.
+
+        Args:
+            uniform: `(M, k)` float64 numbers in [0, 1) to draw with (float32 could name 2^24 features); random when `None`.
+        """
         running, _, low, high, _ = self._noise_tables()
         low, high = low[fields, None], high[fields, None]
-        uniform = torch.rand(len(fields), self.config.mtm_num_noise, dtype=torch.double, device=fields.device)
+        if uniform is None:
+            uniform = torch.rand(len(fields), self.config.mtm_num_noise, dtype=torch.double, device=fields.device)
         return torch.searchsorted(running, low + (uniform * (high - low)).long(), right=True)
 
     def represent(self, id_hidden_state, text_hidden_states, attention_mask) -> torch.Tensor:
@@ -238,21 +291,22 @@ class FlipMTMHead(nn.Module):
     def field_logits(self, vectors: torch.Tensor, field: int) -> torch.Tensor:
         """Scores of all real values of one field, `(M, size)` -> `(M, field size - reserved)`."""
         start = self.field_starts[field]
-        rows = slice(start + NUM_RESERVED_IDS, start + self.field_sizes[field])
-        return (vectors @ self.embeddings.weight[rows].T).float() + self.bias.weight[rows, 0].float()
+        # looked up, not sliced: a slice's gradient is a whole table
+        rows = torch.arange(start + NUM_RESERVED_IDS, start + self.field_sizes[field], device=vectors.device)
+        return (vectors @ self.embeddings(rows).T).float() + self.bias(rows)[:, 0].float()
 
     def uses_softmax(self, field: int) -> bool:
         """Whether a field is small enough for the full softmax; noise that is mostly the target itself teaches little."""
         values = self.field_sizes[field] - NUM_RESERVED_IDS
         return self.config.mtm_noise == "field" and values <= self.config.mtm_full_softmax_size
 
-    def loss(self, vectors: torch.Tensor, labels: torch.Tensor, noise_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def loss(self, vectors: torch.Tensor, labels: torch.Tensor, noise_uniform: torch.Tensor | None = None) -> torch.Tensor:
         """Sum over the masked features.
 
         Args:
             vectors: `(B, F, size)` from `represent`.
             labels: `(B, F)` local ids of masked features, -100 elsewhere.
-            noise_ids: `(B, F, k)` rows of the tables to use as noise (given by tests and exact multi-process runs).
+            noise_uniform: `(B, F, k)` numbers to draw the noise with, see `sample_noise`; random when `None`.
         """
         total = vectors.new_zeros((), dtype=torch.float)
         with_noise = labels != IGNORE_INDEX
@@ -265,7 +319,7 @@ class FlipMTMHead(nn.Module):
         rows, fields = with_noise.nonzero(as_tuple=True)
         _, starts, _, _, log_prob = self._noise_tables()
         targets = (labels[rows, fields] + starts[fields])[:, None]  # (M, 1)
-        noise = self.sample_noise(fields) if noise_ids is None else noise_ids[rows, fields]
+        noise = self.sample_noise(fields, None if noise_uniform is None else noise_uniform[rows, fields])
         scores = self.score(vectors[rows, fields], torch.cat([targets, noise], dim=1))
         losses = nce_loss(scores[:, 0], scores[:, 1:], log_prob[targets[:, 0]], log_prob[noise])
         return total + losses.sum()
@@ -274,10 +328,18 @@ class FlipMTMHead(nn.Module):
     def accuracy(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Share of masked features that rank first among all real values of their field."""
         hits = torch.zeros((), device=labels.device)
-        for field in range(len(self.field_sizes)):
+        for field, (start, size) in enumerate(zip(self.field_starts, self.field_sizes)):
             masked = labels[:, field] != IGNORE_INDEX
-            best = self.field_logits(vectors[masked, field], field).argmax(-1)
-            hits += (best + NUM_RESERVED_IDS == labels[masked, field]).sum()
+            queries, targets = vectors[masked, field], labels[masked, field]
+            best, leader = torch.full_like(queries[:, 0], -torch.inf, dtype=torch.float), torch.full_like(targets, -1)
+            # values are compared in blocks: all scores of a large vocabulary at once would not fit into memory
+            for first in range(NUM_RESERVED_IDS, size, RANKED_AT_ONCE):
+                rows = slice(start + first, start + min(first + RANKED_AT_ONCE, size))
+                scores = (queries @ self.embeddings.weight[rows].T).float() + self.bias.weight[rows, 0].float()
+                highest, at = scores.max(-1)
+                leader = torch.where(highest > best, at + first, leader)
+                best = torch.maximum(highest, best)
+            hits += (leader == targets).sum()
         return hits / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
 

@@ -23,8 +23,10 @@ from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import option, parse_arguments
 from flip_ctr.train.build import new_pretraining_model, new_processor
-from flip_ctr.train.engine import load_rows, make_accelerator, make_loader, make_optimizer, set_up_logging
+from flip_ctr.train.engine import load_rows, make_accelerator, make_loader, set_up_logging
+from flip_ctr.train.optimizer import make_optimizer
 from flip_ctr.train.pretrain import PretrainArguments
+from flip_ctr.train.step import TrainingStep
 
 
 @dataclass(kw_only=True)
@@ -43,7 +45,8 @@ def run(args: SpeedArguments) -> dict:
     dataset = EncodedDataset(processor, rows)
     model = new_pretraining_model(processor, args)
     model.set_feature_counts(torch.from_numpy(dataset.feature_counts()))
-    model, optimizer = accelerator.prepare(model, make_optimizer(model, args))
+    model, optimizer = accelerator.prepare(model, make_optimizer(model, args, accelerator.device))
+    step = TrainingStep(accelerator, model, optimizer, args)
     bare = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(accelerator.device)
     model.train(), bare.train()
     batches = iter(make_loader(dataset, FlipPretrainingCollator(processor, args.seed), args.per_device_train_batch_size,
@@ -54,10 +57,8 @@ def run(args: SpeedArguments) -> dict:
     for number in range(args.num_batches + 3):
         started = time.perf_counter()
         batch = {name: tensor.to(accelerator.device) for name, tensor in next(batches).items()}
-        accelerator.backward(model(**batch).loss)
-        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        step.backward([batch])
+        step.update()
         _wait(accelerator)
         between = time.perf_counter()
         for name in ("input_ids", "masked_input_ids"):

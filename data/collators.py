@@ -13,7 +13,7 @@ from flip_ctr.processing_flip import NO_FIELD, FlipProcessor
 
 MASK_UNITS = ("field", "entity", "token")
 # independent streams of random numbers for one row
-TEXT_MASK, ID_MASK, UNKNOWN = range(3)
+TEXT_MASK, ID_MASK, UNKNOWN, NOISE = range(4)
 
 
 def row_uniform(seed: int, epoch: int, stream: int, rows: np.ndarray, columns: int) -> np.ndarray:
@@ -79,10 +79,12 @@ class FlipCollator:
 
 
 class FlipPretrainingCollator(FlipCollator):
-    """Adds the masked views: `masked_input_ids`, `mlm_labels`, `masked_feature_ids`, `mtm_labels`. Labels are left out.
+    """Adds the masked views: `masked_input_ids`, `mlm_labels`, `masked_feature_ids`, `mtm_labels`, and `noise_uniform`, the random
+    numbers of MTM's noise. Labels are left out.
 
     Args:
         text_mask_ratio, id_mask_ratio: share of the fields to mask in each view, at least one field a row.
+        num_noise: noise features per masked feature.
         mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user, of
             the item), or a single `token` (the ablation; a field on the ID side).
 
@@ -91,7 +93,7 @@ class FlipPretrainingCollator(FlipCollator):
     """
 
     def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0, text_mask_ratio: float = 0.15,
-                 id_mask_ratio: float = 0.15, mask_unit: str = "field"):  # fmt: skip
+                 id_mask_ratio: float = 0.15, mask_unit: str = "field", num_noise: int = 25):  # fmt: skip
         super().__init__(processor, seed, unk_rate)
         self.mask_token_id = require_mask_token(processor)
         if mask_unit not in MASK_UNITS:
@@ -100,6 +102,7 @@ class FlipPretrainingCollator(FlipCollator):
             if not 0 < ratio < 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {ratio}.")
         self.text_mask_ratio, self.id_mask_ratio, self.mask_unit = text_mask_ratio, id_mask_ratio, mask_unit
+        self.num_noise = num_noise
         self.text_groups = self._groups(processor.text_fields)
         self.id_groups = self._groups(self.id_fields)
 
@@ -142,6 +145,9 @@ class FlipPretrainingCollator(FlipCollator):
         arrays.pop("sample_weight", None)
         arrays["masked_input_ids"], arrays["mlm_labels"] = self.mask_text(batch)
         arrays["masked_feature_ids"], arrays["mtm_labels"] = self.mask_ids(batch)
+        columns = len(self.id_fields) * self.num_noise
+        uniform = row_uniform(self.seed, self.epoch, NOISE, batch["rows"], columns)
+        arrays["noise_uniform"] = uniform.reshape(len(uniform), len(self.id_fields), self.num_noise)
         return arrays
 
 

@@ -11,7 +11,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
     """Shuffled batches of rows of similar length, planned globally and then split across processes.
 
     No row is repeated to fill up (a repeated row is a false negative of ICL). The last global batch is smaller; with several
-    processes it loses the rows, fewer than processes, that would make their shares unequal; they change every epoch.
+    processes it loses the rows, fewer than processes, that would make their shares unequal; they change every epoch. A `complete` plan
+    loses none: its batches are of nearly the same size, and so are the processes' shares.
 
     Args:
         num_rows: rows of the split.
@@ -21,12 +22,15 @@ class GlobalBatchSampler(Sampler[list[int]]):
         shuffle: False keeps the rows' order (evaluation); with `lengths`, longest first.
         num_processes, process_index: how many processes share a global batch, and which one this is.
         group: how many global batches are sorted by length together; larger pads less, smaller mixes more.
+        complete: shuffled, but for evaluation: every row is in exactly one batch of one process.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int = 0, lengths: np.ndarray | None = None,
-                 shuffle: bool = True, num_processes: int = 1, process_index: int = 0, group: int = 50):  # fmt: skip
+                 shuffle: bool = True, num_processes: int = 1, process_index: int = 0, group: int = 50,
+                 complete: bool = False):  # fmt: skip
         self.num_rows, self.batch_size, self.seed, self.lengths = num_rows, batch_size, seed, lengths
         self.shuffle, self.num_processes, self.process_index, self.group = shuffle, num_processes, process_index, group
+        self.complete = complete
         self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
@@ -44,6 +48,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
         if self.lengths is not None:
             chunks = [order[start : start + size * self.group] for start in range(0, self.num_rows, size * self.group)]
             order = np.concatenate([chunk[np.argsort(self.lengths[chunk], kind="stable")] for chunk in chunks])
+        if self.complete:
+            return np.array_split(order, len(self)) if len(self) else []
         batches = [order[start : start + size] for start in range(0, self.num_rows, size)]
         last = batches[-1]
         batches[-1] = last[: len(last) // self.num_processes * self.num_processes]
@@ -57,4 +63,4 @@ class GlobalBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         size = self.batch_size * self.num_processes
         full, rest = divmod(self.num_rows, size)
-        return full + (rest >= (self.num_processes if self.shuffle else 1))
+        return full + (rest >= (self.num_processes if self.shuffle and not self.complete else 1))

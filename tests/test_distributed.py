@@ -1,5 +1,6 @@
 """Two processes on the CPU learn what one with twice the batch learns, and score every row once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ SHARED = {"max_train_samples": 96, "max_eval_samples": 65, "num_train_epochs": 2
           "warmup_ratio": 0.0, "seed": 1}  # fmt: skip
 RUNS = {
     "finetune": {"strategy": "joint", "unk_rate": 0.1, "early_stopping_patience": None},
+    "rows": {"strategy": "joint", "early_stopping_patience": None, "embedding_optimizer": "lazy_adam", "embedding_l2": 0.01},
     "lora": {"strategy": "joint", "early_stopping_patience": None, "use_lora": True, "plm_learning_rate": 0.01},
     # without ICL: the dropout of its projections differs between processes
     "mlm": {"icl_weight": 0.0, "mtm_weight": 0.0},
@@ -26,6 +28,8 @@ RUNS = {
     "resumed": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1",
                 "resume_from_checkpoint": "OUT/whole/checkpoint-2"},
     "all": {"mtm_num_noise": 5, "max_train_steps": 2},
+    # nothing learnt: the same model is evaluated
+    "measured": {"max_train_steps": 1, "learning_rate": 1e-12, "plm_learning_rate": 1e-12},
 }
 SCRIPT = """
 import sys, tiny
@@ -63,10 +67,11 @@ def two_processes(tmp_path_factory, dataset_dir, plm_without_dropout):
     done = subprocess.run([*command, str(out / "script.py"), *paths, str(RUNS), shared], env=environment,
                           capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+    (out / "printed").write_text(done.stdout + done.stderr)
     return out
 
 
-@pytest.mark.parametrize("name", ["finetune", "lora", "mlm", "mtm"])
+@pytest.mark.parametrize("name", ["finetune", "rows", "lora", "mlm", "mtm"])
 def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, plm_without_dropout, two_processes, name):
     recipe = tiny.finetune if "strategy" in RUNS[name] else tiny.pretrain
     recipe(dataset_dir, plm_without_dropout, tmp_path / name, **SHARED, **RUNS[name], per_device_train_batch_size=32)
@@ -79,6 +84,22 @@ def test_two_processes_go_on_where_they_were(two_processes):
     assert (two_processes / "whole" / "checkpoint-2" / "random_state_1.pt").exists()
     whole, resumed = (AutoModel.from_pretrained(two_processes / name).state_dict() for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_alignment_is_measured_on_every_row_once(tmp_path, dataset_dir, plm_without_dropout, two_processes):
+    tiny.pretrain(dataset_dir, plm_without_dropout, tmp_path / "m", **SHARED, **RUNS["measured"], per_device_train_batch_size=32)
+    one, two = (json.loads((folder / "all_results.json").read_text()) for folder in (tmp_path / "m", two_processes / "measured"))
+    assert one["eval_rows"] == two["eval_rows"] == 65
+    # but for those with shuffled rows, which are of the process's own batch
+    names = [f"eval_{kind}_{what}" for kind in ("mlm", "mtm", "icl") for what in ("loss", "accuracy")]
+    assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-5)
+
+
+def test_only_the_main_process_talks(two_processes):
+    printed = (two_processes / "printed").read_text()
+    runs = sum("strategy" in options for options in RUNS.values())
+    assert printed.count("\ntest_auc ") == runs and printed.count("\neval_mlm_loss ") == 3
+    assert printed.count("joint: 96 training rows") == runs
 
 
 def test_all_objectives_run_on_two_processes(two_processes):

@@ -1,10 +1,15 @@
 """What a user may get wrong: the promised errors, before any work is lost."""
 
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from flip_ctr.train import evaluate_ctr, finetune, predict, prepare
+from flip_ctr.data.dataset_folder import split_path
+from flip_ctr.train import evaluate_ctr, predict, prepare
 from flip_ctr.train.finetune import FinetuneArguments
 
 
@@ -132,9 +137,30 @@ def test_a_wrong_option_leaves_no_output_folder(tmp_path, dataset_dir):
         tiny.finetune(dataset_dir, None, tmp_path / "m", id_tower="xdeepfm")
     assert not (tmp_path / "m").exists() or not list((tmp_path / "m").iterdir())
 
+def change_split(dataset_dir, folder, split, change):
+    """A copy of a dataset folder, with one split changed."""
+    shutil.copytree(dataset_dir, folder)
+    path = split_path(folder, split)
+    pq.write_table(change(pq.read_table(path)), path)
+    return folder
 
-def test_missing_labels_are_named(tmp_path, dataset_dir, monkeypatch):
-    real = finetune.load_rows
-    monkeypatch.setattr(finetune, "load_rows", lambda *args: real(*args).drop_columns("label"))
-    with pytest.raises(ValueError, match="label"):
-        tiny.finetune(dataset_dir, None, tmp_path / "m")
+
+def with_label(value):
+    return lambda table: table.set_column(table.column_names.index("label"), "label", pa.array([value] * len(table), pa.int64()))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table[:0], "the split '{}' has no rows"),
+        (with_label(1), r"split '{}': all \d+ rows that were read have the label 1; both classes are needed"),
+        (with_label(3), "split '{}': column 'label', row 0: a label must be 0 or 1, got 3"),
+        (lambda table: table.drop_columns("label"), "split '{}' has no column 'label' to learn from"),
+    ],
+)
+def test_splits_that_nothing_can_be_learnt_from(tmp_path, dataset_dir, split, change, message):
+    folder = change_split(dataset_dir, tmp_path / "d", split, change)
+    with pytest.raises(ValueError, match=message.format(split)):
+        tiny.finetune(folder, None, tmp_path / "m")
+    assert list((tmp_path / "m").iterdir()) == []

@@ -13,6 +13,7 @@ from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.configuration_flip import STRATEGIES
 from flip_ctr.data.dataset_folder import read_split, split_path
 from flip_ctr.train import engine, evaluate_ctr, finetune, predict
+from flip_ctr.train.optimizer import FeatureTables, make_optimizer
 
 
 def read_json(folder, name):
@@ -163,16 +164,31 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path, dataset_dir, logging
     assert saved["eval_logloss"] == pytest.approx(entries[best]["eval_logloss"], abs=1e-6)
 
 
-def test_the_test_split_is_read_once_at_the_end(tmp_path, dataset_dir, plm, monkeypatch):
-    events = []
-    monkeypatch.setattr(engine, "read_split", lambda folder, split: (events.append(split), read_split(folder, split))[1])
-    real_train = finetune.train
+def test_the_test_split_is_scored_once_at_the_end(tmp_path, dataset_dir, monkeypatch):
+    """Only its labels are looked at before: whether they can be scored."""
+    events, loaded = [], {}
+    real_rows, real_train, real_dataset = finetune.load_rows, finetune.train, finetune.EncodedDataset
+
+    def load_rows(folder, split, *args):
+        loaded[split] = real_rows(folder, split, *args)
+        return loaded[split]
+
+    def encode(processor, rows, *args):
+        events.extend(split for split, table in loaded.items() if table is rows)
+        return real_dataset(processor, rows, *args)
+
+    monkeypatch.setattr(finetune, "load_rows", load_rows)
+    monkeypatch.setattr(finetune, "EncodedDataset", encode)
     monkeypatch.setattr(finetune, "train", lambda *a, **k: (real_train(*a, **k), events.append("trained"))[0])
     tiny.finetune(dataset_dir, None, tmp_path / "m", num_train_epochs=1)
     assert events == ["train", "validation", "trained", "test"]
-    events.clear()
+
+
+def test_pretraining_does_not_read_the_test_split(tmp_path, dataset_dir, plm, monkeypatch):
+    read = []
+    monkeypatch.setattr(engine, "read_split", lambda folder, split: (read.append(split), read_split(folder, split))[1])
     tiny.pretrain(dataset_dir, plm, tmp_path / "p", num_train_epochs=1)
-    assert events == ["train", "validation"]
+    assert read == ["train", "validation"]
 
 
 def test_vocabularies_come_from_the_training_split(tmp_path, dataset_dir):
@@ -193,8 +209,13 @@ def test_steps_and_evaluations_as_asked(tmp_path, dataset_dir):
 def test_embedding_l2_is_the_sum_of_squares_of_the_whole_feature_tables(processor, text_config):
     model = tiny.shake(FlipForCTR(tiny.flip_config(processor.fields, text_config, id_tower="deepfm")))
     tables = (model.flip.id_tower.embeddings.weight, model.first_order.weight)  # and no token embeddings
-    expected = sum(value**2 for table in tables for value in table.flatten().tolist())
-    assert engine.embedding_penalty(model).item() == pytest.approx(expected, rel=1e-5)
+    sum(0.3 * table.square().sum() for table in tables).backward()
+    expected = [table.grad.clone() for table in tables]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    FeatureTables(model, 0.3).add_l2()
+    assert all(torch.allclose(table.grad, gradient) for table, gradient in zip(tables, expected))
+    assert sum(bool(parameter.grad.any()) for parameter in model.parameters()) == 2
 
 
 def test_embedding_l2_shrinks_the_tables(tmp_path, dataset_dir):
@@ -216,7 +237,7 @@ def test_every_parameter_has_its_rate_and_decay(processor, text_config):
     model = FlipForCTR(tiny.flip_config(processor.fields, text_config, id_tower="deepfm", fusion="gate"))
     rates = {"learning_rate": 0.1, "plm_learning_rate": 0.2, "weight_decay": 0.3}
     args = finetune.FinetuneArguments(dataset_dir="d", output_dir="o", model_name_or_path="m", **rates)
-    groups = engine.make_optimizer(model, args).param_groups
+    groups = make_optimizer(model, args, torch.device("cpu")).param_groups
     found = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
@@ -227,7 +248,7 @@ def test_every_parameter_has_its_rate_and_decay(processor, text_config):
 
 @pytest.mark.parametrize("logging_steps", [1, 1000])
 def test_a_loss_that_is_not_finite_stops_training(tmp_path, dataset_dir, logging_steps):
-    with pytest.raises(FloatingPointError, match="the loss is .* at step .*lower the learning rate"):
+    with pytest.raises(FloatingPointError, match="not finite at step .*nothing yet. Lower --learning_rate"):
         tiny.finetune(dataset_dir, None, tmp_path / "m", learning_rate=1e30, logging_steps=logging_steps, max_grad_norm=0.0)
 
 

@@ -23,13 +23,17 @@ from flip_ctr.train.resume import PARTIAL, PREEMPTED, step_checkpoints
 KILLS = 5
 VARIANTS = {
     "pretrain, 0 workers": ("pretrain", {"dataloader_num_workers": 0, "icl_weight": 1.0}),
-    "pretrain, 2 workers": ("pretrain", {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
+    "pretrain, 2 workers": (
+        "pretrain",
+        {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2, "embedding_optimizer": "lazy_adam", "grad_cache_chunk_size": 12},
+    ),
     "finetune, 0 workers": ("finetune", {"strategy": "joint", "fusion": "gate", "unk_rate": 0.2, "dataloader_num_workers": 0}),
     "finetune, 2 workers": (
         "finetune",
-        {"strategy": "joint", "use_lora": True, "lora_dropout": 0.1, "dataloader_num_workers": 2},
+        {"strategy": "joint", "use_lora": True, "lora_dropout": 0.1, "dataloader_num_workers": 2,
+         "embedding_optimizer": "rowwise_adagrad"},
     ),
-}
+}  # fmt: skip
 LONG = {"max_train_samples": 1500, "max_eval_samples": 64, "num_train_epochs": 3, "eval_steps": 20, "logging_steps": 5, "seed": 5,
         "checkpointing_steps": "3", "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}  # fmt: skip
 

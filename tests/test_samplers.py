@@ -98,3 +98,14 @@ def test_evaluation_covers_each_row_exactly_once(processes, lengths):
     if lengths is not None:  # longest first: memory runs out at the start, or not at all
         longest = [max(lengths[row] for row in batch) for batch in parts[0]]
         assert longest == sorted(longest, reverse=True)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 25])
+def test_a_complete_plan_has_every_row_once_and_no_tiny_batch(rows, processes):
+    shares = [list(GlobalBatchSampler(rows, 4, 1, num_processes=processes, process_index=index, complete=True))
+              for index in range(processes)]  # fmt: skip
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(rows))
+    assert len({len(share) for share in shares}) == 1  # as many batches each: forward passes are collective
+    sizes = [len(batch) for share in shares for batch in share]
+    assert not sizes or (max(sizes) <= 4 and max(sizes) - min(sizes) <= 2)

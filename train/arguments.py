@@ -17,6 +17,12 @@ from flip_ctr.configuration_flip import FlipConfig
 Arguments = TypeVar("Arguments")
 
 LORA_LEARNING_RATE = 1e-3  # low-rank updates learn too slowly at the rate of whole weights
+# Optimizers of the feature tables, and what validation preferred with them on ml-1m.
+EMBEDDING_OPTIMIZERS = {
+    "dense": {},
+    "rowwise_adagrad": {"embedding_learning_rate": 3e-2, "embedding_l2": 1e-6},
+    "lazy_adam": {"embedding_learning_rate": 2e-3, "embedding_l2": 1e-6},
+}
 
 # Arguments that say where files lie, are secret, or make no difference to the result: never written into a checkpoint, a card or a
 # tracker.
@@ -151,16 +157,21 @@ class TrainArguments:
     learning_rate: float | None = option(None, "of the ID tower and all heads")
     plm_learning_rate: float | None = option(None, f"of the PLM; {LORA_LEARNING_RATE} with --use_lora")
     weight_decay: float = option(1e-3, "AdamW's, on weight matrices outside the embedding tables")
+    embedding_optimizer: str = option("dense", "of the feature tables: dense (AdamW; a step costs as much as the vocabulary is large), "
+                                               "rowwise_adagrad or lazy_adam (touched rows only)", choices=list(EMBEDDING_OPTIMIZERS))  # fmt: skip
+    embedding_learning_rate: float | None = option(None, "of the feature tables; --learning_rate where they are dense")
     embedding_l2: float | None = option(None, "factor of the sum of squares of the whole feature tables, added to the loss")
     lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
     warmup_ratio: float = option(0.05, "share of the steps with a rising learning rate")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all")
     mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
     gradient_checkpointing: bool = option(False, "recompute the PLM's activations to save memory")
+    freeze_plm_layers: int = option(0, "leave the PLM's embeddings and so many of its lowest layers as they are; all of its layers: all of the PLM")
+    torch_compile: bool = option(False, "compile the PLM")
     dataloader_num_workers: int = option(0, "processes that compose batches")
     logging_steps: int = option(50, "optimizer steps between entries of the history")
     eval_steps: int | None = option(None, "optimizer steps between evaluations; each epoch when not given")
-    report_to: str = option("none", "tracker: none, tensorboard, wandb, trackio, all")
+    report_to: str = option("none", "tracker that gets the history too", choices=["none", "tensorboard", "wandb", "trackio"])
 
     checkpointing_steps: str | None = option(None, "save all that a killed run needs to go on, every so many optimizer steps or each `epoch`")
     checkpoints_total_limit: int | None = option(None, "keep only so many of these step checkpoints, the newest")
@@ -187,8 +198,20 @@ class TrainArguments:
         raise NotImplementedError
 
     def defaults_by_case(self) -> dict:
-        """`recipe_defaults`, and what LoRA changes of them."""
-        return self.recipe_defaults() | ({"plm_learning_rate": LORA_LEARNING_RATE} if self.use_lora else {})
+        """`recipe_defaults`, and what LoRA and the embedding optimizer change of them."""
+        values = self.recipe_defaults()
+        tables = dict(EMBEDDING_OPTIMIZERS[self.embedding_optimizer])
+        if values["embedding_l2"] == 0:
+            tables.pop("embedding_l2", None)
+        return values | tables | ({"plm_learning_rate": LORA_LEARNING_RATE} if self.use_lora else {})
+
+    def use_dense_tables(self) -> None:
+        """Goes back to `--embedding_optimizer dense`, and to its defaults where those of the other one were not changed."""
+        before = self.defaults_by_case()
+        self.embedding_optimizer = "dense"
+        for name, value in (dict.fromkeys(before) | self.defaults_by_case()).items():
+            if getattr(self, name) == before[name]:
+                setattr(self, name, value)
 
     def published(self) -> dict:
         """All arguments that may be published: no paths of this machine, no token."""
@@ -217,6 +240,10 @@ class TrainArguments:
         if self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
             raise ValueError("--lora_r must be at least 1, --lora_alpha above 0, --lora_dropout at least 0 and below 1; got "
                              f"{self.lora_r}, {self.lora_alpha}, {self.lora_dropout}")  # fmt: skip
+        if self.freeze_plm_layers < 0:
+            raise ValueError(f"--freeze_plm_layers must be at least 0; got {self.freeze_plm_layers}")
+        if self.freeze_plm_layers and self.use_lora:
+            raise ValueError("--freeze_plm_layers has no place beside --use_lora, which freezes all of the PLM and adds updates to it")
         if isinstance(self.lora_target_modules, str):  # a YAML file may say `lora_target_modules: query`
             self.lora_target_modules = [self.lora_target_modules]
         for name, value in self.defaults_by_case().items():
@@ -243,8 +270,8 @@ class TrainArguments:
                 valid = False
             if not valid:
                 raise ValueError(f"--id_tower_kwargs must be a JSON object such as {{\"low_rank\": 32}}; got {self.id_tower_kwargs}")
-        for name in ("learning_rate", "plm_learning_rate", "num_train_epochs"):
-            if getattr(self, name) <= 0:
+        for name in ("learning_rate", "plm_learning_rate", "embedding_learning_rate", "num_train_epochs"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0; got {getattr(self, name)}")
         if self.embedding_l2 < 0:
             raise ValueError(f"--embedding_l2 must be at least 0; got {self.embedding_l2}")

@@ -6,19 +6,21 @@ import json
 import logging
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from flip_ctr.configuration_flip import FlipConfig
 from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining
+from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.lora import is_adapter, load_adapter, whole_checkpoint
+from flip_ctr.train.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 
 logger = logging.getLogger("flip_ctr")
 
 # position tables of these models also hold rows for the padding offset
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet", "longformer")
+FINAL_NORMS = ("final_norm", "final_layer_norm", "norm", "ln_f")  # after the last layer, by the names of transformers' encoders
 # arguments that shape the model; a checkpoint brings its own
 SHAPE = ("id_tower", "id_tower_kwargs", "id_embedding_size", "id_hidden_dims", "text_pooling")
 DROPOUTS = ("id_dropout", "id_embedding_dropout")
@@ -116,3 +118,46 @@ def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCT
     if args.strategy == "id":
         return FlipForCTR(config)
     return FlipForCTR.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
+
+
+def ready_to_train(model: FlipPreTrainedModel, args: TrainArguments) -> nn.Module:
+    """The model with what the arguments ask of its PLM: LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
+
+    Raises:
+        ValueError: an argument asks for something of a PLM, and the model has none, or one without it.
+    """
+    if args.use_lora:
+        model = add_lora(model, args)
+    text_encoder = plain(model).base_model.text_encoder
+    asked = [name for name in ("freeze_plm_layers", "gradient_checkpointing", "torch_compile") if getattr(args, name)]
+    if asked and text_encoder is None:
+        raise ValueError(f"--{asked[0]} is of the PLM, and an ID-only model has none; leave the flag out")
+    if args.freeze_plm_layers:
+        freeze_layers(text_encoder, args.freeze_plm_layers)
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if args.torch_compile:
+        # the PLM alone: it is nearly all of the work, and batches differ in length
+        text_encoder.compile(dynamic=True)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info(f"{plain(model).num_parameters():,} parameters, {trained:,} of them trained")
+    return model
+
+
+def freeze_layers(text_encoder: PreTrainedModel, number: int) -> None:
+    """Trains only the PLM's layers after the first `number`, and a norm after the last; nothing of it where that is their number.
+
+    Raises:
+        ValueError: the PLM has fewer layers, or they cannot be told (ALBERT has one that it repeats).
+    """
+    have = text_encoder.config.num_hidden_layers
+    layers = next((m for m in text_encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == have), None)
+    if layers is None or number > have:
+        found = "no list of its layers" if layers is None else f"{have} layers"
+        raise ValueError(f"--freeze_plm_layers {number}: {type(text_encoder).__name__} has {found}")
+    text_encoder.requires_grad_(False)
+    if number < have:
+        layers[number:].requires_grad_(True)
+        for name, child in text_encoder.named_children():
+            if name in FINAL_NORMS:
+                child.requires_grad_(True)

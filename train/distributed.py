@@ -84,15 +84,24 @@ def check_accelerator(accelerator: Accelerator) -> None:
         )
 
 
+def splits_states(accelerator: Accelerator) -> bool:
+    """Whether optimizer states, or more, are split among the processes: FSDP and DeepSpeed, which know dense gradients only."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
     """Checks a training run's arguments against the way it is spread over processes.
 
     Raises:
-        ValueError: LoRA under FSDP or DeepSpeed; an ID-only model under FSDP; step checkpoints, another stage than ZeRO-1
+        ValueError: LoRA or GradCache under FSDP or DeepSpeed; an ID-only model under FSDP; step checkpoints, another stage than ZeRO-1
             and 2, or accumulation of its own under DeepSpeed.
     """
     kind = accelerator.distributed_type
-    if args.use_lora and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if getattr(args, "grad_cache_chunk_size", None) is not None and splits_states(accelerator):
+        raise ValueError(
+            f"--grad_cache_chunk_size does not run under {kind.value}; choose the Accelerate config multi_gpu, or leave it out"
+        )
+    if args.use_lora and splits_states(accelerator):
         raise ValueError(
             f"--use_lora does not run under {kind.value}: LoRA's gradients and optimizer states are small, there is little to split; "
             "choose the Accelerate config multi_gpu, or leave --use_lora out"

@@ -1,12 +1,17 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What the training recipes share: start-up, data, optimizer, the training loop, scoring, results."""
 
+import importlib.util
+import json
 import logging
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import wraps
+from logging.handlers import MemoryHandler
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +28,18 @@ from flip_ctr.data.dataset_folder import read_split
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.samplers import GlobalBatchSampler
 from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.modeling_id_tower import FeatureEmbedding
+from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import clear_reports
-from flip_ctr.train.distributed import accumulating, check_accelerator, check_launch, check_run, is_sharded, prepare
+from flip_ctr.train.distributed import check_accelerator, check_launch, check_run, is_sharded, prepare, splits_states
 from flip_ctr.train.hub import check_hub_arguments
-from flip_ctr.train.results import HISTORY_FILE, write_json
+from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.results import HISTORY_FILE, LOG_FILE, file_logger, write_json
 from flip_ctr.train.resume import StepCheckpoints, step_checkpoints
+from flip_ctr.train.step import FiniteWatch, TrainingStep
 
 logger = logging.getLogger("flip_ctr")
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
@@ -65,6 +73,8 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not (args.overwrite_output_dir or goes_on):
         raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
     log_with = None if args.report_to == "none" else args.report_to
+    if log_with and importlib.util.find_spec(log_with) is None:
+        raise ValueError(f"--report_to {log_with}: the package {log_with} is not installed (pip install 'flip-ctr[{log_with}]')")
     accelerator = make_accelerator(args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
     check_run(accelerator, args)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have seen it empty
@@ -75,10 +85,66 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
         if not goes_on:
             for folder in step_checkpoints(args.output_dir):  # of a former run: `latest` must not find them
                 shutil.rmtree(folder)
+        open_log(os.path.join(args.output_dir, LOG_FILE), append=goes_on)
+    published = {name: str(value) for name, value in args.published().items()}
+    file_logger.info(f"{recipe} on {accelerator.num_processes} process(es), {accelerator.device.type}, {accelerator.mixed_precision}")
+    file_logger.info(f"arguments: {json.dumps(published)}")
+    if args.embedding_optimizer != "dense" and splits_states(accelerator):
+        logger.warning(f"--embedding_optimizer {args.embedding_optimizer} works on one process and under DDP; "
+                       f"{accelerator.distributed_type.value} shards dense gradients: the feature tables are trained as dense ones")  # fmt: skip
+        args.use_dense_tables()
     if log_with:
-        accelerator.init_trackers(f"flip-ctr-{recipe}", config={k: str(v) for k, v in args.published().items()})
+        name = os.path.basename(os.path.abspath(args.output_dir))
+        where = {"wandb": {"name": name, "dir": args.output_dir}, "trackio": {"name": name}}
+        accelerator.init_trackers(f"flip-ctr-{recipe}", published, {key: where[key] for key in where.keys() & {log_with}})
     set_seed(args.seed)
     return accelerator
+
+
+def open_log(path: str, append: bool) -> None:
+    """From now on everything that is logged is remembered, with the time, for that file, until [`close_log`]. It is written from the
+    first step on ([`write_log`]): a run that is refused before leaves no file behind."""
+    file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8", delay=True)
+    file.setFormatter(logging.Formatter(LOG_FORMAT))
+    memory = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, target=file, flushOnClose=False)
+    for one in (logger, file_logger):
+        one.addHandler(memory)
+
+
+def write_log() -> None:
+    """Writes what was remembered for the log; what follows is written at once."""
+    for handler in _log_handlers():
+        handler.flush()
+        handler.flushLevel = logging.NOTSET
+
+
+def close_log() -> None:
+    for handler in _log_handlers():
+        handler.target.close()
+        handler.close()
+        for one in (logger, file_logger):
+            one.removeHandler(handler)
+
+
+def _log_handlers() -> list[MemoryHandler]:
+    return [handler for handler in file_logger.handlers if isinstance(handler, MemoryHandler)]
+
+
+def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], dict]:
+    """Decorator of a recipe's `run`: what ends it is in its log too, which is then closed."""
+
+    @wraps(run)
+    def logged(args: TrainArguments) -> dict:
+        close_log()
+        try:
+            return run(args)
+        except BaseException as error:
+            file_logger.error(f"stopped by {type(error).__name__}", exc_info=error if isinstance(error, Exception) else None)
+            raise
+        finally:
+            close_log()
+
+    return logged
 
 
 def set_up_logging(accelerator: Accelerator) -> None:
@@ -96,12 +162,28 @@ def set_up_logging(accelerator: Accelerator) -> None:
 
 
 def load_rows(dataset_dir: str, split: str, max_samples: int | None, seed: int):
-    """One split of a dataset folder as an Arrow table, or a seeded random sample of its rows in their order."""
+    """One split of a dataset folder as an Arrow table, or a seeded random sample of its rows in their order. `ValueError` where the
+    split is empty."""
     table = read_split(dataset_dir, split)
+    if len(table) == 0:
+        raise ValueError(f"{dataset_dir}: the split '{split}' has no rows")
     if max_samples is not None and max_samples < len(table):
         picked = np.random.default_rng(seed).choice(len(table), max_samples, replace=False)
         table = table.take(np.sort(picked))
     return table
+
+
+def check_clicks(processor: FlipProcessor, splits: dict[str, Any]) -> None:
+    """Raises `ValueError` where the rows of a split have no labels, labels other than 0 and 1, or one class only; names the split."""
+    for split, rows in splits.items():
+        try:
+            labels, _ = processor.read_targets(rows)
+        except ValueError as error:
+            raise ValueError(f"split '{split}': {error}") from error
+        if labels is None:
+            raise ValueError(f"split '{split}' has no column '{processor.label}' to learn from")
+        if (labels == labels[0]).all():
+            raise ValueError(f"split '{split}': all {len(labels):,} rows that were read have the label {labels[0]}; both classes are needed")
 
 
 def user_numbers(table, schema: DatasetSchema) -> np.ndarray | None:
@@ -112,33 +194,17 @@ def user_numbers(table, schema: DatasetSchema) -> np.ndarray | None:
 
 
 def make_loader(dataset: EncodedDataset, collator: FlipCollator, batch_size: int, accelerator: Accelerator,
-                seed: int = 0, shuffle: bool = True, workers: int = 0) -> DataLoader:  # fmt: skip
+                seed: int = 0, shuffle: bool = True, workers: int = 0, complete: bool = False) -> DataLoader:  # fmt: skip
+    """Batches of a dataset for this process, see [`GlobalBatchSampler`] and [`EncodedDataset`]."""
     sampler = GlobalBatchSampler(
-        len(dataset), batch_size, seed, dataset.lengths, shuffle, accelerator.num_processes, accelerator.process_index
-    )
+        len(dataset), batch_size, seed, dataset.lengths, shuffle, accelerator.num_processes, accelerator.process_index,
+        complete=complete,
+    )  # fmt: skip
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=workers,
                       generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda")  # fmt: skip
 
 
 # --- optimisation
-
-
-def make_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
-    """AdamW with its own learning rate for the PLM; no weight decay on tables, biases, norms and single scalars."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = args.plm_learning_rate if ".text_encoder." in name else args.learning_rate
-            decay = args.weight_decay if parameter.ndim > 1 and id(parameter) not in tables else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    listed = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-    return torch.optim.AdamW(listed, fused=True)
-
-
-def embedding_penalty(model: nn.Module) -> torch.Tensor:
-    """Sum of squares of all feature tables: the paper's l2, over the whole tables."""
-    return sum(m.weight.square().sum() for m in model.modules() if isinstance(m, FeatureEmbedding))
 
 
 def _accumulated(loader: DataLoader, steps: int) -> Iterator[list[dict]]:
@@ -172,12 +238,15 @@ def train(
         patience: stop after so many evaluations without improvement.
 
     Raises:
-        FloatingPointError: the loss is not finite; names the step.
+        FloatingPointError: the loss or its gradient is not finite; names the first such step, and what was saved before it.
         ValueError: `--resume_from_checkpoint` does not belong to this run.
         Preempted: the process was told to stop (SIGTERM) and has saved.
     """
-    optimizer = make_optimizer(model, args)
+    if args.embedding_optimizer != "dense":
+        use_sparse_tables(model)
+    optimizer = make_optimizer(model, args, accelerator.device)
     model, optimizer = prepare(accelerator, model, optimizer, args)
+    training, finite = TrainingStep(accelerator, model, optimizer, args), FiniteWatch(accelerator)
     accumulation = args.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(loader) / accumulation)
     total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
@@ -185,6 +254,7 @@ def train(
     # a plain scheduler stepped by hand: Accelerate's would step once a process
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total)
     eval_steps = args.eval_steps or steps_per_epoch
+    write_log()
     set_seed(args.seed + accelerator.process_index)  # dropout differs between processes, initial weights do not
 
     history: list[dict] = []
@@ -198,9 +268,23 @@ def train(
         started -= state["seconds"]
         write_json(accelerator, args.output_dir, HISTORY_FILE, history)
 
+    def record(entry: dict) -> None:
+        history.append(entry)
+        accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=entry["step"])
+        file_logger.info(f"step {entry['step']}/{total}: {in_words(entry)}")
+
+    def stop_unless_finite() -> None:
+        if (bad := finite.first_bad_step()) is not None:
+            kept = [os.path.basename(folder) for folder in step_checkpoints(args.output_dir)[-1:]] + ["the best model"] * (best > -math.inf)
+            raise FloatingPointError(
+                f"the loss or its gradient is not finite at step {bad} (epoch {bad / steps_per_epoch:.2f}). Kept in {args.output_dir}: "
+                f"{' and '.join(kept) or 'nothing yet'}. Lower --learning_rate or --plm_learning_rate, or clip with --max_grad_norm"
+            )
+
     def done() -> bool:
         return step >= total or (patience is not None and misses >= patience)
 
+    shown: dict[str, str] = {}
     bar = tqdm(total=total, initial=step, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True)
     for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
         if done():
@@ -209,43 +293,36 @@ def train(
         loader.collate_fn.set_epoch(epoch)
         for group in _accumulated(loader, accumulation):
             model.train()
-            for number, batch in enumerate(group):
-                sync = number == len(group) - 1
-                with accumulating(accelerator, model, last=sync):
-                    output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
-                    loss = output["loss"]
-                    if args.embedding_l2 > 0:
-                        loss = loss + args.embedding_l2 * embedding_penalty(model)
-                    accelerator.backward(loss / len(group))
+            for output in training.backward(group):
                 for name, value in output.items():
-                    if name.endswith(("loss", "accuracy")):
-                        sums[name] = sums.get(name, 0) + value.detach()
+                    sums[name] = sums.get(name, 0) + value
                 counted += 1
-            if args.max_grad_norm > 0:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+                finite.watch(output["loss"], step + 1)
+            norm = training.update()
+            if norm is not None and accelerator.scaler is None:  # a scaler skips steps whose gradients overflow
+                finite.watch(norm, step + 1)
+            if not optimizer.step_was_skipped:
+                scheduler.step()
             step += 1
             bar.update()
             # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics fail on it
             if step % args.logging_steps == 0 or step % eval_steps == 0 or step == total:
+                stop_unless_finite()
                 entry = {name: (value / counted).item() for name, value in sums.items()}
-                if not math.isfinite(entry["loss"]):
-                    raise FloatingPointError(f"the loss is {entry['loss']} at step {step}; lower the learning rate.")
+                entry |= {"learning_rate": scheduler.get_last_lr()[0]} | ({} if norm is None else {"grad_norm": norm.item()})
                 entry = {"step": step, "epoch": step / steps_per_epoch, **entry, "seconds": time.perf_counter() - started}
-                history.append(entry)
-                bar.set_postfix({name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")})
-                accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
+                record(entry)
+                shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
+                bar.set_postfix(shown)
                 sums, counted = {}, 0
             if step % eval_steps == 0 or step == total:
                 metrics = evaluate()
-                seconds = time.perf_counter() - started
-                history.append({"step": step, "epoch": step / steps_per_epoch, **metrics, "seconds": seconds})
-                accelerator.log(metrics, step=step)
+                record({"step": step, "epoch": step / steps_per_epoch, **metrics, "seconds": time.perf_counter() - started})
                 write_json(accelerator, args.output_dir, HISTORY_FILE, history)
-                shown = " ".join(f"{k} {v:.4f}" for k, v in metrics.items() if isinstance(v, float))
-                bar.write(f"epoch {step / steps_per_epoch:.2f}: {shown}") if accelerator.is_main_process else None
+                if accelerator.is_main_process:
+                    bar.write(f"epoch {step / steps_per_epoch:.2f}: {in_words(metrics)}")
+                if "eval_auc" in metrics:
+                    shown["auc"] = f"{metrics['eval_auc']:.4f}"
                 if criterion is not None:
                     if criterion(metrics) > best:
                         best, misses = criterion(metrics), 0
@@ -254,12 +331,17 @@ def train(
                         misses += 1
             loop = {"history": history, "best": best, "misses": misses, "step": step, "counted": counted, "sums": sums,
                     "seconds": time.perf_counter() - started}  # fmt: skip
-            checkpoints.after_step(step, model, optimizer, scheduler, loop)
+            checkpoints.after_step(step, model, optimizer, scheduler, loop, before_saving=stop_unless_finite)
             if done():
                 break
     bar.close()
     checkpoints.close()
     return history
+
+
+def in_words(entry: dict) -> str:
+    """The numbers of an entry of the history in one line."""
+    return " ".join(f"{name} {value:.4g}" for name, value in entry.items() if isinstance(value, float))
 
 
 # --- scoring

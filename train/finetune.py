@@ -14,17 +14,16 @@ from flip_ctr.data.collators import FlipCollator
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments
-from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor
+from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import best_model, save
-from flip_ctr.train.engine import load_rows, logger, make_loader, score, start, train, user_numbers
+from flip_ctr.train.engine import check_clicks, load_rows, logger, make_loader, recipe, score, start, train, user_numbers
 from flip_ctr.train.hub import push
 from flip_ctr.train.launch import launch_help
-from flip_ctr.train.lora import add_lora, is_flip_checkpoint, plain
+from flip_ctr.train.lora import is_flip_checkpoint, plain
 from flip_ctr.train.metrics import click_metrics, score_metrics
 from flip_ctr.train.plots import plot_history, plot_reliability
 from flip_ctr.train.results import report
-
 
 # What validation preferred on ml-100k and ml-1m (see the README's results).
 DEFAULTS = {
@@ -70,6 +69,7 @@ def criterion(metrics: dict[str, float]) -> float:
     return metrics["eval_auc"] - metrics["eval_logloss"]
 
 
+@recipe
 def run(args: FinetuneArguments) -> dict:
     """Fine-tunes, keeps the checkpoint that is best on validation, and scores the test split once with it.
 
@@ -85,6 +85,7 @@ def run(args: FinetuneArguments) -> dict:
     schema = DatasetSchema.load(args.dataset_dir)
     train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
     record = training_record(args, "finetune")
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
@@ -97,16 +98,11 @@ def run(args: FinetuneArguments) -> dict:
     else:
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
-    if args.use_lora:
-        model = add_lora(model, args)
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
+    model = ready_to_train(model, args)
     prompts = args.strategy != "id"
     train_set, eval_set = EncodedDataset(processor, train_rows, prompts), EncodedDataset(processor, eval_rows, prompts)
-    if train_set.labels is None or eval_set.labels is None:
-        raise ValueError(f"{args.dataset_dir}: no column '{processor.label}' to learn from")
-    logger.info(f"{args.strategy}: {len(train_set):,} training rows, {model.num_parameters():,} parameters, "
-                f"{model.num_parameters(only_trainable=True):,} of them trained")  # fmt: skip
+    logger.info(f"{args.strategy}: {len(train_set):,} training rows")
 
     # 4. Train; validation decides what is kept
     collator = FlipCollator(processor, args.seed, args.unk_rate)
@@ -126,7 +122,6 @@ def run(args: FinetuneArguments) -> dict:
 
     # 5. The test split, once, with the best checkpoint
     best = best_model(accelerator, model, processor, args, record)
-    test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
     test_set = EncodedDataset(processor, test_rows, prompts)
     scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
     test = score_metrics(scores, test_set.labels, user_numbers(test_rows, schema), "test")

@@ -13,16 +13,15 @@ from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator, require
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments, required
-from flip_ctr.train.build import new_pretraining_model, new_processor
+from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
-from flip_ctr.train.engine import load_rows, logger, make_loader, start, train
+from flip_ctr.train.engine import load_rows, logger, make_loader, recipe, start, train
 from flip_ctr.train.hub import push
 from flip_ctr.train.launch import launch_help
-from flip_ctr.train.lora import add_lora, is_flip_checkpoint, merge, plain
+from flip_ctr.train.lora import is_flip_checkpoint, merge, plain
 from flip_ctr.train.plots import plot_history
 from flip_ctr.train.results import report
-
 
 DEFAULTS = {
     "pretraining": {"per_device_train_batch_size": 128, "num_train_epochs": 10, "learning_rate": 1e-3,
@@ -48,13 +47,23 @@ class PretrainArguments(TrainArguments):
     icl_similarity: str = option("cosine", "cosine with a learnable scale, or dot (the release)", choices=["cosine", "dot"])
     icl_temperature: float | None = option(None, "start of the temperature of cosine (0.07), or that of dot (0.7)")
     projection_dim: int = option(128, "size of the space of contrastive learning")
+    grad_cache_chunk_size: int | None = option(None, "rows of one forward pass of a batch, where the whole batch does not fit into memory: ICL "
+                                                     "still sees all its rows (GradCache)")  # fmt: skip
 
     hub_pretraining_heads: bool = option(False, "publish the MLM and MTM heads too: they can return a user's demographics from an id")
 
     def recipe_defaults(self) -> dict:
         return DEFAULTS["--preset paper" if self.preset == "paper" else "pretraining"]
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.grad_cache_chunk_size is not None and self.grad_cache_chunk_size < 1:
+            raise ValueError(f"--grad_cache_chunk_size must be at least 1; got {self.grad_cache_chunk_size}")
+        if self.grad_cache_chunk_size is not None and not self.icl_weight:
+            raise ValueError("--grad_cache_chunk_size has no effect without ICL (--icl_weight 0): use --gradient_accumulation_steps")
 
+
+@recipe
 def run(args: PretrainArguments) -> dict:
     """Pretrains and saves; returns the results that are also in `all_results.json`.
 
@@ -74,26 +83,25 @@ def run(args: PretrainArguments) -> dict:
     processor = new_processor(train_rows, schema, args, args.model_name_or_path)
     require_mask_token(processor)
     train_set, eval_set = EncodedDataset(processor, train_rows), EncodedDataset(processor, eval_rows)
+    if len(eval_set) < accelerator.num_processes:
+        raise ValueError(f"the split 'validation' has {len(eval_set)} rows for {accelerator.num_processes} processes; each needs one")
     logger.info(f"{len(train_set):,} training rows, {train_set.lengths.mean():.1f} tokens a prompt on average")
 
     # 3. Model
     model = new_pretraining_model(processor, args)
     model.set_feature_counts(torch.from_numpy(train_set.feature_counts()))
-    if args.use_lora:
-        model = add_lora(model, args)
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    logger.info(f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trained")
+    model = ready_to_train(model, args)
 
     # 4. Batches with masks
     masks = {name: getattr(args, name) for name in ("text_mask_ratio", "id_mask_ratio", "mask_unit")}
+    masks["num_noise"] = args.mtm_num_noise
     loader = make_loader(
         train_set, FlipPretrainingCollator(processor, args.seed, args.unk_rate, **masks),
         args.per_device_train_batch_size, accelerator, args.seed, workers=args.dataloader_num_workers,
     )  # fmt: skip
     # negatives of a random batch, as in training
     eval_loader = make_loader(
-        eval_set, FlipPretrainingCollator(processor, args.seed, **masks), args.per_device_train_batch_size, accelerator
+        eval_set, FlipPretrainingCollator(processor, args.seed, **masks), args.per_device_train_batch_size, accelerator, complete=True
     )
 
     # 5. Train
@@ -122,25 +130,23 @@ def run(args: PretrainArguments) -> dict:
 
 @torch.no_grad()
 def evaluate_alignment(accelerator, model, loader) -> dict[str, float]:
-    """Losses and accuracies on validation rows; accuracies also with shuffled counterparts, the gap is alignment."""
+    """Losses and accuracies on validation rows, each counted once; accuracies also with shuffled counterparts, the gap is
+    alignment."""
     model.eval()
-    sums, weights = {}, {}
+    sums, weights, counted = {}, {}, torch.zeros((), device=accelerator.device)
     for batch in loader:
-        if len(batch["feature_ids"]) < 2:  # a row alone has no other row as its shuffled counterpart
-            continue
         with accelerator.autocast():
             output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
         rows = torch.tensor(len(batch["feature_ids"]), device=accelerator.device)
+        counted += rows
         counts = {"mlm": output.num_mlm_targets, "mtm": output.num_mtm_targets, "icl": rows, "loss": rows}
         for name, value in output.items():
             if name.endswith(("loss", "accuracy")):
                 weight = counts[name.split("_")[0]]
                 sums[name] = sums.get(name, 0) + value.float() * weight
                 weights[name] = weights.get(name, 0) + weight
-    return {
-        f"eval_{name}": (accelerator.reduce(total) / accelerator.reduce(weights[name])).item()
-        for name, total in sums.items()
-    }
+    means = {name: accelerator.reduce(total) / accelerator.reduce(weights[name]) for name, total in sums.items()}
+    return {f"eval_{name}": mean.item() for name, mean in means.items()} | {"eval_rows": int(accelerator.reduce(counted).item())}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,12 +2,18 @@
 """Numbers of a run: printed, and kept as JSON in the output folder."""
 
 import json
+import logging
 import math
 import os
 
 from accelerate import Accelerator
 
-RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
+# what goes to a run's log file alone: the console shows it in another form, or not at all
+file_logger = logging.getLogger("flip_ctr.file")
+file_logger.propagate = False
+file_logger.addHandler(logging.NullHandler())
+
+RESULTS_FILE, HISTORY_FILE, LOG_FILE = "all_results.json", "history.json", "train.log"
 
 
 def write_json(accelerator: Accelerator, folder: str, name: str, content) -> None:
@@ -28,7 +34,10 @@ def _without_nan(content):
 
 
 def report(accelerator: Accelerator, results: dict, output_dir: str | None = None) -> None:
-    """Prints the results, and writes them to `all_results.json` in the output folder."""
+    """Prints the results, logs them, and writes them to `all_results.json` in the output folder."""
+    measured = {name: value for name, value in results.items() if name.startswith("test_")}
+    accelerator.log(measured, step=results.get("train_steps"))  # evaluations on validation are in the history
+    file_logger.info(f"results: {json.dumps(_without_nan(results))}")
     if output_dir is not None:
         write_json(accelerator, output_dir, RESULTS_FILE, results)
     width = max(map(len, results))

@@ -15,6 +15,7 @@ import shutil
 import signal
 import threading
 import zlib
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -106,11 +107,12 @@ class StepCheckpoints:
 
     # --- writing
 
-    def after_step(self, step: int, model: nn.Module, optimizer, scheduler, loop: dict[str, Any]) -> None:
-        """Saves where it is time to. Raises [`Preempted`] where the run was told to stop, after saving; `OSError` where it cannot
+    def after_step(self, step: int, model: nn.Module, optimizer, scheduler, loop: dict[str, Any], before_saving: Callable) -> None:
+        """Saves where it is time to, after a call of `before_saving`. Raises [`Preempted`] where the run was told to stop, after saving; `OSError` where it cannot
         save: earlier checkpoints are untouched."""
         stop = self._any_asked_to_stop()
         if self.every is not None and (stop or step % self.every == 0):
+            before_saving()
             self.save(step, model, optimizer, scheduler, loop)
         if stop:
             self.close()

@@ -1,0 +1,139 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""What the switches of memory and speed do to a pretraining step: seconds beside the plain step's, and peak memory.
+
+    python benchmarks/training_switches.py --dataset_dir D --model_name_or_path PLM --output_file benchmarks/results/training_switches.json
+
+Each switch is measured in a process of its own, in which the plain step and the switched one take turns batch by batch, so that a
+noisy machine slows both. Memory is the growth of a process that trains with the switch alone, from before the model to its peak.
+"""
+
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import HfArgumentParser
+
+from flip_ctr.data.collators import FlipPretrainingCollator
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.train.arguments import option, required
+from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.engine import load_rows, make_accelerator, make_loader
+from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.pretrain import PretrainArguments
+from flip_ctr.train.step import TrainingStep
+
+WARM_UP = 3
+# name -> arguments of the recipe; batches are shared out so that every step sees the same rows
+SWITCHES = {
+    "none": {},
+    "--mixed_precision bf16": {"mixed_precision": "bf16"},
+    "--gradient_checkpointing": {"gradient_checkpointing": True},
+    "--gradient_accumulation_steps 4, batches of a quarter": {"gradient_accumulation_steps": 4},
+    "--grad_cache_chunk_size, a quarter of the batch": {"grad_cache_chunk_size": 0},
+    "--attn_implementation eager": {"attn_implementation": "eager"},
+    "--freeze_plm_layers, half of them": {"freeze_plm_layers": -1},
+    "--use_lora": {"use_lora": True},
+    "--torch_compile": {"torch_compile": True},
+    "--embedding_optimizer lazy_adam": {"embedding_optimizer": "lazy_adam"},
+}
+
+
+@dataclass
+class SwitchArguments:
+    dataset_dir: str = required("dataset folder")
+    model_name_or_path: str = required("the PLM")
+    batch_size: int = option(64, "rows of a step")
+    num_batches: int = option(10, "steps to time")
+    output_file: str | None = option(None, "JSON file for the numbers")
+
+
+class Run:
+    """A training step with some switches, on the first rows of the training split."""
+
+    def __init__(self, dataset_dir: str, plm: str, batch_size: int, options: dict):
+        options = dict(options)
+        if "grad_cache_chunk_size" in options:
+            options["grad_cache_chunk_size"] = batch_size // 4
+        args = PretrainArguments(dataset_dir=dataset_dir, model_name_or_path=plm, output_dir="", max_train_samples=20_000,
+                                 **{name: value for name, value in options.items() if name != "freeze_plm_layers"})  # fmt: skip
+        self.accumulation = args.gradient_accumulation_steps
+        rows = load_rows(dataset_dir, "train", args.max_train_samples, args.seed)
+        processor = new_processor(rows, DatasetSchema.load(dataset_dir), args, plm)
+        dataset = EncodedDataset(processor, rows)
+        self.accelerator: Accelerator = make_accelerator(args.mixed_precision)
+        gc.collect()
+        self.before = peak_gb()
+        model = new_pretraining_model(processor, args)
+        model.set_feature_counts(torch.from_numpy(dataset.feature_counts()))
+        if "freeze_plm_layers" in options:
+            args.freeze_plm_layers = model.flip.text_encoder.config.num_hidden_layers // 2
+        model = ready_to_train(model, args)
+        if args.embedding_optimizer != "dense":
+            use_sparse_tables(model)
+        prepared = self.accelerator.prepare(model.train(), make_optimizer(model, args, self.accelerator.device))
+        self.step = TrainingStep(self.accelerator, *prepared, args)
+        collator = FlipPretrainingCollator(processor, args.seed)
+        self.batches = iter(make_loader(dataset, collator, batch_size, self.accelerator, args.seed))
+
+    def timed_step(self) -> float:
+        batch = next(self.batches)
+        parts = zip(*(tensor.chunk(self.accumulation) for tensor in batch.values()))
+        group = [dict(zip(batch, part)) for part in parts]
+        started = time.perf_counter()
+        self.step.backward(group)
+        self.step.update()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def peak_gb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def child(dataset_dir: str, plm: str, batch_size: int, num_batches: int, switches: list[dict]) -> dict:
+    """Seconds of a step with each set of switches, taking turns, and the growth of the process's peak memory."""
+    runs = [Run(dataset_dir, plm, batch_size, options) for options in switches]
+    seconds = [[run.timed_step() for run in runs] for _ in range(WARM_UP + num_batches)][WARM_UP:]
+    return {
+        "seconds": statistics.median(times[-1] for times in seconds),
+        "ratio": statistics.median(times[-1] / times[0] for times in seconds),
+        "memory_gb": peak_gb() - runs[0].before,
+    }
+
+
+def measure(*arguments) -> dict:
+    """`child` in a process of its own."""
+    command = [sys.executable, __file__, "--child", json.dumps(arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def run(args: SwitchArguments) -> list[dict]:
+    rows, data = [], (args.dataset_dir, args.model_name_or_path, args.batch_size)
+    for name, options in SWITCHES.items():
+        beside = measure(*data, args.num_batches, [{}, options])
+        alone = measure(*data, 5, [options])
+        rows.append({"switch": name, "seconds": beside["seconds"], "ratio": beside["ratio"], "memory_gb": alone["memory_gb"],
+                     "batch_size": args.batch_size, "batches": args.num_batches, "threads": torch.get_num_threads()})  # fmt: skip
+        print(f"{name}: {beside['seconds']:.2f} s a step, {beside['ratio']:.2f} of the plain one, {alone['memory_gb']:.2f} GB", flush=True)
+    if args.output_file:
+        Path(args.output_file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(child(*json.loads(sys.argv[2]))))
+    else:
+        run(HfArgumentParser(SwitchArguments).parse_args_into_dataclasses()[0])
