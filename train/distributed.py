@@ -199,11 +199,15 @@ def whole_model(accelerator: Accelerator, model: nn.Module) -> nn.Module | None:
 
 
 def _master_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of a model in DeepSpeed's hands, with the float32 weights that it trains: in bf16 the model has rounded ones."""
+    """The state of a model in DeepSpeed's hands, with the float32 weights that it trains: in bf16 the model has rounded ones. What is
+    frozen has no others."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     state = model.state_dict()
-    weights = {id(parameter): safe_get_full_fp32_param(parameter).cpu() for parameter in model.parameters()}
+    weights = {}
+    for parameter in model.parameters():
+        trained = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter.detach().float()
+        weights[id(parameter)] = trained.cpu()
     return state | {name: weights[id(one)] for name, one in model.named_parameters(remove_duplicate=False)}
 
 

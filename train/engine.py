@@ -77,6 +77,7 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
         raise ValueError(f"--report_to {log_with}: the package {log_with} is not installed (pip install 'flip-ctr[{log_with}]')")
     accelerator = make_accelerator(args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
     check_run(accelerator, args)
+    accelerator.wait_for_everyone()  # nobody writes into the folder before all have seen it empty
     set_up_logging(accelerator)
     os.makedirs(args.output_dir, exist_ok=True)
     if accelerator.is_main_process:

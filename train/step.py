@@ -65,6 +65,8 @@ class TrainingStep:
     def _clip(self, max_norm: float) -> torch.Tensor | None:
         if not self.tables.sparse:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+            if isinstance(norm, float):  # of DeepSpeed, which has clipped and updated in the backward pass
+                return torch.tensor(norm, device=self.accelerator.device)
             return norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.accelerator.unscale_gradients()
         values = self.tables.sparse_values()
