@@ -182,18 +182,26 @@ def test_a_table_that_is_read_whole_is_named():
 
 
 def test_defaults_follow_the_embedding_optimizer():
-    def of(**options):
-        args = FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", **options)
-        return args, (args.embedding_learning_rate, args.embedding_l2)
+    def of(kind, **options):
+        return FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", embedding_optimizer=kind, **options)
 
-    _, dense = of()
-    args, lazy = of(embedding_optimizer="lazy_adam")
-    assert dense[0] is None and lazy[0] > 0 and not {"embedding_learning_rate", "embedding_l2"} & set(args.changed())
+    def rate(args):
+        """Of the tables, in the optimizer."""
+        model = new_model({"strategy": "id"}, processor().fields)
+        if args.embedding_optimizer != "dense":
+            use_sparse_tables(model)
+        groups = make_optimizer(model, args, torch.device("cpu")).param_groups
+        table = model.flip.id_tower.embeddings.weight
+        return next(group["lr"] for group in groups if any(one is table for one in group["params"]))
+
+    assert rate(of("dense")) == rate(of("lazy_adam")) == of("dense").learning_rate
+    args = of("rowwise_adagrad")
+    assert rate(args) == 0.3 and not {"embedding_learning_rate", "embedding_l2"} & set(args.changed())
     args.use_dense_tables()
-    assert (args.embedding_optimizer, args.embedding_learning_rate, args.embedding_l2) == ("dense", *dense)
-    args, _ = of(embedding_optimizer="lazy_adam", embedding_l2=0.5)
+    assert args.embedding_optimizer == "dense" and rate(args) == args.learning_rate
+    args = of("rowwise_adagrad", embedding_learning_rate=0.5)
     args.use_dense_tables()
-    assert args.embedding_l2 == 0.5
+    assert rate(of("dense", embedding_learning_rate=0.5)) == rate(args) == 0.5
 
 
 def test_sharded_training_says_that_it_uses_dense_tables(tmp_path, dataset_dir, monkeypatch, caplog):

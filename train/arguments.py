@@ -17,12 +17,8 @@ from flip_ctr.configuration_flip import FlipConfig
 Arguments = TypeVar("Arguments")
 
 LORA_LEARNING_RATE = 1e-3  # low-rank updates learn too slowly at the rate of whole weights
-# Optimizers of the feature tables, and what validation preferred with them on ml-1m.
-EMBEDDING_OPTIMIZERS = {
-    "dense": {},
-    "rowwise_adagrad": {"embedding_learning_rate": 3e-2, "embedding_l2": 1e-6},
-    "lazy_adam": {"embedding_learning_rate": 2e-3, "embedding_l2": 1e-6},
-}
+# Optimizers of the feature tables, and what validation preferred with them on ml-1m where it differs from the dense one.
+EMBEDDING_OPTIMIZERS = {"dense": {}, "rowwise_adagrad": {"embedding_learning_rate": 0.3}, "lazy_adam": {}}
 
 # Arguments that say where files lie, are secret, or make no difference to the result: never written into a checkpoint, a card or a
 # tracker.
@@ -159,7 +155,7 @@ class TrainArguments:
     weight_decay: float = option(1e-3, "AdamW's, on weight matrices outside the embedding tables")
     embedding_optimizer: str = option("dense", "of the feature tables: dense (AdamW; a step costs as much as the vocabulary is large), "
                                                "rowwise_adagrad or lazy_adam (touched rows only)", choices=list(EMBEDDING_OPTIMIZERS))  # fmt: skip
-    embedding_learning_rate: float | None = option(None, "of the feature tables; --learning_rate where they are dense")
+    embedding_learning_rate: float | None = option(None, "of the feature tables; --learning_rate when not given, but 0.3 with rowwise_adagrad")
     embedding_l2: float | None = option(None, "factor of the sum of squares of the whole feature tables, added to the loss")
     lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
     warmup_ratio: float = option(0.05, "share of the steps with a rising learning rate")
@@ -199,11 +195,8 @@ class TrainArguments:
 
     def defaults_by_case(self) -> dict:
         """`recipe_defaults`, and what LoRA and the embedding optimizer change of them."""
-        values = self.recipe_defaults()
-        tables = dict(EMBEDDING_OPTIMIZERS[self.embedding_optimizer])
-        if values["embedding_l2"] == 0:
-            tables.pop("embedding_l2", None)
-        return values | tables | ({"plm_learning_rate": LORA_LEARNING_RATE} if self.use_lora else {})
+        lora = {"plm_learning_rate": LORA_LEARNING_RATE} if self.use_lora else {}
+        return self.recipe_defaults() | EMBEDDING_OPTIMIZERS[self.embedding_optimizer] | lora
 
     def use_dense_tables(self) -> None:
         """Goes back to `--embedding_optimizer dense`, and to its defaults where those of the other one were not changed."""

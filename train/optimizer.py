@@ -162,7 +162,7 @@ def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device)
     row_wise = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}[args.embedding_optimizer]
     penalised = {id(table.weight) for table in input_tables(model).values()}
     groups = [{"params": [table], "l2": args.embedding_l2 * (id(table) in penalised)} for table in tables]
-    return CombinedOptimizer(dense, row_wise(groups, lr=args.embedding_learning_rate))
+    return CombinedOptimizer(dense, row_wise(groups, lr=args.embedding_learning_rate or args.learning_rate))
 
 
 def use_sparse_tables(model: nn.Module) -> None:
