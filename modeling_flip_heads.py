@@ -308,6 +308,9 @@ class FlipMTMHead(nn.Module):
             labels: `(B, F)` local ids of masked features, -100 elsewhere.
             noise_uniform: `(B, F, k)` numbers to draw the noise with, see `sample_noise`; random when `None`.
         """
+        k = self.config.mtm_num_noise
+        if noise_uniform is not None and noise_uniform.shape[-1] != k:
+            raise ValueError(f"noise_uniform has {noise_uniform.shape[-1]} numbers a feature, `config.mtm_num_noise` is {k}.")
         total = vectors.new_zeros((), dtype=torch.float)
         with_noise = labels != IGNORE_INDEX
         for field in filter(self.uses_softmax, range(len(self.field_sizes))):

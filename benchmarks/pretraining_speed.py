@@ -23,9 +23,10 @@ from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import option, parse_arguments
 from flip_ctr.train.build import new_pretraining_model, new_processor
-from flip_ctr.train.engine import load_rows, make_accelerator, make_loader, set_up_logging
+from flip_ctr.train.engine import load_rows, make_accelerator, make_loader
 from flip_ctr.train.optimizer import make_optimizer
 from flip_ctr.train.pretrain import PretrainArguments
+from flip_ctr.train.run_log import set_up_logging
 from flip_ctr.train.step import TrainingStep
 
 

@@ -63,4 +63,6 @@ class GlobalBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         size = self.batch_size * self.num_processes
         full, rest = divmod(self.num_rows, size)
-        return full + (rest >= (self.num_processes if self.shuffle and not self.complete else 1))
+        if self.complete:  # in no batch fewer rows than processes, where there are so many
+            return max(min(full + (rest > 0), self.num_rows // self.num_processes), min(1, self.num_rows))
+        return full + (rest >= (self.num_processes if self.shuffle else 1))

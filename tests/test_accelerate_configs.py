@@ -20,7 +20,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from flip_ctr.train import build, cli
+from flip_ctr.train import build, cli, finetune
 from flip_ctr.train.distributed import check_accelerator, check_launch, check_run
 from flip_ctr.train.engine import make_accelerator
 from flip_ctr.train.finetune import FinetuneArguments
@@ -116,7 +116,7 @@ def test_a_command_is_handed_to_accelerate_launch(command, monkeypatch, tmp_path
     mine.write_text((CONFIGS / "multi_gpu.yaml").read_text())
     launched = []
     monkeypatch.setattr(accelerate_launch, "launch_command", launched.append)
-    rest = ["--dataset_dir", "D", "--seed", "3"]
+    rest = ["--dataset_dir", "D", "--seed", "3", "--model_name_or_path", "M"] + ["--output_dir", "O"] * (command != "evaluate")
     assert cli.main([command, *rest[:2], "--accelerate_config", str(mine), "--num_processes=4", *rest[2:]]) == 0
     (args,) = launched
     assert (args.config_file, args.num_processes, args.main_process_port) == (str(mine), 4, None)
@@ -242,6 +242,23 @@ def calm_plm(tmp_path_factory, plm):
     model.save_pretrained(folder)
     tiny.wordpiece().save_pretrained(folder)
     return folder
+
+
+def test_one_process_runs_in_the_command_itself(monkeypatch):
+    """So that it hears SIGTERM, and its exit code is the command's."""
+    seen = []
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(finetune, "run", lambda args: seen.append((os.getpid(), args.strategy, os.environ["ACCELERATE_MIXED_PRECISION"])))
+    flags = ["--dataset_dir", "d", "--output_dir", "o", "--strategy", "id"]
+    assert cli.main(["finetune", "--accelerate_config", "single_gpu", *flags]) == 0
+    assert seen == [(os.getpid(), "id", "no")]
+
+
+def test_wrong_arguments_are_said_before_processes_start(monkeypatch, capsys):
+    monkeypatch.setattr(accelerate_launch, "launch_command", None)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["finetune", "--accelerate_config", "multi_gpu", "--dataset_dir", "d", "--output_dir", "o", "--strategy", "both"])
+    assert "invalid choice: 'both'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

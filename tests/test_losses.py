@@ -93,6 +93,13 @@ def test_mtm_loss_is_the_sum_over_masked_features(noise):
     assert head.loss(vectors, labels, uniform).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_noise_numbers_of_another_k_are_refused():
+    head = mtm_head((8, 30), mtm_num_noise=5)
+    labels = torch.tensor([[4, -100]])
+    with pytest.raises(ValueError, match="noise_uniform has 3 numbers a feature, `config.mtm_num_noise` is 5"):
+        head.loss(torch.randn(1, 2, 4), labels, torch.rand(1, 2, 3, dtype=torch.double))
+
+
 @pytest.mark.parametrize("noise", ["field", "global"])
 def test_a_new_model_starts_at_the_known_mtm_loss(processor, rows, batch, text_config, noise):
     config = tiny.flip_config(processor.fields, text_config, mtm_full_softmax_size=0, mtm_noise=noise)

@@ -76,29 +76,37 @@ def test_rows_that_are_not_touched_stay(kind):
 
 @pytest.mark.parametrize("kind", [RowwiseAdagrad, LazyAdam])
 def test_l2_is_charged_for_the_steps_since_the_last_touch(kind):
-    """A row that was not touched for a while is drawn to zero as one that paid at every step; no step overshoots."""
-    divided = []
-    for pause in (0, 3):
-        free, bound = new_table(), new_table()
-        optimizers = kind([free.weight], lr=0.1), kind([bound.weight], lr=0.1, l2=0.2)
-        for rows in ([1, 1], *[[4]] * pause):
-            for table, optimizer in zip((free, bound), optimizers):
-                lookups(table, *rows)
-                optimizer.step()
-        bound.weight.data.copy_(free.weight.data)
-        for table, optimizer in zip((free, bound), optimizers):
-            lookups(table, 1)
-            optimizer.step()
-        divided.append(free.weight[1] / bound.weight[1] - 1)
-    torch.testing.assert_close(divided[1] > divided[0], torch.ones(3, dtype=torch.bool))
-    if kind is RowwiseAdagrad:  # its divisor does not depend on the steps between
-        torch.testing.assert_close(divided[1], 4 * divided[0], rtol=1e-4, atol=1e-5)
-    huge = new_table()
-    sign = huge.weight.detach().sign()
-    optimizer = kind([huge.weight], lr=0.1, l2=1e9)
-    lookups(huge, 0, 1, 2, 3, 4, 5)
+    """Beside an independent computation, one weight at a time: the old weight pays for the steps without a touch, the new one for this."""
+    table, lr, l2 = new_table(), 0.1, 0.02
+    expected, last = table.weight.tolist(), [0] * 6
+    total, moment = [0.0] * 6, [[0.0] * 3 for _ in range(6)]
+    optimizer = kind([table.weight], lr=lr, l2=l2)
+    for step, rows in enumerate(([1], [1, 4], [4], [2], [1, 2, 2]), start=1):
+        lookups(table, *rows)
+        gradient = table.weight.grad.to_dense().tolist()
+        optimizer.step()
+        for row in set(rows):
+            total[row] += sum(g * g for g in gradient[row]) / 3
+            for d, (w, g) in enumerate(zip(expected[row], gradient[row])):
+                moment[row][d] = 0.999 ** (step - last[row]) * moment[row][d] + 0.001 * g * g
+                divisor = total[row] ** 0.5 if kind is RowwiseAdagrad else (moment[row][d] / (1 - 0.999**step)) ** 0.5
+                rate = 2 * l2 * lr / (divisor**2 + (2 * l2 * w) ** 2) ** 0.5
+                expected[row][d] = (w / (1 + rate * (step - last[row] - 1)) - lr * g / divisor) / (1 + rate)
+            last[row] = step
+    torch.testing.assert_close(table.weight, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("kind", [RowwiseAdagrad, LazyAdam])
+@pytest.mark.parametrize("l2", [1e-3, 1e9])
+def test_l2_alone_moves_a_row_by_no_more_than_its_rate_and_never_past_zero(kind, l2):
+    table = new_table()
+    before = table.weight.detach().clone()
+    optimizer = kind([table.weight], lr=0.01, l2=l2)
+    table.weight.grad = torch.sparse_coo_tensor([[0, 1, 2, 3, 4, 5]], torch.zeros(6, 3), (6, 3))
     optimizer.step()
-    assert huge.weight.abs().max() < 1e-6 and sign.abs().all()
+    moved = before - table.weight
+    assert (moved * before.sign() > 0).all() and moved.abs().max() <= 0.01 + 1e-6
+    assert (table.weight.sign() == before.sign()).all()
 
 
 def test_the_combined_optimizer_is_one_to_schedulers_and_checkpoints():

@@ -109,3 +109,9 @@ def test_a_complete_plan_has_every_row_once_and_no_tiny_batch(rows, processes):
     assert len({len(share) for share in shares}) == 1  # as many batches each: forward passes are collective
     sizes = [len(batch) for share in shares for batch in share]
     assert not sizes or (max(sizes) <= 4 and max(sizes) - min(sizes) <= 2)
+
+
+def test_a_complete_plan_gives_every_process_a_row_of_every_batch():
+    shares = [list(GlobalBatchSampler(5, 1, 1, num_processes=4, process_index=index, complete=True)) for index in range(4)]
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(5))
+    assert all(batch for share in shares for batch in share)

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from transformers import AutoModel
+from transformers import AlbertConfig, AutoModel, MegatronBertConfig, MPNetConfig, RobertaPreLayerNormConfig, XLMConfig
 
 from flip_ctr import FlipForCTR
 from flip_ctr.train import finetune as finetune_recipe
@@ -56,6 +56,31 @@ def test_a_frozen_plm_keeps_its_weights(trained, plm, recipe):
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     fresh = type(model).from_text_pretrained(plm, model.config).flip.id_tower.state_dict()
     assert any(not torch.equal(tensor, fresh[name]) for name, tensor in model.flip.id_tower.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("config", "after"),
+    [
+        (RobertaPreLayerNormConfig, {"LayerNorm.weight", "LayerNorm.bias"}),
+        (MegatronBertConfig, {"encoder.ln.weight", "encoder.ln.bias"}),
+        (MPNetConfig, set()),
+    ],
+)
+def test_a_norm_after_the_last_layer_trains(config, after):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
+    text_encoder = AutoModel.from_config(config(**sizes))
+    freeze_layers(text_encoder, 2)
+    trained = {name for name, parameter in text_encoder.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if ".layer.2." not in name} == after and len(trained) > 10
+
+
+@pytest.mark.parametrize("config", [XLMConfig(vocab_size=20, emb_dim=8, n_layers=3, n_heads=2), AlbertConfig(
+    vocab_size=20, hidden_size=8, embedding_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)])  # fmt: skip
+def test_layers_that_cannot_be_told_are_not_frozen(config):
+    text_encoder = AutoModel.from_config(config)
+    with pytest.raises(ValueError, match="--freeze_plm_layers 1: (XLM|Albert)Model has"):
+        freeze_layers(text_encoder, 1)
+    assert all(parameter.requires_grad for parameter in text_encoder.parameters())
 
 
 def test_freezing_asks_for_layers_that_there_are(trained):

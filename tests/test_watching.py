@@ -2,10 +2,12 @@
 
 import json
 import logging
+import signal
 
 import pytest
 import tiny
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flip_ctr.train.resume import step_checkpoints
@@ -69,6 +71,84 @@ def test_a_gradient_that_is_not_finite_is_one_too(tmp_path, dataset_dir, monkeyp
     with pytest.raises(FloatingPointError, match="not finite at step 2 .*nothing yet"):
         tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="2")
     assert not step_checkpoints(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("recipe", [tiny.finetune, tiny.pretrain])
+@pytest.mark.parametrize("options", [{"max_train_steps": 1}, {"eval_steps": 1}, {"checkpointing_steps": "1"}])
+def test_an_update_that_diverges_is_not_kept(tmp_path, dataset_dir, plm, recipe, options):
+    options = {"learning_rate": 1e30, "warmup_ratio": 0.0, "logging_steps": 1000} | options
+    with pytest.raises(FloatingPointError, match="not finite at step 1 .*nothing yet"):
+        recipe(dataset_dir, plm, tmp_path / "m", **options)
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {"train.log"}
+
+
+def overflowing(monkeypatch, at):
+    """Runs with a scaler, as in fp16, whose gradients overflow at these steps."""
+    real, steps = TrainingStep.__init__, []
+
+    def new(self, accelerator, model, optimizer, args):
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        optimizer = AcceleratedOptimizer(optimizer.optimizer, scaler=accelerator.scaler)
+        accelerator._optimizers = [optimizer]
+        real(self, accelerator, model, optimizer, args)
+
+    def backward(self, group):
+        steps.append(len(steps) + 1)
+        outputs = FORWARD(self, group)
+        if steps[-1] in at:
+            next(p for p in self.model.parameters() if not p.grad.is_sparse).grad.view(-1)[0] = torch.inf
+        return outputs
+
+    monkeypatch.setattr(TrainingStep, "__init__", new)
+    monkeypatch.setattr(TrainingStep, "backward", backward)
+
+
+FORWARD = TrainingStep.backward
+
+
+@pytest.mark.parametrize("kind", ["dense", "lazy_adam"])
+def test_a_step_that_a_scaler_skips_is_none_to_the_schedule(tmp_path, dataset_dir, monkeypatch, kind):
+    overflowing(monkeypatch, at=(1, 2))
+    options = {"max_train_steps": 6, "logging_steps": 1, "warmup_ratio": 0.0, "embedding_optimizer": kind, "early_stopping_patience": None}
+    tiny.finetune(dataset_dir, None, tmp_path / "m", learning_rate=0.6, **options)
+    history = json.loads((tmp_path / "m" / "history.json").read_text())
+    rates = [entry["learning_rate"] for entry in history if "loss" in entry]
+    assert rates == pytest.approx([0.6, 0.6, 0.5, 0.4, 0.3, 0.2])
+
+
+def test_gradients_that_always_overflow_stop_the_run(tmp_path, dataset_dir, monkeypatch):
+    overflowing(monkeypatch, at=range(4, 1000))
+    with pytest.raises(FloatingPointError, match="not finite at step 4 "):
+        tiny.finetune(dataset_dir, None, tmp_path / "m", max_train_steps=60, logging_steps=10, early_stopping_patience=None)
+
+
+def test_after_a_run_that_failed_all_is_as_before(tmp_path, dataset_dir, monkeypatch):
+    finished = []
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", lambda self: finished.append(self))
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FloatingPointError):
+        tiny.finetune(dataset_dir, None, tmp_path / "m", learning_rate=1e30, checkpointing_steps="1", report_to="tensorboard")
+    assert signal.getsignal(signal.SIGTERM) == handler and len(finished) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"dataset_dir": "/nowhere"}, {"resume_from_checkpoint": "/nowhere"}, {"id_tower": "xdeepfm"}])
+def test_a_refused_run_neither_leaves_nor_takes_a_file(tmp_path, dataset_dir, wrong):
+    options = {"num_train_epochs": 1, "checkpointing_steps": "1"}
+    tiny.finetune(dataset_dir, None, tmp_path / "old", **options)
+    for name in ("old", "new"):
+        before = {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        with pytest.raises((ValueError, OSError)):
+            tiny.finetune(wrong.get("dataset_dir", dataset_dir), None, tmp_path / name, overwrite_output_dir=True, report_to="tensorboard",
+                          **options | {key: value for key, value in wrong.items() if key != "dataset_dir"})  # fmt: skip
+        assert {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()} == before
+
+
+def test_the_logged_rate_is_that_of_the_heads(tmp_path, dataset_dir):
+    options = {"learning_rate": 0.02, "embedding_learning_rate": 0.5, "warmup_ratio": 0.0, "logging_steps": 1, "lr_scheduler_type": "constant"}
+    for kind in ("dense", "rowwise_adagrad"):
+        tiny.finetune(dataset_dir, None, tmp_path / kind, embedding_optimizer=kind, num_train_epochs=1, **options)
+        history = json.loads((tmp_path / kind / "history.json").read_text())
+        assert {entry["learning_rate"] for entry in history if "loss" in entry} == {0.02}
 
 
 def test_tensorboard_gets_the_history(tmp_path, dataset_dir, plm):

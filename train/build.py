@@ -3,7 +3,6 @@
 
 import dataclasses
 import json
-import logging
 
 import torch
 from torch import nn
@@ -15,12 +14,12 @@ from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTraine
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
-
-logger = logging.getLogger("flip_ctr")
+from flip_ctr.train.run_log import logger
 
 # position tables of these models also hold rows for the padding offset
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet", "longformer")
-FINAL_NORMS = ("final_norm", "final_layer_norm", "norm", "ln_f")  # after the last layer, by the names of transformers' encoders
+# after the last layer, by the names of transformers' encoders
+FINAL_NORMS = ("final_norm", "final_layer_norm", "norm", "ln", "ln_f", "emb_layer_norm_after")
 # arguments that shape the model; a checkpoint brings its own
 SHAPE = ("id_tower", "id_tower_kwargs", "id_embedding_size", "id_hidden_dims", "text_pooling")
 DROPOUTS = ("id_dropout", "id_embedding_dropout")
@@ -151,13 +150,16 @@ def freeze_layers(text_encoder: PreTrainedModel, number: int) -> None:
         ValueError: the PLM has fewer layers, or they cannot be told (ALBERT has one that it repeats).
     """
     have = text_encoder.config.num_hidden_layers
-    layers = next((m for m in text_encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == have), None)
-    if layers is None or number > have:
-        found = "no list of its layers" if layers is None else f"{have} layers"
+    lists = [module for module in text_encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == have]
+    if len(lists) != 1 or number > have:
+        found = f"{have} layers" if len(lists) == 1 else "no list of its layers"
         raise ValueError(f"--freeze_plm_layers {number}: {type(text_encoder).__name__} has {found}")
     text_encoder.requires_grad_(False)
     if number < have:
-        layers[number:].requires_grad_(True)
-        for name, child in text_encoder.named_children():
-            if name in FINAL_NORMS:
+        lists[0][number:].requires_grad_(True)
+        encoder = next(module for module in text_encoder.modules() if lists[0] in module.children())
+        named = [*text_encoder.named_children(), *encoder.named_children()]
+        # `LayerNorm` inside an encoder is DeBERTa's, of what all layers share
+        for child in [child for name, child in named if name in FINAL_NORMS] + [getattr(text_encoder, "LayerNorm", None)]:
+            if child is not None:
                 child.requires_grad_(True)

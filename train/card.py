@@ -73,14 +73,14 @@ def read_record(name_or_path: str | None) -> dict | None:
         return json.load(file)
 
 
-def training_record(args: TrainArguments, recipe: str) -> dict:
+def training_record(args: TrainArguments) -> dict:
     """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started from."""
     source, published = args.model_name_or_path, args.published()
     before = read_record(source)
     hub_id = source if source is not None and not os.path.exists(source) else None
     is_plm = source is not None and not is_flip_checkpoint(source)
     return {
-        "recipe": recipe,
+        "recipe": args.recipe,
         "versions": {one.__name__: one.__version__ for one in (flip_ctr, transformers, accelerate, torch)},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "arguments": published,

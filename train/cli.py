@@ -2,7 +2,9 @@
 """The `flip-ctr` command: one word for each recipe."""
 
 import importlib
+import os
 import sys
+import time
 
 from flip_ctr.train.launch import LAUNCHED, config_names, launch, split_options
 
@@ -16,6 +18,8 @@ COMMANDS = {
     "push": ("push", "publish a checkpoint on the Hugging Face Hub"),
     "demo": ("demo", "the whole pipeline on a generated catalogue, or on real data"),
 }
+
+OTHERS_WAIT = 3  # seconds
 
 
 def usage() -> str:
@@ -36,13 +40,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"flip-ctr: no command {command!r}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        if command in LAUNCHED:
-            options, rest = split_options(rest)
-            if options.accelerate_config is not None:
-                launch(command, options, rest)
-                return 0
-        importlib.import_module(f"flip_ctr.train.{COMMANDS[command][0]}").main(rest)
+        options, rest = split_options(rest) if command in LAUNCHED else (None, rest)
+        recipe = importlib.import_module(f"flip_ctr.train.{COMMANDS[command][0]}")
+        if options is not None and options.accelerate_config is not None and launch(command, options, rest, recipe.parse):
+            return 0
+        recipe.main(rest)
     except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(OTHERS_WAIT)  # the launcher ends this process once the first one has said it
         print(f"flip-ctr {command}: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -39,8 +39,9 @@ from flip_ctr.data.synthetic import (
 from flip_ctr.train import finetune, prepare, pretrain
 from flip_ctr.train.arguments import option, parse_arguments
 from flip_ctr.train.build import load_click_model
-from flip_ctr.train.engine import make_accelerator, score, set_up_logging
+from flip_ctr.train.engine import make_accelerator, score
 from flip_ctr.train.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
+from flip_ctr.train.run_log import set_up_logging
 
 SPLITS = {"random": "random split", "cold_items": "cold items"}
 RESAMPLES = 200

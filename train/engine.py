@@ -3,14 +3,12 @@
 
 import importlib.util
 import json
-import logging
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
-from logging.handlers import MemoryHandler
 from typing import Any
 
 import numpy as np
@@ -34,12 +32,10 @@ from flip_ctr.train.checkpoint import clear_reports
 from flip_ctr.train.distributed import check_accelerator, check_launch, check_run, is_sharded, prepare, splits_states
 from flip_ctr.train.hub import check_hub_arguments
 from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
-from flip_ctr.train.results import HISTORY_FILE, LOG_FILE, file_logger, write_json
-from flip_ctr.train.resume import StepCheckpoints, step_checkpoints
-from flip_ctr.train.step import FiniteWatch, TrainingStep
-
-logger = logging.getLogger("flip_ctr")
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+from flip_ctr.train.results import HISTORY_FILE, write_json
+from flip_ctr.train.resume import Preempted, StepCheckpoints, step_checkpoints
+from flip_ctr.train.run_log import LOG_FILE, close_log, file_logger, logger, open_log, set_up_logging, write_log
+from flip_ctr.train.step import FiniteWatch, TrainingStep, weights_are_finite
 
 
 def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
@@ -58,12 +54,13 @@ def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
     return accelerator
 
 
-def start(args: TrainArguments, recipe: str) -> Accelerator:
-    """Checks the output folder and the Hub's arguments, starts Accelerate, logging and trackers, and sets the seed.
+def start(args: TrainArguments) -> Accelerator:
+    """Checks the output folder and the Hub's arguments, starts Accelerate and logging, and sets the seed. Writes nothing yet, see
+    [`begin`].
 
     Raises:
         ValueError: the output folder holds files and `--overwrite_output_dir` was not given, or is what a LoRA run starts from; or
-            nothing could be pushed; or Accelerate was started in a way that does not fit the run.
+            nothing could be pushed; or the tracker is not installed; or Accelerate was started in a way that does not fit the run.
     """
     check_hub_arguments(args)
     source = args.model_name_or_path
@@ -81,53 +78,32 @@ def start(args: TrainArguments, recipe: str) -> Accelerator:
     set_up_logging(accelerator)
     os.makedirs(args.output_dir, exist_ok=True)
     if accelerator.is_main_process:
-        clear_reports(args.output_dir)
-        if not goes_on:
-            for folder in step_checkpoints(args.output_dir):  # of a former run: `latest` must not find them
-                shutil.rmtree(folder)
         open_log(os.path.join(args.output_dir, LOG_FILE), append=goes_on)
-    published = {name: str(value) for name, value in args.published().items()}
-    file_logger.info(f"{recipe} on {accelerator.num_processes} process(es), {accelerator.device.type}, {accelerator.mixed_precision}")
-    file_logger.info(f"arguments: {json.dumps(published)}")
     if args.embedding_optimizer != "dense" and splits_states(accelerator):
         logger.warning(f"--embedding_optimizer {args.embedding_optimizer} works on one process and under DDP; "
-                       f"{accelerator.distributed_type.value} shards dense gradients: the feature tables are trained as dense ones")  # fmt: skip
+                       f"{accelerator.distributed_type.value} splits dense gradients: the feature tables are trained as dense ones")  # fmt: skip
         args.use_dense_tables()
-    if log_with:
-        name = os.path.basename(os.path.abspath(args.output_dir))
-        where = {"wandb": {"name": name, "dir": args.output_dir}, "trackio": {"name": name}}
-        accelerator.init_trackers(f"flip-ctr-{recipe}", published, {key: where[key] for key in where.keys() & {log_with}})
+    file_logger.info(f"{args.recipe} on {accelerator.num_processes} process(es), {accelerator.device.type}, {accelerator.mixed_precision}")
+    file_logger.info(f"arguments: {json.dumps({name: str(value) for name, value in args.published().items()})}")
     set_seed(args.seed)
     return accelerator
 
 
-def open_log(path: str, append: bool) -> None:
-    """From now on everything that is logged is remembered, with the time, for that file, until [`close_log`]. It is written from the
-    first step on ([`write_log`]): a run that is refused before leaves no file behind."""
-    file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter(LOG_FORMAT))
-    memory = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, target=file, flushOnClose=False)
-    for one in (logger, file_logger):
-        one.addHandler(memory)
-
-
-def write_log() -> None:
-    """Writes what was remembered for the log; what follows is written at once."""
-    for handler in _log_handlers():
-        handler.flush()
-        handler.flushLevel = logging.NOTSET
-
-
-def close_log() -> None:
-    for handler in _log_handlers():
-        handler.target.close()
-        handler.close()
-        for one in (logger, file_logger):
-            one.removeHandler(handler)
-
-
-def _log_handlers() -> list[MemoryHandler]:
-    return [handler for handler in file_logger.handlers if isinstance(handler, MemoryHandler)]
+def begin(accelerator: Accelerator, args: TrainArguments) -> None:
+    """All was checked, and training begins: what a former run left in the output folder goes, the log is a file from here on, and the
+    tracker starts."""
+    if accelerator.is_main_process:
+        clear_reports(args.output_dir)
+        if args.resume_from_checkpoint is None:
+            for folder in step_checkpoints(args.output_dir):  # of a former run: `latest` must not find them
+                shutil.rmtree(folder)
+    accelerator.wait_for_everyone()
+    write_log()
+    if args.report_to != "none":
+        name = os.path.basename(os.path.abspath(args.output_dir))
+        where = {"wandb": {"name": name, "dir": args.output_dir}, "trackio": {"name": name}}
+        published = {name: str(value) for name, value in args.published().items()}
+        accelerator.init_trackers(f"flip-ctr-{args.recipe}", published, {key: where[key] for key in where.keys() & {args.report_to}})
 
 
 def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], dict]:
@@ -139,23 +115,15 @@ def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], 
         try:
             return run(args)
         except BaseException as error:
-            file_logger.error(f"stopped by {type(error).__name__}", exc_info=error if isinstance(error, Exception) else None)
+            if isinstance(error, Preempted):
+                file_logger.info("stopped")
+            else:
+                file_logger.error(f"stopped by {type(error).__name__}", exc_info=error if isinstance(error, Exception) else None)
             raise
         finally:
             close_log()
 
     return logged
-
-
-def set_up_logging(accelerator: Accelerator) -> None:
-    """Only the main process talks; the libraries' own progress bars and loading reports stay quiet."""
-    from transformers.utils import logging as transformers_logging
-
-    level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logger.setLevel(level)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 # --- data
@@ -206,6 +174,8 @@ def make_loader(dataset: EncodedDataset, collator: FlipCollator, batch_size: int
 
 # --- optimisation
 
+MAX_SKIPPED = 25  # steps in a row that a scaler may skip while it looks for a scale whose gradients do not overflow
+
 
 def _accumulated(loader: DataLoader, steps: int) -> Iterator[list[dict]]:
     """Groups of `steps` batches; the epoch's last group may be smaller."""
@@ -242,29 +212,41 @@ def train(
         ValueError: `--resume_from_checkpoint` does not belong to this run.
         Preempted: the process was told to stop (SIGTERM) and has saved.
     """
+    if len(loader) == 0:
+        raise ValueError(f"{len(loader.dataset)} training rows give {accelerator.num_processes} processes no batch")
+    steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+    checkpoints = StepCheckpoints(accelerator, args, loader.dataset, steps_per_epoch)
+    try:
+        return _train(accelerator, model, loader, args, evaluate, criterion, on_best, patience, steps_per_epoch, checkpoints)
+    except BaseException:
+        for tracker in accelerator.trackers:  # the next run of this process must not write into it
+            tracker.finish()
+        raise
+    finally:
+        checkpoints.close()
+
+
+def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patience, steps_per_epoch, checkpoints) -> list[dict]:
     if args.embedding_optimizer != "dense":
         use_sparse_tables(model)
     optimizer = make_optimizer(model, args, accelerator.device)
     model, optimizer = prepare(accelerator, model, optimizer, args)
     training, finite = TrainingStep(accelerator, model, optimizer, args), FiniteWatch(accelerator)
-    if len(loader) == 0:
-        raise ValueError(f"{len(loader.dataset)} training rows give {accelerator.num_processes} processes no batch")
     accumulation = args.gradient_accumulation_steps
-    steps_per_epoch = math.ceil(len(loader) / accumulation)
     total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     warmup = math.ceil(args.warmup_ratio * total)
     # a plain scheduler stepped by hand: Accelerate's would step once a process
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total)
     eval_steps = args.eval_steps or steps_per_epoch
-    write_log()
     set_seed(args.seed + accelerator.process_index)  # dropout differs between processes, initial weights do not
 
     history: list[dict] = []
     best, misses, step = -math.inf, 0, 0
     sums: dict[str, torch.Tensor] = {}
     counted, started = 0, time.perf_counter()
-    checkpoints = StepCheckpoints(accelerator, args, loader.dataset, steps_per_epoch)
-    if (state := checkpoints.load(model, optimizer, scheduler)) is not None:
+    state = checkpoints.load(model, optimizer, scheduler)
+    begin(accelerator, args)
+    if state is not None:
         history, best, misses, step, counted = (state[name] for name in ("history", "best", "misses", "step", "counted"))
         sums = {name: value.to(accelerator.device) for name, value in state["sums"].items()}
         started -= state["seconds"]
@@ -285,11 +267,14 @@ def train(
         accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=entry["step"])
         file_logger.info(f"step {entry['step']}/{total}: {in_words(entry)}")
 
-    def stop_unless_finite() -> None:
-        if (bad := finite.first_bad_step()) is not None:
+    def stop_unless_finite(weights: bool) -> None:
+        bad = finite.first_bad_step()
+        if bad is None and weights and not weights_are_finite(model):
+            bad = step
+        if bad is not None:
             kept = [os.path.basename(folder) for folder in step_checkpoints(args.output_dir)[-1:]] + ["the best model"] * (best > -math.inf)
             raise FloatingPointError(
-                f"the loss or its gradient is not finite at step {bad} (epoch {bad / steps_per_epoch:.2f}). Kept in {args.output_dir}: "
+                f"the loss, its gradient or the weights are not finite at step {bad} (epoch {bad / steps_per_epoch:.2f}). Kept in {args.output_dir}: "
                 f"{' and '.join(kept) or 'nothing yet'}. Lower --learning_rate or --plm_learning_rate, or clip with --max_grad_norm"
             )
 
@@ -311,17 +296,18 @@ def train(
                 counted += 1
                 finite.watch(output["loss"], step + 1)
             norm = training.update()
-            if norm is not None and accelerator.scaler is None:  # a scaler skips steps whose gradients overflow
-                finite.watch(norm, step + 1)
-            if not optimizer.step_was_skipped:
-                scheduler.step()
             step += 1
+            if training.skipped == 0:
+                scheduler.step()
+            if norm is not None and (accelerator.scaler is None or training.skipped > MAX_SKIPPED):
+                finite.watch(norm, step - max(0, training.skipped - 1))
             bar.update()
             # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics fail on it
             if step % args.logging_steps == 0 or step % eval_steps == 0 or step == total:
-                stop_unless_finite()
+                stop_unless_finite(weights=step % eval_steps == 0 or step == total)
                 entry = {name: value / counted for name, value in over_processes().items()}
-                entry |= {"learning_rate": scheduler.get_last_lr()[0]} | ({} if norm is None else {"grad_norm": norm.item()})
+                group = optimizer.param_groups[0]  # all have the same share of their own rate
+                entry |= {"learning_rate": args.learning_rate * group["lr"] / group["initial_lr"]} | ({} if norm is None else {"grad_norm": norm.item()})
                 entry = {"step": step, "epoch": step / steps_per_epoch, **entry, "seconds": time.perf_counter() - started}
                 record(entry)
                 shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
@@ -329,6 +315,9 @@ def train(
                 sums, counted = {}, 0
             if step % eval_steps == 0 or step == total:
                 metrics = evaluate()
+                if not all(math.isfinite(value) for name, value in metrics.items() if name.endswith("loss")):
+                    finite.watch(torch.tensor(math.nan, device=accelerator.device), step)
+                    stop_unless_finite(weights=False)
                 record({"step": step, "epoch": step / steps_per_epoch, **metrics, "seconds": time.perf_counter() - started})
                 write_json(accelerator, args.output_dir, HISTORY_FILE, history)
                 if accelerator.is_main_process:
@@ -341,11 +330,10 @@ def train(
                         on_best()
                     else:
                         misses += 1
-            checkpoints.after_step(step, model, optimizer, scheduler, loop, before_saving=stop_unless_finite)
+            checkpoints.after_step(step, model, optimizer, scheduler, loop, before_saving=lambda: stop_unless_finite(weights=True))
             if done():
                 break
     bar.close()
-    checkpoints.close()
     return history
 
 

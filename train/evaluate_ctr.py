@@ -14,11 +14,12 @@ from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import check_fields, load_click_model
-from flip_ctr.train.engine import load_rows, make_accelerator, score, set_up_logging, user_numbers
+from flip_ctr.train.engine import load_rows, make_accelerator, score, user_numbers
 from flip_ctr.train.launch import launch_help
 from flip_ctr.train.metrics import score_metrics
 from flip_ctr.train.plots import plot_reliability
 from flip_ctr.train.results import report
+from flip_ctr.train.run_log import set_up_logging
 
 
 @dataclass
@@ -65,9 +66,13 @@ def run(args: EvaluateArguments) -> dict:
     return results
 
 
+def parse(argv: list[str] | None = None) -> EvaluateArguments:
+    """The arguments from the command line; exits where one is wrong."""
+    return parse_arguments(EvaluateArguments, argv, "flip-ctr evaluate", __doc__.split("\n")[0], launch_help())
+
+
 def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(EvaluateArguments, argv, prog="flip-ctr evaluate", description=__doc__.split("\n")[0],
-                        epilog=launch_help()))  # fmt: skip
+    run(parse(argv))
 
 
 if __name__ == "__main__":

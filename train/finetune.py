@@ -8,6 +8,7 @@
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from flip_ctr.configuration_flip import FUSIONS, STRATEGIES
 from flip_ctr.data.collators import FlipCollator
@@ -17,13 +18,14 @@ from flip_ctr.train.arguments import TrainArguments, listed, option, parse_argum
 from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import best_model, save
-from flip_ctr.train.engine import check_clicks, load_rows, logger, make_loader, recipe, score, start, train, user_numbers
+from flip_ctr.train.engine import check_clicks, load_rows, make_loader, recipe, score, start, train, user_numbers
 from flip_ctr.train.hub import push
 from flip_ctr.train.launch import launch_help
 from flip_ctr.train.lora import is_flip_checkpoint, plain
 from flip_ctr.train.metrics import click_metrics, score_metrics
 from flip_ctr.train.plots import plot_history, plot_reliability
 from flip_ctr.train.results import report
+from flip_ctr.train.run_log import logger
 
 # What validation preferred on ml-100k and ml-1m (see the README's results).
 DEFAULTS = {
@@ -44,6 +46,8 @@ PAPER = {
 
 @dataclass(kw_only=True)
 class FinetuneArguments(TrainArguments):
+    recipe: ClassVar[str] = "finetune"
+
     model_name_or_path: str | None = option(None, "a pretrained FLIP checkpoint, or a bare PLM (no pretraining); none for an "
                                                   "ID-only model from scratch")  # fmt: skip
     base_model_name_or_path: str | None = option(None, "base of a pretrained LoRA adapter, where the one that it names cannot be found")
@@ -79,14 +83,14 @@ def run(args: FinetuneArguments) -> dict:
         ValueError: an argument, the dataset folder or the checkpoint does not fit; the message names it.
     """
     # 1. Accelerate, logging, seed
-    accelerator = start(args, "finetune")
+    accelerator = start(args)
 
     # 2. Rows
     schema = DatasetSchema.load(args.dataset_dir)
     train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
     test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
-    record = training_record(args, "finetune")
+    record = training_record(args)
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
     source = args.model_name_or_path
@@ -146,9 +150,14 @@ def run(args: FinetuneArguments) -> dict:
     return results
 
 
+def parse(argv: list[str] | None = None) -> FinetuneArguments:
+    """The arguments from the command line; exits where one is wrong."""
+    epilog = f"{listed(DEFAULTS)}. {launch_help()}"
+    return parse_arguments(FinetuneArguments, argv, "flip-ctr finetune", __doc__.split("\n")[0], epilog)
+
+
 def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(FinetuneArguments, argv, "flip-ctr finetune", __doc__.split("\n")[0],
-                        f"{listed(DEFAULTS)}. {launch_help()}"))  # fmt: skip
+    run(parse(argv))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 """Publishing on the Hugging Face Hub: what of a checkpoint folder goes there, and when."""
 
 import json
-import logging
 import os
 import shlex
 
@@ -18,8 +17,7 @@ from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.card import CARD, PLACEHOLDER, RECORD
 from flip_ctr.train.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS, matches
 from flip_ctr.train.lora import is_adapter
-
-logger = logging.getLogger("flip_ctr")
+from flip_ctr.train.run_log import logger
 
 # What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker logs and
 # files of the user stay out because they are not named here.

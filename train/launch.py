@@ -2,7 +2,10 @@
 """`flip-ctr RECIPE --accelerate_config NAME_OR_PATH ...`: the recipe started in many processes by `accelerate launch`."""
 
 import argparse
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -49,14 +52,17 @@ def split_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, rest
 
 
-def launch(command: str, options: argparse.Namespace, rest: list[str]) -> None:
-    """Runs `flip-ctr command` with the arguments `rest` in as many processes as the config says, and waits for them.
+def launch(command: str, options: argparse.Namespace, rest: list[str], parse: Callable[[list[str]], Any]) -> bool:
+    """Runs `flip-ctr command` with the arguments `rest` in as many processes as the config says, and waits for them. Where it says one,
+    only sets the environment for it and returns False: the caller runs it, and hears a signal itself. `parse` reads `rest` and exits where
+    something is wrong: that is said once, before there are many processes.
 
     Raises:
         ValueError: no such config, or it is for several machines and the first one's address is not known.
         SystemExit: a process failed, or the launcher was told to stop.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
+    from accelerate.utils import prepare_simple_launcher_cmd_env
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -70,12 +76,19 @@ def launch(command: str, options: argparse.Namespace, rest: list[str]) -> None:
         for name in ("main_process_ip", "machine_rank"):  # without them every machine would wait for itself
             if settings.get(name) is None:
                 raise ValueError(f"--accelerate_config {options.accelerate_config} is for several machines and needs --{name}")
+    parse(rest)
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     # the command itself, not its module: what a user did wrong is one line there too
     recipe = ["--module", "flip_ctr.train.cli", command, *rest]
+    arguments = ["--quiet", "--config_file", str(path), *flags, *recipe]
+    resolved, *_ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    if not (resolved.multi_gpu or resolved.use_fsdp or resolved.use_deepspeed or resolved.use_megatron_lm or resolved.tpu):
+        os.environ.update(prepare_simple_launcher_cmd_env(resolved)[1])
+        return False
     try:
-        launch_command(launch_command_parser().parse_args(["--quiet", "--config_file", str(path), *flags, *recipe]))
+        launch_command(launch_command_parser().parse_args(arguments))
     except ChildFailedError as error:
         raise SystemExit(max(failure.exitcode for failure in error.failures.values())) from None
     except SignalException as error:  # passed on to the processes, which have saved where --checkpointing_steps says so
         raise SystemExit(128 + error.sigval) from None
+    return True

@@ -24,7 +24,8 @@ class RowWiseOptimizer(Optimizer):
 
     The l2 is that of whole tables, `l2 * sum of squares` at every step, charged to a row when it is touched, for all the steps since it
     was touched last: a row that is rare is held back more than a frequent one, as it is where the penalty is in the loss. (With l2 of
-    the touched rows alone it would be the other way round.) It is taken as a proximal step, which cannot overshoot.
+    the touched rows alone it would be the other way round.) It is taken as a proximal step, which never goes past zero. What differs
+    from whole tables: a row is read before it has paid for the steps since, and pays for them at the learning rate of now.
 
     Args:
         params: tables `(rows, size)`, or groups of them; their gradients must be sparse.
@@ -35,8 +36,8 @@ class RowWiseOptimizer(Optimizer):
     def __init__(self, params, lr: float, l2: float = 0.0, **settings):
         super().__init__(params, {"lr": lr, "l2": l2} | settings)
 
-    def new_state(self, table: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The state of a table."""
+    def new_state(self, table: torch.Tensor, group: dict) -> dict[str, torch.Tensor]:
+        """The state of a table of that group."""
         raise NotImplementedError
 
     def direction(self, state: dict, rows: torch.Tensor, gradient: torch.Tensor, group: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,15 +56,19 @@ class RowWiseOptimizer(Optimizer):
                 state = self.state[table]
                 if not state:
                     # a float, as load_state_dict would make it one
-                    state |= {"step": 0, "last_step": torch.zeros_like(table[:, 0], dtype=torch.float)} | self.new_state(table)
+                    state |= {"step": 0, "last_step": torch.zeros_like(table[:, 0], dtype=torch.float)} | self.new_state(table, group)
                 state["step"] += 1
                 gradient = table.grad.coalesce()
                 rows = gradient.indices()[0]
                 change, divisor = self.direction(state, rows, gradient.values().float(), group)
-                weights = table[rows] - group["lr"] * change / divisor
+                weights, update = table[rows], group["lr"] * change / divisor
                 if group["l2"] > 0:
-                    steps = (state["step"] - state["last_step"][rows])[:, None]
-                    weights /= 1 + 2 * group["l2"] * group["lr"] * steps / divisor
+                    missed = (state["step"] - state["last_step"][rows] - 1)[:, None]
+                    # of the penalty's own gradient, over the divisor that a loss with it would have: no step is larger than lr
+                    rate = 2 * group["l2"] * group["lr"] / (divisor.square() + (2 * group["l2"] * weights).square()).sqrt()
+                    weights = (weights / (1 + missed * rate) - update) / (1 + rate)
+                else:
+                    weights = weights - update
                 table[rows] = weights.to(table.dtype)
                 state["last_step"][rows] = float(state["step"])
 
@@ -75,7 +80,7 @@ class RowwiseAdagrad(RowWiseOptimizer):
     def __init__(self, params, lr: float, l2: float = 0.0, eps: float = 1e-10):
         super().__init__(params, lr, l2, eps=eps)
 
-    def new_state(self, table):
+    def new_state(self, table, group):
         return {"sum": torch.zeros_like(table[:, 0], dtype=torch.float)}
 
     def direction(self, state, rows, gradient, group):
@@ -93,17 +98,20 @@ class LazyAdam(RowWiseOptimizer):
     def __init__(self, params, lr: float, l2: float = 0.0, betas: tuple[float, float] = (0.0, 0.999), eps: float = 1e-8):
         super().__init__(params, lr, l2, betas=betas, eps=eps)
 
-    def new_state(self, table):
-        return {name: torch.zeros_like(table, dtype=torch.float) for name in ("exp_avg", "exp_avg_sq")}
+    def new_state(self, table, group):
+        momentum = ["exp_avg"] if group["betas"][0] > 0 else []
+        return {name: torch.zeros_like(table, dtype=torch.float) for name in [*momentum, "exp_avg_sq"]}
 
     def direction(self, state, rows, gradient, group):
         steps = (state["step"] - state["last_step"][rows])[:, None]
-        moments = []
-        for name, beta, value in zip(("exp_avg", "exp_avg_sq"), group["betas"], (gradient, gradient.square())):
-            moment = beta**steps * state[name][rows] + (1 - beta) * value
-            state[name][rows] = moment
-            moments.append(moment / (1 - beta ** state["step"]))
-        return moments[0], moments[1].sqrt() + group["eps"]
+
+        def moment(name: str, beta: float, value: torch.Tensor) -> torch.Tensor:
+            state[name][rows] = beta**steps * state[name][rows] + (1 - beta) * value
+            return state[name][rows] / (1 - beta ** state["step"])
+
+        first, second = group["betas"]
+        change = moment("exp_avg", first, gradient) if first > 0 else gradient
+        return change, moment("exp_avg_sq", second, gradient.square()).sqrt() + group["eps"]
 
 
 class CombinedOptimizer(Optimizer):

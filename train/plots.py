@@ -1,13 +1,12 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Pictures of a run: training curves, and a comparison of methods. Drawn where matplotlib is installed (`plot` extra)."""
 
-import logging
 import os
 
 import numpy as np
 from scipy.special import expit
 
-logger = logging.getLogger("flip_ctr")
+from flip_ctr.train.run_log import logger
 
 CURVES_FILE, COMPARISON_FILE, RELIABILITY_FILE = "training.png", "comparison.png", "reliability.png"
 RELIABILITY_BINS = 15

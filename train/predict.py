@@ -15,7 +15,8 @@ from flip_ctr.data.files import FORMATS, file_format, read_rows, write_rows
 from flip_ctr.pipeline_flip import PROBABILITIES
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import load_click_model
-from flip_ctr.train.engine import make_accelerator, score, set_up_logging
+from flip_ctr.train.engine import make_accelerator, score
+from flip_ctr.train.run_log import set_up_logging
 
 
 @dataclass

@@ -6,6 +6,7 @@
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,12 +17,13 @@ from flip_ctr.train.arguments import TrainArguments, listed, option, parse_argum
 from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
-from flip_ctr.train.engine import load_rows, logger, make_loader, recipe, start, train
+from flip_ctr.train.engine import load_rows, make_loader, recipe, start, train
 from flip_ctr.train.hub import push
 from flip_ctr.train.launch import launch_help
 from flip_ctr.train.lora import is_flip_checkpoint, merge, plain
 from flip_ctr.train.plots import plot_history
 from flip_ctr.train.results import report
+from flip_ctr.train.run_log import logger
 
 DEFAULTS = {
     "pretraining": {"per_device_train_batch_size": 128, "num_train_epochs": 10, "learning_rate": 1e-3,
@@ -33,6 +35,8 @@ DEFAULTS = {
 
 @dataclass(kw_only=True)
 class PretrainArguments(TrainArguments):
+    recipe: ClassVar[str] = "pretrain"
+
     model_name_or_path: str = required("the PLM: a path or hub id of a masked language model")
     lr_scheduler_type: str = option("cosine", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
     mlm_weight: float = option(1.0, "weight of masked language modelling; 0 switches it off")
@@ -71,13 +75,13 @@ def run(args: PretrainArguments) -> dict:
         ValueError: an argument, the dataset folder or the PLM does not fit; the message names it.
     """
     # 1. Accelerate, logging, seed
-    accelerator = start(args, "pretrain")
+    accelerator = start(args)
 
     # 2. Rows and vocabularies: the training split only
     schema = DatasetSchema.load(args.dataset_dir)
     train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
-    record = training_record(args, "pretrain")
+    record = training_record(args)
     if is_flip_checkpoint(args.model_name_or_path):
         raise ValueError(f"--model_name_or_path {args.model_name_or_path} is a FLIP checkpoint; pretraining starts from a PLM")
     processor = new_processor(train_rows, schema, args, args.model_name_or_path)
@@ -149,9 +153,14 @@ def evaluate_alignment(accelerator, model, loader) -> dict[str, float]:
     return {f"eval_{name}": mean.item() for name, mean in means.items()} | {"eval_rows": int(accelerator.reduce(counted).item())}
 
 
+def parse(argv: list[str] | None = None) -> PretrainArguments:
+    """The arguments from the command line; exits where one is wrong."""
+    epilog = f"{listed(DEFAULTS)}. {launch_help()}"
+    return parse_arguments(PretrainArguments, argv, "flip-ctr pretrain", __doc__.split("\n")[0], epilog)
+
+
 def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(PretrainArguments, argv, "flip-ctr pretrain", __doc__.split("\n")[0],
-                        f"{listed(DEFAULTS)}. {launch_help()}"))  # fmt: skip
+    run(parse(argv))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,14 @@
 """Numbers of a run: printed, and kept as JSON in the output folder."""
 
 import json
-import logging
 import math
 import os
 
 from accelerate import Accelerator
 
-# what goes to a run's log file alone: the console shows it in another form, or not at all
-file_logger = logging.getLogger("flip_ctr.file")
-file_logger.propagate = False
-file_logger.addHandler(logging.NullHandler())
+from flip_ctr.train.run_log import file_logger
 
-RESULTS_FILE, HISTORY_FILE, LOG_FILE = "all_results.json", "history.json", "train.log"
+RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
 
 
 def write_json(accelerator: Accelerator, folder: str, name: str, content) -> None:

@@ -7,7 +7,6 @@ Which rows, masks and noise come next follows from (seed, epoch, step). It is ne
 """
 
 import json
-import logging
 import os
 import random
 import re
@@ -28,8 +27,7 @@ from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import PARTIAL
 from flip_ctr.train.distributed import load_training_state, training_state
-
-logger = logging.getLogger("flip_ctr")
+from flip_ctr.train.run_log import logger
 
 STATE_FILE, RANDOM_FILE, MANIFEST = "training_state.pt", "random_state_{}.pt", "progress.json"
 FOLDER = re.compile(r"checkpoint-(\d+)")

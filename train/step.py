@@ -31,6 +31,7 @@ class TrainingStep:
         # DeepSpeed takes the gradients away: there l2 must be in the loss
         self.l2_in_loss = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.chunk_size = getattr(args, "grad_cache_chunk_size", None)
+        self.skipped = 0  # steps in a row without an update, as their gradients overflowed fp16
 
     def backward(self, group: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         """Adds up the gradients of the mean over the group's batches; returns each batch's losses and accuracies, detached."""
@@ -50,14 +51,20 @@ class TrainingStep:
 
     def update(self) -> torch.Tensor | None:
         """Clips the gradients and updates the weights; returns the norm before clipping, None where it is not known."""
-        scaler = self.accelerator.scaler
+        scale = self._scale()
         self.tables.exchange()
         if not self.l2_in_loss:
-            self.tables.add_l2(1.0 if scaler is None else scaler.get_scale())  # gradients are still those of the scaled loss
+            self.tables.add_l2(scale)  # gradients are still those of the scaled loss
         norm = self._clip(self.args.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        # (Accelerate's `step_was_skipped` does not see what a fused optimizer skips)
+        self.skipped = self.skipped + 1 if self._scale() < scale else 0
         return norm
+
+    def _scale(self) -> float:
+        """What a loss is multiplied by; a scaler makes it smaller where it skips a step."""
+        return 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
 
     def _penalty(self) -> torch.Tensor | float:
         return self.tables.penalty() if self.l2_in_loss else 0.0
@@ -76,6 +83,12 @@ class TrainingStep:
         for part in values:
             part.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether all weights are numbers, and none so large that its square is not (1e19). Under FSDP all processes must call it."""
+    norm = get_total_norm([parameter.detach() for parameter in model.parameters()])
+    return bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite())
 
 
 class FiniteWatch:
