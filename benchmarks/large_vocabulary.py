@@ -9,18 +9,14 @@ all of it: forward, backward, exchange, clipping, l2, update. Both sizes take tu
 machine slows both; memory is the peak of a process that trains one size alone.
 """
 
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from children import answer, measure, peak_gb, write_rows
 from transformers import BertConfig, HfArgumentParser
 
 from flip_ctr.configuration_flip import MASK_ID, NUM_RESERVED_IDS, FlipConfig
@@ -117,14 +113,8 @@ def child(recipe: str, optimizer: str, batch_size: int, num_batches: int, sizes:
     return {
         "seconds": [statistics.median(times) for times in zip(*seconds)],
         "ratio": statistics.median(ratios),
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gb": peak_gb(),
     }
-
-
-def measure(*arguments) -> dict:
-    """`child` in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps(arguments)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def run(args: VocabularyArguments) -> list[dict]:
@@ -138,13 +128,10 @@ def run(args: VocabularyArguments) -> list[dict]:
                          "threads": torch.get_num_threads()})  # fmt: skip
             times = " ".join(f"{size:,}: {1000 * s:.1f} ms {gb:.2f} GB" for size, s, gb in zip(args.sizes, together["seconds"], memory))
             print(f"{recipe} {optimizer}: {times} ratio {together['ratio']:.2f}", flush=True)
-    if args.output_file:
-        Path(args.output_file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_rows(rows, args.output_file)
     return rows
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(child(*json.loads(sys.argv[2]))))
-    else:
+    if not answer(child):
         run(HfArgumentParser(VocabularyArguments).parse_args_into_dataclasses()[0])

@@ -8,17 +8,13 @@ noisy machine slows both. Memory is the growth of a process that trains with the
 """
 
 import gc
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from children import answer, measure, peak_gb, write_rows
 from transformers import HfArgumentParser
 
 from flip_ctr.data.collators import FlipPretrainingCollator
@@ -96,12 +92,6 @@ class Run:
         return time.perf_counter() - started
 
 
-def peak_gb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def child(dataset_dir: str, plm: str, batch_size: int, num_batches: int, switches: list[dict]) -> dict:
     """Seconds of a step with each set of switches, taking turns, and the growth of the process's peak memory."""
     runs = [Run(dataset_dir, plm, batch_size, options) for options in switches]
@@ -113,12 +103,6 @@ def child(dataset_dir: str, plm: str, batch_size: int, num_batches: int, switche
     }
 
 
-def measure(*arguments) -> dict:
-    """`child` in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps(arguments)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-
-
 def run(args: SwitchArguments) -> list[dict]:
     rows, data = [], (args.dataset_dir, args.model_name_or_path, args.batch_size)
     for name, options in SWITCHES.items():
@@ -127,13 +111,10 @@ def run(args: SwitchArguments) -> list[dict]:
         rows.append({"switch": name, "seconds": beside["seconds"], "ratio": beside["ratio"], "memory_gb": alone["memory_gb"],
                      "batch_size": args.batch_size, "batches": args.num_batches, "threads": torch.get_num_threads()})  # fmt: skip
         print(f"{name}: {beside['seconds']:.2f} s a step, {beside['ratio']:.2f} of the plain one, {alone['memory_gb']:.2f} GB", flush=True)
-    if args.output_file:
-        Path(args.output_file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_rows(rows, args.output_file)
     return rows
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(child(*json.loads(sys.argv[2]))))
-    else:
+    if not answer(child):
         run(HfArgumentParser(SwitchArguments).parse_args_into_dataclasses()[0])

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from flip_ctr import FlipProcessor
@@ -38,6 +39,16 @@ def tokenizer():
 def plm(tmp_path_factory, tokenizer):
     """Folder of a tiny BERT with MLM head and its WordPiece tokenizer."""
     return tiny.save_bert(tmp_path_factory.mktemp("plm"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def calm_plm(tmp_path_factory, plm):
+    """The tiny BERT without dropout: two processes can do what one does."""
+    folder = tmp_path_factory.mktemp("plm") / "calm"
+    model = AutoModelForMaskedLM.from_pretrained(plm, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model.save_pretrained(folder)
+    tiny.wordpiece().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.commands import launch as accelerate_launch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM
 
 from flip_ctr.train import build, cli, finetune
 from flip_ctr.train.distributed import check_accelerator, check_launch, check_run
@@ -233,15 +232,6 @@ def sharded(name: str, runs: dict, data, plm, out: Path, **environment: str) -> 
     command = ["accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", "2",
                "--main_process_port", free_port(), sharded_child.__file__, *arguments]  # fmt: skip
     return start(command, out / "log", ACCELERATE_USE_CPU="1", **environment)
-
-
-@pytest.fixture(scope="module")
-def calm_plm(tmp_path_factory, plm):
-    folder = tmp_path_factory.mktemp("plm") / "calm"
-    model = AutoModelForMaskedLM.from_pretrained(plm, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model.save_pretrained(folder)
-    tiny.wordpiece().save_pretrained(folder)
-    return folder
 
 
 def test_one_process_runs_in_the_command_itself(monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel
 
 from flip_ctr.train.launch import CONFIGS
 
@@ -45,23 +45,14 @@ for name, options in runs.items():
 
 
 @pytest.fixture(scope="module")
-def plm_without_dropout(tmp_path_factory, plm):
-    folder = tmp_path_factory.mktemp("plm") / "calm"
-    model = AutoModelForMaskedLM.from_pretrained(plm, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model.save_pretrained(folder)
-    tiny.wordpiece().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, dataset_dir, plm_without_dropout):
+def two_processes(tmp_path_factory, dataset_dir, calm_plm):
     """Folder of the checkpoints that two processes wrote, each with batches of 16."""
     out = tmp_path_factory.mktemp("two")
     shared = str(SHARED | {"per_device_train_batch_size": 16})
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_gpu.yaml"),
                "--num_processes", "2", "--main_process_port", "0"]  # fmt: skip
     (out / "script.py").write_text(SCRIPT)
-    paths = [str(dataset_dir), str(plm_without_dropout), str(out)]
+    paths = [str(dataset_dir), str(calm_plm), str(out)]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run([*command, str(out / "script.py"), *paths, str(RUNS), shared], env=environment,
@@ -72,9 +63,9 @@ def two_processes(tmp_path_factory, dataset_dir, plm_without_dropout):
 
 
 @pytest.mark.parametrize("name", ["finetune", "rows", "lora", "mlm", "mtm"])
-def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, plm_without_dropout, two_processes, name):
+def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, calm_plm, two_processes, name):
     recipe = tiny.finetune if "strategy" in RUNS[name] else tiny.pretrain
-    recipe(dataset_dir, plm_without_dropout, tmp_path / name, **SHARED, **RUNS[name], per_device_train_batch_size=32)
+    recipe(dataset_dir, calm_plm, tmp_path / name, **SHARED, **RUNS[name], per_device_train_batch_size=32)
     one, two = (AutoModel.from_pretrained(folder / name).state_dict() for folder in (tmp_path, two_processes))
     logged = [[entry["loss"] for entry in json.loads((folder / name / "history.json").read_text()) if "loss" in entry]
               for folder in (tmp_path, two_processes)]  # fmt: skip
@@ -92,8 +83,8 @@ def test_two_processes_go_on_where_they_were(two_processes):
     assert resumed == pytest.approx(whole, rel=1e-6)
 
 
-def test_alignment_is_measured_on_every_row_once(tmp_path, dataset_dir, plm_without_dropout, two_processes):
-    tiny.pretrain(dataset_dir, plm_without_dropout, tmp_path / "m", **SHARED, **RUNS["measured"], per_device_train_batch_size=32)
+def test_alignment_is_measured_on_every_row_once(tmp_path, dataset_dir, calm_plm, two_processes):
+    tiny.pretrain(dataset_dir, calm_plm, tmp_path / "m", **SHARED, **RUNS["measured"], per_device_train_batch_size=32)
     one, two = (json.loads((folder / "all_results.json").read_text()) for folder in (tmp_path / "m", two_processes / "measured"))
     assert one["eval_rows"] == two["eval_rows"] == 65
     # but for those with shuffled rows, which are of the process's own batch

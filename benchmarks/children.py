@@ -1,0 +1,40 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""A benchmark that measures in processes of their own, so that memory is that of one model alone."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+CHILD = "--child"
+
+
+def peak_gb() -> float:
+    """The most memory that this process, or its part of the GPU, has had."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure(*arguments) -> dict:
+    """What the running script's `child(*arguments)` returns, called in a process of its own."""
+    command = [sys.executable, sys.argv[0], CHILD, json.dumps(arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def answer(child: Callable[..., dict]) -> bool:
+    """Whether this process is one of [`measure`]'s; prints what `child` returns where it is."""
+    if sys.argv[1:2] != [CHILD]:
+        return False
+    print(json.dumps(child(*json.loads(sys.argv[2]))))
+    return True
+
+
+def write_rows(rows: list[dict], path: str | None) -> None:
+    """The results as JSON, where a file is named."""
+    if path:
+        Path(path).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
