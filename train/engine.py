@@ -282,58 +282,57 @@ def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patie
         return step >= total or (patience is not None and misses >= patience)
 
     shown: dict[str, str] = {}
-    bar = tqdm(total=total, initial=step, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True)
-    for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
-        if done():
-            break
-        loader.batch_sampler.set_epoch(epoch, step % steps_per_epoch * accumulation)
-        loader.collate_fn.set_epoch(epoch)
-        for group in _accumulated(loader, accumulation):
-            model.train()
-            for output in training.backward(group):
-                for name, value in output.items():
-                    sums[name] = sums.get(name, 0) + value
-                counted += 1
-                finite.watch(output["loss"], step + 1)
-            norm = training.update()
-            step += 1
-            if training.skipped == 0:
-                scheduler.step()
-            if norm is not None and (accelerator.scaler is None or training.skipped > MAX_SKIPPED):
-                finite.watch(norm, step - max(0, training.skipped - 1))
-            bar.update()
-            # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics fail on it
-            if step % args.logging_steps == 0 or step % eval_steps == 0 or step == total:
-                stop_unless_finite(weights=step % eval_steps == 0 or step == total)
-                entry = {name: value / counted for name, value in over_processes().items()}
-                group = optimizer.param_groups[0]  # all have the same share of their own rate
-                entry |= {"learning_rate": args.learning_rate * group["lr"] / group["initial_lr"]} | ({} if norm is None else {"grad_norm": norm.item()})
-                entry = {"step": step, "epoch": step / steps_per_epoch, **entry, "seconds": time.perf_counter() - started}
-                record(entry)
-                shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
-                bar.set_postfix(shown)
-                sums, counted = {}, 0
-            if step % eval_steps == 0 or step == total:
-                metrics = evaluate()
-                if not all(math.isfinite(value) for name, value in metrics.items() if name.endswith("loss")):
-                    finite.watch(torch.tensor(math.nan, device=accelerator.device), step)
-                    stop_unless_finite(weights=False)
-                record({"step": step, "epoch": step / steps_per_epoch, **metrics, "seconds": time.perf_counter() - started})
-                write_json(accelerator, args.output_dir, HISTORY_FILE, history)
-                if accelerator.is_main_process:
-                    bar.write(f"epoch {step / steps_per_epoch:.2f}: {in_words(metrics)}")
-                if "eval_auc" in metrics:
-                    shown["auc"] = f"{metrics['eval_auc']:.4f}"
-                if criterion is not None:
-                    if criterion(metrics) > best:
-                        best, misses = criterion(metrics), 0
-                        on_best()
-                    else:
-                        misses += 1
-            checkpoints.after_step(step, model, optimizer, scheduler, loop, before_saving=lambda: stop_unless_finite(weights=True))
+    with tqdm(total=total, initial=step, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True) as bar:
+        for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
             if done():
                 break
-    bar.close()
+            loader.batch_sampler.set_epoch(epoch, step % steps_per_epoch * accumulation)
+            loader.collate_fn.set_epoch(epoch)
+            for group in _accumulated(loader, accumulation):
+                model.train()
+                for output in training.backward(group):
+                    for name, value in output.items():
+                        sums[name] = sums.get(name, 0) + value
+                    counted += 1
+                    finite.watch(output["loss"], step + 1)
+                norm = training.update()
+                step += 1
+                if training.skipped == 0:
+                    scheduler.step()
+                if norm is not None and (accelerator.scaler is None or training.skipped > MAX_SKIPPED):
+                    finite.watch(norm, step - max(0, training.skipped - 1))
+                bar.update()
+                # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics fail on it
+                if step % args.logging_steps == 0 or step % eval_steps == 0 or step == total:
+                    stop_unless_finite(weights=step % eval_steps == 0 or step == total)
+                    entry = {name: value / counted for name, value in over_processes().items()}
+                    group = optimizer.param_groups[0]  # all have the same share of their own rate
+                    entry |= {"learning_rate": args.learning_rate * group["lr"] / group["initial_lr"]} | ({} if norm is None else {"grad_norm": norm.item()})
+                    entry = {"step": step, "epoch": step / steps_per_epoch, **entry, "seconds": time.perf_counter() - started}
+                    record(entry)
+                    shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
+                    bar.set_postfix(shown)
+                    sums, counted = {}, 0
+                if step % eval_steps == 0 or step == total:
+                    metrics = evaluate()
+                    if not all(math.isfinite(value) for name, value in metrics.items() if name.endswith("loss")):
+                        finite.watch(torch.tensor(math.nan, device=accelerator.device), step)
+                        stop_unless_finite(weights=False)
+                    record({"step": step, "epoch": step / steps_per_epoch, **metrics, "seconds": time.perf_counter() - started})
+                    write_json(accelerator, args.output_dir, HISTORY_FILE, history)
+                    if accelerator.is_main_process:
+                        bar.write(f"epoch {step / steps_per_epoch:.2f}: {in_words(metrics)}")
+                    if "eval_auc" in metrics:
+                        shown["auc"] = f"{metrics['eval_auc']:.4f}"
+                    if criterion is not None:
+                        if criterion(metrics) > best:
+                            best, misses = criterion(metrics), 0
+                            on_best()
+                        else:
+                            misses += 1
+                checkpoints.after_step(step, model, optimizer, scheduler, loop, before_saving=lambda: stop_unless_finite(weights=True))
+                if done():
+                    break
     return history
 
 
