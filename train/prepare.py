@@ -3,6 +3,7 @@
 
     flip-ctr prepare --dataset ml-1m --output_dir data-1m                     # downloads the official archive
     flip-ctr prepare --dataset ml-100k --data_dir ml-100k.zip --split time --output_dir data-100k
+    flip-ctr prepare --dataset bookcrossing --data_dir BX-CSV-Dump.zip --output_dir data-bx
 
 The same as `python -m flip_ctr.train.prepare …` or `python train/prepare.py …`.
 """
@@ -13,7 +14,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_ctr.data import movielens
+from flip_ctr.data import bookcrossing, movielens
 from flip_ctr.data.dataset_folder import (
     REJECTED_NAME, check_output_dir, dataset_card, split_statistics, write_dataset_folder,
 )  # fmt: skip
@@ -23,12 +24,12 @@ from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.data.splits import RATIOS, SPLIT_RULES, check_both_classes, split_table
 from flip_ctr.train.arguments import parse_arguments
 
-DATASETS: dict[str, RawDataset] = movielens.DATASETS
+DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS
 
 
 @dataclass
 class PrepareArguments:
-    dataset: Literal["ml-100k", "ml-1m"] = field(metadata={"help": "Which dataset the raw files are."})
+    dataset: Literal["ml-100k", "ml-1m", "bookcrossing"] = field(metadata={"help": "Which dataset the raw files are."})
     output_dir: str = field(metadata={"help": "Dataset folder to write."})
     data_dir: str | None = field(
         default=None,
@@ -197,7 +198,7 @@ def summary(report: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    description = "Raw MovieLens files to a dataset folder."
+    description = "Raw files of MovieLens or BookCrossing to a dataset folder."
     args = parse_arguments(PrepareArguments, argv, prog="flip-ctr prepare", description=description)
     print(summary(run(args)))
     print(f"written to {args.output_dir}")
