@@ -41,7 +41,8 @@ CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Other lead bytes are left out, as they are capital letters that a symbol may follow in true latin-1.
 UTF8_AS_LATIN1 = re.compile("[\xc2-\xc5][\x80-\xbf]|\xe2[\x80-\xbf]{2}")
 # The same happened twice to most accents of BX-Books.csv, and between the two `?` took the place of what latin-1 does not
-# print: `ü` became `Ã?Â¼`, of which `Ã?¼` is left when `Â¼` is repaired. Of a capital letter nothing is left but `Ã?Â?` or `Ã?`.
+# print: `ü` became `Ã?Â¼`, of which `Ã?¼` is left when `Â¼` is repaired. Of a capital letter and of `ß` no more is left than
+# `Ã?Â?` or `Ã?`.
 ACCENT_BROKEN_TWICE = re.compile("Ã\\?(?:Â?([\xa0-\xbf])|Â\\?)?")
 NO_AUTHOR = ("n/a", "not applicable (na )", "unknown")
 
@@ -238,10 +239,11 @@ PAPER = "https://doi.org/10.1145/1060745.1060754"
 PAGE = "http://www2.informatik.uni-freiburg.de/~cziegler/BX/"  # that of the files' author; not online any more
 
 VALUES_NOTE = f"""\
-Ages outside {AGES[0]} to {AGES[-1]}, years outside {YEARS[0]} to {YEARS[-1]} and authors that say nothing (`Unknown`) are null. Escapes and HTML
-entities are resolved, accents of a wrong encoding repaired, control characters and superfluous spaces removed, ISBNs in upper
-case, and parts of a location that say nothing (empty, `n/a`) left out. Of several lines for an ISBN, a user or a user's rating
-of a book the first counts. How many values were changed is in `prepare_report.json`."""
+Ages outside {AGES[0]} to {AGES[-1]}, years outside {YEARS[0]} to {YEARS[-1]} and authors that say nothing
+(`Unknown`) are null. Escapes and HTML entities are resolved, accents of a wrong encoding repaired where that is possible,
+control characters and superfluous spaces removed, ISBNs in upper case, and parts of a location that say nothing (empty,
+`n/a`) left out. Of several lines for an ISBN, a user or a user's rating of a book the first counts. How many values were
+changed is in `prepare_report.json`."""
 
 LICENCE_NOTE = f"""\
 The data were collected from bookcrossing.com by Cai-Nicolas Ziegler in August and September 2004 and are described in the

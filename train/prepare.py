@@ -46,8 +46,8 @@ class PrepareArguments:
     drop_ratings: str | None = field(
         default=None,
         metadata={
-            "help": "Ratings to drop, comma separated; '' drops none. When not given: 3 of MovieLens, 0 (a book without a rating) "
-            "of bookcrossing."
+            "help": "Ratings to drop, comma separated; '' drops none. When not given: 3 of MovieLens, 0 (a book without a "
+            "rating) of bookcrossing."
         },
     )
     click_threshold: int | None = field(
@@ -90,8 +90,8 @@ class PrepareArguments:
             self.click_threshold = raw.click_threshold
         if not lowest < self.click_threshold <= highest:
             raise ValueError(
-                f"--click_threshold must be from {lowest + 1} to {highest} for {self.dataset}, whose ratings go from {lowest} to "
-                f"{highest}; got {self.click_threshold}."
+                f"--click_threshold must be from {lowest + 1} to {highest} for {self.dataset}, whose ratings go from {lowest} "
+                f"to {highest}; got {self.click_threshold}."
             )
 
     @property
