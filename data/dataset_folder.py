@@ -1,6 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Writing and reading a dataset folder: three Parquet splits, `schema.json`, a dataset card and `prepare_report.json`.
 
+One that was made from raw files also has `rejected.parquet`: each line that became no row, with file, line, reason and
+text; empty where there is none. It lies outside `data/`, so that nothing takes it for a split.
+
 A folder is written under a temporary name beside its own and renamed at the end: it is there complete, or not at all.
 """
 
@@ -19,8 +22,9 @@ from flip_ctr.data.splits import SPLITS
 
 REPORT_NAME = "prepare_report.json"
 CARD_NAME = "README.md"
+REJECTED_NAME = "rejected.parquet"
 # What a dataset folder may hold for `--overwrite_output_dir` to replace it; caches can be made again.
-OWN_ENTRIES = {SCHEMA_NAME, REPORT_NAME, CARD_NAME, "data", ".cache"}
+OWN_ENTRIES = {SCHEMA_NAME, REPORT_NAME, CARD_NAME, REJECTED_NAME, "data", ".cache"}
 
 
 def split_path(folder: Path, split: str) -> Path:
@@ -89,6 +93,7 @@ def write_dataset_folder(
     report: dict,
     card: str,
     overwrite: bool = False,
+    rejected: pa.Table | None = None,
 ) -> Path:
     """Writes a dataset folder and returns its path; where anything fails, what was there before stays as it was.
 
@@ -97,6 +102,7 @@ def write_dataset_folder(
         report: content of `prepare_report.json`.
         card: content of `README.md`, see [`dataset_card`].
         overwrite: whether a dataset folder of this name may be replaced.
+        rejected: content of `rejected.parquet`; without it there is no such file.
 
     Raises:
         FileExistsError: see [`check_output_dir`].
@@ -109,6 +115,8 @@ def write_dataset_folder(
         (partial / "data").mkdir(parents=True)
         for name, table in splits.items():
             pq.write_table(table, split_path(partial, name))
+        if rejected is not None:
+            pq.write_table(rejected, partial / REJECTED_NAME)
         schema.save(partial)
         (partial / REPORT_NAME).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / CARD_NAME).write_text(card, encoding="utf-8")
@@ -159,7 +167,8 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str]) -> 
 
     Args:
         report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept` and `splits` ([`split_statistics`]).
-        facts: `title`, `licence`, `licence_link` and `citation` of the raw data.
+        facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned, if
+            they were.
     """
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]]
     front_matter = {
@@ -192,6 +201,7 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str]) -> 
     ]
     column_header = ["column", "type", "entity", "views", "values in train", "nulls"]
     column_header += [f"unseen in {name}" for name in SPLITS[1:]]
+    values = f"\n{facts['values']}\n" if "values" in facts else ""
     accounts = [["rows read", report["rows_read"]]]
     accounts += [[f"dropped: {rule}", count] for rule, count in report["dropped"].items()]
     accounts += [["malformed, or of an unknown user or item", report["malformed"]], ["kept", report["rows_kept"]]]
@@ -201,7 +211,8 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str]) -> 
 # {facts["title"]}
 
 Made from the raw files of `{schema.dataset}` by `flip-ctr prepare`; read it with `datasets.load_dataset(this_folder)`.
-`{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count.
+`{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count, `{REJECTED_NAME}` every line that could not be
+read or used, with file, line, reason and text.
 
 * **Label** `{schema.label}`: {protocol["label_rule"]}.
 * **Split** `{protocol["split"]}`, {":".join(map(str, protocol["ratios"]))}, seed {protocol["split_seed"]}:
@@ -216,7 +227,7 @@ Made from the raw files of `{schema.dataset}` by `flip-ctr prepare`; read it wit
 {markdown_table(column_header, columns)}
 
 *Values* are distinct values; *unseen* is the share of rows whose value no training row has.
-
+{values}
 ## Where the rows went
 
 {markdown_table(["", "rows"], accounts)}

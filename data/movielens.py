@@ -1,24 +1,21 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """MovieLens-100K and MovieLens-1M: raw files to one typed table of ratings with their user's and movie's fields.
 
-The files are read line by line as distributed (latin-1). A line that cannot be used is never dropped silently: a
-`LineLog` counts it and keeps its number and reason.
+The files are read line by line as distributed (latin-1).
 """
 
-import io
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 
 from flip_ctr.configuration_flip import FlipField
-from flip_ctr.data.download import file_md5
-
-MAX_LISTED_LINES = 100  # of a file; all rejected lines are counted, the first are listed
+from flip_ctr.data.raw import (
+    LineLog, MalformedLine, RawDataset, check_width, join_entities, read_entities, read_rows, whole_number,
+)  # fmt: skip
 
 GENDERS = {"M": "male", "F": "female"}
 # codes of ml-1m, from its README
@@ -57,86 +54,9 @@ OCCUPATIONS = {
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-class MalformedLine(ValueError):
-    """A line that cannot be used: the reason, by which lines are counted, and the text that shows it."""
-
-    def __init__(self, reason: str, text: str):
-        super().__init__(reason, text)
-        self.reason, self.text = reason, text
-
-
-@dataclass
-class LineLog:
-    """Lines read and rejected, by file, and the share of rejected lines above which a file is refused."""
-
-    max_share: float = 0.001
-    files: dict[str, dict] = field(default_factory=dict)
-
-    def start(self, path) -> None:
-        self.files[path.name] = {
-            "md5": file_md5(path),
-            "lines": 0,
-            "malformed": 0,
-            "malformed_by_reason": Counter(),
-            "first_malformed": [],
-        }
-
-    def reject(self, path, number: int, error: MalformedLine) -> None:
-        entry = self.files[path.name]
-        entry["malformed"] += 1
-        entry["malformed_by_reason"][error.reason] += 1
-        if len(entry["first_malformed"]) < MAX_LISTED_LINES:
-            text = error.text if len(error.text) <= 80 else error.text[:77] + "..."
-            entry["first_malformed"].append({"line": number, "reason": error.reason, "text": text})
-
-    def finish(self, path) -> None:
-        """`ValueError` where the file is empty or has too many rejected lines."""
-        entry = self.files[path.name]
-        if not entry["lines"]:
-            raise ValueError(f"{path} is empty.")
-        share = entry["malformed"] / entry["lines"]
-        if share > self.max_share:
-            first = entry["first_malformed"][:5]
-            shown = "; ".join(f"line {one['line']}: {one['reason']}: {one['text']!r}" for one in first)
-            raise ValueError(
-                f"{path}: {entry['malformed']:,} of {entry['lines']:,} lines are malformed, a share of {share:.4g}; "
-                f"--max_malformed_share allows {self.max_share:g}. First: {shown}."
-            )
-
-
-def read_rows(path, separator: str, width: int, parse: Callable, log: LineLog) -> Iterator:
-    """What `parse` makes of each line's `width` values; a line that it or the width refuses goes to the log.
-
-    Lines end at line feeds only. Blank lines at the end are ignored, a blank line before that is malformed.
-    """
-    log.start(path)
-    entry, blank = log.files[path.name], []
-    with io.BufferedReader(path.open("rb")) as lines:
-        for number, line in enumerate(lines, 1):
-            text = line.decode("latin-1").rstrip("\r\n")
-            if not text:
-                blank.append(number)
-                continue
-            for empty in blank:
-                log.reject(path, empty, MalformedLine("blank line", ""))
-            blank.clear()
-            entry["lines"] = number
-            values = text.split(separator)
-            try:
-                if len(values) != width:
-                    raise MalformedLine(f"{len(values)} fields, not {width} separated by {separator!r}", text)
-                row = parse(values)
-            except MalformedLine as error:
-                log.reject(path, number, error)
-            else:
-                yield row
-    log.finish(path)
-
-
-def whole_number(name: str, text: str) -> int:
-    if not text.isdecimal() or len(text) > 18:  # 18 digits always fit 64 bits
-        raise MalformedLine(f"{name} is not a whole number", text)
-    return int(text)
+def split_at(separator: str, width: int) -> Callable[[str], list[str]]:
+    """Takes a line of `width` values apart."""
+    return lambda text: check_width(text.split(separator), width, separator, text)
 
 
 def text_or_none(name: str, text: str) -> str | None:
@@ -205,25 +125,9 @@ def read_genres(path, log: LineLog) -> list[str]:
             raise MalformedLine(f"genre number is not {len(genres)}, the next one", values[1])
         genres.append(values[0])
 
-    for _ in read_rows(path, "|", 2, parse, log):
+    for _ in read_rows(path, split_at("|", 2), parse, log):
         pass
     return genres
-
-
-def read_entities(path, separator: str, width: int, parse: Callable, columns: dict, log: LineLog):
-    """The table of a side file, and the row of each id in it; the first column is the id, which must not come twice."""
-    rows = {}
-
-    def parse_new(values):
-        row = parse(values)
-        if row[0] in rows:
-            raise MalformedLine(f"{next(iter(columns))} comes a second time", values[0])
-        rows[row[0]] = len(rows)
-        return row
-
-    values = list(read_rows(path, separator, width, parse_new, log))
-    arrays = [pa.array(column, type=kind) for column, kind in zip(zip(*values), columns.values())]
-    return pa.table(arrays, names=list(columns)) if values else pa.schema(columns).empty_table(), rows
 
 
 def read_ratings(path, separator: str, users: dict, movies: dict, side_files: tuple, log: LineLog) -> np.ndarray:
@@ -242,7 +146,7 @@ def read_ratings(path, separator: str, users: dict, movies: dict, side_files: tu
             raise MalformedLine(f"movie is not in {side_files[1]}", movie)
         return user_row, movie_row, ratings[rating], whole_number("timestamp", timestamp)
 
-    rows = chain.from_iterable(read_rows(path, separator, 4, parse, log))
+    rows = chain.from_iterable(read_rows(path, split_at(separator, 4), parse, log))
     return np.fromiter(rows, dtype=np.int64).reshape(-1, 4)
 
 
@@ -278,18 +182,15 @@ def read_movielens(dataset: str, folder, log: LineLog) -> pa.Table:
     if dataset == "ml-100k":
         genres = read_genres(folder / files[3], log)
         separator = "\t"
-        users, user_rows = read_entities(users_path, "|", 5, parse_user_100k, user_columns(pa.int64()), log)
-        movies, movie_rows = read_entities(
-            movies_path, "|", 5 + len(genres), lambda values: parse_movie_100k(values, genres), MOVIE_COLUMNS, log
-        )
+        users, user_rows = read_entities(users_path, split_at("|", 5), parse_user_100k, user_columns(pa.int64()), log)
+        parse_movie = partial(parse_movie_100k, genres=genres)
+        movies, movie_rows = read_entities(movies_path, split_at("|", 5 + len(genres)), parse_movie, MOVIE_COLUMNS, log)
     else:
         separator = "::"
-        users, user_rows = read_entities(users_path, "::", 5, parse_user_1m, user_columns(pa.string()), log)
-        movies, movie_rows = read_entities(movies_path, "::", 3, parse_movie_1m, MOVIE_COLUMNS, log)
+        users, user_rows = read_entities(users_path, split_at("::", 5), parse_user_1m, user_columns(pa.string()), log)
+        movies, movie_rows = read_entities(movies_path, split_at("::", 3), parse_movie_1m, MOVIE_COLUMNS, log)
     ratings = read_ratings(ratings_path, separator, user_rows, movie_rows, files[1:3], log)
-    table = users.take(pa.array(ratings[:, 0]))
-    for name, column in zip(MOVIE_COLUMNS, movies.take(pa.array(ratings[:, 1])).columns):
-        table = table.append_column(name, column)
+    table = join_entities(users, ratings[:, 0], movies, ratings[:, 1])
     return table.append_column("timestamp", pa.array(ratings[:, 3])).append_column("rating", pa.array(ratings[:, 2]))
 
 
@@ -340,3 +241,20 @@ def card_facts(dataset: str) -> dict[str, str]:
         "licence": LICENCE_NOTE.format(readme=readme),
         "citation": CITATION,
     }
+
+
+DATASETS = {
+    name: RawDataset(
+        name=name,
+        files=files,
+        read=partial(read_movielens, name),
+        fields=partial(movielens_fields, name),
+        card_facts=card_facts(name),
+        ratings=range(1, 6),
+        drop_ratings=(3,),
+        click_threshold=4,
+        item_column="movie_id",
+        time_column="timestamp",
+    )
+    for name, files in RAW_FILES.items()
+}

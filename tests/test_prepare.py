@@ -162,8 +162,8 @@ def test_label_rule_is_an_option(tmp_path):
     assert sum(one["clicks"] for one in nothing_dropped["splits"].values()) == stars.count(5)
     dropped = run("ml-1m", raw, tmp_path / "b", drop_ratings="2, 3")["dropped"]
     assert dropped == {"rating 2": stars.count(2), "rating 3": stars.count(3)}
-    with pytest.raises(ValueError, match="--click_threshold 6.*0 of them clicks"):
-        run("ml-1m", raw, tmp_path / "c", click_threshold=6)
+    with pytest.raises(ValueError, match="--drop_ratings 4,5 and --click_threshold 4 has .* 0 of them clicks"):
+        run("ml-1m", raw, tmp_path / "c", drop_ratings="4,5")
 
 
 def test_cold_items_are_counted_as_unseen(tmp_path):
@@ -193,8 +193,27 @@ def test_malformed_lines_are_counted_with_number_and_reason(tmp_path):
     assert report["malformed"] == entry["malformed"] == sum(entry["malformed_by_reason"].values()) == len(bad)
     assert report["rows_read"] == len(ratings)
     assert report["rows_kept"] == report["rows_read"] - report["malformed"] - report["dropped"]["rating 3"]
+    rejected = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert [list(one.values()) for one in rejected] == [["ratings.dat", n, bad[n][1], bad[n][0]] for n in sorted(bad)]
     summary = prepare.summary(report)
     assert "ratings.dat, line 3: 3 fields" in summary and "5 more malformed lines" in summary
+
+
+def test_every_rejected_line_is_written_not_only_the_first_hundred(tmp_path):
+    ratings = rating_rows() + [["999::2::5::0"]] * 150
+    report = run("ml-1m", write_1m(tmp_path / "raw", ratings), tmp_path / "out", max_malformed_share=0.5)
+    rejected = pq.read_table(tmp_path / "out" / "rejected.parquet")
+    assert len(rejected) == report["malformed"] == 150
+    assert rejected["line"].to_pylist() == list(range(len(ratings) - 149, len(ratings) + 1))
+    assert len(report["raw_files"]["ratings.dat"]["first_malformed"]) == 100
+
+
+def test_without_rejected_lines_the_file_is_there_and_empty(tmp_path):
+    raw, out = write_1m(tmp_path / "raw"), tmp_path / "out"
+    run("ml-1m", raw, out)
+    rejected = pq.read_table(out / "rejected.parquet")
+    assert rejected.column_names == ["file", "line", "reason", "text"] and len(rejected) == 0
+    run("ml-1m", raw, out, overwrite_output_dir=True)  # the file is no obstacle
 
 
 def test_too_many_malformed_lines_are_an_error_and_leave_nothing(tmp_path):
@@ -386,6 +405,10 @@ def test_own_data_can_be_written_as_a_dataset_folder(tmp_path):
 
 WRONG_OPTIONS = [
     ({"drop_ratings": "3;4"}, "--drop_ratings takes ratings from 1 to 5.*'3;4'"),
+    ({"drop_ratings": "0"}, "--drop_ratings takes ratings from 1 to 5 for ml-1m.*'0'"),
+    ({"drop_ratings": "1 2"}, "--drop_ratings takes ratings from 1 to 5.*'1 2'"),
+    ({"click_threshold": 6}, "--click_threshold must be from 2 to 5 for ml-1m.*got 6"),
+    ({"click_threshold": 1}, "--click_threshold must be from 2 to 5 for ml-1m.*got 1"),
     ({"max_malformed_share": 5}, "--max_malformed_share is a share, from 0 to 1; got 5"),
     ({"split": "leave_one_out"}, "--split must be one of random, time"),
     ({"dataset": "ml-20m"}, "--dataset must be one of ml-100k, ml-1m"),

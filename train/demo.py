@@ -357,7 +357,7 @@ def score_rows(checkpoint: Path, rows: list[dict], dataset: str) -> str:
 
 
 def item_column(dataset: str) -> str:
-    return "item_id" if dataset == DATASET else prepare.ROW_KEY[1]
+    return "item_id" if dataset == DATASET else prepare.DATASETS[dataset].item_column
 
 
 def step(text: str) -> None:
