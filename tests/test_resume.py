@@ -1,10 +1,10 @@
 """A run that is killed goes on as if nothing had happened: the same weights, bit for bit."""
 
-import errno
 import json
 import multiprocessing
 import os
 import random
+import resource as rlimit
 import signal
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from flip_ctr.train import resume
+from flip_ctr.train import checkpoint, resume
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.resume import PARTIAL, PREEMPTED, step_checkpoints
 
@@ -208,23 +208,51 @@ def test_wrong_flags_are_refused(options, message):
         FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", **options)
 
 
-def test_a_full_disk_leaves_earlier_checkpoints(tmp_path, dataset_dir, monkeypatch):
+@pytest.fixture
+def no_room():
+    """From its call on no file can grow beyond 32 kB: writing fails as on a full disk, in whatever library writes."""
+    before = rlimit.getrlimit(rlimit.RLIMIT_FSIZE)
+    yield lambda: rlimit.setrlimit(rlimit.RLIMIT_FSIZE, (32_768, before[1]))
+    rlimit.setrlimit(rlimit.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_earlier_checkpoints(tmp_path, dataset_dir, monkeypatch, no_room):
     write, written = resume._write, []
 
     def full(path, content):
         written.append(path)
-        if len(written) > 5:  # in the middle of the third checkpoint
-            raise OSError(errno.ENOSPC, "No space left on device")
+        if len(written) == 6:  # in the middle of the third checkpoint
+            no_room()
         write(path, content)
 
     monkeypatch.setattr(resume, "_write", full)
-    with pytest.raises(
-        OSError, match="checkpoint-3 could not be saved .*No space left on device. Whole ones there: checkpoint-1, checkpoint-2"
-    ):
-        tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="1")
+    wide = {"id_embedding_size": 32}
+    with pytest.raises(OSError, match="checkpoint-3 could not be saved .*File too large. Whole ones there: checkpoint-1, checkpoint-2"):
+        tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="1", **wide)
     assert not [name for name in os.listdir(tmp_path / "m") if name.startswith(PARTIAL)]
+    rlimit.setrlimit(rlimit.RLIMIT_FSIZE, (rlimit.RLIM_INFINITY, rlimit.getrlimit(rlimit.RLIMIT_FSIZE)[1]))
     monkeypatch.setattr(resume, "_write", write)
-    go_on(dataset_dir, tmp_path / "m")
+    go_on(dataset_dir, tmp_path / "m", **wide)
+
+
+def test_a_full_disk_leaves_the_best_model(tmp_path, dataset_dir, monkeypatch, no_room):
+    saved = []
+
+    def full(*args):
+        saved.append(0)
+        if len(saved) == 2:
+            kept.update({path: path.read_bytes() for path in (tmp_path / "m").iterdir()})
+            no_room()
+        checkpoint_save(*args)
+
+    kept = {}
+    checkpoint_save = checkpoint._save
+    monkeypatch.setattr(checkpoint, "_save", full)
+    with pytest.raises(OSError, match="the checkpoint could not be saved in .*[Ff]ile too large.*What lay there is as it was"):
+        tiny.finetune(dataset_dir, None, tmp_path / "m", id_embedding_size=128, num_train_epochs=6, max_train_samples=400)
+    weights = tmp_path / "m" / "model.safetensors"
+    assert kept[weights] == weights.read_bytes() and len(kept[weights]) > 32_768
+    assert {path.name for path in kept} == {path.name for path in (tmp_path / "m").iterdir()}
 
 
 def test_an_early_stop_is_remembered(tmp_path, dataset_dir):

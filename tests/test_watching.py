@@ -161,6 +161,12 @@ def test_tensorboard_gets_the_history(tmp_path, dataset_dir, plm):
         assert logged == [(entry["step"], pytest.approx(entry[name], rel=1e-5)) for entry in history if name in entry], name
 
 
+def test_fp16_on_a_cpu_is_refused(tmp_path, dataset_dir):
+    """Accelerate would train in float32 and say nothing."""
+    with pytest.raises(ValueError, match="--mixed_precision fp16 needs a GPU; on a CPU choose bf16 or no"):
+        tiny.finetune(dataset_dir, None, tmp_path / "m", mixed_precision="fp16")
+
+
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, dataset_dir, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--report_to trackio: the package trackio is not installed \(pip install 'flip-ctr\[trackio\]'\)"):

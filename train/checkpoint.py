@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 
 from flip_ctr.modeling_flip import FlipForCTR
@@ -51,24 +52,35 @@ def save(accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, a
 
     Everything is written beside first and then put in place, so that no file is ever half-written; files of another checkpoint that lay
     there go.
+
+    Raises:
+        OSError: it cannot be written; what lay there stays.
     """
     accelerator.wait_for_everyone()
     model = whole_model(accelerator, model)
     if accelerator.is_main_process:
-        with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=PARTIAL) as partial:
-            if isinstance(model, PeftModel):
-                save_adapter(model, partial, args.model_name_or_path)
-            else:
-                model.save_pretrained(partial)
-            processor.save_pretrained(partial)
-            write_json(accelerator, partial, RECORD, record)
-            new = os.listdir(partial)
-            for name in new:
-                os.replace(os.path.join(partial, name), os.path.join(args.output_dir, name))
-            for name in os.listdir(args.output_dir):
-                if matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in new:
-                    os.remove(os.path.join(args.output_dir, name))
+        try:
+            _save(accelerator, model, processor, args, record)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(f"the checkpoint could not be saved in {args.output_dir}: {reason}. What lay there is as it was") from error
     accelerator.wait_for_everyone()
+
+
+def _save(accelerator, model, processor, args, record) -> None:
+    with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=PARTIAL) as partial:
+        if isinstance(model, PeftModel):
+            save_adapter(model, partial, args.model_name_or_path)
+        else:
+            model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        write_json(accelerator, partial, RECORD, record)
+        new = os.listdir(partial)
+        for name in new:
+            os.replace(os.path.join(partial, name), os.path.join(args.output_dir, name))
+        for name in os.listdir(args.output_dir):
+            if matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in new:
+                os.remove(os.path.join(args.output_dir, name))
 
 
 def best_model(accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainArguments,

@@ -217,8 +217,12 @@ class StepCheckpoints:
 
 
 def _write(path: str, content) -> None:
+    """Writes a file of torch's. `OSError` where it cannot be written."""
     with open(path, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, of the archive that it could not end
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())  # a machine that goes down must not leave a name without its bytes
 
