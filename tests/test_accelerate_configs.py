@@ -140,7 +140,7 @@ def test_settings_of_the_launcher_that_contradict_the_recipe(variable, value, me
 
 
 def fake(kind: DistributedType, processes: int = 2, **state) -> SimpleNamespace:
-    return SimpleNamespace(distributed_type=kind, num_processes=processes, state=SimpleNamespace(**state),
+    return SimpleNamespace(mixed_precision="no", distributed_type=kind, num_processes=processes, state=SimpleNamespace(**state),
                            deepspeed_plugin=state.get("deepspeed_plugin"))  # fmt: skip
 
 
