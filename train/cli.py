@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if options is not None and options.accelerate_config is not None and launch(command, options, rest, recipe.parse):
             return 0
         recipe.main(rest)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:  # (an attention that is not installed, say)
         if os.environ.get("RANK", "0") != "0":
             time.sleep(OTHERS_WAIT)  # the launcher ends this process once the first one has said it
         print(f"flip-ctr {command}: error: {error}", file=sys.stderr)
