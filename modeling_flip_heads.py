@@ -57,6 +57,15 @@ class GatherRows(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+def gather_unequal(rows: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """The rows of all processes in rank order, without gradients; `lengths` says how many each has."""
+    # padded to the longest: collectives of equal sizes work on every backend
+    padded = nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, max(lengths) - len(rows))).contiguous()
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths)])
+
+
 def gather_rows(embeds: torch.Tensor, training: bool = True) -> tuple[torch.Tensor, int]:
     """The rows of all processes in rank order, `(B, d)` -> `(sum of B, d)`, and the number of this process's first one.
 
@@ -69,10 +78,7 @@ def gather_rows(embeds: torch.Tensor, training: bool = True) -> tuple[torch.Tens
     sizes = [torch.empty(1, dtype=torch.long, device=embeds.device) for _ in range(world_size())]
     dist.all_gather(sizes, sizes[0].new_tensor([len(embeds)]))
     sizes = torch.cat(sizes).tolist()
-    padded = nn.functional.pad(embeds, (0, 0, 0, max(sizes) - len(embeds)))
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes)]), sum(sizes[: dist.get_rank()])
+    return gather_unequal(embeds, sizes), sum(sizes[: dist.get_rank()])
 
 
 def share_of_total(total: torch.Tensor, training: bool) -> torch.Tensor:

@@ -5,10 +5,13 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from flip_ctr.train.step import TrainingStep
 
 CHILD = "--child"
 
@@ -18,6 +21,21 @@ def peak_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def timed(step: TrainingStep, group: list[dict[str, torch.Tensor]]) -> float:
+    """Seconds of one optimizer step."""
+    started = time.perf_counter()
+    step.backward(group)
+    step.update()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def take_turns(runs: list, warm_up: int, number: int) -> list[list[float]]:
+    """Seconds of each run's `timed_step`, batch by batch, after some to warm up."""
+    return [[run.timed_step() for run in runs] for _ in range(warm_up + number)][warm_up:]
 
 
 def measure(*arguments) -> dict:

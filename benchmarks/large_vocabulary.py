@@ -10,13 +10,12 @@ machine slows both; memory is the peak of a process that trains one size alone.
 """
 
 import statistics
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from children import answer, measure, peak_gb, write_rows
+from children import answer, measure, peak_gb, take_turns, timed, write_rows
 from transformers import BertConfig, HfArgumentParser
 
 from flip_ctr.configuration_flip import MASK_ID, NUM_RESERVED_IDS, FlipConfig
@@ -97,18 +96,13 @@ class Run:
 
     def timed_step(self) -> float:
         batch = self.batch()
-        started = time.perf_counter()
-        self.step.backward([batch])
-        self.step.update()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return timed(self.step, [batch])
 
 
 def child(recipe: str, optimizer: str, batch_size: int, num_batches: int, sizes: list[int]) -> dict:
     """Seconds of a step at each size, taking turns, and the process's peak memory in GB."""
     runs = [Run(recipe, optimizer, size, batch_size) for size in sizes]
-    seconds = [[run.timed_step() for run in runs] for _ in range(WARM_UP + num_batches)][WARM_UP:]
+    seconds = take_turns(runs, WARM_UP, num_batches)
     ratios = [times[-1] / times[0] for times in seconds]
     return {
         "seconds": [statistics.median(times) for times in zip(*seconds)],

@@ -9,12 +9,11 @@ noisy machine slows both. Memory is the growth of a process that trains with the
 
 import gc
 import statistics
-import time
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from children import answer, measure, peak_gb, write_rows
+from children import answer, measure, peak_gb, take_turns, timed, write_rows
 from transformers import HfArgumentParser
 
 from flip_ctr.data.collators import FlipPretrainingCollator
@@ -84,18 +83,13 @@ class Run:
         batch = next(self.batches)
         parts = zip(*(tensor.chunk(self.accumulation) for tensor in batch.values()))
         group = [dict(zip(batch, part)) for part in parts]
-        started = time.perf_counter()
-        self.step.backward(group)
-        self.step.update()
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return timed(self.step, group)
 
 
 def child(dataset_dir: str, plm: str, batch_size: int, num_batches: int, switches: list[dict]) -> dict:
     """Seconds of a step with each set of switches, taking turns, and the growth of the process's peak memory."""
     runs = [Run(dataset_dir, plm, batch_size, options) for options in switches]
-    seconds = [[run.timed_step() for run in runs] for _ in range(WARM_UP + num_batches)][WARM_UP:]
+    seconds = take_turns(runs, WARM_UP, num_batches)
     return {
         "seconds": statistics.median(times[-1] for times in seconds),
         "ratio": statistics.median(times[-1] / times[0] for times in seconds),

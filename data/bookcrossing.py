@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.raw import (
-    LineLog, MalformedLine, RawDataset, UnusedLine, check_width, join_entities, read_entities, read_rows, whole_number,
+    CONTROL_CHARACTER, LineLog, MalformedLine, RawDataset, UnusedLine, check_width, join_entities, read_entities, read_rows, whole_number,
 )  # fmt: skip
 
 RAW_FILES = ("BX-Book-Ratings.csv", "BX-Books.csv", "BX-Users.csv")
@@ -36,7 +36,6 @@ QUOTED = re.compile(r'"((?:[^"\\]++|\\.|"(?!;|\Z))*+)"(?:;|\Z)')
 UNQUOTED = re.compile(r'([^";]*)(?:;|\Z)')
 ESCAPED = re.compile(r"""\\(["'\\])""")
 ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|\w+);")
-CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # UTF-8 that was read as latin-1: the two bytes of a letter with an accent, the three of a typographic quote or dash.
 # Other lead bytes are left out, as they are capital letters that a symbol may follow in true latin-1.
 UTF8_AS_LATIN1 = re.compile("[\xc2-\xc5][\x80-\xbf]|\xe2[\x80-\xbf]{2}")

@@ -4,7 +4,6 @@
 The files are read line by line as distributed (latin-1).
 """
 
-import re
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.raw import (
-    LineLog, MalformedLine, RawDataset, check_width, join_entities, read_entities, read_rows, whole_number,
+    CONTROL_CHARACTER, LineLog, MalformedLine, RawDataset, check_width, join_entities, read_entities, read_rows, whole_number,
 )  # fmt: skip
 
 GENDERS = {"M": "male", "F": "female"}
@@ -51,7 +50,6 @@ OCCUPATIONS = {
     "19": "unemployed",
     "20": "writer",
 }
-CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def split_at(separator: str, width: int) -> Callable[[str], list[str]]:

@@ -5,6 +5,7 @@ A line of a raw file either becomes a row, or a `LineLog` keeps it with its numb
 """
 
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.download import file_md5
 
 MAX_LISTED_LINES = 100  # of a file, in the report; `rejected.parquet` has all
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 REJECTED_COLUMNS = {"file": pa.string(), "line": pa.int64(), "reason": pa.string(), "text": pa.string()}
 
 

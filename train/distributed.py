@@ -51,8 +51,9 @@ def check_accelerator(accelerator: Accelerator) -> None:
     """Checks that Accelerate runs what its launcher was asked for, and that FSDP's settings fit these models.
 
     Raises:
-        ValueError: fp16 on a CPU, which Accelerate would silently leave out; the processes do not know of each other, FSDP or DeepSpeed was asked for and is not in use, or FSDP is of
-            version 1, loads the model in the first process only, or does not cut at the PLM's blocks.
+        ValueError: fp16 on a CPU, which Accelerate would silently leave out; the processes do not know of each other, FSDP or
+            DeepSpeed was asked for and is not in use, or FSDP is of version 1, loads the model in the first process only, or does not
+            cut at the PLM's blocks.
     """
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("--mixed_precision fp16 needs a GPU; on a CPU choose bf16 or no")

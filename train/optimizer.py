@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
-from flip_ctr.modeling_flip_heads import FlipMTMHead, world_size
+from flip_ctr.modeling_flip_heads import FlipMTMHead, gather_unequal, world_size
 from flip_ctr.modeling_id_tower import FeatureEmbedding
 from flip_ctr.train.arguments import TrainArguments
 
@@ -154,23 +154,25 @@ def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device)
     """AdamW with its own learning rate for the PLM; no weight decay on tables, biases, norms and single scalars. Feature tables are
     left to a row-wise optimizer where `--embedding_optimizer` asks for one; it needs [`use_sparse_tables`] first."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    features = {id(table.weight) for table in feature_tables(model).values()}
+    tables = list(feature_tables(model).values())
+    features = {id(table.weight) for table in tables}
+    row_wise = [table.weight for table in tables if table.sparse]
+    elsewhere = {id(weight) for weight in row_wise}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not (id(parameter) in features and args.embedding_optimizer != "dense"):
+        if parameter.requires_grad and id(parameter) not in elsewhere:
             rate = (args.embedding_learning_rate if id(parameter) in features else None) or args.learning_rate
             rate = args.plm_learning_rate if ".text_encoder." in name else rate
             decay = args.weight_decay if parameter.ndim > 1 and id(parameter) not in embeddings else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     listed = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
     dense = AdamW(listed, fused=device.type in FUSED_ON)
-    tables = [table.weight for table in feature_tables(model).values() if table.sparse]
-    if not tables:
+    if not row_wise:
         return dense
-    row_wise = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}[args.embedding_optimizer]
+    kind = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}[args.embedding_optimizer]
     penalised = {id(table.weight) for table in input_tables(model).values()}
-    groups = [{"params": [table], "l2": args.embedding_l2 * (id(table) in penalised)} for table in tables]
-    return CombinedOptimizer(dense, row_wise(groups, lr=args.embedding_learning_rate or args.learning_rate))
+    of_rows = [{"params": [weight], "l2": args.embedding_l2 * (id(weight) in penalised)} for weight in row_wise]
+    return CombinedOptimizer(dense, kind(of_rows, lr=args.embedding_learning_rate or args.learning_rate))
 
 
 def use_sparse_tables(model: nn.Module) -> None:
@@ -246,12 +248,6 @@ def _gather_pairs(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[s
     dist.all_gather(sizes, mine)
     sizes = torch.stack(sizes).T.tolist()  # (tables, processes)
     gathered = {}
-    for (name, parts), lengths in zip(pairs.items(), sizes):
-        # padded to the longest: collectives of equal sizes work on every backend
-        padded = [nn.functional.pad(part, (0, 0) * (part.ndim - 1) + (0, max(lengths) - len(part))) for part in parts]
-        everyone = [[torch.empty_like(part) for _ in range(world)] for part in padded]
-        for part, received in zip(padded, everyone):
-            dist.all_gather(received, part.contiguous())
-        rows, values = (torch.cat([one[:n] for one, n in zip(received, lengths)]) for received in everyone)
-        gathered[name] = rows, values / world
+    for (name, (rows, values)), lengths in zip(pairs.items(), sizes):
+        gathered[name] = gather_unequal(rows, lengths), gather_unequal(values, lengths) / world
     return gathered

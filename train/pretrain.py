@@ -98,7 +98,7 @@ def run(args: PretrainArguments) -> dict:
 
     # 4. Batches with masks
     masks = {name: getattr(args, name) for name in ("text_mask_ratio", "id_mask_ratio", "mask_unit")}
-    masks["num_noise"] = args.mtm_num_noise
+    masks["num_noise"] = args.mtm_num_noise if args.mtm_weight else 0
     loader = make_loader(
         train_set, FlipPretrainingCollator(processor, args.seed, args.unk_rate, **masks),
         args.per_device_train_batch_size, accelerator, args.seed, workers=args.dataloader_num_workers,

@@ -74,7 +74,7 @@ class TrainingStep:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
             if isinstance(norm, float):  # of DeepSpeed, which has clipped and updated in the backward pass
                 return torch.tensor(norm, device=self.accelerator.device)
-            return norm.full_tensor() if isinstance(norm, DTensor) else norm
+            return _whole(norm)
         self.accelerator.unscale_gradients()
         values = self.tables.sparse_values()
         dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
@@ -87,8 +87,12 @@ class TrainingStep:
 
 def weights_are_finite(model: nn.Module) -> bool:
     """Whether all weights are numbers, and none so large that its square is not (1e19). Under FSDP all processes must call it."""
-    norm = get_total_norm([parameter.detach() for parameter in model.parameters()])
-    return bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite())
+    return bool(_whole(get_total_norm([parameter.detach() for parameter in model.parameters()])).isfinite())
+
+
+def _whole(norm: torch.Tensor) -> torch.Tensor:
+    """A norm as a plain tensor: under FSDP it comes in shares."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class FiniteWatch:
