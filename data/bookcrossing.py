@@ -1,5 +1,5 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""BookCrossing: the raw CSV files, with their dirt, to one typed table of ratings with their user's and book's fields.
+"""BookCrossing: the raw CSV files, with their dirt, to typed tables of users, books and ratings.
 
 The files are `;`-separated with a header, by whose names the columns are found. Inside a quoted value a quote is `\\"` and a
 backslash `\\\\`. Not every quote was escaped, so that one inside a value counts as text unless a `;` or the end of the line
@@ -9,19 +9,17 @@ follows. Values that are changed are counted by kind (`values_changed` of the re
 import html
 import re
 from collections.abc import Callable
-from functools import partial
-from itertools import chain
 
-import numpy as np
 import pyarrow as pa
 
 from flip_ctr.configuration_flip import FlipField
-from flip_ctr.data.raw import (
-    CONTROL_CHARACTER, LineLog, MalformedLine, RawDataset, UnusedLine, check_width, join_entities, read_entities, read_rows, whole_number,
-)  # fmt: skip
+from flip_ctr.data.datasets import RawDataset
+from flip_ctr.data.preparation import Join
+from flip_ctr.data.raw import CONTROL_CHARACTER, MalformedLine, RawTable, check_width, line_table, whole_number
 
 RAW_FILES = ("BX-Book-Ratings.csv", "BX-Books.csv", "BX-Users.csv")
 RATINGS = range(0, 11)  # 1 to 10, and 0 for a book that was entered without a rating
+RATINGS_BY_TEXT = {str(rating): rating for rating in RATINGS}
 AGES = range(5, 101)
 # the crawl was in August and September 2004, when books of the next year were on sale already
 YEARS = range(1800, 2006)
@@ -30,6 +28,7 @@ USER_COLUMNS = {"user_id": pa.int64(), "location": pa.string(), "age": pa.int64(
 BOOK_COLUMNS = {
     "isbn": pa.string(), "title": pa.string(), "author": pa.string(), "year": pa.int64(), "publisher": pa.string(),
 }  # fmt: skip
+RATING_COLUMNS = {"user_id": pa.int64(), "isbn": pa.string(), "rating": pa.int64()}
 
 SEPARATOR = ";"
 QUOTED = re.compile(r'"((?:[^"\\]++|\\.|"(?!;|\Z))*+)"(?:;|\Z)')
@@ -142,78 +141,46 @@ def tidy_isbn(text: str | None) -> str:
     return isbn
 
 
-def read_users(path, log: LineLog) -> tuple[pa.Table, dict]:
-    changed = partial(log.count_change, path)
-
-    def parse(values):
-        user, location, age = values
-        return whole_number("user id", user or ""), tidy_location(location, changed), number_in("age", age, AGES, changed)
-
-    split = columns_of(path, ("User-ID", "Location", "Age"))
-    return read_entities(path, split, parse, USER_COLUMNS, log, header_lines=1, again=UnusedLine)
+def parse_user(values: list, changed: Callable[[str], None]) -> tuple:
+    user, location, age = values
+    return whole_number("user id", user or ""), tidy_location(location, changed), number_in("age", age, AGES, changed)
 
 
-def read_books(path, log: LineLog) -> tuple[pa.Table, dict]:
-    changed = partial(log.count_change, path)
-
-    def parse(values):
-        isbn, title, author, year, publisher = values
-        author = tidy(author, changed)
-        if author is not None and author.lower() in NO_AUTHOR:
-            changed("author that says nothing")
-            author = None
-        year = number_in("year", year, YEARS, changed)
-        return tidy_isbn(isbn), tidy(title, changed), author, year, tidy(publisher, changed)
-
-    split = columns_of(path, ("ISBN", "Book-Title", "Book-Author", "Year-Of-Publication", "Publisher"))
-    return read_entities(path, split, parse, BOOK_COLUMNS, log, header_lines=1, again=UnusedLine)
+def parse_book(values: list, changed: Callable[[str], None]) -> tuple:
+    isbn, title, author, year, publisher = values
+    author = tidy(author, changed)
+    if author is not None and author.lower() in NO_AUTHOR:
+        changed("author that says nothing")
+        author = None
+    year = number_in("year", year, YEARS, changed)
+    return tidy_isbn(isbn), tidy(title, changed), author, year, tidy(publisher, changed)
 
 
-def read_ratings(path, users: dict, books: dict, log: LineLog) -> np.ndarray:
-    """`(N, 3)` int64: row of the user, row of the book, rating (0 to 10).
-
-    Of the original ratings a tenth are of books that BX-Books.csv lacks: they are unused, not malformed.
-    """
-    ratings = {str(rating): rating for rating in RATINGS}
-    seen = set()
-
-    def parse(values):
-        user, isbn, rating = values
-        if rating not in ratings:
-            raise MalformedLine(f"rating is not a whole number from {RATINGS[0]} to {RATINGS[-1]}", rating or "")
-        user_row, book_row = users.get(whole_number("user id", user or "")), books.get(tidy_isbn(isbn))
-        if user_row is None:
-            raise UnusedLine(f"user is not in {RAW_FILES[2]}", user)
-        if book_row is None:
-            raise UnusedLine(f"book is not in {RAW_FILES[1]}", isbn)
-        if (user_row, book_row) in seen:
-            raise UnusedLine("user has rated this book on an earlier line", isbn)
-        seen.add((user_row, book_row))
-        return user_row, book_row, ratings[rating]
-
-    rows = read_rows(path, columns_of(path, ("User-ID", "ISBN", "Book-Rating")), parse, log, header_lines=1)
-    return np.fromiter(chain.from_iterable(rows), dtype=np.int64).reshape(-1, 3)
+def parse_rating(values: list, changed: Callable[[str], None]) -> tuple:
+    user, isbn, rating = values
+    if rating not in RATINGS_BY_TEXT:
+        raise MalformedLine(f"rating is not a whole number from {RATINGS[0]} to {RATINGS[-1]}", rating or "")
+    return whole_number("user id", user or ""), tidy_isbn(isbn), RATINGS_BY_TEXT[rating]
 
 
-def read_bookcrossing(folder, log: LineLog) -> pa.Table:
-    """All usable ratings, in file order.
+def bookcrossing_tables(folder) -> list[RawTable]:
+    """The tables of users, books and ratings (0 to 10).
 
     Args:
         folder: a `pathlib.Path` or `zipfile.Path` that holds `RAW_FILES`.
-        log: counts the lines read and rejected, and the values changed.
-
-    Returns:
-        Table of user_id, location, age, isbn, title, author, year, publisher and rating (0 to 10, int64).
 
     Raises:
-        ValueError: a file is empty, lacks a column, or has a larger share of malformed lines than the log allows.
+        ValueError: a file's header lacks a column.
     """
-    ratings_path, books_path, users_path = (folder / name for name in RAW_FILES)
-    users, user_rows = read_users(users_path, log)
-    books, book_rows = read_books(books_path, log)
-    ratings = read_ratings(ratings_path, user_rows, book_rows, log)
-    table = join_entities(users, ratings[:, 0], books, ratings[:, 1])
-    return table.append_column("rating", pa.array(ratings[:, 2]))
+    ratings, books, users = (folder / name for name in RAW_FILES)
+    user_split = columns_of(users, ("User-ID", "Location", "Age"))
+    book_split = columns_of(books, ("ISBN", "Book-Title", "Book-Author", "Year-Of-Publication", "Publisher"))
+    rating_split = columns_of(ratings, ("User-ID", "ISBN", "Book-Rating"))
+    return [
+        line_table("users", users, USER_COLUMNS, user_split, parse_user, header_lines=1),
+        line_table("books", books, BOOK_COLUMNS, book_split, parse_book, header_lines=1),
+        line_table("ratings", ratings, RATING_COLUMNS, rating_split, parse_rating, header_lines=1),
+    ]
 
 
 def bookcrossing_fields(ids_in_prompt: bool = False) -> list[FlipField]:
@@ -267,7 +234,14 @@ DATASETS = {
     "bookcrossing": RawDataset(
         name="bookcrossing",
         files=RAW_FILES,
-        read=read_bookcrossing,
+        tables=bookcrossing_tables,
+        # of the original ratings a tenth are of books that BX-Books.csv lacks: they are unused, not malformed
+        joins=(
+            Join("users", {"user_id": "user_id"}, "unused", "unused", f"user is not in {RAW_FILES[2]}"),
+            Join("books", {"isbn": "isbn"}, "unused", "unused", f"book is not in {RAW_FILES[1]}"),
+        ),
+        unique=True,
+        again_reason="user has rated this book on an earlier line",
         fields=bookcrossing_fields,
         card_facts={
             "title": "BookCrossing for click-through rate prediction",
@@ -279,7 +253,7 @@ DATASETS = {
         ratings=RATINGS,
         drop_ratings=(0,),
         click_threshold=8,
-        item_column="isbn",
+        item="isbn",
         described_at=f'Ziegler et al., "Improving Recommendation Lists Through Topic Diversification", {PAPER}',
     )
 }

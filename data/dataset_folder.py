@@ -1,5 +1,5 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Writing and reading a dataset folder: three Parquet splits, `schema.json`, a dataset card and `prepare_report.json`.
+"""Writing and reading a dataset folder: three splits in Parquet shards, `schema.json`, a dataset card and `prepare_report.json`.
 
 One that was made from raw files also has `rejected.parquet`: each line that became no row, with file, line, reason and
 text; empty where there is none. It lies outside `data/`, so that nothing takes it for a split.
@@ -7,28 +7,32 @@ text; empty where there is none. It lies outside `data/`, so that nothing takes 
 A folder is written under a temporary name beside its own and renamed at the end: it is there complete, or not at all.
 """
 
+import contextlib
 import json
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
+from flip_ctr.data.raw import REJECTED_COLUMNS
 from flip_ctr.data.schema import SCHEMA_NAME, DatasetSchema
 from flip_ctr.data.splits import SPLITS
 
 REPORT_NAME = "prepare_report.json"
 CARD_NAME = "README.md"
 REJECTED_NAME = "rejected.parquet"
+PICTURE_NAME = "dataset.png"
+SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
+ROWS_PER_SHARD, ROWS_PER_GROUP = 2**20, 2**14  # small groups: streaming shuffles them
 # What a dataset folder may hold for `--overwrite_output_dir` to replace it; caches can be made again.
-OWN_ENTRIES = {SCHEMA_NAME, REPORT_NAME, CARD_NAME, REJECTED_NAME, "data", ".cache"}
+OWN_ENTRIES = {SCHEMA_NAME, REPORT_NAME, CARD_NAME, REJECTED_NAME, PICTURE_NAME, "data", ".cache"}
 
 
-def split_path(folder: Path, split: str) -> Path:
-    return folder / "data" / f"{split}-00000-of-00001.parquet"
+def shard_path(folder: Path, split: str, shard: int = 0, shards: int = 1) -> Path:
+    return folder / "data" / f"{split}-{shard:05}-of-{shards:05}.parquet"
 
 
 def read_split(dataset_dir: str | Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -75,9 +79,8 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
             f"--output_dir {output_dir} is not a dataset folder (it has no {SCHEMA_NAME}), so --overwrite_output_dir "
             "does not replace it; name another folder."
         )
-    own_data = {split_path(output_dir, split) for split in SPLITS}
     foreign = entries - OWN_ENTRIES
-    foreign |= {f"data/{path.name}" for path in (output_dir / "data").glob("*") if path not in own_data}
+    foreign |= {f"data/{path.name}" for path in (output_dir / "data").glob("*") if not SHARD.fullmatch(path.name)}
     if foreign:
         raise FileExistsError(
             f"--output_dir {output_dir} also holds {', '.join(sorted(foreign)[:5])}, which --overwrite_output_dir "
@@ -86,23 +89,11 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
     return output_dir
 
 
-def write_dataset_folder(
-    output_dir: str | Path,
-    splits: dict[str, pa.Table],
-    schema: DatasetSchema,
-    report: dict,
-    card: str,
-    overwrite: bool = False,
-    rejected: pa.Table | None = None,
-) -> Path:
-    """Writes a dataset folder and returns its path; where anything fails, what was there before stays as it was.
+@contextlib.contextmanager
+def new_dataset_folder(output_dir: str | Path, overwrite: bool = False) -> Iterator[tuple[Path, Path]]:
+    """Yields a folder to fill, and one for work on the way; the first becomes `output_dir` when all is done.
 
-    Args:
-        splits: the rows of `train`, `validation` and `test`.
-        report: content of `prepare_report.json`.
-        card: content of `README.md`, see [`dataset_card`].
-        overwrite: whether a dataset folder of this name may be replaced.
-        rejected: content of `rejected.parquet`; without it there is no such file.
+    Where anything fails, what was there before stays as it was, and nothing else is left.
 
     Raises:
         FileExistsError: see [`check_output_dir`].
@@ -111,15 +102,10 @@ def write_dataset_folder(
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     # a sibling, so that a rename stays within one file system
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as temporary:
-        partial, replaced = Path(temporary) / "new", Path(temporary) / "old"
+        partial, replaced, work = (Path(temporary) / name for name in ("new", "old", "work"))
         (partial / "data").mkdir(parents=True)
-        for name, table in splits.items():
-            pq.write_table(table, split_path(partial, name))
-        if rejected is not None:
-            pq.write_table(rejected, partial / REJECTED_NAME)
-        schema.save(partial)
-        (partial / REPORT_NAME).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (partial / CARD_NAME).write_text(card, encoding="utf-8")
+        work.mkdir()
+        yield partial, work
         try:
             if output_dir.exists():
                 output_dir.rename(replaced)
@@ -128,31 +114,82 @@ def write_dataset_folder(
             if replaced.exists():
                 replaced.rename(output_dir)
             raise
-    return output_dir
 
 
-def split_statistics(splits: dict[str, pa.Table], schema: DatasetSchema) -> dict[str, dict]:
-    """For each split its rows, clicks and click rate, and for each field its distinct values and nulls and, outside
-    `train`, the share of rows whose value `train` never has (a null is not a value)."""
-    known = {field.name: pc.unique(splits["train"][field.name]) for field in schema.fields}
-    statistics = {}
-    for name, table in splits.items():
-        clicks = pc.sum(table[schema.label]).as_py()
-        columns = {}
-        for field in schema.fields:
-            column = table[field.name]
-            columns[field.name] = {"values": pc.count_distinct(column).as_py(), "nulls": column.null_count}
-            if name != "train":
-                values = column.drop_null()
-                seen = pc.sum(pc.is_in(values, value_set=known[field.name])).as_py() or 0
-                columns[field.name]["unseen_share"] = round((len(values) - seen) / len(table), 6)
-        statistics[name] = {
-            "rows": len(table),
-            "clicks": clicks,
-            "click_rate": round(clicks / len(table), 6),
-            "fields": columns,
-        }
-    return statistics
+def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -> None:
+    """Writes the rows of a split into shards of `ROWS_PER_SHARD`, of which there is at least one.
+
+    Args:
+        rows: how many there are. `ValueError` where it is another number.
+    """
+    shards, written, writer = max(1, -(-rows // ROWS_PER_SHARD)), 0, None
+    try:
+        for batch in _groups(batches, schema):
+            if written % ROWS_PER_SHARD == 0:
+                if writer is not None:
+                    writer.close()
+                writer = pq.ParquetWriter(shard_path(folder, split, written // ROWS_PER_SHARD, shards), schema)
+            writer.write_table(batch, row_group_size=ROWS_PER_GROUP)
+            written += len(batch)
+        if writer is None:
+            writer = pq.ParquetWriter(shard_path(folder, split, 0, 1), schema)
+    finally:
+        if writer is not None:
+            writer.close()
+    if written != rows:
+        raise ValueError(f"split '{split}': {written:,} rows were written, and there should be {rows:,}.")
+
+
+def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in tables of `ROWS_PER_GROUP`, the last of fewer, however the batches were cut."""
+    waiting, count = [], 0
+    for batch in batches:
+        while len(batch):
+            part = batch.slice(0, ROWS_PER_GROUP - count)
+            batch = batch.slice(len(part))
+            waiting.append(part)
+            count += len(part)
+            if count == ROWS_PER_GROUP:
+                yield pa.Table.from_batches(waiting, schema)
+                waiting, count = [], 0
+    if waiting:
+        yield pa.Table.from_batches(waiting, schema)
+
+
+def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Writes the lines that became no row, in the order of files and lines; the file is there also where there are none."""
+    schema = pa.schema(REJECTED_COLUMNS)
+    with pq.ParquetWriter(folder / REJECTED_NAME, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch.select(schema.names).cast(schema))
+
+
+def write_texts(folder: Path, schema: DatasetSchema, report: dict, card: str) -> None:
+    """Writes `schema.json`, `prepare_report.json` and `README.md`."""
+    schema.save(folder)
+    (folder / REPORT_NAME).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def write_dataset_folder(
+    output_dir: str | Path, splits: dict[str, pa.Table], schema: DatasetSchema, report: dict, card: str, overwrite: bool = False
+) -> Path:
+    """Writes rows in memory as a dataset folder and returns its path; see [`new_dataset_folder`].
+
+    Args:
+        splits: the rows of `train`, `validation` and `test`.
+        report: content of `prepare_report.json`.
+        card: content of `README.md`.
+        overwrite: whether a dataset folder of this name may be replaced.
+
+    Raises:
+        FileExistsError: see [`check_output_dir`].
+    """
+    with new_dataset_folder(output_dir, overwrite) as (folder, _):
+        for name, table in splits.items():
+            write_split(folder, name, table.to_batches(), table.schema, len(table))
+        write_texts(folder, schema, report, card)
+    return Path(output_dir).expanduser().resolve()
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence], right: bool = True) -> str:
@@ -160,85 +197,3 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence], right: bool 
     cells = [header, ["---"] + ["---:" if right else "---"] * (len(header) - 1), *rows]
     lines = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str]) -> str:
-    """The dataset card, with the front matter by which `datasets.load_dataset(folder)` finds the splits.
-
-    Args:
-        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept` and `splits` ([`split_statistics`]).
-        facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned, if
-            they were.
-    """
-    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]]
-    front_matter = {
-        "pretty_name": facts["title"],
-        "license": "other",
-        "license_name": schema.dataset,
-        "license_link": facts["licence_link"],
-        "task_categories": ["tabular-classification"],
-        "tags": ["click-through-rate", "recommendation", "flip-ctr"],
-        "configs": [{"config_name": "default", "data_files": files}],
-    }
-    splits, protocol = report["splits"], schema.protocol
-    keys = [field for field in schema.fields if field.key]
-    rows = []
-    for name, one in splits.items():
-        counts = [one["fields"][field.name]["values"] for field in keys]
-        rows.append([name, one["rows"], one["clicks"], f"{one['click_rate']:.4f}", *counts])
-    split_header = ["split", "rows", "clicks", "click rate", *(f"{field.wording}s" for field in keys)]
-    columns = [
-        [
-            f"`{field.name}`",
-            field.type,
-            field.entity,
-            " + ".join(field.sides),
-            splits["train"]["fields"][field.name]["values"],
-            sum(one["fields"][field.name]["nulls"] for one in splits.values()),
-            *(f"{100 * splits[name]['fields'][field.name]['unseen_share']:.2f} %" for name in SPLITS[1:]),
-        ]
-        for field in schema.fields
-    ]
-    column_header = ["column", "type", "entity", "views", "values in train", "nulls"]
-    column_header += [f"unseen in {name}" for name in SPLITS[1:]]
-    values = f"\n{facts['values']}\n" if "values" in facts else ""
-    accounts = [["rows read", report["rows_read"]]]
-    accounts += [[f"dropped: {rule}", count] for rule, count in report["dropped"].items()]
-    accounts += [["malformed, or of an unknown user or item", report["malformed"]], ["kept", report["rows_kept"]]]
-    return f"""---
-{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---
-
-# {facts["title"]}
-
-Made from the raw files of `{schema.dataset}` by `flip-ctr prepare`; read it with `datasets.load_dataset(this_folder)`.
-`{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count, `{REJECTED_NAME}` every line that could not be
-read or used, with file, line, reason and text.
-
-* **Label** `{schema.label}`: {protocol["label_rule"]}.
-* **Split** `{protocol["split"]}`, {":".join(map(str, protocol["ratios"]))}, seed {protocol["split_seed"]}:
-  {protocol["split_rule"]}.
-
-## Splits
-
-{markdown_table(split_header, rows)}
-
-## Fields
-
-{markdown_table(column_header, columns)}
-
-*Values* are distinct values; *unseen* is the share of rows whose value no training row has.
-{values}
-## Where the rows went
-
-{markdown_table(["", "rows"], accounts)}
-
-## Licence
-
-{facts["licence"]}
-
-## Citation
-
-```bibtex
-{facts["citation"]}
-```
-"""

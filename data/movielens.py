@@ -1,20 +1,18 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""MovieLens-100K and MovieLens-1M: raw files to one typed table of ratings with their user's and movie's fields.
+"""MovieLens-100K and MovieLens-1M: raw files to typed tables of users, movies and ratings.
 
 The files are read line by line as distributed (latin-1).
 """
 
 from collections.abc import Callable
 from functools import partial
-from itertools import chain
 
-import numpy as np
 import pyarrow as pa
 
 from flip_ctr.configuration_flip import FlipField
-from flip_ctr.data.raw import (
-    CONTROL_CHARACTER, LineLog, MalformedLine, RawDataset, check_width, join_entities, read_entities, read_rows, whole_number,
-)  # fmt: skip
+from flip_ctr.data.datasets import RawDataset
+from flip_ctr.data.preparation import Join
+from flip_ctr.data.raw import CONTROL_CHARACTER, MalformedLine, RawTable, check_width, line_table, whole_number
 
 GENDERS = {"M": "male", "F": "female"}
 # codes of ml-1m, from its README
@@ -77,7 +75,17 @@ def code(name: str, text: str, meanings: dict) -> str | None:
     return meanings.get(text)
 
 
-def parse_user_100k(values: list[str]) -> tuple:
+RAW_FILES = {
+    "ml-100k": ("u.data", "u.user", "u.item", "u.genre"),
+    "ml-1m": ("ratings.dat", "users.dat", "movies.dat"),
+}
+TITLES = {"ml-100k": "MovieLens-100K", "ml-1m": "MovieLens-1M"}
+RATINGS_BY_TEXT = {str(rating): rating for rating in range(1, 6)}
+MOVIE_COLUMNS = {"movie_id": pa.int64(), "title": pa.string(), "genre": pa.string()}
+RATING_COLUMNS = {"user_id": pa.int64(), "movie_id": pa.int64(), "rating": pa.int64(), "timestamp": pa.int64()}
+
+
+def parse_user_100k(values: list[str], changed) -> tuple:
     user, age, gender, occupation, zip_code = values
     years = whole_number("age", age) if age else None
     return (
@@ -89,7 +97,7 @@ def parse_user_100k(values: list[str]) -> tuple:
     )
 
 
-def parse_user_1m(values: list[str]) -> tuple:
+def parse_user_1m(values: list[str], changed) -> tuple:
     user, gender, age, occupation, zip_code = values
     return (
         whole_number("user id", user),
@@ -100,7 +108,7 @@ def parse_user_1m(values: list[str]) -> tuple:
     )
 
 
-def parse_movie_100k(values: list[str], genres: list[str]) -> tuple:
+def parse_movie_100k(values: list[str], changed, genres: list[str]) -> tuple:
     movie, title, flags = values[0], values[1], values[5:]  # between them: two release dates and a URL
     if not set(flags) <= {"0", "1"}:
         raise MalformedLine("a genre flag is not 0 or 1", "|".join(flags))
@@ -108,52 +116,34 @@ def parse_movie_100k(values: list[str], genres: list[str]) -> tuple:
     return whole_number("movie id", movie), text_or_none("title", title), genre or None
 
 
-def parse_movie_1m(values: list[str]) -> tuple:
+def parse_movie_1m(values: list[str], changed) -> tuple:
     movie, title, genres = values
     genre = text_or_none("genre", genres.replace("|", ", "))
     return whole_number("movie id", movie), text_or_none("title", title), genre
 
 
-def read_genres(path, log: LineLog) -> list[str]:
-    """Names of ml-100k's genre flags, in the order of the flags."""
-    genres = []
+def parse_rating(values: list[str], changed) -> tuple:
+    user, movie, rating, timestamp = values
+    if rating not in RATINGS_BY_TEXT:
+        raise MalformedLine("rating is not a whole number from 1 to 5", rating)
+    return (
+        whole_number("user id", user),
+        whole_number("movie id", movie),
+        RATINGS_BY_TEXT[rating],
+        whole_number("timestamp", timestamp),
+    )
 
-    def parse(values):
+
+def genre_table(path, genres: list[str]) -> RawTable:
+    """Names of ml-100k's genre flags, in the order of the flags, which it also puts into `genres`."""
+
+    def parse(values, changed):
         if values[1] != str(len(genres)):
             raise MalformedLine(f"genre number is not {len(genres)}, the next one", values[1])
         genres.append(values[0])
+        return (values[0],)
 
-    for _ in read_rows(path, split_at("|", 2), parse, log):
-        pass
-    return genres
-
-
-def read_ratings(path, separator: str, users: dict, movies: dict, side_files: tuple, log: LineLog) -> np.ndarray:
-    """`(N, 4)` int64: row of the user, row of the movie, rating (1 to 5), timestamp (seconds since 1970)."""
-    ratings = {str(rating): rating for rating in range(1, 6)}
-
-    def parse(values):
-        user, movie, rating, timestamp = values
-        if rating not in ratings:
-            raise MalformedLine("rating is not a whole number from 1 to 5", rating)
-        user_row = users.get(whole_number("user id", user))
-        movie_row = movies.get(whole_number("movie id", movie))
-        if user_row is None:
-            raise MalformedLine(f"user is not in {side_files[0]}", user)
-        if movie_row is None:
-            raise MalformedLine(f"movie is not in {side_files[1]}", movie)
-        return user_row, movie_row, ratings[rating], whole_number("timestamp", timestamp)
-
-    rows = chain.from_iterable(read_rows(path, split_at(separator, 4), parse, log))
-    return np.fromiter(rows, dtype=np.int64).reshape(-1, 4)
-
-
-RAW_FILES = {
-    "ml-100k": ("u.data", "u.user", "u.item", "u.genre"),
-    "ml-1m": ("ratings.dat", "users.dat", "movies.dat"),
-}
-TITLES = {"ml-100k": "MovieLens-100K", "ml-1m": "MovieLens-1M"}
-MOVIE_COLUMNS = {"movie_id": pa.int64(), "title": pa.string(), "genre": pa.string()}
+    return line_table("genres", path, {"genre_name": pa.string()}, split_at("|", 2), parse)
 
 
 def user_columns(age: pa.DataType) -> dict:
@@ -161,35 +151,31 @@ def user_columns(age: pa.DataType) -> dict:
     return {"user_id": pa.int64(), "gender": pa.string(), "age": age} | texts
 
 
-def read_movielens(dataset: str, folder, log: LineLog) -> pa.Table:
-    """All usable ratings of `ml-100k` or `ml-1m`, in file order.
+def movielens_tables(dataset: str, folder) -> list[RawTable]:
+    """The tables of `ml-100k` or `ml-1m`: users, movies and ratings (1 to 5, with a timestamp in seconds since 1970).
 
     Args:
         folder: a `pathlib.Path` or `zipfile.Path` that holds `RAW_FILES[dataset]`.
-        log: counts the lines read and rejected.
-
-    Returns:
-        Table of user_id, gender, age, occupation, zip_code, movie_id, title, genre, timestamp (seconds since 1970,
-        int64) and rating (1 to 5, int64).
-
-    Raises:
-        ValueError: a file is empty, or has a larger share of malformed lines than the log allows.
     """
     files = RAW_FILES[dataset]
-    ratings_path, users_path, movies_path = (folder / name for name in files[:3])
-    if dataset == "ml-100k":
-        genres = read_genres(folder / files[3], log)
-        separator = "\t"
-        users, user_rows = read_entities(users_path, split_at("|", 5), parse_user_100k, user_columns(pa.int64()), log)
-        parse_movie = partial(parse_movie_100k, genres=genres)
-        movies, movie_rows = read_entities(movies_path, split_at("|", 5 + len(genres)), parse_movie, MOVIE_COLUMNS, log)
-    else:
-        separator = "::"
-        users, user_rows = read_entities(users_path, split_at("::", 5), parse_user_1m, user_columns(pa.string()), log)
-        movies, movie_rows = read_entities(movies_path, split_at("::", 3), parse_movie_1m, MOVIE_COLUMNS, log)
-    ratings = read_ratings(ratings_path, separator, user_rows, movie_rows, files[1:3], log)
-    table = join_entities(users, ratings[:, 0], movies, ratings[:, 1])
-    return table.append_column("timestamp", pa.array(ratings[:, 3])).append_column("rating", pa.array(ratings[:, 2]))
+    ratings, users, movies = (folder / name for name in files[:3])
+    if dataset == "ml-1m":
+        return [
+            line_table("users", users, user_columns(pa.string()), split_at("::", 5), parse_user_1m),
+            line_table("movies", movies, MOVIE_COLUMNS, split_at("::", 3), parse_movie_1m),
+            line_table("ratings", ratings, RATING_COLUMNS, split_at("::", 4), parse_rating),
+        ]
+    genres: list[str] = []  # known once their file was read, which is the first
+
+    def split_movie(text):
+        return split_at("|", 5 + len(genres))(text)
+
+    return [
+        genre_table(folder / files[3], genres),
+        line_table("users", users, user_columns(pa.int64()), split_at("|", 5), parse_user_100k),
+        line_table("movies", movies, MOVIE_COLUMNS, split_movie, partial(parse_movie_100k, genres=genres)),
+        line_table("ratings", ratings, RATING_COLUMNS, split_at("\t", 4), parse_rating),
+    ]
 
 
 def movielens_fields(dataset: str, ids_in_prompt: bool = False) -> list[FlipField]:
@@ -245,14 +231,18 @@ DATASETS = {
     name: RawDataset(
         name=name,
         files=files,
-        read=partial(read_movielens, name),
+        tables=partial(movielens_tables, name),
+        joins=(
+            Join("users", {"user_id": "user_id"}, missing_reason=f"user is not in {files[1]}"),
+            Join("movies", {"movie_id": "movie_id"}, missing_reason=f"movie is not in {files[2]}"),
+        ),
         fields=partial(movielens_fields, name),
         card_facts=card_facts(name),
         ratings=range(1, 6),
         drop_ratings=(3,),
         click_threshold=4,
-        item_column="movie_id",
-        time_column="timestamp",
+        item="movie_id",
+        time="timestamp",
     )
     for name, files in RAW_FILES.items()
 }

@@ -1,60 +1,32 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""What the modules of the raw datasets share: what `prepare` asks of one, and lines read so that none is lost silently.
+"""Raw files to typed Parquet, as a stream: what the readers of all datasets share.
 
-A line of a raw file either becomes a row, or a `LineLog` keeps it with its number and reason.
+A line of a raw file becomes a row of a typed table, or a `LineLog` keeps it with its number and reason. Neither rows nor
+rejected lines pile up in memory.
 """
 
+import gzip
 import io
 import re
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.download import file_md5
 
 MAX_LISTED_LINES = 100  # of a file, in the report; `rejected.parquet` has all
+CHUNK_ROWS = 65_536
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 REJECTED_COLUMNS = {"file": pa.string(), "line": pa.int64(), "reason": pa.string(), "text": pa.string()}
-
-
-@dataclass(frozen=True)
-class RawDataset:
-    """One raw dataset, as `prepare` sees it.
-
-    Args:
-        name: its name for `--dataset`.
-        files: the raw files; the first holds the ratings.
-        read: `(folder, log)` to the table of all usable ratings, in file order, with the column `rating`.
-        fields: `ids_in_prompt` to the fields of a row.
-        card_facts: what the dataset card says of the raw data: `title`, `licence`, `licence_link`, `citation`, and
-            `values` where values are changed on the way.
-        ratings: the ratings that the raw file may hold.
-        drop_ratings: ratings that are no part of the dataset, unless `--drop_ratings` says otherwise.
-        click_threshold: a rating of at least this is a click, unless `--click_threshold` says otherwise.
-        item_column: column that names the item; `user_id` names the user.
-        time_column: column of the time of a rating; `None` where the raw files have none.
-        described_at: where the files are described, for a dataset that is not downloaded; `None` where it is.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    read: Callable[..., pa.Table]
-    fields: Callable[[bool], list[FlipField]]
-    card_facts: dict[str, str]
-    ratings: range
-    drop_ratings: tuple[int, ...]
-    click_threshold: int
-    item_column: str
-    user_column: str = "user_id"
-    time_column: str | None = None
-    described_at: str | None = None
-
-    @property
-    def row_key(self) -> tuple[str, str]:
-        return self.user_column, self.item_column
+SINK_COLUMNS = REJECTED_COLUMNS | {"_file": pa.int32()}  # and what they are ordered by in the end
+# of each row of a typed table: its running number, the number of its file in the log, its line in that file
+PLACE_COLUMNS = {"_row": pa.int64(), "_file": pa.int32(), "_line": pa.int64()}
 
 
 class RejectedLine(ValueError):
@@ -74,15 +46,50 @@ class UnusedLine(RejectedLine):
 
 
 @dataclass
+class RowChunk:
+    """Rows of one file: where they stand, `(rows,)`, and their columns, in the order and with the types of the table."""
+
+    file: str
+    lines: Sequence[int]
+    columns: list[pa.Array]
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """One table of a raw dataset.
+
+    Args:
+        name: what joins call it.
+        columns: its columns and their types.
+        files: its files in order, `pathlib.Path` or `zipfile.Path`, by the names under which the log knows them.
+        read: reads them all as a stream of [`RowChunk`]s; each line that becomes no row goes to the log.
+        has_lines: whether the files are text, whose lines can be shown.
+    """
+
+    name: str
+    columns: dict[str, pa.DataType]
+    files: dict[str, Path]
+    read: Callable[["LineLog"], Iterator[RowChunk]]
+    has_lines: bool = True
+
+
+@dataclass
 class LineLog:
-    """Lines read and rejected, by file, and the share of malformed lines above which a file is refused."""
+    """Lines read and rejected, by file.
+
+    Args:
+        max_share: share of malformed lines above which a file is refused.
+        sink: Parquet file for the rejected lines; without one they are counted only.
+    """
 
     max_share: float = 0.001
+    sink: Path | None = None
     files: dict[str, dict] = field(default_factory=dict)
-    rejected: list[tuple[str, int, str, str]] = field(default_factory=list)  # as REJECTED_COLUMNS
+    _waiting: list[tuple] = field(default_factory=list)  # as SINK_COLUMNS
+    _writer: pq.ParquetWriter | None = None
 
-    def start(self, path) -> None:
-        self.files[path.name] = {
+    def start(self, name: str, path) -> None:
+        self.files[name] = {
             "md5": file_md5(path),
             "lines": 0,
             "malformed": 0,
@@ -92,29 +99,36 @@ class LineLog:
             "values_changed": Counter(),
         }
 
-    def reject(self, path, number: int, error: RejectedLine, line: str) -> None:
-        entry = self.files[path.name]
-        self.rejected.append((path.name, number, error.reason, line))
+    def number(self, name: str) -> int:
+        return list(self.files).index(name)
+
+    def reject(self, name: str, line: int, error: RejectedLine, text: str) -> None:
+        entry = self.files[name]
+        if self.sink is not None:
+            self._waiting.append((name, line, error.reason, text, self.number(name)))
+            if len(self._waiting) >= CHUNK_ROWS:
+                self.flush()
         if isinstance(error, UnusedLine):
             entry["unused_by_reason"][error.reason] += 1
             return
         entry["malformed"] += 1
         entry["malformed_by_reason"][error.reason] += 1
         if len(entry["first_malformed"]) < MAX_LISTED_LINES:
-            text = error.text if len(error.text) <= 80 else error.text[:77] + "..."
-            entry["first_malformed"].append({"line": number, "reason": error.reason, "text": text})
+            shown = error.text if len(error.text) <= 80 else error.text[:77] + "..."
+            entry["first_malformed"].append({"line": line, "reason": error.reason, "text": shown})
 
-    def count_change(self, path, kind: str) -> None:
+    def count_change(self, name: str, kind: str, times: int = 1) -> None:
         """Counts a value that is not kept as it stands in the file."""
-        self.files[path.name]["values_changed"][kind] += 1
+        self.files[name]["values_changed"][kind] += times
 
-    def finish(self, path) -> None:
+    def check(self, name: str, path) -> None:
         """`ValueError` where the file is empty or has too many malformed lines."""
-        entry = self.files[path.name]
+        entry = self.files[name]
         if not entry["lines"]:
             raise ValueError(f"{path} is empty.")
         share = entry["malformed"] / entry["lines"]
         if share > self.max_share:
+            entry["first_malformed"].sort(key=lambda one: one["line"])
             first = entry["first_malformed"][:5]
             shown = "; ".join(f"line {one['line']}: {one['reason']}: {one['text']!r}" for one in first)
             raise ValueError(
@@ -122,40 +136,152 @@ class LineLog:
                 f"--max_malformed_share allows {self.max_share:g}. First: {shown}."
             )
 
-    def rejected_table(self) -> pa.Table:
-        """Every rejected line: its file, number, reason and whole text."""
-        columns = zip(*self.rejected) if self.rejected else [[]] * len(REJECTED_COLUMNS)
-        arrays = [pa.array(column, type=kind) for column, kind in zip(columns, REJECTED_COLUMNS.values())]
-        return pa.table(arrays, names=list(REJECTED_COLUMNS))
+    def flush(self) -> None:
+        if self.sink is None:
+            return
+        schema = pa.schema(SINK_COLUMNS)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.sink, schema)
+        if self._waiting:
+            columns = [pa.array(column, kind) for column, kind in zip(zip(*self._waiting), SINK_COLUMNS.values())]
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            self._waiting.clear()
+
+    def close(self) -> None:
+        """Ends the file of rejected lines, which is there also where there are none."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
-def read_rows(path, split: Callable[[str], list], parse: Callable, log: LineLog, header_lines: int = 0) -> Iterator:
-    """What `parse` makes of the values into which `split` takes each line; a line that either refuses goes to the log.
+# --- files -------------------------------------------------------------------------------------------------------------
 
-    Lines are latin-1 and end at line feeds only. Blank lines at the end are ignored, a blank line before that is
-    malformed. Lines of the header are neither read nor counted; the others keep their numbers in the file.
+
+def open_raw(path) -> io.BufferedIOBase:
+    """A raw file as bytes, unpacked where its name ends in `.gz`."""
+    file = path.open("rb")
+    return gzip.open(file) if path.name.endswith(".gz") else io.BufferedReader(file)
+
+
+def raw_lines(path) -> Iterator[bytes]:
+    """The lines of a raw file with their ends. `ValueError` where a packed file is cut off or damaged."""
+    number = 0
+    try:
+        with open_raw(path) as file:
+            for number, line in enumerate(file, 1):
+                yield line
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: the packed file is cut off or damaged after line {number:,} ({error}); fetch it again, or unpack what "
+            "can be unpacked and name that."
+        ) from error
+
+
+def read_rows(
+    name: str, path, split: Callable[[str], list], parse: Callable, log: LineLog, header_lines: int = 0, encoding: str = "latin-1"
+) -> Iterator[tuple[int, tuple]]:
+    """The number of each line and what `parse` makes of the values into which `split` takes it; a line that either refuses goes
+    to the log.
+
+    Lines end at line feeds only. Blank lines at the end are ignored, a blank line before that is malformed. Lines of the
+    header are neither read nor counted; the others keep their numbers in the file.
     """
-    log.start(path)
-    entry, blank = log.files[path.name], []
-    with io.BufferedReader(path.open("rb")) as lines:
-        for number, line in enumerate(lines, 1):
-            if number <= header_lines:
-                continue
-            text = line.decode("latin-1").rstrip("\r\n")
-            if not text:
-                blank.append(number)
-                continue
-            for empty in blank:
-                log.reject(path, empty, MalformedLine("blank line", ""), "")
-            blank.clear()
+    log.start(name, path)
+    entry, blank = log.files[name], []
+    for number, line in enumerate(raw_lines(path), 1):
+        if number <= header_lines:
+            continue
+        try:
+            text = line.decode(encoding).rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            text = line.decode(encoding, "backslashreplace").rstrip("\r\n")
+            log.reject(name, number, MalformedLine(f"bytes that are not {encoding}", repr(line[error.start : error.end])), text)
             entry["lines"] = number - header_lines
-            try:
-                row = parse(split(text))
-            except RejectedLine as error:
-                log.reject(path, number, error, text)
-            else:
-                yield row
-    log.finish(path)
+            continue
+        if not text:
+            blank.append(number)
+            continue
+        for empty in blank:
+            log.reject(name, empty, MalformedLine("blank line", ""), "")
+        blank.clear()
+        entry["lines"] = number - header_lines
+        try:
+            row = parse(split(text))
+        except RejectedLine as error:
+            log.reject(name, number, error, text)
+        else:
+            yield number, row
+    log.check(name, path)
+
+
+def in_chunks(name: str, rows: Iterable[tuple[int, tuple]], columns: dict[str, pa.DataType]) -> Iterator[RowChunk]:
+    """Rows as [`read_rows`] gives them, in chunks of bounded size."""
+    lines, values = [], []
+
+    def chunk() -> RowChunk:
+        arrays = [pa.array(column, kind) for column, kind in zip(zip(*values), columns.values())]
+        return RowChunk(name, lines, arrays)
+
+    for line, row in rows:
+        lines.append(line)
+        values.append(row)
+        if len(values) == CHUNK_ROWS:
+            yield chunk()
+            lines, values = [], []
+    if values:
+        yield chunk()
+
+
+def line_table(
+    name: str, path, columns: dict[str, pa.DataType], split: Callable[[str], list], parse: Callable[..., tuple],
+    header_lines: int = 0,
+) -> RawTable:  # fmt: skip
+    """A table of one file with a row a line.
+
+    Args:
+        parse: the values of a line to those of the row; its second argument counts a kind of value that is not kept as it
+            stands.
+    """
+
+    def read(log: LineLog) -> Iterator[RowChunk]:
+        changed = partial(log.count_change, path.name)
+        rows = read_rows(path.name, path, split, lambda values: parse(values, changed), log, header_lines)
+        return in_chunks(path.name, rows, columns)
+
+    return RawTable(name, columns, {path.name: path}, read)
+
+
+def write_typed(table: RawTable, target: Path, log: LineLog) -> int:
+    """Reads a raw table into one Parquet file, its columns and `PLACE_COLUMNS`; returns the number of rows."""
+    rows = 0
+    schema = pa.schema(PLACE_COLUMNS | table.columns)
+    with pq.ParquetWriter(target, schema) as writer:
+        for chunk in table.read(log):
+            count = len(chunk.lines)
+            places = [
+                pa.array(range(rows, rows + count), PLACE_COLUMNS["_row"]),
+                pa.repeat(pa.scalar(log.number(chunk.file), PLACE_COLUMNS["_file"]), count),
+                pa.array(chunk.lines, PLACE_COLUMNS["_line"]),
+            ]
+            writer.write_batch(pa.RecordBatch.from_arrays([*places, *chunk.columns], schema=schema))
+            rows += count
+    return rows
+
+
+def texts_at(path, numbers: Iterable[int], encoding: str = "latin-1") -> Iterator[str]:
+    """The lines of a raw file at these numbers, which rise."""
+    wanted = iter(numbers)
+    number = next(wanted, None)
+    for at, line in enumerate(raw_lines(path), 1):
+        if number is None:
+            return
+        if at == number:
+            yield line.decode(encoding, "backslashreplace").rstrip("\r\n")
+            number = next(wanted, None)
+
+
+# --- values ------------------------------------------------------------------------------------------------------------
 
 
 def check_width(values: list, width: int, separator: str, text: str) -> list:
@@ -164,42 +290,7 @@ def check_width(values: list, width: int, separator: str, text: str) -> list:
     return values
 
 
-def read_entities(
-    path,
-    split: Callable[[str], list],
-    parse: Callable[[list], tuple],
-    columns: dict[str, pa.DataType],
-    log: LineLog,
-    header_lines: int = 0,
-    again: type[RejectedLine] = MalformedLine,
-) -> tuple[pa.Table, dict]:
-    """The table of a side file, and the row of each id in it.
-
-    The first column is the id; a line whose id came before is rejected as `again`.
-    """
-    rows, name = {}, next(iter(columns))
-
-    def parse_new(values: list) -> tuple:
-        row = parse(values)
-        if row[0] in rows:
-            raise again(f"{name} comes a second time", str(row[0]))
-        rows[row[0]] = len(rows)
-        return row
-
-    values = list(read_rows(path, split, parse_new, log, header_lines))
-    arrays = [pa.array(column, type=kind) for column, kind in zip(zip(*values), columns.values())]
-    return pa.table(arrays, names=list(columns)) if values else pa.schema(columns).empty_table(), rows
-
-
 def whole_number(name: str, text: str) -> int:
     if not text.isdecimal() or len(text) > 18:  # 18 digits always fit 64 bits
         raise MalformedLine(f"{name} is not a whole number", text)
     return int(text)
-
-
-def join_entities(users: pa.Table, user_rows: Sequence[int], items: pa.Table, item_rows: Sequence[int]) -> pa.Table:
-    """For each rating the columns of its user, then those of its item."""
-    table = users.take(pa.array(user_rows))
-    for name, column in zip(items.column_names, items.take(pa.array(item_rows)).columns):
-        table = table.append_column(name, column)
-    return table

@@ -9,6 +9,7 @@ tells, also of an item never seen before), and on the item's quality and the use
 from dataclasses import dataclass
 from pathlib import Path
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import torch
@@ -23,9 +24,10 @@ from transformers import (
 )
 
 from flip_ctr.configuration_flip import FlipField
-from flip_ctr.data.dataset_folder import markdown_table, split_statistics, write_dataset_folder
+from flip_ctr.data.dataset_folder import markdown_table, write_dataset_folder
 from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.data.splits import RATIOS, SPLIT_RULES, split_table
+from flip_ctr.data.splits import RATIOS, SPLIT_RULES, parts, split_table
+from flip_ctr.data.statistics import check_splits, split_statistics
 
 DATASET = "demo"
 
@@ -171,13 +173,14 @@ def write_catalogue(output_dir: str | Path, table: pa.Table, split: str, setting
     """Writes the catalogue as a dataset folder with that split (see `SPLIT_RULES`) and returns its path."""
     table = table.drop_columns("theme")
     row_key = ("user_id", "item_id")
-    splits = split_table(table, split, seed, row_key=row_key, user_column="user_id", item_column="item_id")
+    placed = split_table(table, split, seed, row_key=row_key, user="user_id", item="item_id")
     rule = SPLIT_RULES[split].format(row_key="|".join(row_key), user="user_id", item="item_id", time="")
     protocol = {"label_rule": "a draw from the generator's click probability", "generator": vars(settings), "seed": seed,
                 "split": split, "split_rule": rule, "split_seed": seed, "ratios": list(RATIOS)}  # fmt: skip
     schema = DatasetSchema(DATASET, catalogue_fields(), user_column="user_id", protocol=protocol)
-    report = {"dataset": DATASET, "protocol": protocol, "rows_kept": len(table), "splits": split_statistics(splits, schema)}
-    return write_dataset_folder(output_dir, splits, schema, report, catalogue_card(schema, report))
+    report = {"dataset": DATASET, "protocol": protocol, "rows_kept": len(table), "splits": split_statistics(ibis.memtable(placed), schema.fields)}
+    check_splits(report["splits"], schema.fields, split, "a larger catalogue")
+    return write_dataset_folder(output_dir, parts(placed), schema, report, catalogue_card(schema, report))
 
 
 def catalogue_card(schema: DatasetSchema, report: dict) -> str:

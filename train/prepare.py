@@ -8,20 +8,21 @@
 The same as `python -m flip_ctr.train.prepare …` or `python train/prepare.py …`.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from flip_ctr.data import bookcrossing, movielens
-from flip_ctr.data.dataset_folder import (
-    REJECTED_NAME, check_output_dir, dataset_card, split_statistics, write_dataset_folder,
-)  # fmt: skip
+from flip_ctr.data.dataset_card import dataset_card
+from flip_ctr.data.dataset_folder import REJECTED_NAME, check_output_dir, new_dataset_folder, write_rejected, write_split, write_texts
+from flip_ctr.data.datasets import RawDataset, Source
 from flip_ctr.data.download import fetch_archive, open_raw_folder
-from flip_ctr.data.raw import LineLog, RawDataset
+from flip_ctr.data.engines import ENGINES, Engine
+from flip_ctr.data.preparation import Plan, prepare_rows
+from flip_ctr.data.raw import LineLog
 from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.data.splits import RATIOS, SPLIT_RULES, check_both_classes, split_table
+from flip_ctr.data.splits import SPLIT_RULES, SPLITS, check_split
+from flip_ctr.data.statistics import check_splits, split_statistics
 from flip_ctr.train.arguments import parse_arguments
 
 DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS
@@ -37,10 +38,10 @@ class PrepareArguments:
             "help": "Folder with the raw files, or their zip. Without it the official archive is downloaded (MovieLens only)."
         },
     )
-    split: Literal["random", "time", "cold_items", "cold_users"] = field(
+    split: Literal["random", "time", "leave_last_out", "by_user", "cold_items", "cold_users"] = field(
         default="random",
-        metadata={"help": "random: rows, by hash; time: the latest rows are test (not bookcrossing, which has no times); "
-            "cold_*: items or users, by hash."},
+        metadata={"help": "random: rows, by hash; time: the latest rows are test; leave_last_out: each user's last row is test (both "
+            "not bookcrossing, which has no times); by_user: a share of each user's rows, by hash; cold_*: whole items or users, by hash."},
     )
     split_seed: int = field(default=42, metadata={"help": "Part of what is hashed."})
     drop_ratings: str | None = field(
@@ -59,13 +60,19 @@ class PrepareArguments:
     max_malformed_share: float = field(
         default=0.001, metadata={"help": "Share of a file's lines that may be malformed; above it nothing is written."}
     )
+    engine: Literal["duckdb", "pyspark"] = field(
+        default="duckdb",
+        metadata={"help": "What joins, labels and splits: DuckDB in this process, or Spark (pip install 'flip-ctr[spark]', Java 17)."},
+    )
+    memory_limit: str | None = field(
+        default=None, metadata={"help": "Most memory that DuckDB takes, e.g. 4GB; the rest goes through files. 80 % of the machine's "
+            "when not given."},
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an existing dataset folder."})
 
     def __post_init__(self):
         if self.dataset not in DATASETS:
             raise ValueError(f"--dataset must be one of {', '.join(DATASETS)}; got {self.dataset!r}.")
-        if self.split not in SPLIT_RULES:
-            raise ValueError(f"--split must be one of {', '.join(SPLIT_RULES)}; got {self.split!r}.")
         if not 0 <= self.max_malformed_share <= 1:
             raise ValueError(f"--max_malformed_share is a share, from 0 to 1; got {self.max_malformed_share}.")
         raw = DATASETS[self.dataset]
@@ -74,8 +81,7 @@ class PrepareArguments:
                 f"--data_dir is needed for {self.dataset}, which is not downloaded: name a folder or zip with "
                 f"{', '.join(raw.files)}. They are described in {raw.described_at}."
             )
-        if self.split == "time" and raw.time_column is None:
-            raise ValueError(f"--split time: {self.dataset} has no times; use --split random, cold_items or cold_users.")
+        check_split(self.split, user=raw.user, item=raw.item, time=raw.time)
         lowest, highest = raw.ratings[0], raw.ratings[-1]
         if self.drop_ratings is None:
             self.drop_ratings = ",".join(map(str, raw.drop_ratings))
@@ -99,14 +105,42 @@ class PrepareArguments:
         return sorted({int(rating) for rating in self.drop_ratings.split(",") if rating.strip()})
 
 
-def label_ratings(ratings: pa.Table, dropped_ratings: list[int], click_threshold: int) -> pa.Table:
-    """Drops rows by rating and puts `label` (int8) in the place of `rating`; `ValueError` where one class remains."""
-    kept = ratings.filter(pc.invert(pc.is_in(ratings["rating"], value_set=pa.array(dropped_ratings, pa.int64()))))
-    labels = pc.greater_equal(kept["rating"], click_threshold).cast(pa.int8())
-    table = kept.drop_columns("rating").append_column("label", labels)
-    rule = f"--drop_ratings {','.join(map(str, dropped_ratings)) or 'none'} and --click_threshold {click_threshold}"
-    check_both_classes(table, "label", f"what is left by {rule}")
-    return table
+def open_source(args: PrepareArguments) -> Source:
+    """The raw tables, what becomes of them, and what the folder says of that.
+
+    Raises:
+        FileNotFoundError, ConnectionError: raw files are missing, or cannot be downloaded.
+        ValueError: a file's header lacks a column.
+    """
+    raw = DATASETS[args.dataset]
+    folder = open_raw_folder(args.dataset, args.data_dir or fetch_archive(args.dataset), raw.files)
+    fields = raw.fields(args.ids_in_prompt)
+    dropped = args.dropped_ratings
+    stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
+    plan = Plan(
+        events="ratings",
+        joins=raw.joins,
+        label=f"rating >= {args.click_threshold}",
+        drops={f"rating {rating}": f"rating == {rating}" for rating in dropped},
+        columns=tuple([one.name for one in fields] + ([raw.time] if raw.time else [])),
+        row_key=raw.row_key,
+        unique=raw.unique,
+        again_reason=raw.again_reason,
+        user=raw.user,
+        item=raw.item,
+        time=raw.time,
+        split=args.split,
+        seed=args.split_seed,
+    )
+    return Source(
+        tables=raw.tables(folder),
+        plan=plan,
+        fields=fields,
+        label_rule=f"a rating of at least {args.click_threshold} is a click{stars}",
+        protocol={"click_threshold": args.click_threshold, "drop_ratings": dropped},
+        card_facts=raw.card_facts,
+        way_out="--click_threshold, --drop_ratings",
+    )
 
 
 def run(args: PrepareArguments) -> dict:
@@ -115,64 +149,60 @@ def run(args: PrepareArguments) -> dict:
     Raises:
         FileExistsError: the output folder is taken.
         FileNotFoundError, ConnectionError: raw files are missing, or cannot be downloaded.
+        ImportError: `--engine pyspark` without PySpark.
+        OSError: the disk is full, or the engine fails.
         ValueError: too many malformed lines, a label rule or a split that leaves one class, no order in time.
     """
     # 1. Nothing is read before it is clear that the result may be written.
     check_output_dir(args.output_dir, args.overwrite_output_dir)
+    source = open_source(args)
+    plan = source.plan
 
-    # 2. Raw files to one table of ratings.
-    raw = DATASETS[args.dataset]
-    raw_folder = open_raw_folder(args.dataset, args.data_dir or fetch_archive(args.dataset), raw.files)
-    log = LineLog(args.max_malformed_share)
-    ratings = raw.read(raw_folder, log)
+    with new_dataset_folder(args.output_dir, args.overwrite_output_dir) as (folder, work):
+        log = LineLog(args.max_malformed_share, sink=work / REJECTED_NAME)
+        with Engine(args.engine, work, args.memory_limit) as engine:
+            # 2. Raw files to typed tables, these to labelled rows in splits.
+            prepared = prepare_rows(engine, source.tables, plan, log)
+            statistics = split_statistics(prepared.rows, source.fields, engine.fetch)
+            check_splits(statistics, source.fields, plan.split, source.way_out)
 
-    # 3. Ratings to clicks.
-    table = label_ratings(ratings, args.dropped_ratings, args.click_threshold)
-    counts = {rating: pc.sum(pc.equal(ratings["rating"], rating)).as_py() for rating in args.dropped_ratings}
+            # 3. The shards, and every line that became no row.
+            for code, name in enumerate(SPLITS):
+                write_split(folder, name, prepared.split(code), prepared.schema, statistics[name]["rows"])
+            log.close()
+            write_rejected(folder, engine.batches(engine.read(work / REJECTED_NAME).order_by(["_file", "line"])))
 
-    # 4. Rows to splits.
-    splits = split_table(
-        table,
-        args.split,
-        args.split_seed,
-        row_key=raw.row_key,
-        user_column=raw.user_column,
-        item_column=raw.item_column,
-        time_column=raw.time_column,
-    )
-    stars = f"; ratings of {', '.join(map(str, args.dropped_ratings))} are dropped" if args.dropped_ratings else ""
-    schema = DatasetSchema(
-        dataset=args.dataset,
-        fields=raw.fields(args.ids_in_prompt),
-        user_column=raw.user_column,
-        protocol={
-            "label_rule": f"a rating of at least {args.click_threshold} is a click{stars}",
-            "click_threshold": args.click_threshold,
-            "drop_ratings": args.dropped_ratings,
-            "split": args.split,
-            "split_rule": SPLIT_RULES[args.split].format(
-                row_key="|".join(raw.row_key), item=raw.item_column, user=raw.user_column, time=raw.time_column
-            ),
-            "split_seed": args.split_seed,
-            "ratios": list(RATIOS),
-            "row_key": list(raw.row_key),
-        },
-    )
-
-    # 5. An account of every row, and the folder.
-    ratings_file = log.files[raw.files[0]]
-    report = {
-        "dataset": args.dataset,
-        "protocol": schema.protocol,
-        "rows_read": ratings_file["lines"],
-        "dropped": dict(ratings_file["unused_by_reason"]) | {f"rating {rating}": count for rating, count in counts.items()},
-        "malformed": ratings_file["malformed"],
-        "rows_kept": len(table),
-        "splits": split_statistics(splits, schema),
-        "raw_files": log.files,
-    }
-    card = dataset_card(schema, report, raw.card_facts)
-    write_dataset_folder(args.output_dir, splits, schema, report, card, args.overwrite_output_dir, log.rejected_table())
+        # 4. An account of every row.
+        schema = DatasetSchema(
+            dataset=args.dataset,
+            fields=source.fields,
+            user_column=plan.user,
+            protocol={
+                "label_rule": source.label_rule,
+                **source.protocol,
+                "split": plan.split,
+                "split_rule": SPLIT_RULES[plan.split].format(
+                    row_key="|".join(plan.row_key), item=plan.item, user=plan.user, time=plan.time
+                ),
+                "split_seed": plan.seed,
+                "ratios": list(plan.ratios),
+                "row_key": list(plan.row_key),
+            },
+        )
+        events = [log.files[name] for name in source.events.files]
+        unused = sum((entry["unused_by_reason"] for entry in events), Counter())
+        report = {
+            "dataset": args.dataset,
+            "protocol": schema.protocol,
+            "rows_read": sum(entry["lines"] for entry in events),
+            "dropped": dict(unused) | prepared.dropped,
+            "malformed": sum(entry["malformed"] for entry in events),
+            "rows_kept": sum(one["rows"] for one in statistics.values()),
+            "splits": statistics,
+            "events_files": list(source.events.files),
+            "raw_files": log.files,
+        }
+        write_texts(folder, schema, report, dataset_card(schema, report, source.card_facts))
     return report
 
 
@@ -184,13 +214,12 @@ def summary(report: dict) -> str:
     lines = [f"{report['dataset']:<{width}}{'rows':>10}  click rate"]
     lines += [f"{name:<{width}}{count:>10,}" for name, count in counts]
     lines += [f"  {name:<{width - 2}}{one['rows']:>10,}  {one['click_rate']:.4f}" for name, one in report["splits"].items()]
-    ratings_file = DATASETS[report["dataset"]].files[0]  # its dropped lines are rows, and stand above
     for name, entry in report["raw_files"].items():
         for one in entry["first_malformed"][:3]:
             lines.append(f"{name}, line {one['line']}: {one['reason']}: {one['text']!r}")
         if entry["malformed"] > 3:
             lines.append(f"{name}: {entry['malformed'] - 3:,} more malformed lines, see {REJECTED_NAME}")
-        if name != ratings_file:
+        if name not in report["events_files"]:  # dropped lines of these are rows, and stand above
             lines += [f"{name}: {count:,} lines dropped: {reason}" for reason, count in entry["unused_by_reason"].items()]
         for kind, count in entry["values_changed"].items():
             lines.append(f"{name}: {count:,} values changed: {kind}")

@@ -1,0 +1,90 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""The card of a dataset folder."""
+
+import yaml
+
+from flip_ctr.data.dataset_folder import REJECTED_NAME, REPORT_NAME, markdown_table
+from flip_ctr.data.schema import SCHEMA_NAME, DatasetSchema
+from flip_ctr.data.splits import SPLITS
+
+
+def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str]) -> str:
+    """The dataset card, with the front matter by which `datasets.load_dataset(folder)` finds the splits.
+
+    Args:
+        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept` and `splits` ([`split_statistics`]).
+        facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned, if
+            they were.
+    """
+    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]]
+    front_matter = {
+        "pretty_name": facts["title"],
+        "license": "other",
+        "license_name": schema.dataset,
+        "license_link": facts["licence_link"],
+        "task_categories": ["tabular-classification"],
+        "tags": ["click-through-rate", "recommendation", "flip-ctr"],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    splits, protocol = report["splits"], schema.protocol
+    keys = [field for field in schema.fields if field.key]
+    rows = []
+    for name, one in splits.items():
+        counts = [one["fields"][field.name]["values"] for field in keys]
+        rows.append([name, one["rows"], one["clicks"], f"{one['click_rate']:.4f}", *counts])
+    split_header = ["split", "rows", "clicks", "click rate", *(f"{field.wording}s" for field in keys)]
+    columns = [
+        [
+            f"`{field.name}`",
+            field.type,
+            field.entity,
+            " + ".join(field.sides),
+            splits["train"]["fields"][field.name]["values"],
+            sum(one["fields"][field.name]["nulls"] for one in splits.values()),
+            *(f"{100 * splits[name]['fields'][field.name]['unseen_share']:.2f} %" for name in SPLITS[1:]),
+        ]
+        for field in schema.fields
+    ]
+    column_header = ["column", "type", "entity", "views", "values in train", "nulls"]
+    column_header += [f"unseen in {name}" for name in SPLITS[1:]]
+    values = f"\n{facts['values']}\n" if "values" in facts else ""
+    accounts = [["rows read", report["rows_read"]]]
+    accounts += [[f"dropped: {rule}", count] for rule, count in report["dropped"].items()]
+    accounts += [["malformed, or of an unknown user or item", report["malformed"]], ["kept", report["rows_kept"]]]
+    return f"""---
+{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---
+
+# {facts["title"]}
+
+Made from the raw files of `{schema.dataset}` by `flip-ctr prepare`; read it with `datasets.load_dataset(this_folder)`.
+`{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count, `{REJECTED_NAME}` every line that could not be
+read or used, with file, line, reason and text.
+
+* **Label** `{schema.label}`: {protocol["label_rule"]}.
+* **Split** `{protocol["split"]}`, {":".join(map(str, protocol["ratios"]))}, seed {protocol["split_seed"]}:
+  {protocol["split_rule"]}.
+
+## Splits
+
+{markdown_table(split_header, rows)}
+
+## Fields
+
+{markdown_table(column_header, columns)}
+
+*Values* are distinct values; *unseen* is the share of rows whose value no training row has.
+{values}
+## Where the rows went
+
+{markdown_table(["", "rows"], accounts)}
+
+## Licence
+
+{facts["licence"]}
+
+## Citation
+
+```bibtex
+{facts["citation"]}
+```
+"""

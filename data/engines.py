@@ -1,0 +1,124 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Where the expressions of `prepare` run: DuckDB inside the process, or Spark. Both read and write Parquet in a work folder."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ENGINES = ("duckdb", "pyspark")
+BATCH_ROWS = 16_384
+
+
+class Engine:
+    """Runs Ibis expressions; what is too large for memory goes through files in the work folder.
+
+    Args:
+        name: `duckdb`, or `pyspark`: the running Spark session, else a new one of the settings in the environment
+            (`SPARK_HOME`, `spark-submit`, ...), on this machine alone where there are none.
+        work: an empty folder, which all machines of a Spark cluster must see under this name.
+        memory_limit: most memory that DuckDB takes, such as `4GB`; 80 % of the machine's when not given.
+
+    Raises:
+        ValueError: there is no such engine, or the memory limit is not one.
+        ImportError: PySpark is not installed.
+    """
+
+    def __init__(self, name: str, work: Path, memory_limit: str | None = None):
+        if name not in ENGINES:
+            raise ValueError(f"--engine must be one of {', '.join(ENGINES)}; got {name!r}.")
+        self.name, self.work = name, work
+        self._own_session = None
+        if name == "duckdb":
+            limits = {} if memory_limit is None else {"memory_limit": memory_limit}
+            with engine_errors("--memory_limit"):
+                self.connection = ibis.duckdb.connect(temp_directory=str(work / "spill"), **limits)
+                self.connection.raw_sql("SET enable_progress_bar = false")
+        else:
+            if memory_limit is not None:
+                raise ValueError("--memory_limit is DuckDB's; Spark has settings of its own (spark.driver.memory, ...).")
+            self.connection = ibis.pyspark.connect(self._spark_session())
+
+    def _spark_session(self):
+        if importlib.util.find_spec("pyspark") is None:
+            raise ImportError("--engine pyspark: PySpark is not installed (pip install 'flip-ctr[spark]').")
+        warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")
+        from pyspark.sql import SparkSession
+
+        running = SparkSession.getActiveSession()
+        if running is not None:
+            return running
+        builder = SparkSession.builder.appName("flip-ctr prepare").config("spark.ui.showConsoleProgress", "false")
+        if not os.environ.get("MASTER") and "SPARK_CONNECT_MODE_ENABLED" not in os.environ:
+            builder = builder.config("spark.ui.enabled", "false")
+        try:
+            self._own_session = builder.getOrCreate()
+        except Exception as error:  # of the Java gateway: no Java, or one that is too old
+            raise OSError(f"--engine pyspark: Spark did not start ({error}); it needs Java 17 or newer.") from error
+        return self._own_session
+
+    def read(self, path: Path) -> ir.Table:
+        """The table of a Parquet file, or of the Parquet files in a folder."""
+        return self.connection.read_parquet(str(path / "*.parquet" if path.is_dir() and self.name == "duckdb" else path))
+
+    def keep(self, table: ir.Table, name: str) -> ir.Table:
+        """The table, computed once and kept in the work folder."""
+        path = self._write(table, name)
+        return self.read(path)
+
+    def _write(self, table: ir.Table, name: str) -> Path:
+        with engine_errors(f"writing {name}"):
+            if self.name == "duckdb":
+                path = self.work / f"{name}.parquet"
+                self.connection.to_parquet(table, str(path))
+            else:
+                path = self.work / name
+                self.connection.to_parquet(table, str(path))
+        return path
+
+    def fetch(self, table: ir.Table) -> pa.Table:
+        """A small result, whole in memory."""
+        with engine_errors("computing"):
+            return table.to_pyarrow()
+
+    def batches(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
+        """The rows of an ordered table, never all in memory."""
+        with engine_errors("reading the result"):
+            if self.name == "duckdb":
+                yield from self.connection.to_pyarrow_batches(table, chunk_size=BATCH_ROWS)
+                return
+            # through files, which Spark writes from all its machines: to fetch rows it would gather them in memory
+            path = self._write(table, "ordered")
+            for part in sorted(path.glob("part-*.parquet")):
+                yield from pq.ParquetFile(part).iter_batches(BATCH_ROWS)
+            shutil.rmtree(path)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.name == "duckdb":
+            self.connection.disconnect()
+        elif self._own_session is not None:
+            self._own_session.stop()
+
+
+@contextlib.contextmanager
+def engine_errors(doing: str):
+    """What an engine raises, a full disk or too little memory say, as an `OSError` of one line."""
+    try:
+        yield
+    except Exception as error:
+        module = type(error).__module__.split(".")[0]
+        if module not in ("duckdb", "_duckdb", "pyspark", "py4j"):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise OSError(f"{doing}: {lines[0]}") from error
