@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -234,8 +235,8 @@ def in_chunks(name: str, rows: Iterable[tuple[int, tuple]], columns: dict[str, p
 
 
 def line_table(
-    name: str, path, columns: dict[str, pa.DataType], split: Callable[[str], list], parse: Callable[..., tuple],
-    header_lines: int = 0,
+    name: str, path, columns: dict[str, pa.DataType], split: Callable[[str], Any], parse: Callable[..., tuple],
+    header_lines: int = 0, encoding: str = "latin-1",
 ) -> RawTable:  # fmt: skip
     """A table of one file with a row a line.
 
@@ -246,7 +247,7 @@ def line_table(
 
     def read(log: LineLog) -> Iterator[RowChunk]:
         changed = partial(log.count_change, path.name)
-        rows = read_rows(path.name, path, split, lambda values: parse(values, changed), log, header_lines)
+        rows = read_rows(path.name, path, split, lambda values: parse(values, changed), log, header_lines, encoding)
         return in_chunks(path.name, rows, columns)
 
     return RawTable(name, columns, {path.name: path}, read)
