@@ -15,7 +15,7 @@ import pyarrow as pa
 from flip_ctr.data.engines import Engine
 from flip_ctr.data.raw import PLACE_COLUMNS, LineLog, MalformedLine, RawTable, UnusedLine, texts_at, write_typed
 from flip_ctr.data.rules import Rule
-from flip_ctr.data.splits import RATIOS, text_key, with_split
+from flip_ctr.data.splits import NEEDS, RATIOS, text_key, with_split
 
 LABEL = "label"
 UNUSABLE = {"malformed": MalformedLine, "unused": UnusedLine}
@@ -76,9 +76,7 @@ class Plan:
     @property
     def needed(self) -> tuple[str, ...]:
         """Columns without which a row has no place in a split."""
-        extra = {"time": [self.time], "leave_last_out": [self.user, self.time], "by_user": [self.user], "cold_items": [self.item],
-                 "cold_users": [self.user]}.get(self.split, [])  # fmt: skip
-        return tuple(dict.fromkeys([*self.row_key, *extra]))
+        return tuple(dict.fromkeys([*self.row_key, *(getattr(self, need) for need in NEEDS.get(self.split, ()))]))
 
 
 @dataclass
@@ -175,7 +173,20 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     counts = dict(zip(counted["_drop"].to_pylist(), counted["rows"].to_pylist()))
     types = _types(by_name, plan)
     kept = rows.filter("_kept")
+    if "time" in NEEDS.get(plan.split, ()):
+        _check_times(engine, kept, plan)
     return PreparedRows(engine, kept, types, {name: counts.get(name, 0) for name in plan.drops})
+
+
+def _check_times(engine: Engine, kept: ir.Table, plan: Plan) -> None:
+    """`ValueError` where all times are equal."""
+    times = kept[plan.time]
+    found = engine.fetch(kept.agg(rows=kept.count(), first=times.min(), last=times.max())).to_pylist()[0]
+    if found["rows"] and found["first"] == found["last"]:
+        raise ValueError(
+            f"--split {plan.split}: all {found['rows']:,} rows have the same {plan.time}, {found['first']}; there is no order to split by. "
+            "Use --split random, by_user, cold_items or cold_users."
+        )
 
 
 def _check_plan(tables: dict[str, RawTable], plan: Plan) -> None:

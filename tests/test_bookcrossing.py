@@ -299,7 +299,7 @@ def test_label_rule_and_its_defaults(tmp_path):
 
 WRONG_OPTIONS = [
     ({"data_dir": None}, "--data_dir is needed for bookcrossing.*BX-Book-Ratings.csv.*described in Ziegler"),
-    ({"split": "time"}, "--split time: bookcrossing has no times; use --split random, cold_items or cold_users"),
+    ({"split": "time"}, "--split time: this dataset has no column of times; use --split random, by_user, cold_items, cold_users"),
     ({"drop_ratings": "11"}, "--drop_ratings takes ratings from 0 to 10 for bookcrossing.*'11'"),
     ({"click_threshold": 0}, "--click_threshold must be from 1 to 10 for bookcrossing.*got 0"),
 ]

@@ -162,7 +162,7 @@ def test_label_rule_is_an_option(tmp_path):
     assert sum(one["clicks"] for one in nothing_dropped["splits"].values()) == stars.count(5)
     dropped = run("ml-1m", raw, tmp_path / "b", drop_ratings="2, 3")["dropped"]
     assert dropped == {"rating 2": stars.count(2), "rating 3": stars.count(3)}
-    with pytest.raises(ValueError, match="--drop_ratings 4,5 and --click_threshold 4 has .* 0 of them clicks"):
+    with pytest.raises(ValueError, match="at least 4 is a click; ratings of 4, 5 are dropped. has .* 0 of them clicks.*--click_threshold, --drop_ratings"):
         run("ml-1m", raw, tmp_path / "c", drop_ratings="4,5")
 
 
@@ -258,10 +258,18 @@ def test_blank_lines_at_the_end_and_windows_line_ends_are_fine(tmp_path):
 
 
 def test_empty_values_are_null(tmp_path):
-    users = [[user, "", "", "", ""] for user in range(1, USERS + 1)]
+    users = [user_1m(1), *([user, "", "", "", ""] for user in range(2, USERS + 1))]
     report = run("ml-1m", write_1m(tmp_path / "raw", users=users), tmp_path / "out")
     train = report["splits"]["train"]
-    assert {train["fields"][name]["nulls"] for name in ("gender", "age", "occupation", "zip_code")} == {train["rows"]}
+    known = sum(row["user_id"] == 1 for row in read_split(tmp_path / "out", "train").to_pylist())
+    assert {train["fields"][name]["nulls"] for name in ("gender", "age", "occupation", "zip_code")} == {train["rows"] - known}
+
+
+def test_a_column_without_a_value_is_refused(tmp_path):
+    users = [[*user_1m(user)[:4], ""] for user in range(1, USERS + 1)]
+    with pytest.raises(ValueError, match=r"column\(s\) zip_code: all .* training rows are null"):
+        run("ml-1m", write_1m(tmp_path / "raw", users=users), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
 
 def test_time_split_of_equal_timestamps_is_refused(tmp_path):
@@ -361,7 +369,7 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path, monkeyp
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full_disk)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full_disk)  # of the shards
     for target in (out, tmp_path / "new"):
         with pytest.raises(OSError, match="no space"):
             run("ml-1m", raw, target, split_seed=1, overwrite_output_dir=True)

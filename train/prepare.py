@@ -164,7 +164,7 @@ def run(args: PrepareArguments) -> dict:
             # 2. Raw files to typed tables, these to labelled rows in splits.
             prepared = prepare_rows(engine, source.tables, plan, log)
             statistics = split_statistics(prepared.rows, source.fields, engine.fetch)
-            check_splits(statistics, source.fields, plan.split, source.way_out)
+            check_splits(statistics, source.fields, plan.split, source.label_rule, source.way_out)
 
             # 3. The shards, and every line that became no row.
             for code, name in enumerate(SPLITS):
