@@ -35,6 +35,11 @@ def shard_path(folder: Path, split: str, shard: int = 0, shards: int = 1) -> Pat
     return folder / "data" / f"{split}-{shard:05}-of-{shards:05}.parquet"
 
 
+def shard_paths(folder: Path, split: str) -> list[Path]:
+    """The shards of a split that are there, in order."""
+    return sorted((folder / "data").glob(f"{split}-*.parquet"))
+
+
 def read_split(dataset_dir: str | Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one split, with all columns or those named, in that order.
 
@@ -44,7 +49,7 @@ def read_split(dataset_dir: str | Path, split: str, columns: Sequence[str] | Non
     """
     dataset_dir = Path(dataset_dir)
     DatasetSchema.load(dataset_dir)  # its errors say what is wrong with the folder
-    paths = sorted((dataset_dir / "data").glob(f"{split}-*.parquet"))
+    paths = shard_paths(dataset_dir, split)
     if not paths:
         available = sorted({path.name.split("-")[0] for path in (dataset_dir / "data").glob("*-*.parquet")})
         raise FileNotFoundError(f"{dataset_dir} has no split '{split}'; it has {', '.join(available) or 'none'}.")

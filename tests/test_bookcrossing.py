@@ -198,7 +198,7 @@ def test_a_check_digit_in_lower_case_is_the_same_book(tmp_path):
     # book 3 lost its line to the two of book 1
     assert rejected_lines(tmp_path / "out")[0] == [BOOKS_FILE, 3, "isbn comes a second time", books[1]]
     assert report["raw_files"][BOOKS_FILE]["unused_by_reason"] == {"isbn comes a second time": 1}
-    assert f"{BOOKS_FILE}: 1 lines dropped: isbn comes a second time" in prepare.summary(report)
+    assert f"{BOOKS_FILE}: 1 line dropped: isbn comes a second time" in prepare.summary(report)
 
 
 # --- lines that become no row

@@ -14,11 +14,15 @@ from typing import Literal
 
 from flip_ctr.data import bookcrossing, movielens
 from flip_ctr.data.dataset_card import dataset_card
-from flip_ctr.data.dataset_folder import REJECTED_NAME, check_output_dir, new_dataset_folder, write_rejected, write_split, write_texts
+from flip_ctr.data.dataset_folder import (
+    REJECTED_NAME, check_output_dir, new_dataset_folder, shard_paths, write_rejected, write_split, write_texts,
+)  # fmt: skip
+from flip_ctr.data.dataset_picture import plot_dataset
 from flip_ctr.data.datasets import RawDataset, Source
 from flip_ctr.data.download import fetch_archive, open_raw_folder
 from flip_ctr.data.engines import ENGINES, Engine
 from flip_ctr.data.preparation import Plan, prepare_rows
+from flip_ctr.data.prompt_lengths import prompt_lengths
 from flip_ctr.data.raw import LineLog
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.data.splits import SPLIT_RULES, SPLITS, check_split
@@ -59,6 +63,9 @@ class PrepareArguments:
     ids_in_prompt: bool = field(default=False, metadata={"help": "Put the ids into the prompt (as the paper does)."})
     max_malformed_share: float = field(
         default=0.001, metadata={"help": "Share of a file's lines that may be malformed; above it nothing is written."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "A PLM (path or hub id) whose tokens the card counts the prompts in; words when not given."}
     )
     engine: Literal["duckdb", "pyspark"] = field(
         default="duckdb",
@@ -199,11 +206,19 @@ def run(args: PrepareArguments) -> dict:
             "malformed": sum(entry["malformed"] for entry in events),
             "rows_kept": sum(one["rows"] for one in statistics.values()),
             "splits": statistics,
+            "prompt_lengths": prompt_lengths(
+                {name: shard_paths(folder, name) for name in SPLITS}, source.fields, args.tokenizer_name
+            ),
             "events_files": list(source.events.files),
             "raw_files": log.files,
         }
-        write_texts(folder, schema, report, dataset_card(schema, report, source.card_facts))
+        picture = plot_dataset(report, schema, folder)
+        write_texts(folder, schema, report, dataset_card(schema, report, source.card_facts, picture is not None))
     return report
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def summary(report: dict) -> str:
@@ -218,11 +233,11 @@ def summary(report: dict) -> str:
         for one in entry["first_malformed"][:3]:
             lines.append(f"{name}, line {one['line']}: {one['reason']}: {one['text']!r}")
         if entry["malformed"] > 3:
-            lines.append(f"{name}: {entry['malformed'] - 3:,} more malformed lines, see {REJECTED_NAME}")
+            lines.append(f"{name}: {counted(entry['malformed'] - 3, 'more malformed line')}, see {REJECTED_NAME}")
         if name not in report["events_files"]:  # dropped lines of these are rows, and stand above
-            lines += [f"{name}: {count:,} lines dropped: {reason}" for reason, count in entry["unused_by_reason"].items()]
+            lines += [f"{name}: {counted(count, 'line')} dropped: {reason}" for reason, count in entry["unused_by_reason"].items()]
         for kind, count in entry["values_changed"].items():
-            lines.append(f"{name}: {count:,} values changed: {kind}")
+            lines.append(f"{name}: {counted(count, 'value')} changed: {kind}")
     return "\n".join(lines)
 
 
