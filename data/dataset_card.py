@@ -4,8 +4,7 @@
 import yaml
 
 from flip_ctr.data.dataset_folder import PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
-from flip_ctr.data.schema import SCHEMA_NAME, DatasetSchema
-from flip_ctr.data.splits import SPLITS
+from flip_ctr.data.schema import SCHEMA_NAME, SPLITS, DatasetSchema
 
 
 def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has_picture: bool = False) -> str:

@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_ctr.data.raw import REJECTED_COLUMNS
-from flip_ctr.data.schema import SCHEMA_NAME, DatasetSchema
-from flip_ctr.data.splits import SPLITS
+from flip_ctr.data.schema import SCHEMA_NAME, SPLITS, DatasetSchema
 
 REPORT_NAME = "prepare_report.json"
 CARD_NAME = "README.md"

@@ -7,8 +7,7 @@ import numpy as np
 
 from flip_ctr.data.dataset_folder import PICTURE_NAME
 from flip_ctr.data.figures import COLORS, GRID, INK, MUTED, pyplot, save
-from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.data.splits import SPLITS
+from flip_ctr.data.schema import SPLITS, DatasetSchema
 
 
 def plot_dataset(report: dict, schema: DatasetSchema, folder: Path) -> str | None:

@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from flip_ctr.configuration_flip import FlipField
-from flip_ctr.data.splits import SPLITS
+from flip_ctr.data.schema import SPLITS
 
 
 def split_statistics(

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flip_ctr.data.splits import SPLIT_RULES, SPLITS, parts, split_bounds
+from flip_ctr.data.schema import SPLITS
+from flip_ctr.data.splits import SPLIT_RULES, parts, split_bounds
 from flip_ctr.data.splits import split_table as place
 
 COLUMNS = {"row_key": ("user_id", "movie_id"), "user": "user_id", "item": "movie_id"}

@@ -24,8 +24,8 @@ from flip_ctr.data.engines import ENGINES, Engine
 from flip_ctr.data.preparation import Plan, prepare_rows
 from flip_ctr.data.prompt_lengths import prompt_lengths
 from flip_ctr.data.raw import LineLog
-from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.data.splits import SPLIT_RULES, SPLITS, check_split
+from flip_ctr.data.schema import SPLITS, DatasetSchema
+from flip_ctr.data.splits import SPLIT_RULES, check_split
 from flip_ctr.data.statistics import check_splits, split_statistics
 from flip_ctr.train.arguments import parse_arguments
 
