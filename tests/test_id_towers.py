@@ -103,7 +103,7 @@ def test_initial_weights(name):
 
 
 def test_feature_ids_of_another_width_are_refused():
-    with pytest.raises(ValueError, match="2 columns, the model has 3 ID-side fields"):
+    with pytest.raises(ValueError, match="2 columns, the model has 3 slots of 3 ID-side fields"):
         FeatureEmbedding(list(SIZES), 4)(FEATURE_IDS[:, :2])
 
 
