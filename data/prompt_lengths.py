@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from flip_ctr.configuration_flip import FlipField
-from flip_ctr.feature_extraction_flip import Column, FlipFeatureExtractor, read_columns
-from flip_ctr.processing_flip import NULL_WORDING, FlipProcessor
+from flip_ctr.columns_flip import Column, read_columns
+from flip_ctr.feature_extraction_flip import FlipFeatureExtractor
+from flip_ctr.processing_flip import FlipProcessor
 
 MAX_ROWS = 50_000  # of a split; lengths of more would not differ
 # what BERT's tokenizer takes apart before it looks into its vocabulary: no tokenizer of its kind gives fewer tokens
@@ -55,7 +56,7 @@ class PromptMeter:
         return np.stack(lengths, axis=1), len(WORD.findall(empty)) + 2  # [CLS] and [SEP]
 
     def _words(self, column: Column, field: FlipField) -> np.ndarray:
-        counts = [len(WORD.findall(NULL_WORDING if value is None else value)) for value in column.values]
+        counts = [len(WORD.findall(self.processor.value_text(field, value))) for value in column.values]
         return np.array(counts or [0], np.int64)[column.codes]
 
 
