@@ -124,7 +124,7 @@ class FlipProcessor(ProcessorMixin):
         self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
         self.label, self.weight = label, weight
         self.id_only = tokenizer is None  # saved: loading is decided by it, never by a failed attempt
-        self.max_length = max_length
+        self.max_length, self._taken_for_special = max_length, []
         self._cache: dict[tuple[int, Value], list[int]] = {}
         if tokenizer is not None:
             limits = [limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9]

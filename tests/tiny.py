@@ -25,7 +25,7 @@ from transformers import (
 
 from flip_ctr import FlipConfig, FlipField
 from flip_ctr.data.collators import FlipPretrainingCollator
-from flip_ctr.data.dataset_folder import read_split, split_path
+from flip_ctr.data.dataset_folder import read_split, shard_path
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.data.splits import SPLITS
@@ -207,7 +207,7 @@ def write_dataset(folder: Path, rows: list[dict], fields: list[FlipField]) -> Pa
     (folder / "data").mkdir(parents=True)
     DatasetSchema("by-hand", fields, user_column="user_id").save(folder)
     for split in SPLITS:
-        pq.write_table(pa.Table.from_pylist(rows), split_path(folder, split))
+        pq.write_table(pa.Table.from_pylist(rows), shard_path(folder, split))
     return folder
 
 
