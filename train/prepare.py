@@ -8,6 +8,9 @@
 The same as `python -m flip_ctr.train.prepare …` or `python train/prepare.py …`.
 """
 
+import signal
+import sys
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
@@ -244,6 +247,9 @@ def summary(report: dict) -> str:
 def main(argv: list[str] | None = None) -> None:
     description = "Raw files of MovieLens or BookCrossing to a dataset folder."
     args = parse_arguments(PrepareArguments, argv, prog="flip-ctr prepare", description=description)
+    if threading.current_thread() is threading.main_thread():
+        # what was written so far is removed then, as after any other end
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(summary(run(args)))
     print(f"written to {args.output_dir}")
 
