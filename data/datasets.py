@@ -2,7 +2,7 @@
 """What `prepare` asks of a raw dataset; one module for each has them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.preparation import Join, Plan
@@ -15,7 +15,7 @@ class RawDataset:
 
     Args:
         name: its name for `--dataset`.
-        files: the raw files that it needs; the first holds the ratings.
+        files: the raw files that it needs, by name or pattern (`books*`); the first holds the ratings.
         tables: the folder to its tables in the order in which they are read; the last is `ratings`, with a column `rating`.
         joins: what is added to a rating.
         fields: `ids_in_prompt` to the fields of a row.
@@ -27,6 +27,9 @@ class RawDataset:
         item, user, time: columns of the item, the user and the time of a rating; `None` where the raw files have none.
         unique: whether of a user's ratings of an item only the first counts, and what the others are called.
         described_at: where the files are described, for a dataset that is not downloaded; `None` where it is.
+        in_folder: for a dataset whose files differ from folder to folder: the folder to those of the above that its files decide,
+            which take the place of what stands here.
+        notes: what of the dataset a folder lacks, for people.
     """
 
     name: str
@@ -44,6 +47,16 @@ class RawDataset:
     unique: bool = False
     again_reason: str | None = None
     described_at: str | None = None
+    in_folder: Callable[..., dict] | None = None
+    notes: tuple[str, ...] = ()
+
+    def of(self, folder) -> "RawDataset":
+        """The dataset as the files of a folder make it.
+
+        Raises:
+            FileNotFoundError, ValueError: the folder lacks a file, or holds files that do not go together.
+        """
+        return self if self.in_folder is None else replace(self, **self.in_folder(folder))
 
     @property
     def row_key(self) -> tuple[str, str]:
@@ -63,6 +76,7 @@ class Source:
         card_facts: what the dataset card says of the raw data, see [`RawDataset`].
         way_out: the options that change the label rule, for errors.
         weight: column of the sample weight.
+        notes: what of the dataset the raw files lack, for people.
     """
 
     tables: list[RawTable]
@@ -73,6 +87,7 @@ class Source:
     way_out: str
     protocol: dict = field(default_factory=dict)
     weight: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def events(self) -> RawTable:

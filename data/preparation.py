@@ -6,7 +6,7 @@ Each row of the raw table of events ends in exactly one place: rejected with a r
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, tee
 
 import ibis
 import ibis.expr.types as ir
@@ -137,7 +137,9 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     for column in plan.needed:
         reason = f"{column} is null"
         kinds[reason] = "malformed"
-        reasons.insert(0, (rows[column].isnull(), reason, ibis.literal("")))
+        # a key that a join adds is null where there is no partner, and then that is the reason
+        place = 0 if column in by_name[plan.events].columns else len(reasons)
+        reasons.insert(place, (rows[column].isnull(), reason, ibis.literal("")))
 
     rows = rows.mutate(_reason=_first(reasons), _text=_first([(when, None, text) for when, _, text in reasons], text=True))
     if plan.unique:
@@ -258,7 +260,10 @@ def _reject(engine: Engine, raw: RawTable, rejected: ir.Table, kinds: dict[str, 
     names = list(log.files)
     for number, of_file in groupby(rows, key=lambda row: row["_file"]):
         name = names[number]
-        pending = list(of_file)
-        texts = texts_at(raw.files[name], [row["_line"] for row in pending]) if raw.has_lines else (row["_text"] for row in pending)
-        for row, text in zip(pending, texts):
+        of_file, ahead = tee(of_file)  # one row apart
+        if raw.has_lines:
+            texts = texts_at(raw.files[name], (row["_line"] for row in ahead), raw.encoding)
+        else:
+            texts = (row["_text"] for row in ahead)
+        for row, text in zip(of_file, texts):
             log.reject(name, row["_line"], kinds[row["_reason"]](row["_reason"], row["_text"] or ""), text)

@@ -4,6 +4,7 @@
     flip-ctr prepare --dataset ml-1m --output_dir data-1m                     # downloads the official archive
     flip-ctr prepare --dataset ml-100k --data_dir ml-100k.zip --split time --output_dir data-100k
     flip-ctr prepare --dataset bookcrossing --data_dir BX-CSV-Dump.zip --output_dir data-bx
+    flip-ctr prepare --dataset goodreads --data_dir goodreads --split time --output_dir data-gr
 
 The same as `python -m flip_ctr.train.prepare …` or `python train/prepare.py …`.
 """
@@ -15,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flip_ctr.data import bookcrossing, movielens
+from flip_ctr.data import bookcrossing, goodreads, movielens
 from flip_ctr.data.dataset_card import dataset_card
 from flip_ctr.data.dataset_folder import (
     REJECTED_NAME, check_output_dir, new_dataset_folder, shard_paths, write_rejected, write_split, write_texts,
@@ -32,12 +33,12 @@ from flip_ctr.data.splits import SPLIT_RULES, check_split
 from flip_ctr.data.statistics import check_splits, split_statistics
 from flip_ctr.train.arguments import parse_arguments
 
-DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS
+DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS | goodreads.DATASETS
 
 
 @dataclass
 class PrepareArguments:
-    dataset: Literal["ml-100k", "ml-1m", "bookcrossing"] = field(metadata={"help": "Which dataset the raw files are."})
+    dataset: Literal["ml-100k", "ml-1m", "bookcrossing", "goodreads"] = field(metadata={"help": "Which dataset the raw files are."})
     output_dir: str = field(metadata={"help": "Dataset folder to write."})
     data_dir: str | None = field(
         default=None,
@@ -47,20 +48,21 @@ class PrepareArguments:
     )
     split: Literal["random", "time", "leave_last_out", "by_user", "cold_items", "cold_users"] = field(
         default="random",
-        metadata={"help": "random: rows, by hash; time: the latest rows are test; leave_last_out: each user's last row is test (both "
-            "not bookcrossing, which has no times); by_user: a share of each user's rows, by hash; cold_*: whole items or users, by hash."},
+        metadata={"help": "random: rows, by hash; time: the latest rows are test; leave_last_out: each user's last row is test (neither of "
+            "them for bookcrossing or the CSV of goodreads, which have no times); by_user: a share of each user's rows, by hash; cold_*: "
+            "whole items or users, by hash."},
     )
     split_seed: int = field(default=42, metadata={"help": "Part of what is hashed."})
     drop_ratings: str | None = field(
         default=None,
         metadata={
             "help": "Ratings to drop, comma separated; '' drops none. When not given: 3 of MovieLens, 0 (a book without a "
-            "rating) of bookcrossing."
+            "rating) of bookcrossing and goodreads."
         },
     )
     click_threshold: int | None = field(
         default=None,
-        metadata={"help": "A rating of at least this is a click. When not given: 4 of MovieLens, 8 of bookcrossing."},
+        metadata={"help": "A rating of at least this is a click. When not given: 4 of MovieLens and goodreads, 8 of bookcrossing."},
     )
     preset: str | None = field(default=None, metadata={"help": "Named settings: paper puts the ids into the prompt."})
     ids_in_prompt: bool = field(default=False, metadata={"help": "Put the ids into the prompt (as the paper does)."})
@@ -75,7 +77,7 @@ class PrepareArguments:
         metadata={"help": "What joins, labels and splits: DuckDB in this process, or Spark (pip install 'flip-ctr[spark]', Java 17)."},
     )
     memory_limit: str | None = field(
-        default=None, metadata={"help": "Most memory that DuckDB takes, e.g. 4GB; the rest goes through files. 80 % of the machine's "
+        default=None, metadata={"help": "Most memory that DuckDB takes, e.g. 4GB; the rest goes through files. four fifths of the machine's "
             "when not given."},
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an existing dataset folder."})
@@ -124,6 +126,8 @@ def open_source(args: PrepareArguments) -> Source:
     """
     raw = DATASETS[args.dataset]
     folder = open_raw_folder(args.dataset, args.data_dir or fetch_archive(args.dataset), raw.files)
+    raw = raw.of(folder)
+    check_split(args.split, owner=raw.files[0], user=raw.user, item=raw.item, time=raw.time)
     fields = raw.fields(args.ids_in_prompt)
     dropped = args.dropped_ratings
     stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
@@ -149,6 +153,7 @@ def open_source(args: PrepareArguments) -> Source:
         label_rule=f"a rating of at least {args.click_threshold} is a click{stars}",
         protocol={"click_threshold": args.click_threshold, "drop_ratings": dropped},
         card_facts=raw.card_facts,
+        notes=raw.notes,
         way_out="--click_threshold, --drop_ratings",
     )
 
@@ -214,6 +219,7 @@ def run(args: PrepareArguments) -> dict:
             ),
             "events_files": list(source.events.files),
             "raw_files": log.files,
+            "notes": list(source.notes),
         }
         picture = plot_dataset(report, schema, folder)
         write_texts(folder, schema, report, dataset_card(schema, report, source.card_facts, picture is not None))
@@ -241,11 +247,11 @@ def summary(report: dict) -> str:
             lines += [f"{name}: {counted(count, 'line')} dropped: {reason}" for reason, count in entry["unused_by_reason"].items()]
         for kind, count in entry["values_changed"].items():
             lines.append(f"{name}: {counted(count, 'value')} changed: {kind}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *report["notes"]])
 
 
 def main(argv: list[str] | None = None) -> None:
-    description = "Raw files of MovieLens or BookCrossing to a dataset folder."
+    description = "Raw files of MovieLens, BookCrossing or GoodReads to a dataset folder."
     args = parse_arguments(PrepareArguments, argv, prog="flip-ctr prepare", description=description)
     if threading.current_thread() is threading.main_thread():
         # what was written so far is removed then, as after any other end
