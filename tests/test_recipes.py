@@ -228,7 +228,7 @@ def test_embedding_l2_shrinks_the_tables(tmp_path, dataset_dir):
 
 
 def test_a_picture_is_drawn_only_where_matplotlib_is(tmp_path, dataset_dir, monkeypatch):
-    monkeypatch.setattr("flip_ctr.train.plots._pyplot", lambda: None)
+    monkeypatch.setattr("flip_ctr.train.plots.pyplot", lambda: None)
     tiny.finetune(dataset_dir, None, tmp_path / "m", num_train_epochs=1)
     assert not (tmp_path / "m" / "training.png").exists()
 
