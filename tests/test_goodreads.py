@@ -297,8 +297,8 @@ def test_many_dates_at_once_are_what_each_is():
     ]  # fmt: skip
     dates += ["Thu Feb 29 23:59:59 +0000 2024", "Wed Dec 31 23:59:59 -1200 1969", DATE]
     expected = [int(datetime.strptime(date, "%a %b %d %H:%M:%S %z %Y").timestamp()) for date in dates]
-    assert goodreads.seconds_of_all(pa.array(dates)).to_pylist() == expected == [goodreads.seconds(date) for date in dates]
-    assert goodreads.seconds_of_all(pa.array(["", *dates]).slice(1)).to_pylist() == expected
+    assert goodreads_lines.seconds_of_all(pa.array(dates)).to_pylist() == expected == [goodreads_lines.seconds(date) for date in dates]
+    assert goodreads_lines.seconds_of_all(pa.array(["", *dates]).slice(1)).to_pylist() == expected
 
 
 WRONG_DATES = [
@@ -311,9 +311,9 @@ WRONG_DATES = [
 
 @pytest.mark.parametrize("date", WRONG_DATES)
 def test_wrong_dates_are_refused_by_both_ways(date):
-    assert goodreads.seconds_of_all(pa.array([DATE, date])) is None
+    assert goodreads_lines.seconds_of_all(pa.array([DATE, date])) is None
     with pytest.raises(raw.MalformedLine, match="date_added is not a date as 'Tue Oct 17 09:40:11 -0700 2017'"):
-        goodreads.seconds(date)
+        goodreads_lines.seconds(date)
 
 
 # --- lines that become no row
@@ -380,15 +380,15 @@ def test_lines_read_at_once_are_what_each_of_them_is(tmp_path, monkeypatch, few)
 
     def read(plain: bool) -> tuple:
         log = raw.LineLog(max_share=1.0)
-        how = goodreads.plain_interactions if plain else None
+        how = goodreads_lines.plain_interactions if plain else None
         table = raw.line_table(
-            "ratings", folder / JSON_FILE, goodreads.INTERACTION_COLUMNS, goodreads.json_object, goodreads.parse_interaction,
+            "ratings", folder / JSON_FILE, goodreads_lines.INTERACTION_COLUMNS, goodreads_lines.json_object, goodreads_lines.parse_interaction,
             encoding="utf-8", plain=how,
         )  # fmt: skip
         lines, columns = [], []
         for chunk in table.read(log):
             lines += chunk.lines
-            columns.append(pa.table(chunk.columns, names=list(goodreads.INTERACTION_COLUMNS)))
+            columns.append(pa.table(chunk.columns, names=list(goodreads_lines.INTERACTION_COLUMNS)))
         return lines, pa.concat_tables(columns).to_pylist(), log.files
 
     monkeypatch.setattr(raw, "FEW_LINES", few)

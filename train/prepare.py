@@ -24,7 +24,7 @@ from flip_ctr.data.dataset_folder import (
 from flip_ctr.data.dataset_picture import plot_dataset
 from flip_ctr.data.datasets import RawDataset, Source
 from flip_ctr.data.download import fetch_archive, open_raw_folder
-from flip_ctr.data.engines import ENGINES, Engine
+from flip_ctr.data.engines import Engine
 from flip_ctr.data.preparation import Plan, prepare_rows
 from flip_ctr.data.prompt_lengths import prompt_lengths
 from flip_ctr.data.raw import LineLog
