@@ -8,6 +8,7 @@ books of one genre. How lines are read is in `goodreads_lines`.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from flip_ctr.data.goodreads_lines import (
     RATINGS, AVERAGE_RATINGS, COUNTS, YEARS, BOOK_COLUMNS, GENRE_COLUMNS, AUTHOR_COLUMNS, WORK_COLUMNS, INTERACTION_COLUMNS, json_object, parse_book, parse_author, parse_work, parse_genres, parse_interaction, plain_interactions, csv_table,
 )  # fmt: skip
 from flip_ctr.data.preparation import Join
-from flip_ctr.data.raw import RawTable
+from flip_ctr.data.raw import RawTable, line_table
 
 # --- which files belong together ----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from flip_ctr.data import goodreads, raw
+from flip_ctr.data import goodreads, goodreads_lines, raw
 from flip_ctr.data.dataset_folder import read_split
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.train import prepare
