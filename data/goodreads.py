@@ -16,7 +16,8 @@ import pyarrow as pa
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.datasets import RawDataset
 from flip_ctr.data.goodreads_lines import (
-    RATINGS, AVERAGE_RATINGS, COUNTS, YEARS, BOOK_COLUMNS, GENRE_COLUMNS, AUTHOR_COLUMNS, WORK_COLUMNS, INTERACTION_COLUMNS, json_object, parse_book, parse_author, parse_work, parse_genres, parse_interaction, plain_interactions, csv_table,
+    AUTHOR_COLUMNS, AVERAGE_RATINGS, BOOK_COLUMNS, COUNTS, GENRE_COLUMNS, INTERACTION_COLUMNS, RATINGS, WORK_COLUMNS, YEARS,
+    csv_table, json_object, parse_author, parse_book, parse_genres, parse_interaction, parse_work, plain_interactions,
 )  # fmt: skip
 from flip_ctr.data.preparation import Join
 from flip_ctr.data.raw import RawTable, line_table
