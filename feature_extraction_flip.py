@@ -21,6 +21,20 @@ HASH_KEY_VARIABLE = "FLIP_HASH_KEY"
 NULL_TYPES = ("NoneType", "NAType", "NaTType")  # by name: pandas must not be imported here
 
 
+class RowError(ValueError):
+    """A value that cannot be read; whoever read only a part of a file knows the row's place in it.
+
+    Args:
+        column: name of the column.
+        row: position in the rows that were read.
+        reason: what is wrong with the value.
+    """
+
+    def __init__(self, column: str, row: int, reason: str):
+        super().__init__(f"column '{column}', row {row}: {reason}.")
+        self.column, self.row, self.reason = column, row, reason
+
+
 def canonical_value(value: Any, type_name: str) -> str | None:
     """The canonical form of a value of a field of that type; None for a null (None, NaN, NA, or empty text).
 
@@ -100,7 +114,7 @@ class Column:
                     raise ValueError("null, and the schema forbids nulls here")
             except ValueError as error:
                 row = int((codes == code).argmax())
-                raise ValueError(f"column '{field.name}', row {row}: {error}.") from None
+                raise RowError(field.name, row, str(error)) from None
             translate[code] = canonical.setdefault(text, len(canonical))
         return cls(list(canonical), translate[codes])
 
@@ -187,6 +201,14 @@ def read_columns(rows: Any, fields: Sequence[FlipField]) -> dict[str, Column]:
     return {field.name: Column.read(raw[field.name], field) for field in fields}
 
 
+def add_counts(counts: dict[str, dict[str | None, int]], columns: Mapping[str, Column]) -> None:
+    """Adds a part of the rows to `counts`: of each column the rows of each canonical value."""
+    for name, column in columns.items():
+        seen = counts.setdefault(name, {})
+        for value, rows in zip(column.values, np.bincount(column.codes, minlength=len(column.values)).tolist()):
+            seen[value] = seen.get(value, 0) + rows
+
+
 class FlipFeatureExtractor(FeatureExtractionMixin):
     """Rows -> `feature_ids`. Per field, ids 0 to 3 are pad, mask, `[UNK]` and `[NULL]`; values follow in a fixed order.
 
@@ -228,19 +250,20 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return [field for field in read_fields(self.fields) if field.on_id_side]
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Column], fields, min_frequency: int = 1,
-                     hash_user_values: bool = False) -> "FlipFeatureExtractor":  # fmt: skip
+    def from_counts(cls, counts: Mapping[str, Mapping[str | None, int]], fields, min_frequency: int = 1,
+                    hash_user_values: bool = False) -> "FlipFeatureExtractor":  # fmt: skip
         """Builds the vocabularies of the training split: values by falling frequency, ties in order of the value.
 
         With `hash_user_values` those of the fields of entity `user` hold keyed hashes, in order of the hash. `ValueError` where there
         is no such field.
+
+        Args:
+            counts: of each field in how many rows each canonical value occurs (None for null), see [`add_counts`].
         """
         vocabularies = []
         for field in read_fields(fields):
             if field.on_id_side:
-                column = columns[field.name]
-                counts = np.bincount(column.codes, minlength=len(column.values))
-                counted = [(-n, v) for v, n in zip(column.values, counts.tolist()) if v is not None and n >= min_frequency]
+                counted = [(-n, v) for v, n in counts[field.name].items() if v is not None and n >= min_frequency]
                 vocabularies.append([value for _, value in sorted(counted)])
         extractor = cls(fields=fields, vocabularies=vocabularies, min_frequency=min_frequency)
         if hash_user_values:
