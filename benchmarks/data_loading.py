@@ -1,0 +1,224 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Memory and speed of how training gets its rows: from the mapped encoded split, and with `--streaming`.
+
+    python benchmarks/data_loading.py --dataset_dir D --model_name_or_path PLM --output_file benchmarks/results/data_loading.json
+
+Memory: the peak of a process that takes `finetune`'s way to its batches (splits, vocabularies, checks, encoding, loader) and trains some
+steps on them, beside that of a process that only has the model and does as many steps on the longest of these batches. The resident
+set counts pages of mapped files too, which the system takes back where it needs them; anonymous memory does not.
+
+Speed: rows a second of batches from the mapped split and from the stream, a batch all of `input_ids`, `attention_mask`,
+`token_fields`, feature ids and labels; beside `datasets.map(batched=True)`, which runs each row's prompt text through the same fast
+tokenizer. They take turns in one process.
+"""
+
+import json
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from children import answer, measure, write_rows
+from datasets import Dataset
+from transformers import AutoTokenizer, HfArgumentParser
+
+from flip_ctr.configuration_flip import FlipConfig
+from flip_ctr.data.cache import cached_split
+from flip_ctr.data.collators import FlipCollator
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.samplers import GlobalBatchSampler
+from flip_ctr.data.shards import SplitRows
+from flip_ctr.data.streaming import StreamedDataset
+from flip_ctr.modeling_flip import FlipForCTR
+from flip_ctr.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import option, required
+from flip_ctr.train.build import new_click_model, new_processor
+from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, make_loader, training_split
+from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.optimizer import make_optimizer
+from flip_ctr.train.step import TrainingStep
+
+CONFIG, BATCHES = "config", "batches.npz"
+
+
+@dataclass
+class LoadingArguments:
+    dataset_dir: str = required("dataset folder, which nobody else uses: its encoded splits are removed")
+    model_name_or_path: str = required("the PLM; its tokenizer must be a fast one")
+    num_steps: int = option(10, "training steps of the measurements of memory")
+    batch_size: int = option(32, "rows of a batch of these steps")
+    tokenized_rows: int = option(50_000, "rows that `datasets.map` tokenises in a turn")
+    composed_rows: int = option(500_000, "rows that are composed in a turn")
+    turns: int = option(5, "turns of the measurements of speed")
+    output_file: str | None = option(None, "JSON file for the numbers")
+
+
+# --- memory
+
+
+class Peaks:
+    """The most memory of this process, in MB: resident (the system's own record) and anonymous (looked at every few milliseconds)."""
+
+    def __init__(self):
+        self.anonymous, self.stop = 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    @staticmethod
+    def _status(name: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1])
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.003):
+            self.anonymous = max(self.anonymous, self._status("RssAnon"))
+
+    def read(self) -> dict:
+        self.stop.set()
+        self.thread.join()
+        return {"resident_mb": self._status("VmHWM") / 1024, "anonymous_mb": self.anonymous / 1024}
+
+
+def arguments(dataset_dir: str, plm: str, strategy: str, batch_size: int, streaming: bool = False) -> FinetuneArguments:
+    return FinetuneArguments(dataset_dir=dataset_dir, output_dir="", model_name_or_path=plm if strategy != "id" else None,
+                             strategy=strategy, per_device_train_batch_size=batch_size, streaming=streaming)  # fmt: skip
+
+
+def train_on(batches: Iterator[dict[str, torch.Tensor]], model, args: FinetuneArguments) -> None:
+    accelerator = make_accelerator("no")
+    step = TrainingStep(accelerator, *accelerator.prepare(model.train(), make_optimizer(model, args, accelerator.device)), args)
+    for batch in batches:
+        step.backward([batch])
+        step.update()
+
+
+def train_child(dataset_dir: str, plm: str, strategy: str, batch_size: int, num_steps: int, streaming: bool, folder: str | None) -> dict:
+    """Trains as `finetune` does; where a folder is named, leaves there what a bare model needs to do the same."""
+    peaks = Peaks()
+    args = arguments(dataset_dir, plm, strategy, batch_size, streaming)
+    accelerator = make_accelerator("no")
+    train_rows, *others = (SplitRows(dataset_dir, split) for split in ("train", "validation", "test"))
+    processor = new_processor(train_rows, train_rows.schema, args, args.model_name_or_path)
+    model = new_click_model(processor, args)
+    check_clicks(processor, {rows.split: rows for rows in (train_rows, *others)})
+    prompts = strategy != "id"
+    dataset = training_split(accelerator, processor, train_rows, args, prompts)
+    kept = [encode_split(accelerator, processor, rows, prompts) for rows in others]
+    loader = make_loader(dataset, FlipCollator(processor, args.seed, args.unk_rate), batch_size, accelerator, args.seed)
+    batches, longest = iter(loader), {}
+
+    def some() -> Iterator[dict[str, torch.Tensor]]:
+        nonlocal longest
+        for _ in range(num_steps):
+            batch = next(batches)
+            width = "input_ids" if "input_ids" in batch else "feature_ids"
+            longest = max(longest, batch, key=lambda one: one[width].shape[-1] if one else 0)
+            yield batch
+
+    train_on(some(), model, args)
+    assert len(kept) == 2
+    if folder is not None:
+        np.savez(Path(folder) / BATCHES, **{name: tensor.numpy() for name, tensor in longest.items()})
+        model.config.save_pretrained(Path(folder) / CONFIG)
+    return peaks.read()
+
+
+def bare_child(dataset_dir: str, plm: str, strategy: str, batch_size: int, num_steps: int, folder: str) -> dict:
+    """The model alone, on one batch."""
+    peaks = Peaks()
+    config = FlipConfig.from_pretrained(Path(folder) / CONFIG)
+    with np.load(Path(folder) / BATCHES) as arrays:
+        batch = {name: torch.from_numpy(arrays[name]) for name in arrays}
+    model = FlipForCTR.from_text_pretrained(plm, config, dtype=torch.float32) if strategy != "id" else FlipForCTR(config)
+    train_on((dict(batch) for _ in range(num_steps)), model, arguments(dataset_dir, plm, strategy, batch_size))
+    return peaks.read()
+
+
+def memory(args: LoadingArguments) -> list[dict]:
+    results = []
+    for strategy in ("id", "joint"):
+        shared = (args.dataset_dir, args.model_name_or_path, strategy, args.batch_size, args.num_steps)
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.rmtree(Path(args.dataset_dir) / ".cache", ignore_errors=True)
+            runs = {"encodes first": measure("train", *shared, False, folder), "encoded before": measure("train", *shared, False, None),
+                    "--streaming": measure("train", *shared, True, None)}  # fmt: skip
+            bare = measure("bare", *shared, folder)
+        for name, peaks in runs.items():
+            above = {f"{kind}_above_bare": peaks[kind] - bare[kind] for kind in peaks}
+            results.append({"strategy": strategy, "rows": name} | peaks | {f"bare_{kind}": bare[kind] for kind in bare} | above)
+            print(f"memory, {strategy}, {name}: " + ", ".join(f"{kind} {value:.0f}" for kind, value in results[-1].items() if "mb" in kind),
+                  flush=True)  # fmt: skip
+    return results
+
+
+# --- speed
+
+
+def rate(batches: Iterator[dict], wanted: int) -> float:
+    """Rows a second until so many rows have come, or all."""
+    started, rows = time.perf_counter(), 0
+    for batch in batches:
+        rows += len(batch["rows"])
+        if rows >= wanted:
+            break
+    return rows / (time.perf_counter() - started)
+
+
+def speed_child(dataset_dir: str, plm: str, batch_size: int, tokenized_rows: int, composed_rows: int, turns: int) -> dict:
+    rows, tokenizer = SplitRows(dataset_dir, "train"), AutoTokenizer.from_pretrained(plm)
+    processor = FlipProcessor.from_dataset(rows, rows.schema.fields, tokenizer)
+    shutil.rmtree(Path(dataset_dir) / ".cache", ignore_errors=True)
+    started = time.perf_counter()
+    cached_split(processor, rows)
+    encoding = time.perf_counter() - started
+    dataset = EncodedDataset(processor, rows)
+    few = rows.take(range(tokenized_rows))
+    columns = processor.feature_extractor.read(few)
+    texts = zip(*([columns[field.name].values[code] for code in columns[field.name].codes] for field in processor.text_fields))
+    prompts = Dataset.from_dict({"prompt": [processor.prompt(values) for values in texts]})
+    found = {"composing": [], "streaming": [], "tokenizing": []}
+    for turn in range(turns + 1):
+        plan = GlobalBatchSampler(len(dataset), batch_size, turn, dataset.lengths)
+        composing = rate((dataset.__getitems__(batch) for batch in plan), composed_rows)
+        streaming = rate(iter(StreamedDataset(processor, rows, batch_size, turn)), composed_rows)
+        started = time.perf_counter()
+        prompts.map(lambda batch: tokenizer(batch["prompt"]), batched=True, remove_columns=["prompt"], load_from_cache_file=False,
+                    keep_in_memory=True)  # fmt: skip
+        tokenizing = tokenized_rows / (time.perf_counter() - started)
+        if turn > 0:  # the first warms up
+            for name, value in (("composing", composing), ("streaming", streaming), ("tokenizing", tokenizing)):
+                found[name].append(value)
+    return {
+        **{f"{name}_rows_per_second": statistics.median(values) for name, values in found.items()},
+        "encoding_seconds": encoding,
+        "encoding_and_composing_rows_per_second": len(rows) / (encoding + len(rows) / statistics.median(found["composing"])),
+        **{f"{name}_to_tokenizing": statistics.median(o / t for o, t in zip(found[name], found["tokenizing"]))
+           for name in ("composing", "streaming")},
+        "rows": len(rows), "tokens_per_row": float(dataset.lengths.mean()), "batch_size": batch_size, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def run(args: LoadingArguments) -> dict:
+    results = {"memory": memory(args)}
+    results["speed"] = measure("speed", args.dataset_dir, args.model_name_or_path, 1024, args.tokenized_rows, args.composed_rows, args.turns)
+    speed = results["speed"]
+    speed["encoding_and_composing_to_tokenizing"] = speed["encoding_and_composing_rows_per_second"] / speed["tokenizing_rows_per_second"]
+    print(json.dumps(speed, indent=2))
+    results |= {"num_steps": args.num_steps, "batch_size": args.batch_size}
+    write_rows(results, args.output_file)
+    return results
+
+
+def child(what: str, *arguments) -> dict:
+    return {"train": train_child, "bare": bare_child, "speed": speed_child}[what](*arguments)
+
+
+if __name__ == "__main__":
+    if not answer(child):
+        run(HfArgumentParser(LoadingArguments).parse_args_into_dataclasses()[0])
