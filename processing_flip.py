@@ -17,12 +17,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
+from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
 from .configuration_flip import FlipField
-from .feature_extraction_flip import (
-    Column, FlipFeatureExtractor, RowError, add_counts, canonical_label, raw_columns, read_columns,
-)  # fmt: skip
+from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
 
-NULL_WORDING = "unknown"
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
 MAX_CACHED_VALUES = 100_000
 CHECKED_ROWS = 256  # whose prompts are compared with the tokenizer's own ids
@@ -80,12 +78,12 @@ class PromptTableBuilder:
         read: number of a text field and values of it -> their token ids.
     """
 
-    def __init__(self, template: Sequence[Sequence[int]], read: Callable[[int, Sequence[str | None]], list[list[int]]]):
+    def __init__(self, template: Sequence[Sequence[int]], read: Callable[[int, Sequence[Value]], list[list[int]]]):
         self.read, self.num_fields = read, len(template) - 1
         # arrays of machine integers: lists would take ten times as much for millions of values
         self.tokens, self.offsets = array("i"), array("q", [0])
         self._append(template)
-        self.known: list[dict[str | None, int]] = [{} for _ in range(self.num_fields)]
+        self.known: list[dict[Value, int]] = [{} for _ in range(self.num_fields)]
 
     def _append(self, pieces: Sequence[Sequence[int]]) -> None:
         for piece in pieces:
@@ -117,7 +115,7 @@ class EncodedRows:
     """Rows as integers: batches are gathered from them, nothing is tokenised again.
 
     Attributes:
-        feature_ids: `(N, ID-side fields)` int32.
+        feature_ids: `(N, slots)` int32.
         prompt_table, entries: the prompts' [`PromptTable`] and `(N, text fields)` int32 entries of it, or None.
         lengths: `(N,)` int32 tokens of each prompt, or None.
     """
@@ -174,7 +172,7 @@ class FlipProcessor(ProcessorMixin):
         self.label, self.weight = label, weight
         self.id_only = tokenizer is None  # saved: loading is decided by it, never by a failed attempt
         self.max_length = max_length
-        self._cache: dict[tuple[int, str | None], list[int]] = {}
+        self._cache: dict[tuple[int, Value], list[int]] = {}
         if tokenizer is not None:
             limits = [limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9]
             self.max_length = min(limits) if limits else None
@@ -204,13 +202,13 @@ class FlipProcessor(ProcessorMixin):
                 differ from the tokenizer's own on the whole prompt.
         """
         fields = [FlipField.from_dict(field) for field in fields]
-        counts: dict[str, dict[str | None, int]] = {}
+        counts: Counts = {}
         on_disk = hasattr(dataset, "map_parts")
         if on_disk:
             for columns in dataset.map_parts(lambda rows: read_columns(rows, fields), [field.name for field in fields]):
-                add_counts(counts, columns)
+                add_counts(counts, columns, fields)
         else:
-            add_counts(counts, columns := read_columns(dataset, fields))
+            add_counts(counts, columns := read_columns(dataset, fields), fields)
         extractor = FlipFeatureExtractor.from_counts(counts, fields, min_frequency, hash_user_values)
         processor = cls(extractor, tokenizer, **kwargs)
         if tokenizer is not None:
@@ -238,14 +236,13 @@ class FlipProcessor(ProcessorMixin):
 
     # --- prompts
 
-    def prompt(self, values: Sequence[str | None]) -> str:
+    def prompt(self, values: Sequence[Value]) -> str:
         """The prompt of one row as text, from the canonical values of the text fields."""
-        words = [self._word(value) for value in values]
-        return " ; ".join(f"{field.wording} is {word}" for field, word in zip(self.text_fields, words))
+        return " ; ".join(f"{field.wording} is {self._word(field, value)}" for field, value in zip(self.text_fields, values))
 
-    def _word(self, value: str | None) -> str:
+    def _word(self, field: FlipField, value: Value) -> str:
         """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
-        word = NULL_WORDING if value is None else value
+        word = field.null_wording if value is None else value if isinstance(value, str) else ", ".join(value)
         for token in self._taken_for_special:
             word = word.replace(token, f"{token[0]} {token[1:]}")
         return word
@@ -276,11 +273,12 @@ class FlipProcessor(ProcessorMixin):
                 f"of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
             )
 
-    def _value_tokens(self, field: int, values: Sequence[str | None], budget: int) -> list[list[int]]:
-        words = [" " + self._word(value) for value in values]
+    def _value_tokens(self, number: int, values: Sequence[Value], budget: int) -> list[list[int]]:
+        field = self.text_fields[number]
+        words = [" " + self._word(field, value) for value in values]
         return [tokens[:budget] for tokens in self._tokenize(words)] if words else []
 
-    def _cached_tokens(self, field: int, values: Sequence[str | None], budget: int) -> list[list[int]]:
+    def _cached_tokens(self, field: int, values: Sequence[Value], budget: int) -> list[list[int]]:
         new = [value for value in values if (field, value) not in self._cache]
         if len(self._cache) + len(new) > MAX_CACHED_VALUES:
             self._cache.clear()
@@ -348,12 +346,13 @@ class FlipProcessor(ProcessorMixin):
         """Rows -> a batch of model inputs. Never masks anything.
 
         Args:
-            rows: a dict of columns, one dict of scalars, a list of dicts, a pandas or Arrow table, or a `datasets` dataset
-                or batch; columns that are no field are ignored.
+            rows: a dict of columns, one row as a dict (single-valued fields are scalars in it), a list of dicts, a pandas or Arrow
+                table, or a `datasets` dataset or batch; columns that are no field are ignored. A multi-valued field has a list in
+                each row, or text with its separators.
             return_tensors: `"pt"`, or `"np"` or `None` for arrays.
 
         Returns:
-            `feature_ids` `(B, F)`; with a tokenizer `input_ids` and `attention_mask` `(B, L)`; `labels` and
+            `feature_ids` `(B, S)`; with a tokenizer `input_ids` and `attention_mask` `(B, L)`; `labels` and
             `sample_weight` `(B,)` where the rows have these columns.
 
         Raises:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -133,19 +134,19 @@ def write_dataset_folder(
 
 def split_statistics(splits: dict[str, pa.Table], schema: DatasetSchema) -> dict[str, dict]:
     """For each split its rows, clicks and click rate, and for each field its distinct values and nulls and, outside
-    `train`, the share of rows whose value `train` never has (a null is not a value)."""
-    known = {field.name: pc.unique(splits["train"][field.name]) for field in schema.fields}
+    `train`, the share of rows with a value that `train` never has (a null is not a value; a list is as many as it holds)."""
+    known = {field.name: pc.unique(_single_values(splits["train"][field.name])[0]) for field in schema.fields}
     statistics = {}
     for name, table in splits.items():
         clicks = pc.sum(table[schema.label]).as_py()
         columns = {}
         for field in schema.fields:
-            column = table[field.name]
-            columns[field.name] = {"values": pc.count_distinct(column).as_py(), "nulls": column.null_count}
+            values, rows = _single_values(table[field.name])
+            nulls = len(table) - pc.count_distinct(rows).as_py()
+            columns[field.name] = {"values": pc.count_distinct(values).as_py(), "nulls": nulls}
             if name != "train":
-                values = column.drop_null()
-                seen = pc.sum(pc.is_in(values, value_set=known[field.name])).as_py() or 0
-                columns[field.name]["unseen_share"] = round((len(values) - seen) / len(table), 6)
+                unseen = rows.filter(pc.invert(pc.is_in(values, value_set=known[field.name])))
+                columns[field.name]["unseen_share"] = round(pc.count_distinct(unseen).as_py() / len(table), 6)
         statistics[name] = {
             "rows": len(table),
             "clicks": clicks,
@@ -153,6 +154,16 @@ def split_statistics(splits: dict[str, pa.Table], schema: DatasetSchema) -> dict
             "fields": columns,
         }
     return statistics
+
+
+def _single_values(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """The values of a column, or of its lists, without nulls, and the row of each."""
+    column = column.combine_chunks()  # else rows are counted anew in each chunk
+    rows = pa.array(np.arange(len(column)))
+    if hasattr(column.type, "value_field"):
+        rows, column = rows.take(pc.list_parent_indices(column)), pc.list_flatten(column)
+    valid = pc.is_valid(column)
+    return column.filter(valid), rows.filter(valid)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence], right: bool = True) -> str:

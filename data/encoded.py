@@ -98,10 +98,10 @@ class EncodedDataset(Dataset):
 
 
 def count_features(processor: FlipProcessor, parts) -> np.ndarray:
-    """How often each feature occurs in parts of feature ids `(rows, F)`: `(sum of field sizes,)`, in the order of the ID tower's table."""
-    sizes = [field.vocab_size for field in processor.feature_extractor.all_fields if field.on_id_side]
-    counts = [np.zeros(size, np.int64) for size in sizes]
+    """How often each feature occurs in parts of feature ids `(rows, S)`: `(sum of field sizes,)`, in the order of the ID tower's table."""
+    extractor = processor.feature_extractor
+    counts = [np.zeros(field.vocab_size, np.int64) for field in extractor.all_fields if field.on_id_side]
     for feature_ids in parts:
-        for ids, count, size in zip(feature_ids.T, counts, sizes):
-            count += np.bincount(ids, minlength=size)
+        for ids, field in zip(feature_ids.T, extractor.slot_fields):
+            counts[field] += np.bincount(ids, minlength=len(counts[field]))
     return np.concatenate(counts)

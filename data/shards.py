@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flip_ctr.columns_flip import RowError
+from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.schema import SCHEMA_NAME, DatasetSchema
-from flip_ctr.feature_extraction_flip import RowError
 
 PART_ROWS = 65_536  # rows in memory at a time
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet")
@@ -75,9 +76,11 @@ def shard_paths(dataset_dir: Path, split: str) -> list[Path]:
     return [found[name] for name in expected]
 
 
-def fits(arrow: pa.DataType, type_name: str) -> bool:
-    """Whether an Arrow column can hold values of a field's type; single values may still not be (text that is no number)."""
+def fits(arrow: pa.DataType, field: FlipField) -> bool:
+    """Whether an Arrow column can hold a field's values; single values may still not be of its type (text that is no number)."""
     kinds = pa.types
+    if field.is_multi_valued and hasattr(arrow, "value_field"):  # a list
+        arrow = arrow.value_type
     if kinds.is_dictionary(arrow):
         arrow = arrow.value_type
     text = kinds.is_string(arrow) or kinds.is_large_string(arrow) or kinds.is_string_view(arrow)
@@ -87,7 +90,7 @@ def fits(arrow: pa.DataType, type_name: str) -> bool:
         "float": text or kinds.is_integer(arrow) or kinds.is_floating(arrow),
         "bool": text or kinds.is_integer(arrow) or kinds.is_boolean(arrow),
     }
-    return kinds.is_null(arrow) or allowed[type_name]
+    return kinds.is_null(arrow) or allowed[field.type]
 
 
 class SplitRows:
@@ -134,28 +137,24 @@ class SplitRows:
 
     def _check_columns(self) -> None:
         schema, first = self.schema, self.shards[0]
-        types = {field.name: field.type for field in schema.fields}
-        required = [*types, *([schema.user_column] if schema.user_column else [])]
+        required = [*(field.name for field in schema.fields), *([schema.user_column] if schema.user_column else [])]
         for shard in self.shards:
             where, have = f"split '{self.split}', {shard.path}", shard.schema.names
             for name in required:
                 if name not in have:
                     raise ValueError(f"{where}: no column '{name}', which {SCHEMA_NAME} names; it has {', '.join(have)}.")
-            for name, type_name in types.items():
-                self._check_type(where, name, shard.schema.field(name).type, type_name)
-            for name in (schema.label, schema.weight_column):
-                if name in have and not pa.types.is_boolean(shard.schema.field(name).type):
-                    self._check_type(where, name, shard.schema.field(name).type, "float")
+            targets = [name for name in (schema.label, schema.weight_column) if name in have]
+            targets = [name for name in targets if not pa.types.is_boolean(shard.schema.field(name).type)]
+            for field in [*schema.fields, *(FlipField(name, "float") for name in targets)]:
+                arrow = shard.schema.field(field.name).type
+                if not fits(arrow, field):
+                    kind = f"{field.type}, {field.kind}" if field.is_multi_valued else field.type
+                    raise ValueError(f"{where}: column '{field.name}' is of type {arrow}, which does not fit {kind} of {SCHEMA_NAME}.")
             if not shard.schema.equals(first.schema):
                 differing = next((name for name in [*have, *first.schema.names]
                                   if name not in have or name not in first.schema.names
                                   or shard.schema.field(name).type != first.schema.field(name).type), "their order")  # fmt: skip
                 raise ValueError(f"{where}: its columns are not those of {first.path.name} (see {differing}).")
-
-    @staticmethod
-    def _check_type(where: str, name: str, arrow: pa.DataType, type_name: str) -> None:
-        if not fits(arrow, type_name):
-            raise ValueError(f"{where}: column '{name}' is of type {arrow}, which does not fit {type_name} of {SCHEMA_NAME}.")
 
     def __len__(self) -> int:
         return int(self.group_starts[-1])

@@ -7,7 +7,8 @@ import pytest
 import tiny
 from transformers import AutoTokenizer
 
-from flip_ctr import FlipProcessor
+from flip_ctr import FlipField, FlipProcessor
+from flip_ctr.configuration_flip import FIELD_TYPES
 from flip_ctr.data.dataset_folder import read_split
 from flip_ctr.data.shards import SplitRows, fits
 
@@ -170,4 +171,8 @@ def test_a_forbidden_null_of_the_test_split_is_found_before_training(tmp_path, d
     ],
 )
 def test_types_that_fit(kind, fitting):
-    assert {name for name in ("string", "int", "float", "bool") if fits(kind, name)} == fitting
+    assert {name for name in FIELD_TYPES if fits(kind, FlipField("f", name))} == fitting
+    lists = [pa.list_(kind), pa.large_list(kind)]
+    for arrow in [kind, *(lists if fitting else [])]:  # a list, or text with separators, or a single value
+        assert {name for name in FIELD_TYPES if fits(arrow, FlipField("f", name, kind="multi-valued"))} >= fitting
+    assert not any(fits(arrow, FlipField("f", name)) for name in FIELD_TYPES for arrow in lists)
