@@ -4,8 +4,9 @@
     python benchmarks/data_loading.py --dataset_dir D --model_name_or_path PLM --output_file benchmarks/results/data_loading.json
 
 Memory: the peak of a process that takes `finetune`'s way to its batches (splits, vocabularies, checks, encoding, loader) and trains some
-steps on them, beside that of a process that only has the model and does as many steps on the longest of these batches. The resident
-set counts pages of mapped files too, which the system takes back where it needs them; anonymous memory does not.
+steps on them, beside that of a process that only has the model, imports no library that reads data, and does as many steps on the
+longest of these batches (`bare_training.py`). The resident set counts pages of mapped files too, which the system takes back where it
+needs them; anonymous memory does not.
 
 Speed: rows a second of batches from the mapped split and from the stream, a batch all of `input_ids`, `attention_mask`,
 `token_fields`, feature ids and labels; beside `datasets.map(batched=True)`, which runs each row's prompt text through the same fast
@@ -16,35 +17,30 @@ import json
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
+from bare_training import Peaks, leave, train_on
 from children import answer, measure, write_rows
 from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser
 
-from flip_ctr.configuration_flip import FlipConfig
 from flip_ctr.data.cache import cached_split
 from flip_ctr.data.collators import FlipCollator
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.samplers import GlobalBatchSampler
 from flip_ctr.data.shards import SplitRows
+from flip_ctr.data.splits import SPLITS
 from flip_ctr.data.streaming import StreamedDataset
-from flip_ctr.modeling_flip import FlipForCTR
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import option, required
 from flip_ctr.train.build import new_click_model, new_processor
 from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, make_loader, training_split
 from flip_ctr.train.finetune import FinetuneArguments
-from flip_ctr.train.optimizer import make_optimizer
-from flip_ctr.train.step import TrainingStep
-
-CONFIG, BATCHES = "config", "batches.npz"
 
 
 @dataclass
@@ -62,82 +58,32 @@ class LoadingArguments:
 # --- memory
 
 
-class Peaks:
-    """The most memory of this process, in MB: resident (the system's own record) and anonymous (looked at every few milliseconds)."""
-
-    def __init__(self):
-        self.anonymous, self.stop = 0, threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-
-    @staticmethod
-    def _status(name: str) -> int:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1])
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.003):
-            self.anonymous = max(self.anonymous, self._status("RssAnon"))
-
-    def read(self) -> dict:
-        self.stop.set()
-        self.thread.join()
-        return {"resident_mb": self._status("VmHWM") / 1024, "anonymous_mb": self.anonymous / 1024}
-
-
-def arguments(dataset_dir: str, plm: str, strategy: str, batch_size: int, streaming: bool = False) -> FinetuneArguments:
-    return FinetuneArguments(dataset_dir=dataset_dir, output_dir="", model_name_or_path=plm if strategy != "id" else None,
-                             strategy=strategy, per_device_train_batch_size=batch_size, streaming=streaming)  # fmt: skip
-
-
-def train_on(batches: Iterator[dict[str, torch.Tensor]], model, args: FinetuneArguments) -> None:
-    accelerator = make_accelerator("no")
-    step = TrainingStep(accelerator, *accelerator.prepare(model.train(), make_optimizer(model, args, accelerator.device)), args)
-    for batch in batches:
-        step.backward([batch])
-        step.update()
-
-
 def train_child(dataset_dir: str, plm: str, strategy: str, batch_size: int, num_steps: int, streaming: bool, folder: str | None) -> dict:
     """Trains as `finetune` does; where a folder is named, leaves there what a bare model needs to do the same."""
     peaks = Peaks()
-    args = arguments(dataset_dir, plm, strategy, batch_size, streaming)
-    accelerator = make_accelerator("no")
-    train_rows, *others = (SplitRows(dataset_dir, split) for split in ("train", "validation", "test"))
-    processor = new_processor(train_rows, train_rows.schema, args, args.model_name_or_path)
+    args = FinetuneArguments(dataset_dir=dataset_dir, output_dir="", model_name_or_path=plm if strategy != "id" else None,
+                             strategy=strategy, per_device_train_batch_size=batch_size, streaming=streaming)  # fmt: skip
+    accelerator, prompts = make_accelerator("no"), strategy != "id"
+    splits = {split: SplitRows(dataset_dir, split) for split in SPLITS}
+    processor = new_processor(splits["train"], splits["train"].schema, args, args.model_name_or_path)
     model = new_click_model(processor, args)
-    check_clicks(processor, {rows.split: rows for rows in (train_rows, *others)})
-    prompts = strategy != "id"
-    dataset = training_split(accelerator, processor, train_rows, args, prompts)
-    kept = [encode_split(accelerator, processor, rows, prompts) for rows in others]
+    check_clicks(processor, splits)
+    dataset = training_split(accelerator, processor, splits["train"], args, prompts)
+    others = [encode_split(accelerator, processor, splits[name], prompts) for name in SPLITS[1:]]
     loader = make_loader(dataset, FlipCollator(processor, args.seed, args.unk_rate), batch_size, accelerator, args.seed)
-    batches, longest = iter(loader), {}
+    longest, width = {}, 0
 
-    def some() -> Iterator[dict[str, torch.Tensor]]:
-        nonlocal longest
-        for _ in range(num_steps):
-            batch = next(batches)
-            width = "input_ids" if "input_ids" in batch else "feature_ids"
-            longest = max(longest, batch, key=lambda one: one[width].shape[-1] if one else 0)
+    def watched() -> Iterator[dict[str, torch.Tensor]]:
+        nonlocal longest, width
+        for batch in islice(loader, num_steps):
+            size = batch.get("input_ids", batch["feature_ids"]).shape[1]
+            longest, width = (batch, size) if size > width else (longest, width)
             yield batch
 
-    train_on(some(), model, args)
-    assert len(kept) == 2
+    train_on(accelerator, watched(), model, args)
     if folder is not None:
-        np.savez(Path(folder) / BATCHES, **{name: tensor.numpy() for name, tensor in longest.items()})
-        model.config.save_pretrained(Path(folder) / CONFIG)
-    return peaks.read()
-
-
-def bare_child(dataset_dir: str, plm: str, strategy: str, batch_size: int, num_steps: int, folder: str) -> dict:
-    """The model alone, on one batch."""
-    peaks = Peaks()
-    config = FlipConfig.from_pretrained(Path(folder) / CONFIG)
-    with np.load(Path(folder) / BATCHES) as arrays:
-        batch = {name: torch.from_numpy(arrays[name]) for name in arrays}
-    model = FlipForCTR.from_text_pretrained(plm, config, dtype=torch.float32) if strategy != "id" else FlipForCTR(config)
-    train_on((dict(batch) for _ in range(num_steps)), model, arguments(dataset_dir, plm, strategy, batch_size))
-    return peaks.read()
+        leave(Path(folder), longest, model, args)
+    return peaks.read() | {"rows": sum(one.num_rows for one in (dataset, *others))}
 
 
 def memory(args: LoadingArguments) -> list[dict]:
@@ -148,10 +94,10 @@ def memory(args: LoadingArguments) -> list[dict]:
             shutil.rmtree(Path(args.dataset_dir) / ".cache", ignore_errors=True)
             runs = {"encodes first": measure("train", *shared, False, folder), "encoded before": measure("train", *shared, False, None),
                     "--streaming": measure("train", *shared, True, None)}  # fmt: skip
-            bare = measure("bare", *shared, folder)
+            bare = measure(folder, args.num_steps, script=Path(__file__).with_name("bare_training.py"))
         for name, peaks in runs.items():
-            above = {f"{kind}_above_bare": peaks[kind] - bare[kind] for kind in peaks}
-            results.append({"strategy": strategy, "rows": name} | peaks | {f"bare_{kind}": bare[kind] for kind in bare} | above)
+            above = {f"{kind}_above_bare": peaks[kind] - bare[kind] for kind in bare}
+            results.append({"strategy": strategy, "from": name} | peaks | {f"bare_{kind}": bare[kind] for kind in bare} | above)
             print(f"memory, {strategy}, {name}: " + ", ".join(f"{kind} {value:.0f}" for kind, value in results[-1].items() if "mb" in kind),
                   flush=True)  # fmt: skip
     return results
@@ -216,7 +162,7 @@ def run(args: LoadingArguments) -> dict:
 
 
 def child(what: str, *arguments) -> dict:
-    return {"train": train_child, "bare": bare_child, "speed": speed_child}[what](*arguments)
+    return {"train": train_child, "speed": speed_child}[what](*arguments)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ class SplitRows:
 
     def _check_columns(self) -> None:
         schema, first = self.schema, self.shards[0]
-        required = [*(field.name for field in schema.fields), *([schema.user_column] if schema.user_column else [])]
+        # not the label, which pretraining does without
+        required = [*(field.name for field in schema.fields), *filter(None, (schema.user_column, schema.weight_column))]
         for shard in self.shards:
             where, have = f"split '{self.split}', {shard.path}", shard.schema.names
             for name in required:

@@ -65,6 +65,21 @@ def test_in_parts_as_in_one(folder, table, ml_processor, part_rows, monkeypatch)
     assert len(set(dataset.users.tolist())) == len(set(users.tolist()))
 
 
+@pytest.mark.parametrize("part_rows", [1, 7, 100])
+def test_every_kind_of_field_in_parts(tmp_path, kind_processor, part_rows):
+    """Lists, numbers and hashes; several slots of a field."""
+    rows = SplitRows(tiny.write_dataset(tmp_path / "d", tiny.kind_rows(40), tiny.KIND_FIELDS), "train")
+    again = FlipProcessor.from_dataset(rows, rows.schema.fields, tiny.wordpiece(), max_length=128)
+    whole = FlipProcessor.from_dataset(tiny.kind_rows(40), tiny.KIND_FIELDS)
+    assert again.feature_extractor.to_dict() == whole.feature_extractor.to_dict()
+    cached_split(kind_processor, rows, part_rows=part_rows)
+    dataset, whole = EncodedDataset(kind_processor, rows), EncodedDataset(kind_processor, tiny.kind_rows(40))
+    assert dataset.encoded.feature_ids.shape == (40, len(kind_processor.feature_extractor.slot_fields))
+    assert (dataset.feature_counts() == whole.feature_counts()).all()
+    batches = [data.__getitems__(range(40)) for data in (dataset, whole)]
+    assert all((values == batches[1][name]).all() for name, values in batches[0].items())
+
+
 def test_what_is_mapped_can_not_be_written(folder, ml_processor):
     dataset = EncodedDataset(ml_processor, SplitRows(folder, "test"))
     arrays = (dataset.encoded.feature_ids, dataset.encoded.entries, dataset.labels, dataset.encoded.prompt_table.tokens)

@@ -152,6 +152,14 @@ def test_features_are_counted(stream, rows, ml_processor):
     assert (stream().feature_counts() == EncodedDataset(ml_processor, rows).feature_counts()).all()
 
 
+def test_every_kind_of_field_is_streamed(tmp_path, stream, kind_processor):
+    folder = tiny.write_dataset(tmp_path / "d", tiny.kind_rows(150), tiny.KIND_FIELDS)
+    dataset = stream(processor=kind_processor, rows=SplitRows(tiny.reshard(folder, tmp_path / "s", group_rows=11), "train"))
+    whole = EncodedDataset(kind_processor, tiny.kind_rows(150))
+    assert all(same(batch, whole.__getitems__(batch["rows"])) for batch in dataset)
+    assert (dataset.feature_counts() == whole.feature_counts()).all()
+
+
 def test_an_id_only_stream_has_no_prompts(stream, ml_processor):
     assert set(next(iter(stream(prompts=False)))) == {"rows", "feature_ids", "labels"}
     assert set(next(iter(stream(processor=ml_processor.without_tokenizer())))) == {"rows", "feature_ids", "labels"}
