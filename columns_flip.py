@@ -7,7 +7,7 @@ tuple of such strings.
 """
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy as np
 from .configuration_flip import FlipField
 
 NULL_TYPES = ("NoneType", "NAType", "NaTType")  # by name: pandas must not be imported here
-LISTS_AT_ONCE = 16_384  # rows of an Arrow column of lists
+PLAIN_TYPES = (str, int, float)  # a union made anew for each row would take longer than the rest
+LISTS_AT_ONCE = 65_536  # rows of an Arrow column of lists
 
 # a canonical value; None for a null
 Value = str | tuple[str, ...] | None
@@ -83,7 +84,7 @@ def canonical_field_value(value: Any, field: FlipField, convert: Callable[[Any, 
     return _distinct(convert(one, field.type) for one in values)
 
 
-def _distinct(values) -> tuple[str, ...] | None:
+def _distinct(values: Iterable[str | None]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(value for value in values if value is not None)) or None
 
 
@@ -160,15 +161,15 @@ class Column:
                 lengths, elements.codes = np.bincount(rows[kept], minlength=len(lengths)), elements.codes[kept]
             starts = lengths.cumsum() - lengths
             codes = np.empty(len(lengths), np.int64)
-            for length in np.unique(lengths).tolist():  # rows of one length are a matrix, whose distinct rows numpy finds
+            for length in np.unique(lengths).tolist():  # rows of one length are a matrix
                 of_length = np.flatnonzero(lengths == length)
                 if length == 0:
                     codes[of_length] = canonical.setdefault(None, len(canonical))
                     continue
                 matrix = elements.codes[starts[of_length, None] + np.arange(length)]
-                distinct, at = np.unique(matrix, axis=0, return_inverse=True)
-                values = [_distinct(elements.values[code] for code in row) for row in distinct.tolist()]
-                codes[of_length] = np.array([canonical.setdefault(value, len(canonical)) for value in values])[at.reshape(-1)]
+                first, at = _distinct_rows(matrix, len(elements.values))
+                values = [_distinct(map(elements.values.__getitem__, row)) for row in matrix[first].tolist()]
+                codes[of_length] = np.array([canonical.setdefault(value, len(canonical)) for value in values])[at]
             parts.append(codes)
             done += len(codes)
         # numbered in order of first appearance, as columns of any other form are
@@ -192,12 +193,13 @@ class Column:
         raw = to_list() if to_list else raw
         seen, distinct, codes = {}, [], np.empty(len(raw), np.int64)
         for row, value in enumerate(raw):
-            if getattr(value, "ndim", 0):  # an array or tensor in the place of a list
-                value = value.tolist()
-            # the types too: 1 == 1.0 == True
-            key = (*map(type, value), *value) if isinstance(value, list | tuple) else value
+            key = value
+            if not isinstance(value, PLAIN_TYPES):
+                if getattr(value, "ndim", 0):  # an array or tensor in the place of a list
+                    value = value.tolist()
+                key = (*map(type, value), *value) if isinstance(value, list | tuple) else value
             try:
-                code = seen.setdefault((type(value), key), len(distinct))
+                code = seen.setdefault((type(value), key), len(distinct))  # the type too: 1 == 1.0 == True
             except TypeError:  # unhashable: not a single value; named by canonical_value
                 code = len(distinct)
             if code == len(distinct):
@@ -208,6 +210,15 @@ class Column:
     def map(self, table: Mapping[Value, int], default: int) -> np.ndarray:
         """`table[value]` of every row, `(rows,)`."""
         return np.array([table.get(value, default) for value in self.values], np.int64)[self.codes]
+
+
+def _distinct_rows(matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a matrix of numbers below `size` the first of each distinct row, and which of them each row is (`np.unique` of whole rows is
+    many times slower)."""
+    key = np.zeros(len(matrix), np.int64)
+    for column in matrix.T:  # rows that were equal so far have one key, below their number: no product overflows
+        _, first, key = np.unique(key * size + column, return_index=True, return_inverse=True)
+    return first, key
 
 
 def _holds_lists(raw) -> bool:

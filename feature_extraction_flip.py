@@ -215,6 +215,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _encode(self, number: int, field: FlipField, column: Column) -> np.ndarray:
         """The ids of one ID-side field, `(rows, its slots)`, each distinct value encoded once."""
+        if not field.is_multi_valued:
+            ids, real = np.full((len(column.values), 1), NULL_ID, np.int64), [value is not None for value in column.values]
+            ids[real, 0] = self._local_ids(number, field, [value for value in column.values if value is not None])
+            return ids[column.codes]
         kept = [id_side_values(value, field) for value in column.values]
         distinct = list(dict.fromkeys(value for values in kept for value in values))
         id_of = dict(zip(distinct, self._local_ids(number, field, distinct)))
