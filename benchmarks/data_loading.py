@@ -8,9 +8,9 @@ steps on them, beside that of a process that only has the model, imports no libr
 longest of these batches (`bare_training.py`). The resident set counts pages of mapped files too, which the system takes back where it
 needs them; anonymous memory does not.
 
-Speed: rows a second of batches from the mapped split and from the stream, a batch all of `input_ids`, `attention_mask`,
-`token_fields`, feature ids and labels; beside `datasets.map(batched=True)`, which runs each row's prompt text through the same fast
-tokenizer. They take turns in one process.
+Speed: rows a second of batches from the mapped split (for an epoch also with the encoding before it) and from the stream, a batch all
+of `input_ids`, `attention_mask`, `token_fields`, feature ids and labels; beside `datasets.map(batched=True)`, which runs each row's
+prompt text through the same fast tokenizer. They take turns in one process.
 """
 
 import json
@@ -41,6 +41,8 @@ from flip_ctr.train.arguments import option, required
 from flip_ctr.train.build import new_click_model, new_processor
 from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, make_loader, training_split
 from flip_ctr.train.finetune import FinetuneArguments
+
+SPEED_BATCH = 1024  # rows of a batch of the measurements of speed
 
 
 @dataclass
@@ -119,17 +121,17 @@ def rate(batches: Iterator[dict], wanted: int) -> float:
 def speed_child(dataset_dir: str, plm: str, batch_size: int, tokenized_rows: int, composed_rows: int, turns: int) -> dict:
     rows, tokenizer = SplitRows(dataset_dir, "train"), AutoTokenizer.from_pretrained(plm)
     processor = FlipProcessor.from_dataset(rows, rows.schema.fields, tokenizer)
-    shutil.rmtree(Path(dataset_dir) / ".cache", ignore_errors=True)
-    started = time.perf_counter()
-    cached_split(processor, rows)
-    encoding = time.perf_counter() - started
-    dataset = EncodedDataset(processor, rows)
     few = rows.take(range(tokenized_rows))
     columns = processor.feature_extractor.read(few)
     texts = zip(*([columns[field.name].values[code] for code in columns[field.name].codes] for field in processor.text_fields))
     prompts = Dataset.from_dict({"prompt": [processor.prompt(values) for values in texts]})
-    found = {"composing": [], "streaming": [], "tokenizing": []}
+    found: dict[str, list[float]] = {"encoding and composing": [], "composing": [], "streaming": [], "tokenizing": []}
     for turn in range(turns + 1):
+        shutil.rmtree(Path(dataset_dir) / ".cache", ignore_errors=True)
+        started = time.perf_counter()
+        cached_split(processor, rows)
+        encoding = time.perf_counter() - started
+        dataset = EncodedDataset(processor, rows)
         plan = GlobalBatchSampler(len(dataset), batch_size, turn, dataset.lengths)
         composing = rate((dataset.__getitems__(batch) for batch in plan), composed_rows)
         streaming = rate(iter(StreamedDataset(processor, rows, batch_size, turn)), composed_rows)
@@ -138,24 +140,22 @@ def speed_child(dataset_dir: str, plm: str, batch_size: int, tokenized_rows: int
                     keep_in_memory=True)  # fmt: skip
         tokenizing = tokenized_rows / (time.perf_counter() - started)
         if turn > 0:  # the first warms up
-            for name, value in (("composing", composing), ("streaming", streaming), ("tokenizing", tokenizing)):
-                found[name].append(value)
+            both = len(rows) / (encoding + len(rows) / composing)  # one epoch, the encoding before it included
+            for values, value in zip(found.values(), (both, composing, streaming, tokenizing)):
+                values.append(value)
+    ratios = {name: [one / other for one, other in zip(values, found["tokenizing"])] for name, values in found.items()}
     return {
-        **{f"{name}_rows_per_second": statistics.median(values) for name, values in found.items()},
-        "encoding_seconds": encoding,
-        "encoding_and_composing_rows_per_second": len(rows) / (encoding + len(rows) / statistics.median(found["composing"])),
-        **{f"{name}_to_tokenizing": statistics.median(o / t for o, t in zip(found[name], found["tokenizing"]))
-           for name in ("composing", "streaming")},
+        "rows_per_second": {name: statistics.median(values) for name, values in found.items()},
+        "ratio_to_tokenizing": {name: statistics.median(values) for name, values in ratios.items()},
         "rows": len(rows), "tokens_per_row": float(dataset.lengths.mean()), "batch_size": batch_size, "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
 def run(args: LoadingArguments) -> dict:
     results = {"memory": memory(args)}
-    results["speed"] = measure("speed", args.dataset_dir, args.model_name_or_path, 1024, args.tokenized_rows, args.composed_rows, args.turns)
-    speed = results["speed"]
-    speed["encoding_and_composing_to_tokenizing"] = speed["encoding_and_composing_rows_per_second"] / speed["tokenizing_rows_per_second"]
-    print(json.dumps(speed, indent=2))
+    results["speed"] = measure("speed", args.dataset_dir, args.model_name_or_path, SPEED_BATCH, args.tokenized_rows, args.composed_rows,
+                               args.turns)  # fmt: skip
+    print(json.dumps(results["speed"], indent=2))
     results |= {"num_steps": args.num_steps, "batch_size": args.batch_size}
     write_rows(results, args.output_file)
     return results

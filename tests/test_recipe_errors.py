@@ -38,7 +38,7 @@ def test_overwriting_is_possible_and_deletes_nothing_else(tmp_path, dataset_dir)
 
 
 def test_a_checkpoint_of_other_fields_is_refused(tmp_path, other_dataset, pretrained, finetuned):
-    with pytest.raises(ValueError, match=r"the dataset's fields \[user_id \(int, id\+text\).* are not those of the checkpoint"):
+    with pytest.raises(ValueError, match=r"the dataset's fields \[user_id \(int, categorical, id\+text\).* are not those of the checkpoint"):
         tiny.finetune(other_dataset, pretrained, tmp_path / "m")
     with pytest.raises(ValueError, match="the dataset's fields"):
         evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(other_dataset), str(finetuned["id"][0])))
