@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
 
 import numpy as np
 import torch
