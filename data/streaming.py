@@ -12,7 +12,7 @@ from flip_ctr.data.encoded import count_features, gather_batch
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.processing_flip import FlipProcessor
 
-WINDOW_ROWS = 32_768
+WINDOW_ROWS = 131_072
 
 
 class StreamedDataset(IterableDataset):
