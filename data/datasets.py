@@ -55,6 +55,7 @@ class Source:
     """Raw tables with what becomes of them, whatever they are of.
 
     Args:
+        dataset: its name.
         tables: in the order in which they are read.
         plan: what becomes of them.
         fields: of a row of the dataset folder.
@@ -62,9 +63,9 @@ class Source:
         protocol: more of `schema.json`'s protocol.
         card_facts: what the dataset card says of the raw data, see [`RawDataset`].
         way_out: the options that change the label rule, for errors.
-        weight: column of the sample weight.
     """
 
+    dataset: str
     tables: list[RawTable]
     plan: Plan
     fields: list[FlipField]
@@ -72,7 +73,6 @@ class Source:
     card_facts: dict[str, str]
     way_out: str
     protocol: dict = field(default_factory=dict)
-    weight: str | None = None
 
     @property
     def events(self) -> RawTable:

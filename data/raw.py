@@ -23,6 +23,9 @@ from flip_ctr.data.download import file_md5
 
 MAX_LISTED_LINES = 100  # of a file, in the report; `rejected.parquet` has all
 CHUNK_ROWS = 65_536
+BLOCK_BYTES = 2**21
+MAX_LINE_BYTES = 2**24
+GZIP_MAGIC = b"\x1f\x8b"
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 REJECTED_COLUMNS = {"file": pa.string(), "line": pa.int64(), "reason": pa.string(), "text": pa.string()}
 SINK_COLUMNS = REJECTED_COLUMNS | {"_file": pa.int32()}  # and what they are ordered by in the end
@@ -65,6 +68,7 @@ class RawTable:
         files: its files in order, `pathlib.Path` or `zipfile.Path`, by the names under which the log knows them.
         read: reads them all as a stream of [`RowChunk`]s; each line that becomes no row goes to the log.
         has_lines: whether the files are text, whose lines can be shown.
+        encoding: of that text.
     """
 
     name: str
@@ -72,6 +76,7 @@ class RawTable:
     files: dict[str, Path]
     read: Callable[["LineLog"], Iterator[RowChunk]]
     has_lines: bool = True
+    encoding: str = "latin-1"
 
 
 @dataclass
@@ -124,12 +129,20 @@ class LineLog:
 
     def check(self, name: str, path) -> None:
         """`ValueError` where the file is empty or has too many malformed lines."""
-        entry = self.files[name]
-        if not entry["lines"]:
-            raise ValueError(f"{path} is empty.")
-        share = entry["malformed"] / entry["lines"]
+        self.check_table({name: path})
+
+    def check_table(self, files: dict[str, Path]) -> None:
+        """`ValueError` where all files of a table are empty, or one has too many malformed lines."""
+        if not any(self.files[name]["lines"] for name in files):
+            shown = [str(path) for path in files.values()]
+            raise ValueError(f"{shown[0]} is empty." if len(shown) == 1 else f"{', '.join(shown[:5])}: all these files are empty.")
+        for name, path in files.items():
+            self._check_share(self.files[name], path)
+
+    def _check_share(self, entry: dict, path) -> None:
+        entry["first_malformed"].sort(key=lambda one: one["line"])
+        share = entry["malformed"] / max(1, entry["lines"])
         if share > self.max_share:
-            entry["first_malformed"].sort(key=lambda one: one["line"])
             first = entry["first_malformed"][:5]
             shown = "; ".join(f"line {one['line']}: {one['reason']}: {one['text']!r}" for one in first)
             raise ValueError(
@@ -160,9 +173,36 @@ class LineLog:
 
 
 def open_raw(path) -> io.BufferedIOBase:
-    """A raw file as bytes, unpacked where its name ends in `.gz`."""
-    file = path.open("rb")
-    return gzip.open(file) if path.name.endswith(".gz") else io.BufferedReader(file)
+    """A raw file as bytes, unpacked where its name ends in `.gz` or its first bytes are gzip's."""
+    file = io.BufferedReader(path.open("rb"))
+    if path.name.endswith(".gz") or file.peek(2)[:2] == GZIP_MAGIC:
+        return gzip.open(file)
+    return file
+
+
+def raw_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
+    """A raw file in blocks of whole lines of about `size` bytes, each with the number of its first line. The last may lack its end.
+
+    Raises:
+        ValueError: a packed file is cut off or damaged, or what should be lines has none.
+    """
+    number, rest = 1, bytearray()
+    try:
+        with open_raw(path) as file:
+            while data := file.read1(size):
+                rest += data
+                end = rest.rfind(b"\n") + 1 if len(rest) >= size else 0
+                if end:
+                    block = bytes(rest[:end])
+                    del rest[:end]
+                    yield number, block
+                    number += block.count(b"\n")
+                elif len(rest) > MAX_LINE_BYTES:
+                    raise ValueError(f"{path}, line {number:,}: no line feed in {len(rest):,} bytes; expected text in lines.")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise damaged(path, number - 1 + rest.count(b"\n"), error) from error
+    if rest:
+        yield number, bytes(rest)
 
 
 def raw_lines(path) -> Iterator[bytes]:
@@ -173,10 +213,14 @@ def raw_lines(path) -> Iterator[bytes]:
             for number, line in enumerate(file, 1):
                 yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: the packed file is cut off or damaged after line {number:,} ({error}); fetch it again, or unpack what "
-            "can be unpacked and name that."
-        ) from error
+        raise damaged(path, number, error) from error
+
+
+def damaged(path, line: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path}: the packed file is cut off or damaged after line {line:,} ({error}); fetch it again, or unpack what can be "
+        "unpacked and name that."
+    )
 
 
 def read_rows(
@@ -250,7 +294,7 @@ def line_table(
         rows = read_rows(path.name, path, split, lambda values: parse(values, changed), log, header_lines, encoding)
         return in_chunks(path.name, rows, columns)
 
-    return RawTable(name, columns, {path.name: path}, read)
+    return RawTable(name, columns, {path.name: path}, read, encoding=encoding)
 
 
 def write_typed(table: RawTable, target: Path, log: LineLog) -> int:

@@ -1,0 +1,2 @@
+def infer_schema(files, path):
+    pass
