@@ -1,13 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""The tabular view: rows -> canonical values -> feature ids, with one vocabulary per field.
-
-Every value has one canonical form, a string made by the schema's type, which training, evaluation, prediction and the
-prompt share: else a zip code `02139` becomes 2139, an age 25.0, and every score is silently wrong.
-"""
+"""The tabular view: columns of canonical values -> feature ids, by what was learned on the training rows: a vocabulary of each field,
+or the bounds of its buckets."""
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,184 +11,86 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from .configuration_flip import NULL_ID, NUM_RESERVED_IDS, UNK_ID, FlipField, read_fields
+from .columns_flip import Column, Value, read_columns
+from .configuration_flip import NULL_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID, FlipField, read_fields, slot_fields
 
 HASH_KEY_VARIABLE = "FLIP_HASH_KEY"
-NULL_TYPES = ("NoneType", "NAType", "NaTType")  # by name: pandas must not be imported here
+
+# of each field on the ID side: canonical value (of a multi-valued field each of its values), or None for null -> number of rows
+Counts = dict[str, dict[str | None, int]]
 
 
-def canonical_value(value: Any, type_name: str) -> str | None:
-    """The canonical form of a value of a field of that type; None for a null (None, NaN, NA, or empty text).
+def id_side_values(value: Value, field: FlipField) -> tuple[str, ...]:
+    """What the ID side has of a field's canonical value: `max_values` of a multi-valued one, and nothing of a null."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value[: field.max_values]
 
-    Raises:
-        ValueError: the value is not of that type.
+
+def add_counts(counts: Counts, columns: Mapping[str, Column], fields: Sequence[FlipField | dict]) -> None:
+    """Adds a chunk of the training rows to the counts that [`FlipFeatureExtractor.from_counts`] builds from; start with `{}`.
+
+    What is learned from many chunks is what is learned from all rows at once. Fields whose values are hashed have nothing to learn, and
+    are not counted; of logarithmic buckets only the smallest and the largest number are kept.
     """
-    if type(value).__name__ in NULL_TYPES or value != value:
-        return None
-    if isinstance(value, str):
-        value = unicodedata.normalize("NFC", " ".join(value.split()))
-        if not value:
-            return None
-    if type_name == "string":
-        if not isinstance(value, str):
-            hint = "; read the file with the schema's types, so that leading zeros survive"
-            raise ValueError(f"expected text, got {type(value).__name__} {value!r}{hint}")
-        return value
-    is_bool = isinstance(value, bool | np.bool_)
-    if type_name == "bool":
-        if is_bool or (isinstance(value, int | np.integer) and value in (0, 1)):
-            return "true" if value else "false"
-        if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
-            return "true" if value.lower() in ("true", "1") else "false"
-    elif isinstance(value, str | int | float | np.integer | np.floating) and not is_bool:
-        try:
-            number = float(value)
-            if type_name == "int":
-                if isinstance(value, int | np.integer) or (isinstance(value, str) and "." not in value):
-                    return str(int(value))  # not through a float, which loses digits above 2**53
-                if number.is_integer():
-                    return str(int(number))
-            elif np.isfinite(number):
-                number = value if isinstance(value, np.floating) else np.float64(number)
-                return np.format_float_positional(number, unique=True, trim="-")  # shortest form that reads back the same
-        except (ValueError, OverflowError):
-            pass
-    raise ValueError(f"expected {type_name}, got {type(value).__name__} {value!r}")
+    for field in read_fields(fields):
+        if not field.on_id_side or not (field.has_vocabulary or field.kind == "numeric"):
+            continue
+        column, of_field = columns[field.name], counts.setdefault(field.name, {})
+        for value, rows in zip(column.values, np.bincount(column.codes, minlength=len(column.values)).tolist()):
+            for one in id_side_values(value, field) or (None,):
+                of_field[one] = of_field.get(one, 0) + rows
+        if field.kind == "numeric" and field.bucketing == "log":
+            known = sorted((value for value, rows in of_field.items() if value is not None and rows), key=float)
+            counts[field.name] = {value: of_field[value] for value in (*known[:1], *known[-1:], None) if value in of_field}
 
 
-def canonical_label(value: Any, type_name: str) -> str | None:
-    """As `canonical_value`, and a bool is 0 or 1."""
-    return canonical_value(int(value) if isinstance(value, bool | np.bool_) else value, type_name)
+def hash_bucket(value: str, num_buckets: int) -> int:
+    """The bucket, from 0, of a canonical value: the first 8 bytes of its md5 as an unsigned big-endian integer, modulo their number.
+    The same on every machine."""
+    return int.from_bytes(hashlib.md5(value.encode(), usedforsecurity=False).digest()[:8], "big") % num_buckets
 
 
-class Column:
-    """One column, each distinct value once: `values[codes[row]]` is the canonical value of a row.
+def numbers(values: Sequence[str]) -> np.ndarray:
+    """Canonical values of numbers as float64; integers beyond its range are its largest numbers."""
+    limit = np.finfo(np.float64).max
+    return np.clip(np.array([float(value) for value in values], np.float64), -limit, limit)
 
-    Attributes:
-        values: distinct canonical values (None for null), in order of first appearance.
-        codes: `(rows,)` positions in `values`.
+
+def bucket_boundaries(counts: Mapping[str | None, int], field: FlipField) -> list[float]:
+    """Bounds between the buckets of a numeric field, ascending: bucket i is of the numbers from bound i - 1 (included) to bound i.
+
+    `quantile`: bound i is the number at the share i / num_buckets of the counted rows in order. Bounds are numbers that occur, and each
+    bucket has rows; where many rows have one number there are fewer. `log`: even steps of sign(x) * log1p(|x|) between the extremes.
     """
-
-    def __init__(self, values: list[str | None], codes: np.ndarray):
-        self.values, self.codes = values, codes
-
-    @classmethod
-    def read(cls, raw, field: FlipField, convert=canonical_value) -> "Column":
-        """Reads a sequence, or an Arrow (chunked) array. `ValueError` names column and row of a value of another type.
-
-        `convert` makes the canonical value from a raw one and the field's type.
-        """
-        if hasattr(raw, "dictionary_encode"):  # Arrow: factorised without a Python loop over the rows
-            raw = raw.combine_chunks() if hasattr(raw, "combine_chunks") else raw
-            encoded = raw.dictionary_encode()
-            distinct = [*encoded.dictionary.to_pylist(), None]
-            codes = encoded.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False).astype(np.int64)
-        else:
-            distinct, codes = cls._factorize(raw)
-        canonical, translate = {}, np.empty(max(len(distinct), 1), np.int64)
-        used = set(np.unique(codes).tolist())
-        for code, value in enumerate(distinct):
-            if code not in used:
-                continue
-            try:
-                text = convert(value, field.type)
-                if text is None and not field.nullable:
-                    raise ValueError("null, and the schema forbids nulls here")
-            except ValueError as error:
-                row = int((codes == code).argmax())
-                raise ValueError(f"column '{field.name}', row {row}: {error}.") from None
-            translate[code] = canonical.setdefault(text, len(canonical))
-        return cls(list(canonical), translate[codes])
-
-    @staticmethod
-    def _factorize(raw) -> tuple[list, np.ndarray]:
-        raw = raw.tolist() if hasattr(raw, "tolist") else raw
-        seen, distinct, codes = {}, [], np.empty(len(raw), np.int64)
-        for row, value in enumerate(raw):
-            try:
-                code = seen.setdefault((type(value), value), len(distinct))  # the type too: 1 == 1.0 == True
-            except TypeError:  # unhashable: not a single value; named by canonical_value
-                code = len(distinct)
-            if code == len(distinct):
-                distinct.append(value)
-            codes[row] = code
-        return distinct, codes
-
-    def map(self, table: Mapping[str | None, int], default: int) -> np.ndarray:
-        """`table[value]` of every row, `(rows,)`."""
-        return np.array([table.get(value, default) for value in self.values], np.int64)[self.codes]
-
-
-def is_one_row(rows: Any, names: Sequence[str]) -> bool:
-    """Whether `rows` is one row, a dict of scalars, and not a dict of columns; the first named column that it has tells."""
-    if hasattr(rows, "iloc"):  # pandas: a Series is a row, a frame is not
-        return not hasattr(rows, "columns")
-    if not (isinstance(rows, Mapping) or hasattr(rows, "keys")):
-        return False
-    first = next((rows[name] for name in names if name in rows), ())
-    return isinstance(first, str | bytes) or np.ndim(first) == 0
-
-
-def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """The named columns of rows in any of the forms that people have them in; other columns are ignored.
-
-    Args:
-        rows: a dict of columns, one row as a dict of scalars, a list of dicts, a pandas or Arrow table, or a `datasets`
-            dataset or batch.
-        names: columns that must be there.
-        optional: columns to take where they are there.
-
-    Raises:
-        ValueError: a column is missing (its name, and the row where only some rows lack it), or columns differ in length.
-        TypeError: `rows` has another form.
-    """
-    if hasattr(rows, "with_format"):  # a datasets.Dataset: its Arrow table
-        wanted = [name for name in (*names, *optional) if name in rows.column_names]
-        rows = rows.select_columns(wanted).with_format("arrow")[:]
-    if hasattr(rows, "column_names") and hasattr(rows, "column"):  # Arrow
-        have, get = list(rows.column_names), rows.column
-    elif hasattr(rows, "columns") and hasattr(rows, "iloc"):  # pandas
-        have, get = list(rows.columns), lambda name: rows[name].tolist()
-    elif isinstance(rows, Mapping) or hasattr(rows, "keys"):
-        have = list(rows.keys())
-        get = (lambda name: [rows[name]]) if is_one_row(rows, (*names, *optional)) else rows.__getitem__
-    elif isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
-        have = list(dict.fromkeys(key for row in rows for key in row)) if rows else list(names)  # no rows: no column is missing
-        for name in names:
-            lacking = next((i for i, row in enumerate(rows) if name not in row), None)
-            if lacking is not None:
-                raise ValueError(f"column '{name}' is missing in row {lacking}; it has: {', '.join(map(str, rows[lacking]))}.")
-        get = lambda name: [row.get(name) for row in rows]  # noqa: E731
+    counted = [(value, rows) for value, rows in counts.items() if value is not None and rows > 0]
+    if not counted:
+        return []
+    values, rows = numbers([value for value, _ in counted]), np.array([rows for _, rows in counted])
+    if field.bucketing == "log":
+        low, high = (np.sign(x) * np.log1p(abs(x)) for x in (values.min(), values.max()))
+        steps = np.linspace(low, high, field.num_buckets + 1)[1:-1]
+        bounds = np.sign(steps) * np.expm1(abs(steps))
     else:
-        raise TypeError(
-            "rows must be a dict of columns, a dict, a list of dicts, a pandas or Arrow table or a datasets dataset; "
-            f"got {type(rows).__name__}."
-        )
-    missing = [name for name in names if name not in have]
-    if missing:
-        raise ValueError(f"column(s) {', '.join(map(repr, missing))} missing; the rows have: {', '.join(map(str, have))}.")
-    columns = {name: get(name) for name in (*names, *optional) if name in have}
-    for name, column in columns.items():
-        if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
-            raise ValueError(f"column '{name}' holds one value, {column!r}, where other columns hold one for each row.")
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns differ in length: {lengths}.")
-    return columns
-
-
-def read_columns(rows: Any, fields: Sequence[FlipField]) -> dict[str, Column]:
-    """The fields' columns of rows in any form of [`raw_columns`]; errors name column and row (`ValueError`)."""
-    raw = raw_columns(rows, [field.name for field in fields])
-    return {field.name: Column.read(raw[field.name], field) for field in fields}
+        order = np.argsort(values, kind="stable")
+        up_to = rows[order].cumsum()
+        # whole numbers: the same bounds on every machine
+        targets = np.array([int(up_to[-1]) * i // field.num_buckets for i in range(1, field.num_buckets)])
+        bounds = values[order][np.searchsorted(up_to, targets, side="right")]
+    return np.unique(bounds[bounds > values.min()]).tolist()
 
 
 class FlipFeatureExtractor(FeatureExtractionMixin):
-    """Rows -> `feature_ids`. Per field, ids 0 to 3 are pad, mask, `[UNK]` and `[NULL]`; values follow in a fixed order.
+    """Rows -> `feature_ids`. Per field, ids 0 to 3 are pad, mask, `[UNK]` and `[NULL]`; values or buckets follow in a fixed order.
+
+    A field takes one column (slot) of `feature_ids`; a multi-valued one takes `max_values`, filled from the left, the rest pad.
 
     Args:
         fields: the fields of a row in order, see [`FlipField`] (dicts or objects).
-        vocabularies: per ID-side field the list of its canonical values; the value at position i has id i + 4.
+        vocabularies: per ID-side field the list of its canonical values; the value at position i has id i + 4. Empty for a field of
+            buckets.
+        boundaries: per ID-side field the ascending bounds of its numeric buckets, see [`bucket_boundaries`], or None for another kind; a
+            number in bucket i has id i + 4, one beyond those of the training rows is in the first or last bucket.
         min_frequency: values seen in fewer training rows got no id of their own; they are `[UNK]`.
         hashed_fields: fields whose vocabularies hold keyed hashes of the values (BLAKE2b), not the values.
         hash_salt: the published part of the key.
@@ -205,52 +103,79 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def __init__(self, fields=None, vocabularies: list[list[str]] | None = None, min_frequency: int = 1,
                  hashed_fields: list[str] | None = None, hash_salt: str | None = None, hash_check: str | None = None,
-                 **kwargs):  # fmt: skip
+                 boundaries: list[list[float] | None] | None = None, **kwargs):  # fmt: skip
         super().__init__(**kwargs)
         self.fields = [field.to_dict() for field in read_fields(fields)]
         self.vocabularies = vocabularies or [[] for _ in self.id_fields]
+        self.boundaries = boundaries or [[] if field.kind == "numeric" else None for field in self.id_fields]
         self.min_frequency = min_frequency
         self.hashed_fields, self.hash_salt, self.hash_check = hashed_fields or [], hash_salt, hash_check
         if len(self.vocabularies) != len(self.id_fields):
             raise ValueError(f"{len(self.vocabularies)} vocabularies for {len(self.id_fields)} ID-side fields.")
+        if [bounds is not None for bounds in self.boundaries] != [field.kind == "numeric" for field in self.id_fields]:
+            numeric = [field.name for field in self.id_fields if field.kind == "numeric"]
+            raise ValueError(f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for the others.")
         self._tables = None
 
     @property
     def all_fields(self) -> list[FlipField]:
-        """All fields in order; those on the ID side with the size of their vocabulary."""
-        fields, sizes = read_fields(self.fields), iter(self.vocabularies)
-        for field in fields:
-            field.vocab_size = NUM_RESERVED_IDS + len(next(sizes)) if field.on_id_side else None
+        """All fields in order; those on the ID side with the number of their ids."""
+        fields = read_fields(self.fields)
+        for field, words, bounds in zip([field for field in fields if field.on_id_side], self.vocabularies, self.boundaries):
+            values = len(bounds) + 1 if bounds is not None else len(words) if field.has_vocabulary else field.num_buckets
+            field.vocab_size = NUM_RESERVED_IDS + values
         return fields
 
     @property
     def id_fields(self) -> list[FlipField]:
         return [field for field in read_fields(self.fields) if field.on_id_side]
 
+    @property
+    def slot_fields(self) -> list[int]:
+        """For each slot (column) of `feature_ids` the position of its field in `id_fields`."""
+        return slot_fields(self.id_fields)
+
     @classmethod
     def from_columns(cls, columns: Mapping[str, Column], fields, min_frequency: int = 1,
                      hash_user_values: bool = False) -> "FlipFeatureExtractor":  # fmt: skip
-        """Builds the vocabularies of the training split: values by falling frequency, ties in order of the value.
+        """As [`~FlipFeatureExtractor.from_counts`], from the columns of the whole training split."""
+        counts: Counts = {}
+        add_counts(counts, columns, fields)
+        return cls.from_counts(counts, fields, min_frequency, hash_user_values)
 
-        With `hash_user_values` those of the fields of entity `user` hold keyed hashes, in order of the hash. `ValueError` where there
-        is no such field.
+    @classmethod
+    def from_counts(cls, counts: Counts, fields, min_frequency: int = 1, hash_user_values: bool = False) -> "FlipFeatureExtractor":
+        """Builds vocabularies and bounds of buckets from what was counted in the training split.
+
+        Args:
+            counts: see [`add_counts`], which counts chunks of rows that do not fit into memory together.
+            fields: the schema's fields in order.
+            min_frequency: values in fewer rows get no id of their own. (Buckets are what they are.)
+            hash_user_values: vocabularies of the fields of entity `user` hold keyed hashes, in order of the hash.
+
+        Values come by falling frequency, ties in order of the value.
+
+        Raises:
+            ValueError: a field was not counted, or there is no vocabulary of a user's field to hash.
         """
-        vocabularies = []
+        vocabularies, boundaries = [], []
         for field in read_fields(fields):
-            if field.on_id_side:
-                column = columns[field.name]
-                counts = np.bincount(column.codes, minlength=len(column.values))
-                counted = [(-n, v) for v, n in zip(column.values, counts.tolist()) if v is not None and n >= min_frequency]
-                vocabularies.append([value for _, value in sorted(counted)])
-        extractor = cls(fields=fields, vocabularies=vocabularies, min_frequency=min_frequency)
+            if not field.on_id_side:
+                continue
+            if (field.has_vocabulary or field.kind == "numeric") and field.name not in counts:
+                raise ValueError(f"field '{field.name}' has no counts; there are those of {', '.join(counts) or 'none'}.")
+            counted = [(-n, v) for v, n in counts[field.name].items() if v is not None and n >= min_frequency] if field.has_vocabulary else []
+            vocabularies.append([value for _, value in sorted(counted)])
+            boundaries.append(bucket_boundaries(counts[field.name], field) if field.kind == "numeric" else None)
+        extractor = cls(fields=fields, vocabularies=vocabularies, min_frequency=min_frequency, boundaries=boundaries)
         if hash_user_values:
             extractor._hash_vocabularies("user")
         return extractor
 
     def _hash_vocabularies(self, entity: str) -> None:
-        self.hashed_fields = [field.name for field in self.id_fields if field.entity == entity]
+        self.hashed_fields = [field.name for field in self.id_fields if field.entity == entity and field.has_vocabulary]
         if not self.hashed_fields:
-            raise ValueError(f"no field on the ID side has entity {entity!r}: there is nothing to hash.")
+            raise ValueError(f"no field on the ID side has entity {entity!r} and a vocabulary: there is nothing to hash.")
         secret = os.environ.get(HASH_KEY_VARIABLE, "")
         hashed = [words for field, words in zip(self.id_fields, self.vocabularies) if field.name in self.hashed_fields]
         # of the values, so that the same rows give the same ids; and of the secret, without which nothing can be tried on it
@@ -272,10 +197,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         # the field is part of it: the same value in two fields must not look the same
         return hashlib.blake2b(f"{field}\0{value}".encode(), key=key, digest_size=16).hexdigest()
 
-    def _hashed(self, column: Column, field: str) -> Column:
-        """The column as its field's vocabulary has it."""
-        if field not in self.hashed_fields or all(value is None for value in column.values):
-            return column
+    def _hashed(self, values: Sequence[str], field: str) -> list[str]:
+        """Canonical values as their field's vocabulary has them."""
+        if field not in self.hashed_fields or not values:
+            return list(values)
         secret = ""
         if self.hash_check is not None:
             secret = os.environ.get(HASH_KEY_VARIABLE, "")
@@ -286,27 +211,43 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                     f"and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or leave these columns null."
                 )
         key = self._hash_key(secret)
-        return Column([None if value is None else self._hash(key, field, value) for value in column.values], column.codes)
+        return [self._hash(key, field, value) for value in values]
 
     def read(self, rows: Any) -> dict[str, Column]:
         """The fields' columns of rows in any form of [`raw_columns`]; errors name column and row (`ValueError`)."""
         return read_columns(rows, read_fields(self.fields))
 
     def encode(self, columns: Mapping[str, Column]) -> np.ndarray:
-        """Columns -> local feature ids `(rows, ID-side fields)`. A value outside the vocabulary is `[UNK]`."""
+        """Columns -> local feature ids `(rows, slots)`. A value outside the vocabulary is `[UNK]`."""
+        return np.concatenate([self._encode(number, field, columns[field.name]) for number, field in enumerate(self.id_fields)], axis=1)
+
+    def _encode(self, number: int, field: FlipField, column: Column) -> np.ndarray:
+        """The ids of one ID-side field, `(rows, its slots)`, each distinct value encoded once."""
+        if not field.is_multi_valued:
+            ids, real = np.full((len(column.values), 1), NULL_ID, np.int64), [value is not None for value in column.values]
+            ids[real, 0] = self._local_ids(number, field, [value for value in column.values if value is not None])
+            return ids[column.codes]
+        kept = [id_side_values(value, field) for value in column.values]
+        distinct = list(dict.fromkeys(value for values in kept for value in values))
+        id_of = dict(zip(distinct, self._local_ids(number, field, distinct)))
+        filled = np.arange(field.num_slots) < np.array([len(values) for values in kept], np.int64)[:, None]
+        ids = np.full(filled.shape, PAD_ID, np.int64)
+        ids[filled] = [id_of[value] for values in kept for value in values]
+        ids[~filled[:, 0], 0] = NULL_ID
+        return ids[column.codes]
+
+    def _local_ids(self, number: int, field: FlipField, values: list[str]) -> list[int]:
+        """The feature ids of canonical values of one ID-side field."""
+        if field.kind == "numeric":
+            return (NUM_RESERVED_IDS + np.searchsorted(self.boundaries[number], numbers(values), side="right")).tolist()
+        if not field.has_vocabulary:
+            return [NUM_RESERVED_IDS + hash_bucket(value, field.num_buckets) for value in values]
         if self._tables is None:
-            self._tables = [
-                {None: NULL_ID} | {value: i for i, value in enumerate(vocabulary, NUM_RESERVED_IDS)}
-                for vocabulary in self.vocabularies
-            ]
-        ids = [
-            self._hashed(columns[field.name], field.name).map(table, UNK_ID)
-            for field, table in zip(self.id_fields, self._tables)
-        ]
-        return np.stack(ids, axis=1)
+            self._tables = [{value: i for i, value in enumerate(words, NUM_RESERVED_IDS)} for words in self.vocabularies]
+        return [self._tables[number].get(value, UNK_ID) for value in self._hashed(values, field.name)]
 
     def __call__(self, rows: Any, return_tensors: str | None = None) -> BatchFeature:
-        """Rows -> `feature_ids` `(rows, ID-side fields)`, an int64 array unless `return_tensors="pt"`."""
+        """Rows -> `feature_ids` `(rows, slots)`, an int64 array unless `return_tensors="pt"`."""
         return BatchFeature({"feature_ids": self.encode(self.read(rows))}, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:

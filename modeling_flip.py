@@ -1,7 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """FLIP (arXiv 2310.19453): an ID-based CTR model and a pretrained language model (PLM), aligned on the same rows.
 
-Shapes below: B rows, F fields of the tabular view, L tokens, H the PLM's hidden size, D_id the size of `h_id`.
+Shapes below: B rows, F fields of the tabular view and their S slots in `feature_ids` (S = F while each field has one value), L tokens,
+H the PLM's hidden size, D_id the size of `h_id`.
 """
 
 import copy
@@ -65,8 +66,8 @@ class FlipForPretrainingOutput(ModelOutput):
         mlm_loss, mtm_loss: means over the masked tokens and over the masked features.
         icl_loss: symmetric InfoNCE.
         icl_accuracy: share of rows whose own counterpart is the most similar of the batch.
-        mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field, ranked
-            first (in eval mode only: an argmax over the vocabulary costs as much as a layer).
+        mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field, ranked first, or
+            among the first n where n values of the field were masked (in eval mode only: ranking costs as much as a layer).
         mlm_shuffled_accuracy, mtm_shuffled_accuracy: the same with the other modality's rows shifted by one (in eval
             mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment.
         num_mlm_targets, num_mtm_targets: how many tokens and features the means are over.
@@ -274,7 +275,7 @@ class FlipModel(FlipPreTrainedModel):
         return nn.functional.normalize(embeds, dim=-1) if self.config.icl_similarity == "cosine" else embeds
 
     def get_id_features(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        """Feature ids `(B, F)` -> `(B, projection_dim)`."""
+        """Feature ids `(B, S)` -> `(B, projection_dim)`."""
         return self.project(self.id_tower(feature_ids), self.id_projection)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -293,7 +294,7 @@ class FlipModel(FlipPreTrainedModel):
         """Either view may be left out.
 
         Args:
-            feature_ids: `(B, F)` local feature ids.
+            feature_ids: `(B, S)` local feature ids.
             input_ids, attention_mask: `(B, L)` token ids, and 1 for tokens, 0 for padding.
         """
         output = FlipModelOutput()
@@ -383,11 +384,11 @@ class FlipForPretraining(FlipPreTrainedModel):
         """Two PLM passes and two ID tower passes, the clean and the masked view each in one concatenated forward.
 
         Args:
-            feature_ids, masked_feature_ids: `(B, F)` local feature ids, and with masked fields.
+            feature_ids, masked_feature_ids: `(B, S)` local feature ids, and with masked fields.
             input_ids, attention_mask, masked_input_ids: `(B, L)`.
             mlm_labels: `(B, L)` token ids at masked positions, -100 elsewhere.
-            mtm_labels: `(B, F)` local feature ids of masked fields, -100 elsewhere.
-            noise_uniform: `(B, F, k)` float64 numbers in [0, 1) to draw MTM's noise with; random when not given.
+            mtm_labels: `(B, S)` local feature ids of masked fields, -100 elsewhere.
+            noise_uniform: `(B, S, k)` float64 numbers in [0, 1) to draw MTM's noise with; random when not given.
             icl_gradients: gradients of ICL's loss by `id_embeds` and `text_embeds` of these rows, and by the scale where it is learned:
                 the rows are a chunk of a larger batch in which ICL was computed before (see `train/grad_cache.py`). The loss then
                 holds a term with these gradients in the place of ICL's, and the clean view has a forward of its own, the same as
@@ -497,7 +498,7 @@ class FlipForCTR(FlipPreTrainedModel):
             id_dim = self.flip.id_tower.output_dim
             self.id_classifier = TowerLinear(id_dim, 1)
             if self.flip.id_tower.has_first_order:
-                self.first_order = FeatureEmbedding(config.field_sizes, 1)
+                self.first_order = FeatureEmbedding(config.field_sizes, 1, config.slot_fields)
         if use_text:
             text_dim = config.text_config.hidden_size
             self.dropout = nn.Dropout(config.classifier_dropout)
@@ -519,7 +520,7 @@ class FlipForCTR(FlipPreTrainedModel):
         """A view that the strategy does not use may be left out.
 
         Args:
-            feature_ids: `(B, F)` local feature ids.
+            feature_ids: `(B, S)` local feature ids.
             input_ids, attention_mask: `(B, L)` token ids, and 1 for tokens, 0 for padding.
             labels: `(B,)`, 1 for a click, 0 for none. `joint` sums the losses of the joint logit and of both towers.
             sample_weight: `(B,)` weights of the rows in the loss.

@@ -1,8 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The losses of FLIP, each testable without a model, and the heads that the models of `modeling_flip` put on the two towers.
 
-Shapes below: B rows, F fields of the tabular view, L tokens, M masked tokens or features, H the PLM's hidden size, D_id the size
-of `h_id`.
+Shapes below: B rows, F fields of the tabular view and their S slots in `feature_ids` (S = F while each field has one value), L tokens,
+M masked tokens or features, H the PLM's hidden size, D_id the size of `h_id`.
 """
 
 import math
@@ -222,6 +222,8 @@ class FlipMTMHead(nn.Module):
         self.config = config
         self.field_sizes = config.field_sizes
         self.field_starts = [0, *accumulate(self.field_sizes[:-1])]  # first row of each field in the tables
+        slots = [0, *accumulate(field.num_slots for field in config.id_fields)]
+        self.field_slots = [slice(*ends) for ends in zip(slots, slots[1:])]  # each field's columns of the labels
         size, total = config.mtm_embedding_size, sum(self.field_sizes)
         self.query = nn.Linear(id_dim, text_dim)
         self.query_norm = nn.LayerNorm(text_dim)
@@ -251,11 +253,12 @@ class FlipMTMHead(nn.Module):
                 raise ValueError(f"field '{field.name}': no value was counted, so that noise cannot be drawn from it.")
         self.feature_counts.copy_(counts)
         self._noise = None
-        log_prob = self._noise_tables()[-1]
+        log_prob = self._noise_tables()[4]
         self.bias.weight.copy_(torch.where(counts > 0, log_prob, 0.0)[:, None])
 
     def _noise_tables(self):
-        """Per field the range of its counts in the running sum, and each feature's log probability as noise."""
+        """The running sum of the counts, per field its first row and the range of its counts in that sum, each feature's log probability
+        as noise, and each slot's field."""
         if self._noise is None or self._noise[0].device != self.feature_counts.device:
             counts, starts = self.feature_counts, torch.tensor(self.field_starts, device=self.feature_counts.device)
             running = counts.cumsum(0)
@@ -266,7 +269,7 @@ class FlipMTMHead(nn.Module):
             # a feature that was never counted cannot be drawn; 1 keeps its log finite should a label name it
             totals = torch.repeat_interleave(high - low, torch.tensor(self.field_sizes, device=counts.device))
             log_prob = counts.clamp(min=1).double().log() - totals.clamp(min=1).double().log()
-            self._noise = running, starts, low, high, log_prob.float()
+            self._noise = running, starts, low, high, log_prob.float(), torch.tensor(self.config.slot_fields, device=counts.device)
         return self._noise
 
     def sample_noise(self, fields: torch.Tensor, uniform: torch.Tensor | None = None) -> torch.Tensor:
@@ -275,7 +278,7 @@ class FlipMTMHead(nn.Module):
         Args:
             uniform: `(M, k)` float64 numbers in [0, 1) to draw with (float32 could name 2^24 features); random when `None`.
         """
-        running, _, low, high, _ = self._noise_tables()
+        running, _, low, high, _, _ = self._noise_tables()
         low, high = low[fields, None], high[fields, None]
         if uniform is None:
             uniform = torch.rand(len(fields), self.config.mtm_num_noise, dtype=torch.double, device=fields.device)
@@ -307,12 +310,12 @@ class FlipMTMHead(nn.Module):
         return self.config.mtm_noise == "field" and values <= self.config.mtm_full_softmax_size
 
     def loss(self, vectors: torch.Tensor, labels: torch.Tensor, noise_uniform: torch.Tensor | None = None) -> torch.Tensor:
-        """Sum over the masked features.
+        """Sum over the masked features. Those of one field are all recovered from the field's one vector.
 
         Args:
             vectors: `(B, F, size)` from `represent`.
-            labels: `(B, F)` local ids of masked features, -100 elsewhere.
-            noise_uniform: `(B, F, k)` numbers to draw the noise with, see `sample_noise`; random when `None`.
+            labels: `(B, S)` local ids of masked features, -100 elsewhere.
+            noise_uniform: `(B, S, k)` numbers to draw the noise with, see `sample_noise`; random when `None`.
         """
         k = self.config.mtm_num_noise
         if noise_uniform is not None and noise_uniform.shape[-1] != k:
@@ -320,36 +323,58 @@ class FlipMTMHead(nn.Module):
         total = vectors.new_zeros((), dtype=torch.float)
         with_noise = labels != IGNORE_INDEX
         for field in filter(self.uses_softmax, range(len(self.field_sizes))):
-            with_noise[:, field] = False
-            masked = labels[:, field] != IGNORE_INDEX
-            logits = self.field_logits(vectors[masked, field], field)
-            targets = labels[masked, field] - NUM_RESERVED_IDS
+            slots = self.field_slots[field]
+            with_noise[:, slots] = False
+            rows, at = (labels[:, slots] != IGNORE_INDEX).nonzero(as_tuple=True)
+            logits = self.field_logits(vectors[rows, field], field)
+            targets = labels[:, slots][rows, at] - NUM_RESERVED_IDS
             total = total + nn.functional.cross_entropy(logits, targets, reduction="sum")
-        rows, fields = with_noise.nonzero(as_tuple=True)
-        _, starts, _, _, log_prob = self._noise_tables()
-        targets = (labels[rows, fields] + starts[fields])[:, None]  # (M, 1)
-        noise = self.sample_noise(fields, None if noise_uniform is None else noise_uniform[rows, fields])
+        rows, slots = with_noise.nonzero(as_tuple=True)
+        _, starts, _, _, log_prob, slot_fields = self._noise_tables()
+        fields = slot_fields[slots]
+        targets = (labels[rows, slots] + starts[fields])[:, None]  # (M, 1)
+        noise = self.sample_noise(fields, None if noise_uniform is None else noise_uniform[rows, slots])
         scores = self.score(vectors[rows, fields], torch.cat([targets, noise], dim=1))
         losses = nce_loss(scores[:, 0], scores[:, 1:], log_prob[targets[:, 0]], log_prob[noise])
         return total + losses.sum()
 
     @torch.no_grad()
     def accuracy(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Share of masked features that rank first among all real values of their field."""
+        """Share of masked features that rank first among all real values of their field; where n values of a field are masked in a row,
+        among the first n. Arguments as of `loss`."""
         hits = torch.zeros((), device=labels.device)
-        for field, (start, size) in enumerate(zip(self.field_starts, self.field_sizes)):
-            masked = labels[:, field] != IGNORE_INDEX
-            queries, targets = vectors[masked, field], labels[masked, field]
-            best, leader = torch.full_like(queries[:, 0], -torch.inf, dtype=torch.float), torch.full_like(targets, -1)
-            # values are compared in blocks: all scores of a large vocabulary at once would not fit into memory
-            for first in range(NUM_RESERVED_IDS, size, RANKED_AT_ONCE):
-                rows = slice(start + first, start + min(first + RANKED_AT_ONCE, size))
-                scores = (queries @ self.embeddings.weight[rows].T).float() + self.bias.weight[rows, 0].float()
-                highest, at = scores.max(-1)
-                leader = torch.where(highest > best, at + first, leader)
-                best = torch.maximum(highest, best)
-            hits += (leader == targets).sum()
+        for field, slots in enumerate(self.field_slots):
+            targets = labels[:, slots]
+            rows = (targets != IGNORE_INDEX).any(1)
+            targets = targets[rows]  # (R, n)
+            masked = targets != IGNORE_INDEX
+            ranks = self.ranks(vectors[rows, field], targets, field)
+            hits += ((ranks < masked.sum(1, keepdim=True)) & masked).sum()
         return hits / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
+    def ranks(self, queries: torch.Tensor, targets: torch.Tensor, field: int) -> torch.Tensor:
+        """How many of a field's real values score higher than each target, or as high with a lower id: `(R, size)` and local ids `(R, n)`
+        -> `(R, n)`. What is no target has any rank."""
+        own = torch.full_like(targets, -torch.inf, dtype=torch.float)
+        for first, scores in self._score_blocks(queries, field):
+            at = targets - first
+            inside = (at >= 0) & (at < scores.shape[1])
+            own = torch.where(inside, scores.gather(1, at.clamp(0, scores.shape[1] - 1)), own)
+        ranks = torch.zeros_like(targets)
+        for first, scores in self._score_blocks(queries, field):
+            ids = torch.arange(first, first + scores.shape[1], device=scores.device)
+            for slot in range(targets.shape[1]):
+                target, score = targets[:, slot, None], own[:, slot, None]
+                ranks[:, slot] += ((scores > score) | ((scores == score) & (ids < target))).sum(1)
+        return ranks
+
+    def _score_blocks(self, queries: torch.Tensor, field: int):
+        """Scores of a field's real values in blocks, `(R, block)`, each with its first local id: all of a large vocabulary at once would
+        not fit into memory."""
+        start, size = self.field_starts[field], self.field_sizes[field]
+        for first in range(NUM_RESERVED_IDS, size, RANKED_AT_ONCE):
+            rows = slice(start + first, start + min(first + RANKED_AT_ONCE, size))
+            yield first, (queries @ self.embeddings.weight[rows].T).float() + self.bias.weight[rows, 0].float()
 
 
 class FlipFusion(nn.Module):
@@ -365,7 +390,7 @@ class FlipFusion(nn.Module):
         self.kind = config.fusion
         if self.kind == "gate":
             self.id_norm, self.text_norm = nn.LayerNorm(id_dim), nn.LayerNorm(text_dim)
-            self.gate = ZeroLinear(id_dim + text_dim + len(config.field_sizes), 1)
+            self.gate = ZeroLinear(id_dim + text_dim + config.num_slots, 1)
         else:
             self.alpha = nn.Parameter(torch.zeros(1))
 
@@ -375,7 +400,7 @@ class FlipFusion(nn.Module):
 
     def forward(self, id_logits, text_logits, id_hidden_state, text_pooled, feature_ids):
         if self.kind == "gate":
-            unknown = (feature_ids == UNK_ID).to(text_pooled.dtype)
+            unknown = (feature_ids == UNK_ID).to(text_pooled.dtype)  # (B, S)
             states = [self.id_norm(id_hidden_state), self.text_norm(text_pooled), unknown]
             alpha = self.gate(torch.cat(states, dim=-1)).float().sigmoid()  # (B, 1)
         else:

@@ -2,13 +2,14 @@
 """ID-based backbones of FLIP behind one interface: feature ids in, the interaction vector `h_id` out.
 
 A tower is a class that takes a `FlipConfig` (and its own arguments, from `config.id_tower_kwargs`), has an `output_dim`,
-and maps `feature_ids` `(batch, fields)` to `h_id` `(batch, output_dim)`. `register_id_tower` names it.
+and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`. `register_id_tower` names it.
 """
 
 import ast
 import inspect
 import os
 import sys
+from itertools import accumulate, groupby
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from transformers import initialization as init
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
-from .configuration_flip import CUSTOM_ENTRY, FlipConfig
+from .configuration_flip import CUSTOM_ENTRY, PAD_ID, FlipConfig
 
 logger = logging.get_logger(__name__)
 
@@ -28,7 +29,7 @@ PUBLIC_NAMES = {
     "modeling_id_tower": ("IdTower", "register_id_tower"),
     "processing_flip": ("FlipProcessor",),
 }
-FLAT_MODULES = (*PUBLIC_NAMES, "modeling_flip_heads", "pipeline_flip", CUSTOM_ENTRY)
+FLAT_MODULES = (*PUBLIC_NAMES, "columns_flip", "modeling_flip_heads", "pipeline_flip", CUSTOM_ENTRY)
 ID_TOWERS: dict[str, type["IdTower"]] = {}
 
 
@@ -125,29 +126,52 @@ def _with_flat_imports(source: str) -> str:
 
 
 class FeatureEmbedding(nn.Embedding):
-    """One table for the features of all fields: row `offset[f] + local id` of field f.
+    """One table for the features of all fields: row `sizes of the fields before + local id` of each slot's field.
 
-    `(batch, fields)` local ids -> `(batch, fields, embedding_dim)`.
+    `(batch, slots)` local ids -> `(batch, fields, embedding_dim)`; a field of several slots is the mean of those that are not pad.
+
+    Args:
+        field_sizes: number of feature ids of each field.
+        slot_fields: the field of each slot, in ascending order; one slot a field when None.
     """
 
-    def __init__(self, field_sizes: list[int], embedding_dim: int):
+    def __init__(self, field_sizes: list[int], embedding_dim: int, slot_fields: list[int] | None = None):
         super().__init__(sum(field_sizes), embedding_dim)
         self.field_sizes = list(field_sizes)
+        self.slot_fields = list(range(len(field_sizes)) if slot_fields is None else slot_fields)
+        slots = [self.slot_fields.count(field) for field in range(len(field_sizes))]
+        # runs of neighbouring fields, (slots, whether they are one field's): fields of one slot need no pooling
+        runs = groupby(slots, key=lambda number: number > 1)
+        self.runs = [run for several, group in runs for run in ([(n, True) for n in group] if several else [(sum(group), False)])]
         self.register_buffer("offsets", self._offsets(), persistent=False)
 
     def _offsets(self) -> torch.Tensor:
-        return torch.tensor([0, *self.field_sizes[:-1]]).cumsum(0)
+        """First row of each slot's field, `(slots,)`."""
+        starts = [0, *accumulate(self.field_sizes[:-1])]
+        return torch.tensor([starts[field] for field in self.slot_fields])
 
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.normal_(self.weight, std=config.id_initializer_range)
         init.copy_(self.offsets, self._offsets())  # built on the meta device by `from_pretrained`: filled here
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        if feature_ids.shape[-1] != len(self.field_sizes):
+        if feature_ids.shape[-1] != len(self.slot_fields):
             raise ValueError(
-                f"feature_ids has {feature_ids.shape[-1]} columns, the model has {len(self.field_sizes)} ID-side fields."
+                f"feature_ids has {feature_ids.shape[-1]} columns, the model has {len(self.slot_fields)} slots of "
+                f"{len(self.field_sizes)} ID-side fields."
             )
-        return super().forward(feature_ids + self.offsets)
+        embeds = super().forward(feature_ids + self.offsets)  # (B, S, D)
+        if len(self.slot_fields) == len(self.field_sizes):
+            return embeds
+        sizes = [size for size, _ in self.runs]
+        parts = zip(self.runs, embeds.split(sizes, dim=1), feature_ids.split(sizes, dim=1))
+        return torch.cat([mean_of_values(part, ids) if pooled else part for (_, pooled), part, ids in parts], dim=1)
+
+
+def mean_of_values(embeds: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
+    """The mean over the slots of one field that are not pad: `(B, n, D)` and local ids `(B, n)` -> `(B, 1, D)`."""
+    pad = (feature_ids == PAD_ID)[..., None]  # (B, n, 1)
+    return embeds.masked_fill(pad, 0.0).sum(1, keepdim=True) / (~pad).sum(1, keepdim=True).clamp(min=1)
 
 
 class TowerLinear(nn.Linear):
@@ -190,7 +214,7 @@ class IdTower(nn.Module):
             raise ValueError("FlipConfig: `fields` has no field on the ID side; an ID tower needs at least one.")
         self.embedding_size = config.id_embedding_size
         self.input_dim = self.num_fields * self.embedding_size
-        self.embeddings = FeatureEmbedding(config.field_sizes, self.embedding_size)
+        self.embeddings = FeatureEmbedding(config.field_sizes, self.embedding_size, config.slot_fields)
         self.embedding_dropout = nn.Dropout(config.id_embedding_dropout)
         self.dnn = DNN(self.input_dim, config.id_hidden_dims, config.id_dropout)
         self.output_dim = self.dnn.output_dim

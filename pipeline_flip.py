@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .feature_extraction_flip import is_one_row
+from .columns_flip import is_one_row, names_by_kind
 
 DEFAULT_BATCH_SIZE = 256
 # name of the score in the model's output -> its name in an answer
@@ -41,7 +41,7 @@ class ClickThroughRatePipeline(Pipeline):
     def __call__(self, rows: Any, batch_size: int | None = None, **kwargs) -> dict | list[dict] | Iterator[dict]:
         """
         Args:
-            rows: one row as a dict of scalars or a pandas Series; a list of such dicts, a dict of columns, a pandas or Arrow table, or a
+            rows: one row as a dict (single-valued fields are scalars in it) or a pandas Series; a list of such dicts, a dict of columns, a pandas or Arrow table, or a
                 `datasets` dataset; or a generator or other stream of dicts (a streaming `datasets` dataset), of which only one
                 batch is in memory. Columns that are no field of the model are ignored.
             batch_size: rows the model takes at once; the pipeline's own when not given, or 256.
@@ -57,8 +57,7 @@ class ClickThroughRatePipeline(Pipeline):
         batch_size = next(size for size in (batch_size, self._batch_size, DEFAULT_BATCH_SIZE) if size is not None)
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
-        names = [field.name for field in self.processor.feature_extractor.all_fields]
-        if is_one_row(rows, names):
+        if is_one_row(rows, *names_by_kind(self.processor.feature_extractor.all_fields)):
             return self._score(rows, batch_size)[0]
         is_stream = isinstance(rows, Iterator) or (hasattr(rows, "__iter__") and not hasattr(rows, "__len__"))
         return self._stream(rows, batch_size) if is_stream else self._score(rows, batch_size)

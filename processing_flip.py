@@ -16,10 +16,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
+from .columns_flip import Column, Value, canonical_label, raw_columns, read_columns
 from .configuration_flip import FlipField
-from .feature_extraction_flip import Column, FlipFeatureExtractor, canonical_label, raw_columns, read_columns
+from .feature_extraction_flip import FlipFeatureExtractor
 
-NULL_WORDING = "unknown"
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
 MAX_CACHED_VALUES = 100_000
 
@@ -74,7 +74,7 @@ class EncodedRows:
     """Rows as integers: batches are gathered from them, nothing is tokenised again.
 
     Attributes:
-        feature_ids: `(N, ID-side fields)` int32.
+        feature_ids: `(N, slots)` int32.
         prompt_table, entries: the prompts' [`PromptTable`] and `(N, text fields)` int32 entries of it, or None.
         lengths: `(N,)` tokens of each prompt, or None.
     """
@@ -124,8 +124,8 @@ class FlipProcessor(ProcessorMixin):
         self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
         self.label, self.weight = label, weight
         self.id_only = tokenizer is None  # saved: loading is decided by it, never by a failed attempt
-        self.max_length = max_length
-        self._cache: dict[tuple[int, str | None], list[int]] = {}
+        self.max_length, self._taken_for_special = max_length, []
+        self._cache: dict[tuple[int, Value], list[int]] = {}
         if tokenizer is not None:
             limits = [limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9]
             self.max_length = min(limits) if limits else None
@@ -180,14 +180,13 @@ class FlipProcessor(ProcessorMixin):
 
     # --- prompts
 
-    def prompt(self, values: Sequence[str | None]) -> str:
+    def prompt(self, values: Sequence[Value]) -> str:
         """The prompt of one row as text, from the canonical values of the text fields."""
-        words = [self._word(value) for value in values]
-        return " ; ".join(f"{field.wording} is {word}" for field, word in zip(self.text_fields, words))
+        return " ; ".join(f"{field.wording} is {self.value_text(field, value)}" for field, value in zip(self.text_fields, values))
 
-    def _word(self, value: str | None) -> str:
+    def value_text(self, field: FlipField, value: Value) -> str:
         """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
-        word = NULL_WORDING if value is None else value
+        word = field.null_wording if value is None else value if isinstance(value, str) else ", ".join(value)
         for token in self._taken_for_special:
             word = word.replace(token, f"{token[0]} {token[1:]}")
         return word
@@ -218,11 +217,12 @@ class FlipProcessor(ProcessorMixin):
                 f"of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
             )
 
-    def _value_tokens(self, field: int, values: Sequence[str | None], budget: int) -> list[list[int]]:
-        words = [" " + self._word(value) for value in values]
+    def _value_tokens(self, number: int, values: Sequence[Value], budget: int) -> list[list[int]]:
+        field = self.text_fields[number]
+        words = [" " + self.value_text(field, value) for value in values]
         return [tokens[:budget] for tokens in self._tokenize(words)] if words else []
 
-    def _cached_tokens(self, field: int, values: Sequence[str | None], budget: int) -> list[list[int]]:
+    def _cached_tokens(self, field: int, values: Sequence[Value], budget: int) -> list[list[int]]:
         new = [value for value in values if (field, value) not in self._cache]
         if len(self._cache) + len(new) > MAX_CACHED_VALUES:
             self._cache.clear()
@@ -277,12 +277,13 @@ class FlipProcessor(ProcessorMixin):
         """Rows -> a batch of model inputs. Never masks anything.
 
         Args:
-            rows: a dict of columns, one dict of scalars, a list of dicts, a pandas or Arrow table, or a `datasets` dataset
-                or batch; columns that are no field are ignored.
+            rows: a dict of columns, one row as a dict (single-valued fields are scalars in it), a list of dicts, a pandas or Arrow
+                table, or a `datasets` dataset or batch; columns that are no field are ignored. A multi-valued field has a list in
+                each row, or text with its separators.
             return_tensors: `"pt"`, or `"np"` or `None` for arrays.
 
         Returns:
-            `feature_ids` `(B, F)`; with a tokenizer `input_ids` and `attention_mask` `(B, L)`; `labels` and
+            `feature_ids` `(B, S)`; with a tokenizer `input_ids` and `attention_mask` `(B, L)`; `labels` and
             `sample_weight` `(B,)` where the rows have these columns.
 
         Raises:

@@ -7,7 +7,7 @@ Every random choice is a pure function of (seed, epoch, row), so that resuming a
 import numpy as np
 import torch
 
-from flip_ctr.configuration_flip import MASK_ID, NUM_RESERVED_IDS, UNK_ID
+from flip_ctr.configuration_flip import MASK_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID
 from flip_ctr.modeling_flip_heads import IGNORE_INDEX
 from flip_ctr.processing_flip import NO_FIELD, FlipProcessor
 
@@ -55,19 +55,18 @@ class FlipCollator:
     def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0):
         self.seed, self.epoch, self.unk_rate = seed, 0, unk_rate
         self.id_fields = [field for field in processor.feature_extractor.all_fields if field.on_id_side]
-        entities = list(dict.fromkeys(field.entity for field in self.id_fields if field.key))
-        self.key_columns = [
-            [f for f, field in enumerate(self.id_fields) if field.key and field.entity == entity] for entity in entities
-        ]
+        self.slot_fields = np.array(processor.feature_extractor.slot_fields)  # (S,)
+        keys = [(slot, self.id_fields[field].entity) for slot, field in enumerate(self.slot_fields) if self.id_fields[field].key]
+        self.key_slots = [[slot for slot, entity in keys if entity == one] for one in dict.fromkeys(entity for _, entity in keys)]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def drop_keys(self, batch: dict[str, np.ndarray]) -> None:
-        dropped = row_uniform(self.seed, self.epoch, UNKNOWN, batch["rows"], len(self.key_columns)) < self.unk_rate
-        for entity, columns in enumerate(self.key_columns):
-            for column in columns:
-                batch["feature_ids"][dropped[:, entity], column] = UNK_ID
+        dropped = row_uniform(self.seed, self.epoch, UNKNOWN, batch["rows"], len(self.key_slots)) < self.unk_rate
+        for entity, slots in enumerate(self.key_slots):
+            for slot in slots:
+                batch["feature_ids"][dropped[:, entity], slot] = UNK_ID
 
     def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.unk_rate > 0:
@@ -86,7 +85,8 @@ class FlipPretrainingCollator(FlipCollator):
         text_mask_ratio, id_mask_ratio: share of the fields to mask in each view, at least one field a row.
         num_noise: noise features per masked feature.
         mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user, of
-            the item), or a single `token` (the ablation; a field on the ID side).
+            the item), or a single `token` (the ablation; a field on the ID side). The values of a multi-valued field are masked
+            together, and each is a target.
 
     Raises:
         ValueError: the tokenizer has no mask token, `mask_unit` is unknown, or a ratio is not between 0 and 1.
@@ -134,10 +134,13 @@ class FlipPretrainingCollator(FlipCollator):
         return np.where(masked, self.mask_token_id, input_ids), np.where(masked, input_ids, IGNORE_INDEX)
 
     def mask_ids(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        feature_ids = batch["feature_ids"]
+        feature_ids = batch["feature_ids"]  # (B, S)
         real = feature_ids >= NUM_RESERVED_IDS  # a reserved id is never a target
-        masked = self.pick_fields(ID_MASK, batch["rows"], real, self.id_groups, self.id_mask_ratio)
-        return np.where(masked, MASK_ID, feature_ids), np.where(masked, feature_ids, IGNORE_INDEX)
+        first_slots = np.searchsorted(self.slot_fields, np.arange(len(self.id_fields)))
+        has_target = np.logical_or.reduceat(real, first_slots, axis=1)  # (B, F)
+        picked = self.pick_fields(ID_MASK, batch["rows"], has_target, self.id_groups, self.id_mask_ratio)
+        masked = picked[:, self.slot_fields] & (feature_ids != PAD_ID)  # a field's values are masked together, `[UNK]` too
+        return np.where(masked, MASK_ID, feature_ids), np.where(masked & real, feature_ids, IGNORE_INDEX)
 
     def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = super().arrays(batch)
@@ -145,9 +148,9 @@ class FlipPretrainingCollator(FlipCollator):
         arrays.pop("sample_weight", None)
         arrays["masked_input_ids"], arrays["mlm_labels"] = self.mask_text(batch)
         arrays["masked_feature_ids"], arrays["mtm_labels"] = self.mask_ids(batch)
-        columns = len(self.id_fields) * self.num_noise
+        columns = len(self.slot_fields) * self.num_noise
         uniform = row_uniform(self.seed, self.epoch, NOISE, batch["rows"], columns)
-        arrays["noise_uniform"] = uniform.reshape(len(uniform), len(self.id_fields), self.num_noise)
+        arrays["noise_uniform"] = uniform.reshape(len(uniform), len(self.slot_fields), self.num_noise)
         return arrays
 
 

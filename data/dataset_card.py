@@ -3,18 +3,18 @@
 
 import yaml
 
-from flip_ctr.data.dataset_folder import REJECTED_NAME, REPORT_NAME, markdown_table
-from flip_ctr.data.schema import SCHEMA_NAME, DatasetSchema
-from flip_ctr.data.splits import SPLITS
+from flip_ctr.data.dataset_folder import PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
+from flip_ctr.data.schema import SCHEMA_NAME, SPLITS, DatasetSchema
 
 
-def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str]) -> str:
+def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has_picture: bool = False) -> str:
     """The dataset card, with the front matter by which `datasets.load_dataset(folder)` finds the splits.
 
     Args:
-        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept` and `splits` ([`split_statistics`]).
+        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see `statistics`) and `prompt_lengths`.
         facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned; each where
             it is known.
+        has_picture: whether `dataset.png` lies in the folder.
     """
     title = facts.get("title", schema.dataset)
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]]
@@ -53,6 +53,7 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str]) -> 
     accounts += [["malformed, or of an unknown user or item", report["malformed"]], ["kept", report["rows_kept"]]]
     ends = [f"\n## Licence\n\n{facts['licence']}\n"] if "licence" in facts else []
     ends += [f"\n## Citation\n\n```bibtex\n{facts['citation']}\n```\n"] if "citation" in facts else []
+    picture = f"\n![rows and clicks, unseen values, prompt lengths]({PICTURE_NAME})\n" if has_picture else ""
     return f"""---
 {yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---
 
@@ -65,7 +66,7 @@ read or used, with file, line, reason and text.
 * **Label** `{schema.label}`: {protocol["label_rule"]}.
 * **Split** `{protocol["split"]}`, {":".join(map(str, protocol["ratios"]))}, seed {protocol["split_seed"]}:
   {protocol["split_rule"]}.
-
+{picture}
 ## Splits
 
 {markdown_table(split_header, rows)}
@@ -75,8 +76,38 @@ read or used, with file, line, reason and text.
 {markdown_table(column_header, columns)}
 
 *Values* are distinct values; *unseen* is the share of rows whose value no training row has.
-{values}
+{values}{_prompts(report["prompt_lengths"])}
 ## Where the rows went
 
 {markdown_table(["", "rows"], accounts)}
 {"".join(ends)}"""
+
+
+def _prompts(lengths: dict) -> str:
+    """The section on the lengths of prompts; empty where no field is in them."""
+    if not lengths:
+        return ""
+    names = ("mean", "median", "p95", "longest")
+    splits = [[split, one["rows"], *(f"{one[name]:g}" for name in names)] for split, one in lengths["splits"].items()]
+    has_cuts = any("cut_share" in one for one in lengths["fields"].values())
+    fields = [
+        [f"`{field}`", *(f"{one[name]:g}" for name in names), one["budget"], *([f"{100 * one['cut_share']:.2f} %"] if has_cuts else [])]
+        for field, one in lengths["fields"].items()
+    ]
+    header = ["mean", "median", "95 %", "longest"]
+    note = (
+        "Values longer than their budget are cut, and no later field is lost."
+        if has_cuts
+        else "The budget is in tokens, of which a word has one or more: `--tokenizer_name PLM` counts them."
+    )
+    return f"""
+## Prompts
+
+Lengths in {lengths["unit"]}, of evenly spread rows.
+
+{markdown_table(["split", "rows measured", *header], splits)}
+
+{markdown_table(["value of, in train", *header, "budget in tokens", *(["cut"] if has_cuts else [])], fields)}
+
+{note}
+"""

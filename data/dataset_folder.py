@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_ctr.data.raw import REJECTED_COLUMNS
-from flip_ctr.data.schema import SCHEMA_NAME, DatasetSchema
-from flip_ctr.data.splits import SPLITS
+from flip_ctr.data.schema import SCHEMA_NAME, SPLITS, DatasetSchema
 
 REPORT_NAME = "prepare_report.json"
 CARD_NAME = "README.md"
@@ -35,6 +34,11 @@ def shard_path(folder: Path, split: str, shard: int = 0, shards: int = 1) -> Pat
     return folder / "data" / f"{split}-{shard:05}-of-{shards:05}.parquet"
 
 
+def shard_paths(folder: Path, split: str) -> list[Path]:
+    """The shards of a split that are there, in order."""
+    return sorted((folder / "data").glob(f"{split}-*.parquet"))
+
+
 def read_split(dataset_dir: str | Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one split, with all columns or those named, in that order.
 
@@ -44,7 +48,7 @@ def read_split(dataset_dir: str | Path, split: str, columns: Sequence[str] | Non
     """
     dataset_dir = Path(dataset_dir)
     DatasetSchema.load(dataset_dir)  # its errors say what is wrong with the folder
-    paths = sorted((dataset_dir / "data").glob(f"{split}-*.parquet"))
+    paths = shard_paths(dataset_dir, split)
     if not paths:
         available = sorted({path.name.split("-")[0] for path in (dataset_dir / "data").glob("*-*.parquet")})
         raise FileNotFoundError(f"{dataset_dir} has no split '{split}'; it has {', '.join(available) or 'none'}.")

@@ -50,5 +50,7 @@ class EncodedDataset(Dataset):
 
     def feature_counts(self) -> np.ndarray:
         """How often each feature occurs, `(sum of field sizes,)`, in the order of the ID tower's table."""
-        sizes = [field.vocab_size for field in self.processor.feature_extractor.all_fields if field.on_id_side]
-        return np.concatenate([np.bincount(ids, minlength=size) for ids, size in zip(self.encoded.feature_ids.T, sizes)])
+        extractor = self.processor.feature_extractor
+        slot_fields, sizes = np.array(extractor.slot_fields), [field.vocab_size for field in extractor.all_fields if field.on_id_side]
+        ids = (self.encoded.feature_ids[:, slot_fields == field] for field in range(len(sizes)))
+        return np.concatenate([np.bincount(of_field.ravel(), minlength=size) for of_field, size in zip(ids, sizes)])

@@ -39,7 +39,7 @@ class Engine:
         self._own_session = None
         if name == "duckdb":
             limits = {} if memory_limit is None else {"memory_limit": memory_limit}
-            with engine_errors("--memory_limit"):
+            with engine_errors(f"--memory_limit {memory_limit}" if memory_limit else "starting DuckDB"):
                 self.connection = ibis.duckdb.connect(temp_directory=str(work / "spill"), **limits)
                 self.connection.raw_sql("SET enable_progress_bar = false")
         else:
@@ -56,7 +56,7 @@ class Engine:
         running = SparkSession.getActiveSession()
         if running is not None:
             return running
-        builder = SparkSession.builder.appName("flip-ctr prepare").config("spark.ui.showConsoleProgress", "false")
+        builder = SparkSession.builder.appName("flip-ctr prepare").config("spark.ui.showConsoleProgress", "false").config("spark.log.level", "ERROR")
         if not os.environ.get("MASTER") and "SPARK_CONNECT_MODE_ENABLED" not in os.environ:
             builder = builder.config("spark.ui.enabled", "false")
         try:
@@ -66,8 +66,9 @@ class Engine:
         return self._own_session
 
     def read(self, path: Path) -> ir.Table:
-        """The table of a Parquet file, or of the Parquet files in a folder."""
-        return self.connection.read_parquet(str(path / "*.parquet" if path.is_dir() and self.name == "duckdb" else path))
+        """The table of a Parquet file; with Spark also of the folder that it has written."""
+        with engine_errors(f"reading {path.name}"):
+            return self.connection.read_parquet(str(path))
 
     def keep(self, table: ir.Table, name: str) -> ir.Table:
         """The table, computed once and kept in the work folder."""

@@ -1,5 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Rows in Parquet, CSV and JSON-lines files, read so that the same rows give the same values."""
+"""Rows in Parquet, CSV and JSON-lines files, read so that the same rows give the same values.
+
+Parquet and JSON lines hold the values of a multi-valued field as a list, CSV as text with the field's separator.
+"""
 
 import contextlib
 import json
@@ -25,7 +28,8 @@ def file_format(path: str) -> str:
 
 
 def read_rows(path: str, fields: Sequence[FlipField]) -> pa.Table:
-    """A file's rows; CSV columns that are fields are read as text, which their type then interprets (zip code `02139`).
+    """A file's rows; CSV columns that are fields are read as text, which their type then interprets (zip code `02139`, or values
+    with a separator).
 
     Raises:
         ValueError: the file cannot be read; names the file, and the line of broken JSON.
@@ -61,9 +65,10 @@ def read_rows(path: str, fields: Sequence[FlipField]) -> pa.Table:
 
 
 def _with_types(table: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
-    """Columns of numbers as numbers; one that holds anything else stays text, whose reader then names the row."""
+    """Columns of numbers as numbers; one that holds anything else stays text, whose reader then names the row, and so does one of
+    several values a row, which its reader splits."""
     for field in fields:
-        if field.name in table.column_names and field.type in ARROW_TYPES:
+        if field.name in table.column_names and field.type in ARROW_TYPES and not field.is_multi_valued:
             index = table.column_names.index(field.name)
             with contextlib.suppress(pa.ArrowInvalid):
                 table = table.set_column(index, field.name, table[field.name].cast(ARROW_TYPES[field.type]))
@@ -76,19 +81,48 @@ def _table_of_dicts(rows: list[dict], path: str) -> pa.Table:
         try:
             columns[name] = pa.array([row.get(name) for row in rows])
         except (pa.ArrowInvalid, pa.ArrowTypeError):
-            kinds = sorted({type(row[name]).__name__ for row in rows if row.get(name) is not None})
+            kinds = sorted({_kind(row[name]) for row in rows if row.get(name) is not None})
             raise ValueError(f"{path}: column '{name}' mixes {' and '.join(kinds)}; give it one type") from None
     return pa.table(columns)
 
 
-def write_rows(rows: pa.Table, path: str) -> None:
-    """Writes rows in the format of the file's ending."""
+def _kind(value) -> str:
+    parts = sorted({_kind(one) for one in value}) if isinstance(value, list) else []
+    return f"list of {' and '.join(parts)}" if parts else type(value).__name__
+
+
+def lists_as_text(rows: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
+    """Columns of lists as text, values joined by their field's separator (by a comma where they are no field), for a CSV file.
+
+    Raises:
+        ValueError: a value contains the separator, and would be read as two; names column and row.
+    """
+    separators = {field.name: field.separator for field in fields}
+    for index, name in enumerate(rows.column_names):
+        if not hasattr(rows.schema.types[index], "value_field"):
+            continue
+        separator, texts = separators.get(name, FlipField(name).separator), []
+        for row, values in enumerate(rows.column(name).to_pylist()):
+            words = [str(value) for value in values or [] if value is not None]
+            torn = next((word for word in words if separator in word), None)
+            if torn is not None:
+                raise ValueError(
+                    f"column '{name}', row {row}: {torn!r} contains the separator {separator!r} and would be read as two values; write "
+                    "Parquet or JSON lines instead of CSV."
+                )
+            texts.append(separator.join(words) if words else None)
+        rows = rows.set_column(index, name, pa.array(texts, pa.string()))
+    return rows
+
+
+def write_rows(rows: pa.Table, path: str, fields: Sequence[FlipField] = ()) -> None:
+    """Writes rows in the format of the file's ending; for CSV see [`lists_as_text`]."""
     suffix = file_format(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".parquet":
         pyarrow.parquet.write_table(rows, path)
     elif suffix == ".csv":
-        pyarrow.csv.write_csv(rows, path)
+        pyarrow.csv.write_csv(lists_as_text(rows, fields), path)
     else:
         with open(path, "w", encoding="utf-8") as file:
             for row in rows.to_pylist():

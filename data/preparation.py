@@ -181,7 +181,20 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     counts = dict(zip(counted["_drop"].to_pylist(), counted["rows"].to_pylist()))
     types = _types(by_name, plan)
     kept = rows.filter("_kept")
+    if "time" in NEEDS.get(plan.split, ()):
+        _check_times(engine, kept, plan)
     return PreparedRows(engine, kept, types, {name: counts.get(name, 0) for name in plan.drops})
+
+
+def _check_times(engine: Engine, kept: ir.Table, plan: Plan) -> None:
+    """`ValueError` where all times are equal."""
+    times = kept[plan.time]
+    found = engine.fetch(kept.agg(rows=kept.count(), first=times.min(), last=times.max())).to_pylist()[0]
+    if found["rows"] and found["first"] == found["last"]:
+        raise ValueError(
+            f"--split {plan.split}: all {found['rows']:,} rows have the same {plan.time}, {found['first']}; there is no order to split by. "
+            "Use --split random, by_user, cold_items or cold_users."
+        )
 
 
 def _check_plan(tables: dict[str, RawTable], plan: Plan) -> None:

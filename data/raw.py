@@ -162,7 +162,9 @@ class LineLog:
             self._waiting.clear()
 
     def close(self) -> None:
-        """Ends the file of rejected lines, which is there also where there are none."""
+        """Ends the file of rejected lines, which is there also where there are none; what the engine has found comes in its place."""
+        for entry in self.files.values():
+            entry["first_malformed"].sort(key=lambda one: one["line"])
         self.flush()
         if self._writer is not None:
             self._writer.close()

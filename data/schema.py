@@ -9,6 +9,7 @@ from flip_ctr.configuration_flip import FlipField, read_fields
 
 SCHEMA_NAME = "schema.json"
 FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass

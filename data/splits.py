@@ -14,7 +14,8 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SPLITS = ("train", "validation", "test")
+from flip_ctr.data.schema import SPLITS
+
 RATIOS = (8, 1, 1)
 
 # The rules by name, each with the sentence that a dataset card says.

@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from flip_ctr.configuration_flip import FlipField
-from flip_ctr.data.splits import SPLITS
+from flip_ctr.data.schema import SPLITS
 
 
 def split_statistics(
@@ -63,10 +63,14 @@ def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
     return ibis.union(*parts) if len(parts) > 1 else parts[0]
 
 
-def check_splits(statistics: dict[str, dict], fields: Sequence[FlipField], split: str, way_out: str) -> None:
-    """`ValueError` where a split has one class only, as no AUC exists without both, or a field is null in all training rows."""
+def check_splits(statistics: dict[str, dict], fields: Sequence[FlipField], split: str, label_rule: str, way_out: str) -> None:
+    """`ValueError` where a split has one class only, as no AUC exists without both, or a field is null in all training rows.
+
+    Args:
+        label_rule: what a click is, and `way_out`, how to change that, for the message.
+    """
     rows, clicks = (sum(one[name] for one in statistics.values()) for name in ("rows", "clicks"))
-    counts = {"what is left by the rules": (rows, clicks)}
+    counts = {f"what is left ({label_rule})": (rows, clicks)}
     counts |= {f"split '{name}' of --split {split}": (one["rows"], one["clicks"]) for name, one in statistics.items()}
     for owner, (rows, clicks) in counts.items():
         if not 0 < clicks < rows:

@@ -179,7 +179,7 @@ def write_catalogue(output_dir: str | Path, table: pa.Table, split: str, setting
                 "split": split, "split_rule": rule, "split_seed": seed, "ratios": list(RATIOS)}  # fmt: skip
     schema = DatasetSchema(DATASET, catalogue_fields(), user_column="user_id", protocol=protocol)
     report = {"dataset": DATASET, "protocol": protocol, "rows_kept": len(table), "splits": split_statistics(ibis.memtable(placed), schema.fields)}
-    check_splits(report["splits"], schema.fields, split, "a larger catalogue")
+    check_splits(report["splits"], schema.fields, split, protocol["label_rule"], "a larger catalogue")
     return write_dataset_folder(output_dir, parts(placed), schema, report, catalogue_card(schema, report))
 
 

@@ -87,7 +87,7 @@ def table_source(
     types = _column_types(schema, tables, places)
     for name, (table, source) in places.items():
         described = next((one for one in schema.fields if one.name == name), None)
-        separator = described.separator if described is not None and described.kind == "multi-valued" else None
+        separator = described.separator if described is not None and described.is_multi_valued else None
         said = described is not None or source in table.files.types
         hint = "" if said else f" (`types` may say another type than {types[name]})"
         table.taken[name] = TableColumn(name, source, types[name], separator, table.files.null_values, hint)
@@ -363,7 +363,7 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
     split = split or schema.split or "random"
     check_split(split, user=user, item=item, time=time)
     hashed = {*row_key, *(getattr(schema, need) for need in NEEDS.get(split, ()) if need != "time")}
-    lists = {one.name for one in schema.fields if one.kind == "multi-valued"}
+    lists = {one.name for one in schema.fields if one.is_multi_valued}
     for name in hashed:
         if types[name] not in KEY_TYPES or name in lists:
             kind = "a list" if name in lists else f"of type {types[name]}"

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flip_ctr.columns_flip import canonical_value
 from flip_ctr.configuration_flip import FIELD_TYPES
 from flip_ctr.data.raw import MalformedLine
 from flip_ctr.data.rules import read_time
-from flip_ctr.feature_extraction_flip import canonical_value
 
 TYPES = (*FIELD_TYPES, "timestamp")  # a timestamp is no field, but orders rows, and rules compare it
 ARROW_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "timestamp": pa.timestamp("us")}

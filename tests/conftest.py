@@ -67,6 +67,12 @@ def id_processor(rows):
 
 
 @pytest.fixture(scope="session")
+def kind_processor(tokenizer):
+    """Of rows with a field of each kind."""
+    return FlipProcessor.from_dataset(tiny.kind_rows(), tiny.KIND_FIELDS, tokenizer, max_length=128)
+
+
+@pytest.fixture(scope="session")
 def text_config(plm):
     from transformers import AutoConfig
 

@@ -30,16 +30,21 @@ CASES = {
     "all, GradCache, 3 batches": ({"mlm_weight": 0.5, "icl_weight": 2.0}, 3, {"grad_cache_chunk_size": 3}),
     "all, sparse tables, 3 batches": ({}, 3, SPARSE),
     "all, sparse tables, GradCache": ({}, 1, SPARSE | {"grad_cache_chunk_size": 3}),
+    "all, every kind of field": ({"kinds": True}, 1, {}),
+    "all, every kind of field, sparse tables, GradCache": ({"kinds": True}, 1, SPARSE | {"grad_cache_chunk_size": 3}),
     "clicks, id": ({"strategy": "id"}, 1, {}),
     "clicks, id, sparse tables": ({"strategy": "id", "id_tower": "deepfm"}, 3, SPARSE),
+    "clicks, every kind of field": ({"strategy": "joint", "id_tower": "deepfm", "fusion": "gate", "kinds": True}, 1, {}),
+    "clicks, every kind of field, sparse tables": ({"strategy": "id", "id_tower": "deepfm", "kinds": True}, 1, SPARSE),
     "clicks, plm": ({"strategy": "plm"}, 1, {}),
     "clicks, joint, 3 batches": ({"strategy": "joint", "fusion": "gate"}, 3, {}),
     "clicks, joint, weighted": ({"strategy": "joint", "weighted": True}, 3, {}),
 }
 
 
-def processor() -> FlipProcessor:
-    return FlipProcessor.from_dataset(tiny.toy_rows(60), tiny.FIELDS, tiny.wordpiece(), max_length=96, weight="w")
+def processor(kinds: bool = False) -> FlipProcessor:
+    rows, fields = (tiny.kind_rows(60), tiny.KIND_FIELDS) if kinds else (tiny.toy_rows(60), tiny.FIELDS)
+    return FlipProcessor.from_dataset(rows, fields, tiny.wordpiece(), max_length=128, weight="w")
 
 
 def new_model(settings: dict, fields, dropout: float = 0.0):
@@ -56,8 +61,10 @@ def new_model(settings: dict, fields, dropout: float = 0.0):
 
 def batches(settings: dict, number: int, index: int = 0, processes: int = 1) -> list[dict[str, torch.Tensor]]:
     """This process's rows of so many global batches."""
-    rows = [row | ({"w": 0.1 + row["age"] % 4} if settings.get("weighted") else {}) for row in tiny.toy_rows(60)]
-    flip_processor = processor()
+    kinds = settings.get("kinds", False)
+    rows = tiny.kind_rows(60) if kinds else tiny.toy_rows(60)
+    rows = [row | ({"w": 0.1 + row["age"] % 4} if settings.get("weighted") else {}) for row in rows]
+    flip_processor = processor(kinds)
     dataset = EncodedDataset(flip_processor, rows)
     clicks = "strategy" in settings
     collator = FlipCollator(flip_processor) if clicks else FlipPretrainingCollator(flip_processor, seed=3, id_mask_ratio=0.25)
@@ -69,7 +76,8 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
     """The gradients that the optimizer would get, dense, and the loss as it is logged."""
     settings, number, options = CASES[case]
     accelerator = Accelerator(cpu=True)
-    model = new_model({name: value for name, value in settings.items() if name != "weighted"}, processor().fields)
+    of_model = {name: value for name, value in settings.items() if name not in ("weighted", "kinds")}
+    model = new_model(of_model, processor(settings.get("kinds", False)).fields)
     arguments = FinetuneArguments if "strategy" in settings else PretrainArguments
     args = arguments(dataset_dir="d", output_dir="o", model_name_or_path="m", **{"embedding_l2": 0.0} | options)
     if args.embedding_optimizer != "dense":

@@ -198,7 +198,7 @@ def test_a_check_digit_in_lower_case_is_the_same_book(tmp_path):
     # book 3 lost its line to the two of book 1
     assert rejected_lines(tmp_path / "out")[0] == [BOOKS_FILE, 3, "isbn comes a second time", books[1]]
     assert report["raw_files"][BOOKS_FILE]["unused_by_reason"] == {"isbn comes a second time": 1}
-    assert f"{BOOKS_FILE}: 1 lines dropped: isbn comes a second time" in prepare.summary(report)
+    assert f"{BOOKS_FILE}: 1 line dropped: isbn comes a second time" in prepare.summary(report)
 
 
 # --- lines that become no row
@@ -299,7 +299,7 @@ def test_label_rule_and_its_defaults(tmp_path):
 
 WRONG_OPTIONS = [
     ({"data_dir": None}, "--data_dir is needed for bookcrossing.*BX-Book-Ratings.csv.*described in Ziegler"),
-    ({"split": "time"}, "--split time: bookcrossing has no times; use --split random, cold_items or cold_users"),
+    ({"split": "time"}, "--split time: this dataset has no column of times; use --split random, by_user, cold_items, cold_users"),
     ({"drop_ratings": "11"}, "--drop_ratings takes ratings from 0 to 10 for bookcrossing.*'11'"),
     ({"click_threshold": 0}, "--click_threshold must be from 1 to 10 for bookcrossing.*got 0"),
 ]

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from flip_ctr import FlipFeatureExtractor, FlipField, FlipProcessor
-from flip_ctr.feature_extraction_flip import Column, canonical_value
+from flip_ctr.columns_flip import Column, canonical_value
 
 NULLS = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, "", "  \t "]
 

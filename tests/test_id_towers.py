@@ -103,7 +103,7 @@ def test_initial_weights(name):
 
 
 def test_feature_ids_of_another_width_are_refused():
-    with pytest.raises(ValueError, match="2 columns, the model has 3 ID-side fields"):
+    with pytest.raises(ValueError, match="2 columns, the model has 3 slots of 3 ID-side fields"):
         FeatureEmbedding(list(SIZES), 4)(FEATURE_IDS[:, :2])
 
 
@@ -146,3 +146,77 @@ def test_a_registered_tower_works_and_survives_saving(tmp_path):
         assert torch.equal(model(FEATURE_IDS).logits, again(FEATURE_IDS).logits)
     finally:
         del ID_TOWERS["sum"]
+
+
+# --- fields of several slots
+
+SLOTS = [3, 1, 1, 2]  # of four fields
+SLOT_FIELDS = [0, 0, 0, 1, 2, 3, 3]
+SLOT_IDS = torch.tensor([[4, 6, 5, 7, 4, 5, 0], [2, 0, 0, 3, 2, 6, 6], [4, 4, 0, 1, 1, 1, 1], [3, 0, 0, 4, 5, 0, 0]])
+
+
+def slotted_fields(slots=SLOTS) -> list[dict]:
+    kinds = [{"kind": "multi-valued", "max_values": number} if number > 1 else {} for number in slots]
+    return [{"name": f"f{number}", "vocab_size": 8} | kind for number, kind in enumerate(kinds)]
+
+
+def slow_mean(table: torch.Tensor, row: list[int], field: int, slots=SLOTS) -> torch.Tensor:
+    """The mean of a field's embeddings, one slot after the other."""
+    start = sum(slots[:field])
+    real = [table[8 * field + one] for one in row[start : start + slots[field]] if one != 0]
+    return sum(real) / len(real) if real else torch.zeros_like(table[0])
+
+
+@pytest.mark.parametrize("slots", [SLOTS, [1, 3], [2, 2, 3], [1, 3, 1]])
+def test_a_field_of_several_slots_is_the_mean_of_its_values(slots):
+    fields = [number for number, count in enumerate(slots) for _ in range(count)]
+    model = tiny.shake(FeatureEmbedding([8] * len(slots), 5, fields)).double()
+    embeds = model(SLOT_IDS[:, : len(fields)])
+    assert embeds.shape == (4, len(slots), 5)
+    for b, row in enumerate(SLOT_IDS.tolist()):
+        for field in range(len(slots)):
+            torch.testing.assert_close(embeds[b, field], slow_mean(model.weight, row, field, slots))
+
+
+def test_single_valued_fields_are_looked_up_and_nothing_else():
+    plain, slotted = FeatureEmbedding([8] * 4, 5), FeatureEmbedding([8] * 4, 5, [0, 1, 2, 3])
+    assert plain.offsets.tolist() == slotted.offsets.tolist() == [0, 8, 16, 24]
+    assert list(plain.state_dict()) == ["weight"]
+    assert torch.equal(plain(SLOT_IDS[:, :4]), torch.nn.functional.embedding(SLOT_IDS[:, :4] + plain.offsets, plain.weight))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_pad_gets_no_gradient_and_values_share_theirs(sparse):
+    model = FeatureEmbedding([8] * 4, 5, SLOT_FIELDS)
+    model.sparse = sparse
+    model(SLOT_IDS[:1]).sum().backward()
+    gradient = model.weight.grad.to_dense()[:, 0]
+    expected = {4: 1 / 3, 6: 1 / 3, 5: 1 / 3, 8 + 7: 1, 16 + 4: 1, 24 + 5: 1}
+    assert gradient.tolist() == pytest.approx([expected.get(row, 0.0) for row in range(32)])
+
+
+def test_the_first_order_term_is_the_mean_too():
+    model = tiny.shake(FlipForCTR(tiny.flip_config(slotted_fields(), id_tower="deepfm", strategy="id"))).eval()
+    logits = model(SLOT_IDS).logits
+    for b, row in enumerate(SLOT_IDS.tolist()):
+        first_order = sum(slow_mean(model.first_order.weight, row, field)[0] for field in range(4))
+        torch.testing.assert_close(logits[b, 0], model.id_classifier(model.flip.id_tower(SLOT_IDS[b : b + 1]))[0, 0] + first_order)
+
+
+@pytest.mark.parametrize("name", ["dcnv2", "deepfm", "autoint"])
+def test_towers_see_fields_and_not_slots(tmp_path, name):
+    """A field's values in another order, or further pad, are the same row; the tower is that of as many single-valued fields."""
+    model = tiny.shake(FlipForCTR(tiny.flip_config(slotted_fields(), id_tower=name, strategy="id"))).eval()
+    single = FlipForCTR(tiny.flip_config(tiny.sized_fields(8, 8, 8, 8), id_tower=name, strategy="id"))
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in single.state_dict().items()}
+    expected = model(SLOT_IDS).logits
+    torch.testing.assert_close(model(SLOT_IDS[:, [2, 0, 1, 3, 4, 6, 5]]).logits, expected)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(FlipForCTR.from_pretrained(tmp_path).eval()(SLOT_IDS).logits, expected)  # built on the meta device
+    compiled = torch.compile(model.flip.id_tower, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(SLOT_IDS), model.flip.id_tower(SLOT_IDS))
+
+
+def test_another_number_of_slots_is_refused():
+    with pytest.raises(ValueError, match="feature_ids has 4 columns, the model has 7 slots of 4 ID-side fields"):
+        FeatureEmbedding([8] * 4, 5, SLOT_FIELDS)(SLOT_IDS[:, :4])

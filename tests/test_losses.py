@@ -152,6 +152,85 @@ def test_mtm_accuracy_ranks_among_the_values_of_the_field():
     assert head.accuracy(torch.zeros(3, 2, 4), labels).item() == pytest.approx(2 / 4)
 
 
+# --- masked features of fields with several slots
+
+SLOT_SIZES = (12, 9, 40)
+SLOT_FIELDS = [0, 0, 0, 1, 2, 2]
+SLOT_LABELS = torch.tensor([[4, 11, -100, 5, 39, 4], [-100, 7, -100, -100, 20, -100], [4, 5, 6, 8, 4, 5], [-100] * 6])
+
+
+def slotted_head(**settings) -> FlipMTMHead:
+    slots = [{"kind": "multi-valued", "max_values": 3}, {}, {"kind": "multi-valued", "max_values": 2}]
+    fields = [field | extra for field, extra in zip(tiny.sized_fields(*SLOT_SIZES), slots)]
+    head = FlipMTMHead(tiny.flip_config(fields, **{"mtm_full_softmax_size": 0} | settings), 6, 5)
+    head.set_feature_counts(torch.cat([torch.tensor([99, 98, 97, 96, *range(1, size - 3)]) for size in SLOT_SIZES]))
+    return tiny.shake(head, 1.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("noise", ["field", "global"])
+@pytest.mark.parametrize("softmax_size", [0, 8, 99])
+def test_each_value_of_a_field_is_recovered_from_the_fields_vector(noise, softmax_size):
+    """As if each slot were a field of one value, with the vector of its field."""
+    k = 5
+    head = slotted_head(mtm_noise=noise, mtm_num_noise=k, mtm_full_softmax_size=softmax_size).double()
+    vectors, uniform = torch.randn(4, 3, 4, dtype=torch.double), torch.rand(4, 6, k, dtype=torch.double)
+    probability, expected = unigram(SLOT_SIZES, range(3), noise), 0.0
+    for b, slot in (SLOT_LABELS != -100).nonzero().tolist():
+        field, label = SLOT_FIELDS[slot], int(SLOT_LABELS[b, slot])
+        start = sum(SLOT_SIZES[:field])
+
+        def score(row):
+            return float(head.bias.weight[row, 0] + head.embeddings.weight[row] @ vectors[b, field])  # noqa: B023
+
+        if noise == "field" and SLOT_SIZES[field] - 4 <= softmax_size:
+            everyone = [score(row) for row in range(start + 4, start + SLOT_SIZES[field])]
+            expected -= score(start + label) - math.log(sum(math.exp(one) for one in everyone))
+            continue
+        drawn = head.sample_noise(torch.tensor([field]), uniform[b, slot][None])[0].tolist()
+        for row, sign in [(start + label, 1), *((row, -1) for row in drawn)]:
+            expected -= math.log(sigmoid(sign * (score(row) - math.log(k * probability[field][row]))))
+    assert head.loss(vectors, SLOT_LABELS, uniform).item() == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ranked_at_once", [3, 7, 65_536])
+def test_mtm_accuracy_of_several_targets(monkeypatch, ranked_at_once):
+    """A target is recovered when it is among the first n of its field's values, n the number of the field's targets in the row."""
+    monkeypatch.setattr("flip_ctr.modeling_flip_heads.RANKED_AT_ONCE", ranked_at_once)
+    head, hits, count = slotted_head(), 0, 0
+    random = np.random.default_rng(0)
+    labels = torch.full((60, 6), -100)
+    for b in range(60):
+        for field, slots in enumerate(([0, 1, 2], [3], [4, 5])):
+            chosen = random.choice(np.arange(4, SLOT_SIZES[field]), random.integers(0, len(slots) + 1), replace=False)
+            labels[b, slots[: len(chosen)]] = torch.from_numpy(chosen)
+    vectors = torch.randn(60, 3, 4)
+    for b in range(60):
+        for field, slots in enumerate(([0, 1, 2], [3], [4, 5])):
+            start, targets = sum(SLOT_SIZES[:field]), [one for one in labels[b, slots].tolist() if one != -100]
+            scores = head.embeddings.weight[start : start + SLOT_SIZES[field]] @ vectors[b, field] + head.bias.weight[start : start + SLOT_SIZES[field], 0]
+            best = sorted(range(4, SLOT_SIZES[field]), key=lambda one: -scores[one])  # noqa: B023
+            hits += sum(one in best[: len(targets)] for one in targets)
+            count += len(targets)
+    assert 0.1 < hits / count < 0.9
+    assert head.accuracy(vectors, labels).item() == pytest.approx(hits / count)
+
+
+@torch.no_grad()
+def test_equal_scores_rank_by_id(monkeypatch):
+    monkeypatch.setattr("flip_ctr.modeling_flip_heads.RANKED_AT_ONCE", 3)
+    head = slotted_head()
+    head.embeddings.weight.zero_(), head.bias.weight.zero_()
+    labels = torch.tensor([[4, 5, -100, 4, 5, -100], [6, 5, -100, 5, 4, -100]])
+    # hits: 4 and 5; 4; (5 is second of one); 5; (5 is second of one); 4
+    assert head.accuracy(torch.randn(2, 3, 4), labels).item() == pytest.approx(5 / 8)
+
+
+def test_no_target_no_accuracy():
+    assert slotted_head().accuracy(torch.randn(4, 3, 4), torch.full((4, 6), -100)) == 0
+
+
 # --- contrastive learning
 
 

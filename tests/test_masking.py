@@ -143,6 +143,63 @@ def test_rows_of_reserved_ids_have_no_target(dataset):
     assert (batch["mtm_labels"] == -100).all() and (batch["masked_feature_ids"] == batch["feature_ids"]).all()
 
 
+# --- fields of several values
+
+KIND_ROWS = tiny.kind_rows(200)
+SLOT_FIELDS = np.array([0, 1, 1, 1, 2, 3, 4, 5, 5, 5, 6, 6, 7])
+
+
+@pytest.fixture(scope="module")
+def kinds(kind_processor):
+    return EncodedDataset(kind_processor, KIND_ROWS)
+
+
+@pytest.mark.parametrize(("unit", "ratio"), [("field", 0.15), ("field", 0.6), ("entity", 0.15), ("token", 0.15)])
+def test_the_values_of_a_field_are_masked_together(kinds, unit, ratio):
+    unseen = [row | {"genres": ["New", *(row["genres"] or [])]} for row in KIND_ROWS]
+    dataset = EncodedDataset(kinds.processor, unseen)
+    batch = collate(dataset, mask_unit=unit, id_mask_ratio=ratio)
+    ids, masked, labels = (batch[name] for name in ("feature_ids", "masked_feature_ids", "mtm_labels"))
+    assert ids.shape == masked.shape == labels.shape == (200, 13) and batch["noise_uniform"].shape == (200, 13, 25)
+    several = 0
+    for b in range(200):
+        chosen = []
+        for field in range(8):
+            own, seen, wanted = (array[b, SLOT_FIELDS == field].tolist() for array in (ids, masked, labels))
+            chosen.append(seen != own)
+            if not chosen[-1]:
+                assert wanted == [-100] * len(own)
+                continue
+            assert any(one >= 4 for one in own)  # a null, or unknown values alone, are not masked
+            assert seen == [0 if one == 0 else MASK_ID for one in own]  # pad stays, `[UNK]` is masked with the others
+            assert wanted == [one if one >= 4 else -100 for one in own]  # each value is a target, `[UNK]` never
+            several += sum(one >= 4 for one in own) > 1
+        real = [any(one >= 4 for one in ids[b, SLOT_FIELDS == field]) for field in range(8)]
+        groups = entities_of(tiny.KIND_FIELDS) if unit == "entity" else list(range(8))
+        number = len({group for group, has in zip(groups, real) if has})
+        assert len({group for group, is_chosen in zip(groups, chosen) if is_chosen}) == max(1, int(ratio * number + 0.5))
+    assert several > 20
+
+
+def test_a_list_is_one_field_of_the_text(kinds):
+    batch = collate(kinds)
+    for labels, fields in zip(batch["mlm_labels"], batch["token_fields"]):
+        assert all(len(set(labels[fields == field] != -100)) <= 1 for field in range(5))
+
+
+def test_masks_of_lists_do_not_depend_on_the_batch(kinds):
+    whole, part = collate(kinds), collate(kinds, [150, 3])
+    for name in ("mtm_labels", "masked_feature_ids", "noise_uniform"):
+        assert (part[name] == whole[name][[150, 3]]).all()
+
+
+def test_keys_are_dropped_at_their_slots(kinds):
+    batch = collate(kinds, unk_rate=0.5)
+    before = kinds.encoded.feature_ids
+    changed = batch["feature_ids"] != before
+    assert changed[:, [0, 5]].any(0).all() and not np.delete(changed, [0, 5], axis=1).any()  # user_id and movie_id
+
+
 # --- purity and independence
 
 

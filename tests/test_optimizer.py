@@ -140,8 +140,9 @@ def test_the_combined_optimizer_is_one_to_schedulers_and_checkpoints():
 
 @pytest.mark.parametrize("settings", [{"strategy": "joint", "id_tower": "deepfm"}, {}])
 @pytest.mark.parametrize("kind", ["rowwise_adagrad", "lazy_adam"])
-def test_a_step_makes_no_gradient_as_large_as_a_table(settings, kind):
-    model = new_model(settings, processor().fields)
+@pytest.mark.parametrize("kinds", [False, True])
+def test_a_step_makes_no_gradient_as_large_as_a_table(settings, kind, kinds):
+    model = new_model(settings, processor(kinds).fields)
     arguments = FinetuneArguments if settings else PretrainArguments
     args = arguments(dataset_dir="d", output_dir="o", model_name_or_path="m", embedding_optimizer=kind, embedding_l2=0.1)
     use_sparse_tables(model)
@@ -149,7 +150,7 @@ def test_a_step_makes_no_gradient_as_large_as_a_table(settings, kind):
     step = TrainingStep(accelerator, *accelerator.prepare(model, make_optimizer(model, args, accelerator.device)), args)
     before = {name: table.weight.detach().clone() for name, table in feature_tables(model).items()}
     assert set(before) == set(step.tables.sparse) and len(before) == (2 if settings else 3)
-    step.backward(batches(settings, 1))
+    step.backward(batches(settings | {"kinds": kinds}, 1))
     sizes = {name: weight.grad._nnz() for name, weight in step.tables.sparse.items()}  # before they are coalesced: lookups
     assert all(weight.grad.is_sparse for weight in step.tables.sparse.values()) and min(sizes.values()) > 0
     step.update()

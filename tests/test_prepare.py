@@ -1,6 +1,7 @@
 """`flip-ctr prepare`: raw MovieLens files to a dataset folder that accounts for every row."""
 
 import json
+import re
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
-from flip_ctr.data import download
+from flip_ctr.data import dataset_folder, download
 from flip_ctr.data.dataset_folder import read_split, write_dataset_folder
 from flip_ctr.data.download import fetch_archive
 from flip_ctr.data.schema import DatasetSchema
@@ -117,6 +119,26 @@ def test_load_dataset_reads_the_folder(tmp_path):
     assert dataset["train"].column_names == COLUMNS
 
 
+def test_large_splits_are_many_shards_with_the_same_rows(tmp_path, monkeypatch):
+    from datasets import load_dataset
+
+    raw = write_1m(tmp_path / "raw")
+    report = run("ml-1m", raw, tmp_path / "out")
+    monkeypatch.setattr(dataset_folder, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(dataset_folder, "ROWS_PER_SHARD", 64)
+    run("ml-1m", raw, tmp_path / "shards")
+    rows = report["splits"]["train"]["rows"]
+    shards = sorted((tmp_path / "shards" / "data").glob("train-*.parquet"))
+    count = -(-rows // 64)
+    assert count > 2 and [path.name for path in shards] == [f"train-{n:05}-of-{count:05}.parquet" for n in range(count)]
+    files = [pq.ParquetFile(path) for path in shards]
+    assert [file.metadata.num_rows for file in files[:-1]] == [64] * (count - 1)
+    assert {file.metadata.row_group(group).num_rows for file in files[:-1] for group in range(file.num_row_groups)} == {16}
+    assert all(read_split(tmp_path / "out", name).equals(read_split(tmp_path / "shards", name)) for name in report["splits"])
+    assert len(load_dataset(str(tmp_path / "shards"), cache_dir=str(tmp_path / "cache"))["train"]) == rows
+    run("ml-1m", raw, tmp_path / "shards", overwrite_output_dir=True)
+
+
 def test_schema_names_fields_and_protocol(tmp_path):
     raw = write_1m(tmp_path / "raw")
     run("ml-1m", raw, tmp_path / "out")
@@ -142,6 +164,26 @@ def test_card_states_what_was_done(tmp_path):
     assert str(tmp_path) not in card + (tmp_path / "out" / "prepare_report.json").read_text()
 
 
+def test_card_tells_the_lengths_of_prompts_and_shows_a_picture(tmp_path, plm):
+    raw = write_1m(tmp_path / "raw")
+    report = run("ml-1m", raw, tmp_path / "words")
+    in_tokens = run("ml-1m", raw, tmp_path / "tokens", tokenizer_name=str(plm))
+    texts, tokenizer = [], AutoTokenizer.from_pretrained(plm)
+    for row in read_split(tmp_path / "words", "test").to_pylist():
+        named = {"zip code": row["zip_code"], **{name: row[name] for name in ("gender", "age", "occupation", "title", "genre")}}
+        order = ("gender", "age", "occupation", "zip code", "title", "genre")
+        texts.append(" ; ".join(f"{name} is {named[name] or 'unknown'}" for name in order))
+    words = [len(re.findall(r"\w+|[^\w\s]", text)) + 2 for text in texts]
+    tokens = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    for one, lengths in ((report, words), (in_tokens, tokens)):
+        test = one["prompt_lengths"]["splits"]["test"]
+        assert (test["rows"], test["longest"]) == (len(texts), max(lengths))
+        assert test["mean"] == pytest.approx(sum(lengths) / len(lengths), abs=0.01)
+    card = (tmp_path / "tokens" / "README.md").read_text(encoding="utf-8")
+    assert "![rows and clicks" in card and (tmp_path / "tokens" / "dataset.png").stat().st_size > 10_000
+    assert f"Lengths in tokens of {plm.name}" in card and str(tmp_path) not in card
+
+
 def test_counts_add_up(tmp_path):
     ratings = rating_rows()
     report = run("ml-1m", write_1m(tmp_path / "raw", ratings), tmp_path / "out")
@@ -162,7 +204,7 @@ def test_label_rule_is_an_option(tmp_path):
     assert sum(one["clicks"] for one in nothing_dropped["splits"].values()) == stars.count(5)
     dropped = run("ml-1m", raw, tmp_path / "b", drop_ratings="2, 3")["dropped"]
     assert dropped == {"rating 2": stars.count(2), "rating 3": stars.count(3)}
-    with pytest.raises(ValueError, match="--drop_ratings 4,5 and --click_threshold 4 has .* 0 of them clicks"):
+    with pytest.raises(ValueError, match="at least 4 is a click; ratings of 4, 5 are dropped. has .* 0 of them clicks.*--click_threshold, --drop_ratings"):
         run("ml-1m", raw, tmp_path / "c", drop_ratings="4,5")
 
 
@@ -258,10 +300,18 @@ def test_blank_lines_at_the_end_and_windows_line_ends_are_fine(tmp_path):
 
 
 def test_empty_values_are_null(tmp_path):
-    users = [[user, "", "", "", ""] for user in range(1, USERS + 1)]
+    users = [user_1m(1), *([user, "", "", "", ""] for user in range(2, USERS + 1))]
     report = run("ml-1m", write_1m(tmp_path / "raw", users=users), tmp_path / "out")
     train = report["splits"]["train"]
-    assert {train["fields"][name]["nulls"] for name in ("gender", "age", "occupation", "zip_code")} == {train["rows"]}
+    known = sum(row["user_id"] == 1 for row in read_split(tmp_path / "out", "train").to_pylist())
+    assert {train["fields"][name]["nulls"] for name in ("gender", "age", "occupation", "zip_code")} == {train["rows"] - known}
+
+
+def test_a_column_without_a_value_is_refused(tmp_path):
+    users = [[*user_1m(user)[:4], ""] for user in range(1, USERS + 1)]
+    with pytest.raises(ValueError, match=r"column\(s\) zip_code: all .* training rows are null"):
+        run("ml-1m", write_1m(tmp_path / "raw", users=users), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
 
 def test_time_split_of_equal_timestamps_is_refused(tmp_path):
@@ -361,7 +411,7 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path, monkeyp
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full_disk)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full_disk)  # of the shards
     for target in (out, tmp_path / "new"):
         with pytest.raises(OSError, match="no space"):
             run("ml-1m", raw, target, split_seed=1, overwrite_output_dir=True)

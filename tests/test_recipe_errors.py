@@ -8,7 +8,7 @@ import pytest
 import tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from flip_ctr.data.dataset_folder import split_path
+from flip_ctr.data.dataset_folder import shard_path
 from flip_ctr.train import evaluate_ctr, predict, prepare
 from flip_ctr.train.finetune import FinetuneArguments
 
@@ -38,7 +38,7 @@ def test_overwriting_is_possible_and_deletes_nothing_else(tmp_path, dataset_dir)
 
 
 def test_a_checkpoint_of_other_fields_is_refused(tmp_path, other_dataset, pretrained, finetuned):
-    with pytest.raises(ValueError, match=r"the dataset's fields \[user_id \(int, id\+text\).* are not those of the checkpoint"):
+    with pytest.raises(ValueError, match=r"the dataset's fields \[user_id \(int, categorical, id\+text\).* are not those of the checkpoint"):
         tiny.finetune(other_dataset, pretrained, tmp_path / "m")
     with pytest.raises(ValueError, match="the dataset's fields"):
         evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(other_dataset), str(finetuned["id"][0])))
@@ -140,7 +140,7 @@ def test_a_wrong_option_leaves_no_output_folder(tmp_path, dataset_dir):
 def change_split(dataset_dir, folder, split, change):
     """A copy of a dataset folder, with one split changed."""
     shutil.copytree(dataset_dir, folder)
-    path = split_path(folder, split)
+    path = shard_path(folder, split)
     pq.write_table(change(pq.read_table(path)), path)
     return folder
 

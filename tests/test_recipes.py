@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.configuration_flip import STRATEGIES
-from flip_ctr.data.dataset_folder import read_split, split_path
+from flip_ctr.data.dataset_folder import read_split, shard_path
 from flip_ctr.train import engine, evaluate_ctr, finetune, predict
 from flip_ctr.train.optimizer import FeatureTables, make_optimizer
 
@@ -67,7 +67,7 @@ def test_fine_tuning_evaluation_and_prediction_agree(tmp_path, dataset_dir, fine
         assert (f"{prefix}_id_auc" in again) == (strategy == "joint")
         assert read_json(tmp_path / split, "all_results.json") == again
     # 2. predictions are the model's
-    source, output = split_path(dataset_dir, "test"), tmp_path / "scores.parquet"
+    source, output = shard_path(dataset_dir, "test"), tmp_path / "scores.parquet"
     predict.run(predict.PredictArguments(str(folder), str(source), str(output)))
     scored, rows = pq.read_table(output), read_split(dataset_dir, "test")
     assert scored.select(rows.column_names).equals(rows)

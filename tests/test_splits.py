@@ -1,14 +1,21 @@
 """Splits: the same rows everywhere, by the rule that is documented."""
 
+import math
 from hashlib import md5
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from flip_ctr.data.splits import SPLITS, split_bounds, split_table
+from flip_ctr.data.schema import SPLITS
+from flip_ctr.data.splits import SPLIT_RULES, parts, split_bounds
+from flip_ctr.data.splits import split_table as place
 
-COLUMNS = {"row_key": ("user_id", "movie_id"), "user_column": "user_id", "item_column": "movie_id"}
+COLUMNS = {"row_key": ("user_id", "movie_id"), "user": "user_id", "item": "movie_id"}
+
+
+def split_table(*args, **kwargs) -> dict[str, pa.Table]:
+    return parts(place(*args, **kwargs))
 
 
 def ratings(users=40, movies=30, times=None) -> pa.Table:
@@ -34,7 +41,7 @@ def expected_split(text: str) -> str:
 
 
 def test_bounds_are_the_documented_digits():
-    assert split_bounds((8, 1, 1)) == [b"cccccccc", b"e6666666"]
+    assert split_bounds((8, 1, 1)) == ["cccccccc", "e6666666"]
 
 
 def test_random_split_places_each_row_by_its_md5():
@@ -81,7 +88,7 @@ def test_cold_splits_share_no_entity(entity, column):
 
 
 def test_time_split_is_in_order_of_time():
-    splits = split_table(ratings(), "time", time_column="timestamp", **COLUMNS)
+    splits = split_table(ratings(), "time", time="timestamp", **COLUMNS)
     times = [part["timestamp"].to_numpy() for part in splits.values()]
     assert [len(part) for part in times] == [960, 120, 120]
     assert times[0].max() < times[1].min() and times[1].max() < times[2].min()
@@ -89,31 +96,53 @@ def test_time_split_is_in_order_of_time():
 
 def test_time_split_breaks_ties_by_hash():
     table = ratings(times=np.repeat([5, 9], 600))
-    splits = split_table(table, "time", seed=1, time_column="timestamp", **COLUMNS)
+    splits = split_table(table, "time", seed=1, time="timestamp", **COLUMNS)
     late = sorted(rows(table)[600:], key=lambda row: md5(f"1|{row[0]}|{row[1]}|0".encode()).hexdigest())
     assert sorted(rows(splits["test"])) == sorted(late[-120:])
     assert sorted(rows(splits["validation"])) == sorted(late[-240:-120])
 
 
-def test_time_split_is_refused_without_an_order():
-    with pytest.raises(ValueError, match="all 1,200 rows have the same timestamp, 0.*--split random"):
-        split_table(ratings(times=np.zeros(1200, dtype=np.int64)), "time", time_column="timestamp", **COLUMNS)
-    with pytest.raises(ValueError, match="no column of times"):
+@pytest.mark.parametrize("ratios", [(8, 1, 1), (5, 3, 2), (1, 1, 1)])
+def test_each_user_gives_its_share_by_hash(ratios):
+    table = pa.concat_tables([ratings().slice(30 * user, user) for user in range(1, 31)])  # of 1 to 30 rows
+    splits = split_table(table, "by_user", seed=5, ratios=ratios, **COLUMNS)
+    placed = {row: name for name, part in splits.items() for row in rows(part)}
+    total = sum(ratios)
+    for user in {user for user, _ in placed}:
+        own = sorted((row for row in placed if row[0] == user), key=lambda row: md5(f"5|{row[0]}|{row[1]}|0".encode()).hexdigest())
+        size = len(own)
+        test, held_out = (math.floor(size * share / total + 0.5) for share in (ratios[2], ratios[1] + ratios[2]))
+        expected = ["train"] * (size - held_out) + ["validation"] * (held_out - test) + ["test"] * test
+        assert [placed[row] for row in own] == expected
+
+
+def test_the_last_row_of_each_user_is_test():
+    times = (np.arange(1200) * 7919) % 1000  # with ties
+    table = ratings(times=times)
+    few = pa.concat_tables([table.slice(0, 1), table.slice(30, 2), table.slice(60, 3), table.slice(90, 30)])
+    splits = split_table(few, "leave_last_out", seed=2, time="timestamp", **COLUMNS)
+    placed = {row: name for name, part in splits.items() for row in rows(part)}
+    at = dict(zip(rows(few), few["timestamp"].to_pylist()))
+    for user, size in {1: 1, 2: 2, 3: 3, 4: 30}.items():
+        own = [row for row in placed if row[0] == user]
+        own.sort(key=lambda row: (at[row], md5(f"2|{row[0]}|{row[1]}|0".encode()).hexdigest()))
+        expected = ["train"] * size if size < 3 else ["train"] * (size - 2) + ["validation", "test"]
+        assert [placed[row] for row in own] == expected
+
+
+def test_a_split_that_needs_a_column_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="--split time: this dataset has no column of times; use --split random, by_user, cold_items, cold_users"):
         split_table(ratings(), "time", **COLUMNS)
-
-
-def test_a_split_without_rows_or_with_one_class_is_refused():
-    with pytest.raises(ValueError, match="split 'validation' of --split random has 0 rows"):
-        split_table(ratings(), "random", ratios=(9, 0, 1), **COLUMNS)
-    rows_back_in_time = np.arange(1200)
-    label = pa.array((rows_back_in_time < 120) | (rows_back_in_time % 2 == 0)).cast(pa.int8())
-    with pytest.raises(ValueError, match="split 'test' of --split time has 120 rows, 120 of them clicks"):
-        split_table(ratings().set_column(3, "label", label), "time", time_column="timestamp", **COLUMNS)
-
-
-def test_a_null_key_and_an_unknown_rule_are_refused():
-    table = ratings().set_column(1, "movie_id", pa.array([None, *range(1199)]))
-    with pytest.raises(ValueError, match="column 'movie_id': 1 null"):
-        split_table(table, "random", **COLUMNS)
-    with pytest.raises(ValueError, match="random, time, cold_items, cold_users; got 'leave_one_out'"):
+    with pytest.raises(ValueError, match="--split cold_users: this dataset has no column of users; use --split random."):
+        split_table(ratings(), "cold_users", row_key=("movie_id",))
+    with pytest.raises(ValueError, match="random, time, leave_last_out, by_user, cold_items, cold_users; got 'leave_one_out'"):
         split_table(ratings(), "leave_one_out", **COLUMNS)
+
+
+@pytest.mark.parametrize("split", SPLIT_RULES)
+def test_every_row_is_in_one_split_and_the_seed_matters(split):
+    table = ratings(times=(np.arange(1200) * 31) % 7)  # with ties
+    placed = [place(table, split, seed, time="timestamp", **COLUMNS) for seed in (1, 2)]
+    assert all(one.drop_columns("_split").equals(table) for one in placed)
+    assert sorted(set(placed[0]["_split"].to_pylist())) == [0, 1, 2]
+    assert placed[0]["_split"] != placed[1]["_split"]

@@ -50,7 +50,13 @@ def test_the_processes_have_different_counts(name):
     assert first != second
 
 
-@pytest.mark.parametrize(("chunked", "plain"), [("all, GradCache, 3 batches", "all, 3 batches")])
+@pytest.mark.parametrize(
+    ("chunked", "plain"),
+    [
+        ("all, GradCache, 3 batches", "all, 3 batches"),
+        ("all, every kind of field, sparse tables, GradCache", "all, every kind of field"),
+    ],
+)
 def test_chunks_have_the_gradient_and_loss_of_the_whole_batch(chunked, plain):
     assert difference(gradients(chunked), gradients(plain)) < 2e-5
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -23,8 +25,10 @@ from transformers import (
 
 from flip_ctr import FlipConfig, FlipField
 from flip_ctr.data.collators import FlipPretrainingCollator
-from flip_ctr.data.dataset_folder import read_split
+from flip_ctr.data.dataset_folder import read_split, shard_path
 from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.splits import SPLITS
 from flip_ctr.train import finetune as finetune_recipe
 from flip_ctr.train import pretrain as pretrain_recipe
 
@@ -164,6 +168,47 @@ def toy_rows(count: int = 24) -> list[dict]:
         }
         for row in range(count)
     ]
+
+
+# a field of each kind, multi-valued ones by vocabulary and by buckets
+KIND_FIELDS = [
+    FlipField("user_id", "int", kind="hashed", num_buckets=16, entity="user", key=True, sides=("id",)),
+    FlipField("history", "int", kind="multi-valued", max_values=3, separator=" ", entity="user", sides=("id",)),
+    FlipField("age", "int", kind="numeric", num_buckets=4, entity="user", max_tokens=8, null_wording="not given"),
+    FlipField("movie_id", "int", entity="item", key=True, sides=("id",)),
+    FlipField("title", entity="item", max_tokens=12),
+    FlipField("genres", kind="multi-valued", separator="|", max_values=3, entity="item", max_tokens=12),
+    FlipField("tags", kind="multi-valued", num_buckets=8, max_values=2, entity="item", max_tokens=16),
+    FlipField("price", "float", kind="numeric", bucketing="log", num_buckets=5, entity="item", max_tokens=8),
+]
+GENRE_LISTS = [["Drama", "Romance"], ["Comedy"], [], ["Comedy", "Drama", "Crime", "Horror"], None, ["Drama", "Drama", "Thriller"]]
+
+
+def kind_rows(count: int = 24) -> list[dict]:
+    """Rows with a field of each kind: lists that are null, empty, too long, or repeat a value, and numbers that are null."""
+    return [
+        {
+            "user_id": 1 + row % 7,
+            "history": [100 + one % 9 for one in range(row, row + row % 5)],
+            "age": None if row % 7 == 3 else 20 + row % 7 * 3,
+            "movie_id": 100 + row % 9,
+            "title": f"Film {row % 9}",
+            "genres": GENRE_LISTS[row % 9 % len(GENRE_LISTS)],
+            "tags": [["night", "city"], ["rain"], None][row % 3],
+            "price": [0.5, 3.25, 100.0, None, -2.0][row % 5],
+            "label": row * 5 % 3 % 2,
+        }
+        for row in range(count)
+    ]
+
+
+def write_dataset(folder: Path, rows: list[dict], fields: list[FlipField]) -> Path:
+    """A dataset folder by hand, with the same rows in each split."""
+    (folder / "data").mkdir(parents=True)
+    DatasetSchema("by-hand", fields, user_column="user_id").save(folder)
+    for split in SPLITS:
+        pq.write_table(pa.Table.from_pylist(rows), shard_path(folder, split))
+    return folder
 
 
 TOWER_KWARGS = {

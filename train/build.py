@@ -91,12 +91,13 @@ def load_click_model(name_or_path: str, base_model_name_or_path: str | None = No
 def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> None:
     """Raises `ValueError` where the dataset's fields are not those that the checkpoint was trained with."""
     def view(field):
-        return field.name, field.type, field.sides
+        # of a text that holds several values the separator decides what they are
+        return field.name, field.type, field.kind + (f" by {field.separator!r}" if field.is_multi_valued else ""), field.sides
 
     have = [view(field) for field in processor.feature_extractor.all_fields]
     given = [view(field) for field in schema.fields]
     if have != given:
-        theirs, ours = (", ".join(f"{n} ({t}, {'+'.join(s)})" for n, t, s in fields) for fields in (have, given))
+        theirs, ours = (", ".join(f"{n} ({t}, {k}, {'+'.join(s)})" for n, t, k, s in fields) for fields in (have, given))
         raise ValueError(f"the dataset's fields [{ours}] are not those of the checkpoint {path} [{theirs}]")
 
 

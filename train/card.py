@@ -13,10 +13,10 @@ from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from transformers.utils import cached_file
 
 import flip_ctr
+from flip_ctr.columns_flip import canonical_value
 from flip_ctr.configuration_flip import NUM_RESERVED_IDS, PIPELINE_TASK
 from flip_ctr.data.dataset_folder import CARD_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.feature_extraction_flip import canonical_value
 from flip_ctr.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
@@ -231,18 +231,24 @@ def _example_row(processor: FlipProcessor, rows) -> dict:
     example = rows.slice(picked, 1).to_pylist()[0]
     for field in extractor.all_fields:
         if field.entity == "user":
-            blank = None if field.nullable else BLANKS[field.type]
             hidden = field.key or field.name in extractor.hashed_fields or field.name not in vocabularies
-            example[field.name] = blank if hidden else CONVERT[field.type](vocabularies[field.name][0])
+            shown = BLANKS[field.type] if hidden else CONVERT[field.type](vocabularies[field.name][0])
+            example[field.name] = None if hidden and field.nullable else [shown] if field.is_multi_valued else shown
     return {field.name: example[field.name] for field in extractor.all_fields}
 
 
+def _literal(value) -> str:
+    """A value of a row in Python."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
 def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, rows) -> str:
-    pairs = (f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)}"
-             for name, value in _example_row(processor, rows).items())  # fmt: skip
+    pairs = [f"{json.dumps(name)}: {_literal(value)}" for name, value in _example_row(processor, rows).items()]
     row = f"row = {{{', '.join(pairs)}}}"
     if len(row) > 120:
-        row = row.replace(', "', ',\n       "')
+        row = "row = {" + ",\n       ".join(pairs) + "}"
     if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
         return f"""This folder is a LoRA adapter with the ID tower and the heads: it needs its base, and `pip install flip-ctr`.
 
@@ -349,12 +355,19 @@ def _data(schema: DatasetSchema, data: dict, results: dict) -> str:
 
 def _fields_table(processor: FlipProcessor) -> str:
     hashed = processor.feature_extractor.hashed_fields
+
+    def ids(field) -> str:
+        if not field.on_id_side:
+            return ""
+        what = "" if field.has_vocabulary else " buckets"
+        several = f", up to {field.max_values} a row" if field.is_multi_valued else ""
+        return f"{field.vocab_size - NUM_RESERVED_IDS:,}{what}{', hashed' if field.name in hashed else ''}{several}"
+
     rows = [
-        [f"`{field.name}`", field.type, field.entity, " + ".join(field.sides),
-         f"{field.vocab_size - NUM_RESERVED_IDS:,}{', hashed' if field.name in hashed else ''}" if field.on_id_side else ""]
+        [f"`{field.name}`", field.type, field.kind, field.entity, " + ".join(field.sides), ids(field)]
         for field in processor.feature_extractor.all_fields
-    ]  # fmt: skip
-    return markdown_table(["column", "type", "of the", "views", "values in the vocabulary"], rows, right=False)
+    ]
+    return markdown_table(["column", "type", "kind", "of the", "views", "values in the vocabulary, or buckets"], rows, right=False)
 
 
 def _changed_table(record: dict) -> str:
@@ -386,7 +399,10 @@ def _training(record: dict, results: dict) -> str:
 def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
     extractor, core = processor.feature_extractor, model.base_model
     users = [field for field in extractor.all_fields if field.entity == "user"]
-    stored = [f"`{field.name}`" for field in users if field.on_id_side and field.name not in extractor.hashed_fields]
+    on_id_side = [field for field in users if field.on_id_side]
+    stored = [f"`{field.name}`" for field in on_id_side if field.has_vocabulary and field.name not in extractor.hashed_fields]
+    buckets = [f"`{field.name}`" for field in on_id_side if not field.has_vocabulary and field.kind != "numeric"]
+    numeric = [f"`{field.name}` ({field.bucketing})" for field in on_id_side if field.kind == "numeric"]
     hashed = [f"`{field.name}`" for field in users if field.name in extractor.hashed_fields]
     prompted = [f"`{field.name}`" for field in users if field.on_text_side] if core.text_encoder is not None else []
     lines = []
@@ -398,6 +414,15 @@ def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
         secret = "with a secret key that is not here" if extractor.hash_check else (
             "with a key that is published beside them, so that a guessed value can be tested")  # fmt: skip
         lines.append(f"* Of these fields of users the vocabulary holds hashes only: {', '.join(hashed)}, made {secret}.")
+    if buckets:
+        lines.append(
+            f"* Of these fields of users no value is stored, on the ID side they are hashed into buckets: {', '.join(buckets)}. Whoever "
+            "guesses a value can compute its bucket."
+        )
+    if numeric:
+        lines.append(
+            f"* Of these fields of users no row's value is stored, only the bounds of buckets over all training rows: {', '.join(numeric)}."
+        )
     if prompted:
         lines.append(
             f"* The prompt of a row contains these fields of users: {', '.join(prompted)}. The language model was trained on such prompts."

@@ -347,8 +347,9 @@ def score_rows(checkpoint: Path, rows: list[dict], dataset: str) -> str:
     inputs = processor(rows)
     with torch.no_grad():
         output = model(**inputs)
-    id_fields = [field.name for field in processor.feature_extractor.id_fields]
-    known = inputs["feature_ids"][:, id_fields.index(item_column(dataset))] != UNK_ID
+    extractor = processor.feature_extractor
+    slots = [extractor.id_fields[field].name for field in extractor.slot_fields]
+    known = inputs["feature_ids"][:, slots.index(item_column(dataset))] != UNK_ID
     lines = [f"{'user':>5}  {'title':<36}  {'item':<5}  click probability  weight of the text"]
     for row, seen, logit, id_weight in zip(rows, known, output.logits[:, 0], output.id_weight[:, 0]):
         item, title = "known" if seen else "new", (row["title"] or "")[:36]

@@ -6,36 +6,15 @@ import os
 import numpy as np
 from scipy.special import expit
 
-from flip_ctr.train.run_log import logger
+from flip_ctr.data.figures import COLORS, GRID, MUTED, pyplot, save
 
 CURVES_FILE, COMPARISON_FILE, RELIABILITY_FILE = "training.png", "comparison.png", "reliability.png"
 RELIABILITY_BINS = 15
-# validated categorical order; text stays in ink colours
-COLORS = ["#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948"]
-INK, MUTED, GRID = "#0b0b0b", "#52514e", "#e4e3df"
-
-
-def _pyplot():
-    try:
-        import matplotlib
-    except ImportError:
-        logger.info("matplotlib is not installed: no picture drawn (pip install 'flip-ctr[plot]')")
-        return None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({
-        "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED,
-        "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "text.color": INK, "axes.titlecolor": INK,
-        "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "figure.dpi": 150,
-        "legend.frameon": False, "axes.titlesize": 10, "axes.titlelocation": "left", "lines.linewidth": 2,
-    })  # fmt: skip
-    return plt
 
 
 def plot_history(history: list[dict], folder: str) -> str | None:
     """Draws the curves of a history (see `engine.train`) to `training.png`: losses, and each measured kind of number."""
-    plt = _pyplot()
+    plt = pyplot()
     if plt is None:
         return None
     names = list(dict.fromkeys(name for entry in history for name in entry))
@@ -61,7 +40,7 @@ def plot_history(history: list[dict], folder: str) -> str | None:
         axis.locator_params(axis="x", nbins=5)
         if len(shown) > 1:
             axis.legend()
-    return _save(plt, figure, folder, CURVES_FILE)
+    return save(plt, figure, folder, CURVES_FILE)
 
 
 def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str | None:
@@ -71,7 +50,7 @@ def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str
         logits: `(N,)` log odds.
         labels: `(N,)` clicks, 0 or 1.
     """
-    plt = _pyplot()
+    plt = pyplot()
     if plt is None:
         return None
     probabilities = expit(logits.astype(np.float64))
@@ -92,7 +71,7 @@ def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str
     below.hist(probabilities, bins=np.linspace(0, 1, 41), color=COLORS[0])
     below.set(xlabel="predicted click probability", ylabel="rows")
     below.grid(False, axis="x")
-    return _save(plt, figure, folder, RELIABILITY_FILE)
+    return save(plt, figure, folder, RELIABILITY_FILE)
 
 
 def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str]) -> str | None:
@@ -102,7 +81,7 @@ def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str]) -> s
         rows: one dict a method, with `method` and the metrics.
         columns: metric -> title of its panel.
     """
-    plt = _pyplot()
+    plt = pyplot()
     if plt is None:
         return None
     figure, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns), 0.42 * len(rows) + 1.1), sharey=True,
@@ -122,11 +101,4 @@ def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str]) -> s
         axis.locator_params(axis="x", nbins=5)  # more labels would touch
         axis.grid(False)
         axis.tick_params(left=False)
-    return _save(plt, figure, folder, COMPARISON_FILE)
-
-
-def _save(plt, figure, folder: str, name: str) -> str:
-    path = os.path.join(folder, name)
-    figure.savefig(path)
-    plt.close(figure)
-    return path
+    return save(plt, figure, folder, COMPARISON_FILE)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from scipy.special import expit
 
 from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.files import FORMATS, file_format, read_rows, write_rows
+from flip_ctr.data.files import FORMATS, file_format, lists_as_text, read_rows, write_rows
 from flip_ctr.pipeline_flip import PROBABILITIES
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import load_click_model
@@ -39,14 +39,16 @@ def run(args: PredictArguments) -> pa.Table:
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
-    rows = read_rows(args.input, processor.feature_extractor.all_fields)
+    fields = processor.feature_extractor.all_fields
+    rows = read_rows(args.input, fields)
     if len(rows) == 0:
         raise ValueError(f"{args.input} has no rows")
-    fields = [field.name for field in processor.feature_extractor.all_fields]
     try:
         # the fields alone: a label in the file is not needed here, and need not be valid
-        known = rows.select([name for name in fields if name in rows.column_names])
+        known = rows.select([field.name for field in fields if field.name in rows.column_names])
         dataset = EncodedDataset(processor, known, prompts=not processor.id_only)
+        if file_format(args.output) == ".csv":  # what cannot be written is known before the work
+            rows = lists_as_text(rows, fields)
     except ValueError as error:
         raise ValueError(f"{args.input}: {error}") from None
     scores = score(accelerator, model.to(accelerator.device), dataset, args.per_device_eval_batch_size, progress=True)

@@ -10,21 +10,28 @@
 The same as `python -m flip_ctr.train.prepare …` or `python train/prepare.py …`.
 """
 
+import signal
+import sys
+import threading
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from flip_ctr.data import bookcrossing, movielens
 from flip_ctr.data.dataset_card import dataset_card
-from flip_ctr.data.dataset_folder import REJECTED_NAME, check_output_dir, new_dataset_folder, write_rejected, write_split, write_texts
+from flip_ctr.data.dataset_folder import (
+    REJECTED_NAME, check_output_dir, new_dataset_folder, shard_paths, write_rejected, write_split, write_texts,
+)  # fmt: skip
+from flip_ctr.data.dataset_picture import plot_dataset
 from flip_ctr.data.datasets import RawDataset, Source
 from flip_ctr.data.download import fetch_archive, open_raw_folder
 from flip_ctr.data.engines import Engine
 from flip_ctr.data.infer_schema import infer_schema
 from flip_ctr.data.preparation import Plan, prepare_rows
+from flip_ctr.data.prompt_lengths import prompt_lengths
 from flip_ctr.data.raw import LineLog
-from flip_ctr.data.schema import DatasetSchema
-from flip_ctr.data.splits import RATIOS, SPLIT_RULES, SPLITS, check_split
+from flip_ctr.data.schema import SPLITS, DatasetSchema
+from flip_ctr.data.splits import RATIOS, SPLIT_RULES, check_split
 from flip_ctr.data.statistics import check_splits, split_statistics
 from flip_ctr.data.table_schema import check_ratios, read_schema
 from flip_ctr.data.table_source import table_source
@@ -98,6 +105,9 @@ class PrepareArguments:
     ids_in_prompt: bool = field(default=False, metadata={"help": "Put the ids into the prompt (as the paper does)."})
     max_malformed_share: float = field(
         default=0.001, metadata={"help": "Share of a file's lines that may be malformed; above it nothing is written."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "A PLM (path or hub id) whose tokens the card counts the prompts in; words when not given."}
     )
     engine: Literal["duckdb", "pyspark"] = field(
         default="duckdb",
@@ -237,7 +247,7 @@ def run(args: PrepareArguments) -> dict:
             # 2. Raw files to typed tables, these to labelled rows in splits.
             prepared = prepare_rows(engine, source.tables, plan, log)
             statistics = split_statistics(prepared.rows, source.fields, engine.fetch)
-            check_splits(statistics, source.fields, plan.split, source.way_out)
+            check_splits(statistics, source.fields, plan.split, source.label_rule, source.way_out)
 
             # 3. The shards, and every line that became no row.
             for code, name in enumerate(SPLITS):
@@ -273,11 +283,19 @@ def run(args: PrepareArguments) -> dict:
             "malformed": sum(entry["malformed"] for entry in events),
             "rows_kept": sum(one["rows"] for one in statistics.values()),
             "splits": statistics,
+            "prompt_lengths": prompt_lengths(
+                {name: shard_paths(folder, name) for name in SPLITS}, source.fields, args.tokenizer_name
+            ),
             "events_files": list(source.events.files),
             "raw_files": log.files,
         }
-        write_texts(folder, schema, report, dataset_card(schema, report, source.card_facts))
+        picture = plot_dataset(report, schema, folder)
+        write_texts(folder, schema, report, dataset_card(schema, report, source.card_facts, picture is not None))
     return report
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def summary(report: dict) -> str:
@@ -292,11 +310,11 @@ def summary(report: dict) -> str:
         for one in entry["first_malformed"][:3]:
             lines.append(f"{name}, line {one['line']}: {one['reason']}: {one['text']!r}")
         if entry["malformed"] > 3:
-            lines.append(f"{name}: {entry['malformed'] - 3:,} more malformed lines, see {REJECTED_NAME}")
+            lines.append(f"{name}: {counted(entry['malformed'] - 3, 'more malformed line')}, see {REJECTED_NAME}")
         if name not in report["events_files"]:  # dropped lines of these are rows, and stand above
-            lines += [f"{name}: {count:,} lines dropped: {reason}" for reason, count in entry["unused_by_reason"].items()]
+            lines += [f"{name}: {counted(count, 'line')} dropped: {reason}" for reason, count in entry["unused_by_reason"].items()]
         for kind, count in entry["values_changed"].items():
-            lines.append(f"{name}: {count:,} values changed: {kind}")
+            lines.append(f"{name}: {counted(count, 'value')} changed: {kind}")
     return "\n".join(lines)
 
 
@@ -306,6 +324,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.infer_schema is not None:
         print(infer_schema(args.infer_schema, args.schema or SCHEMA_FILE))
         return
+    if threading.current_thread() is threading.main_thread():
+        # what was written so far is removed then, as after any other end
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(summary(run(args)))
     print(f"written to {args.output_dir}")
 
