@@ -95,8 +95,13 @@ class LineLog:
     _writer: pq.ParquetWriter | None = None
 
     def start(self, name: str, path) -> None:
-        self.files[name] = {
-            "md5": file_md5(path),
+        self.files[name] = self.entry() | {"md5": file_md5(path)}
+
+    @staticmethod
+    def entry() -> dict:
+        """What is counted of a file; nothing yet."""
+        return {
+            "md5": None,
             "lines": 0,
             "malformed": 0,
             "malformed_by_reason": Counter(),

@@ -95,18 +95,16 @@ _scan_json = json.JSONDecoder().scan_once
 def _json_object(line: str) -> dict:
     """The object on a line; `MalformedLine` where there is none, or anything beside it."""
     try:
-        row, end = _scan_json(line, 0)
-        if line[end:].strip():
-            raise MalformedLine("text behind a JSON object", line)
-    except StopIteration:
         try:
-            row = json.loads(line)  # with space before it, or broken: this one says where
-        except json.JSONDecodeError as error:
-            raise MalformedLine(f"broken JSON: {error.msg}", line) from None
+            row, end = _scan_json(line, 0)
+        except StopIteration:  # space before it, or broken: `loads` says where
+            row, end = json.loads(line), len(line)
     except json.JSONDecodeError as error:
         raise MalformedLine(f"broken JSON: {error.msg}", line) from None
     except (ValueError, RecursionError):  # a number of more than 4,300 digits
         raise MalformedLine("JSON that is nested too deep, or holds too long a number", line) from None
+    if line[end:].strip():
+        raise MalformedLine("text behind a JSON object", line)
     if not isinstance(row, dict):
         raise MalformedLine("not a JSON object of columns", line)
     return row
@@ -144,7 +142,7 @@ class ParquetFormat:
             return file.schema_arrow
 
     def own_types(self, path) -> dict[str, str | None]:
-        """The columns and their types, None for one that has none of the five."""
+        """The columns and their types: `null` for one without values, None for one of another type than the five."""
         return {field.name: _arrow_type(field.type) for field in self.schema(path)}
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
@@ -158,6 +156,20 @@ class ParquetFormat:
                 log.files[name]["lines"] += len(batch)
                 yield RawChunk(range(first, first + len(batch)), [batch.column(source) for source in sources], _RowText(batch))
                 first += len(batch)
+
+    def spread(self, path, columns: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
+        """The first half of so many rows, and the other half from row groups that lie further back, where there are any."""
+        with _parquet(path) as file:
+            groups = file.metadata.num_row_groups
+            later = sorted({groups * part // 4 for part in (1, 2, 3)} | {groups - 1}) if groups > 1 else []
+            later = [group for group in later if group > 0]
+            share = rows // 2 // len(later) if later else 0
+            for wanted, left in ((range(groups) if not later else [0], rows - share * len(later)), *(([group], share) for group in later)):
+                for batch in file.iter_batches(max(1, min(left, 4_096)), row_groups=list(wanted), columns=list(columns)):
+                    yield [batch.column(column)[:left] for column in columns]
+                    left -= len(batch)
+                    if left <= 0:
+                        break
 
 
 class _RowText:
@@ -197,7 +209,9 @@ def _arrow_type(kind: pa.DataType) -> str | None:
         return "bool"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "string"
-    return "timestamp" if pa.types.is_timestamp(kind) or pa.types.is_date(kind) else None
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "timestamp"
+    return "null" if pa.types.is_null(kind) else None
 
 
 # --- any of them -------------------------------------------------------------------------------------------------------
@@ -226,3 +240,20 @@ def read_table(files: dict[str, Path], table_format: TableFormat, columns: Seque
                 arrays, lines = [array.take(pa.array(kept, pa.int64())) for array in arrays], [lines[row] for row in kept]
             if len(lines):
                 yield RowChunk(name, lines, arrays)
+
+
+def sample(table_format: TableFormat, path: Path, columns: Sequence[str], rows: int) -> dict[str, list]:
+    """Some rows of a file as Python values, by column: the first ones, in Parquet a part of them from later row groups."""
+    log, found = LineLog(1.0), {column: [] for column in columns}
+    log.files[path.name] = LineLog.entry()
+    if isinstance(table_format, ParquetFormat):
+        chunks = table_format.spread(path, columns, rows)
+    else:
+        chunks = (chunk.columns for chunk in table_format.chunks(path.name, path, columns, log))
+    for chunk in chunks:
+        for column, values in zip(columns, chunk):
+            left = rows - len(found[column])
+            found[column] += values[:left].to_pylist() if isinstance(values, pa.Array) else list(values[:left])
+        if len(found[columns[0]]) >= rows:
+            break
+    return found

@@ -256,10 +256,11 @@ def _row_key(values: dict) -> tuple[str, ...] | None:
 
 def _drops(value: Any) -> dict[str, str]:
     """Rules by their names; a rule without a name is its own."""
-    if isinstance(value, str | list):
-        value = {rule: rule for rule in ([value] if isinstance(value, str) else value) if isinstance(rule, str)} if value else None
-    if value is None:
+    if value is None or value == []:
         return {}
+    rules = [value] if isinstance(value, str) else value
+    if isinstance(rules, list):
+        value = {str(rule): rule for rule in rules}
     if not isinstance(value, dict) or not all(isinstance(rule, str) and rule.strip() for rule in value.values()):
         raise ValueError(f"`drop` must be rules such as `rating == 3`, in a list or as `name: rule`; got {value!r}")
     for rule in value.values():

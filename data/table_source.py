@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import ibis
+import pyarrow as pa
+
 from flip_ctr.data.datasets import Source
 from flip_ctr.data.preparation import LABEL, Join, Plan
 from flip_ctr.data.raw import RawTable
@@ -91,6 +94,7 @@ def table_source(
         said = described is not None or source in table.files.types
         hint = "" if said else f" (`types` may say another type than {types[name]})"
         table.taken[name] = TableColumn(name, source, types[name], separator, table.files.null_values, hint)
+    _check_rules(schema, tables)
     joins = [_join(schema, tables, join, types) for join in schema.joins]
     _check_names(schema, tables)
     plan = _plan(schema, joins, types, split, seed, ratios)
@@ -158,9 +162,12 @@ def _open_tables(schema: TableSchema, data_dir, data_files) -> list[_Table]:
         twice = next((path for path in paths for table in tables if path in table.paths.values()), None)
         if twice is not None:
             raise schema.error(f"`files` of {files.name}: {twice} belongs to another table already")
-        named = {_name(path, folder): path for path in paths}
-        taken = {name for table in tables for name in table.paths}
-        named = {name if name not in taken else f"{files.name}/{name}": path for name, path in named.items()}
+        named, taken = {}, {name for table in tables for name in table.paths}
+        for path in paths:
+            name = _name(path, folder)
+            while name in taken or name in named:
+                name = f"{files.name}/{name}"
+            named[name] = path
         tables.append(_open(schema, files, named))
     return tables
 
@@ -192,7 +199,7 @@ def _check_alike(reader: TableFormat, first: Path, columns: list[str], own: dict
     """`ValueError` where two files of a table have other columns, or Parquet files columns of other types."""
     if isinstance(reader, ParquetFormat):
         types = reader.own_types(path)
-        different = [name for name in own if name in types and own[name] != types[name]]
+        different = [name for name in own if name in types and len({own[name], types[name]} - {"null"}) > 1]
         if different:
             name = different[0]
             raise ValueError(f"{path}: column '{name}' is {types[name]}, and {own[name]} in {first}; give all files of a table the same types.")
@@ -210,11 +217,21 @@ def _check_alike(reader: TableFormat, first: Path, columns: list[str], own: dict
 
 def _rules(schema: TableSchema) -> dict[str, Rule]:
     """What rules there are, by the key that has them."""
-    rules = {f"`drop`, {name}": rule for name, rule in schema.drop.items()}
     try:
-        return {"`label`": Rule(schema.label)} | {key: Rule(rule) for key, rule in rules.items()}
+        label = Rule(schema.label)
     except ValueError as error:
-        raise schema.error(f"`label`: {error}".rstrip(".")) from None
+        raise schema.error(f"`label`: {str(error).rstrip('.')}") from None
+    return {"`label`": label} | {f"`drop`, {name}": Rule(rule) for name, rule in schema.drop.items()}  # these were read before
+
+
+def _check_rules(schema: TableSchema, tables: list[_Table]) -> None:
+    """`ValueError` where a rule does not fit the types of its columns, before anything is read."""
+    rows = pa.schema([(name, column.arrow_type) for table in tables for name, column in table.taken.items()]).empty_table()
+    for key, rule in _rules(schema).items():
+        try:
+            rule.of_rows(ibis.memtable(rows))
+        except ValueError as error:
+            raise schema.error(f"{key}: {str(error).rstrip('.')}") from None
 
 
 def _needed(schema: TableSchema) -> dict[str, tuple[str, str]]:
@@ -288,7 +305,7 @@ def _column_types(schema: TableSchema, tables: list[_Table], places: dict[str, t
             types[name] = "float"
         elif rules["`label`"].columns == [name] and schema.label.strip("`") == name:
             types[name] = "bool"
-        elif own is not None:
+        elif own not in (None, "null"):
             types[name] = own
         else:
             types[name] = _needed_as(schema, name, compared.get(name, {}))
@@ -312,15 +329,13 @@ def _check_own_type(schema: TableSchema, table: _Table, name: str, source: str, 
     """`ValueError` where a Parquet column can have no value of the type that is wanted."""
     fits = {"string": ("string",), "int": ("int", "float", "string"), "float": ("int", "float", "string"),
             "bool": ("bool", "int", "string"), "timestamp": ("timestamp", "string")}  # fmt: skip
-    if own not in fits[wanted] and own is not None:
+    if own == "null":
+        return
+    if own is not None and own not in fits[wanted]:
         way_out = f"write a rule such as `{source} == 1`" if wanted == "bool" and name in schema.label else f"say type {own}, or write the file anew"
         raise schema.error(f"'{source}' is {own} in {table.where}, and cannot be read as {wanted}: {way_out}")
-    if own is None and source in table.own_types and not _is_null(table, source):
+    if own is None:
         raise schema.error(f"'{source}' in {table.where} is of a Parquet type that is not read: write it as one of string, int, float, bool")
-
-
-def _is_null(table: _Table, source: str) -> bool:
-    return str(table.reader.schema(next(iter(table.paths.values()))).field(source).type) in ("null", "list<element: null>")
 
 
 def _join(schema: TableSchema, tables: list[_Table], join: SideTable, types: dict[str, str]) -> Join:
