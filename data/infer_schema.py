@@ -216,7 +216,7 @@ def _type(values: list) -> str:
 
 def _separator(texts: list[str]) -> str | None:
     """What separates several values in one text, where these come again in other combinations."""
-    for separator in SEPARATORS:
+    for separator in SEPARATORS if len(texts) > 2 else ():
         parts = [text.split(separator) for text in texts]
         single = {" ".join(part.split()) for several in parts for part in several}
         held = sum(len(several) > 1 for several in parts)

@@ -142,7 +142,9 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     for column in plan.needed:
         reason = f"{column} is null"
         kinds[reason] = "malformed"
-        reasons.insert(0, (rows[column].isnull(), reason, ibis.literal("")))
+        missing = (rows[column].isnull(), reason, ibis.literal(""))
+        # what a join should have brought is null for want of a partner first of all
+        reasons.insert(0 if column in by_name[plan.events].columns else len(reasons), missing)
     if plan.weight:
         reason = f"{plan.weight} is below 0"
         kinds[reason] = "malformed"

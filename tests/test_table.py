@@ -551,3 +551,21 @@ def test_counts_add_up_whatever_the_dirt(tmp_path):
         assert len(of_events) == report["malformed"] + named and len({one[1] for one in of_events}) == len(of_events)
         entry = report["raw_files"]["items.jsonl"]
         assert (entry["lines"], entry["malformed"], sum(entry["unused_by_reason"].values())) == (14, 1, 1)
+
+
+def test_the_example_of_the_documentation_prepares(tmp_path):
+    text = (Path(prepare.__file__).parents[1] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    (tmp_path / "schema.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    (tmp_path / "clicks").mkdir()
+    rows = [
+        {"uid": row["uid"], "item_id": row["item_id"], "country": ["nl", "zz", "NULL"][row["uid"] % 3], "stars": row["stars"], "dwell": row["price"] or "",
+         "seen_at": f"2024-01-{1 + number % 28:02} 0{number % 7}:30", "weight": 1} for number, row in enumerate(event_rows())
+    ]  # fmt: skip
+    write_csv(tmp_path / "clicks" / "1.csv", rows[:300]), write_csv(tmp_path / "clicks" / "2.csv", rows[300:])
+    items = [{"id": f"i{item}", "title": f"Item {item}", "maker_id": item % 3, "tags": ["a", "b"][: item % 3], "price": item / 2} for item in range(29)]
+    write_jsonl(tmp_path / "items.jsonl", items)
+    pq.write_table(pa.table({"maker_id": [0, 1, 2], "name": ["x", "y", "z"]}), tmp_path / "makers.parquet")
+    report = prepare.run(PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "schema.yaml")))
+    assert adds_up(report) and report["malformed"] == 0 and report["rows_kept"] > 200
+    assert set(report["dropped"]) == {"item_id is not in items.jsonl", "three stars", "robots"} and all(report["dropped"].values())
+    assert DatasetSchema.load(tmp_path / "out").protocol["split"] == "time"
