@@ -88,6 +88,20 @@ def _distinct(values: Iterable[str | None]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(value for value in values if value is not None)) or None
 
 
+class RowError(ValueError):
+    """A value that cannot be read; whoever read only a part of a file knows the row's place in it.
+
+    Args:
+        column: name of the column.
+        row: position in the rows that were read.
+        reason: what is wrong with the value.
+    """
+
+    def __init__(self, column: str, row: int, reason: str):
+        super().__init__(f"column '{column}', row {row}: {reason}.")
+        self.column, self.row, self.reason = column, row, reason
+
+
 class Column:
     """One column, each distinct value once: `values[codes[row]]` is the canonical value of a row.
 
@@ -110,7 +124,7 @@ class Column:
             column = cls._canonical(*cls._factorize(raw), field, lambda value: canonical_field_value(value, field, convert))
         if not field.nullable and None in column.values:
             row = int((column.codes == column.values.index(None)).argmax())
-            raise ValueError(f"column '{field.name}', row {row}: null, and the schema forbids nulls here.")
+            raise RowError(field.name, row, "null, and the schema forbids nulls here")
         return column
 
     @classmethod
@@ -125,7 +139,7 @@ class Column:
                 text = convert(value)
             except ValueError as error:
                 row = int((codes == code).argmax())
-                raise ValueError(f"column '{field.name}', row {row if rows is None else rows[row]}: {error}.") from None
+                raise RowError(field.name, row if rows is None else int(rows[row]), str(error)) from None
             translate[code] = canonical.setdefault(text, len(canonical))
         return cls(list(canonical), translate[codes])
 

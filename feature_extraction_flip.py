@@ -136,14 +136,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return slot_fields(self.id_fields)
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Column], fields, min_frequency: int = 1,
-                     hash_user_values: bool = False) -> "FlipFeatureExtractor":  # fmt: skip
-        """As [`~FlipFeatureExtractor.from_counts`], from the columns of the whole training split."""
-        counts: Counts = {}
-        add_counts(counts, columns, fields)
-        return cls.from_counts(counts, fields, min_frequency, hash_user_values)
-
-    @classmethod
     def from_counts(cls, counts: Counts, fields, min_frequency: int = 1, hash_user_values: bool = False) -> "FlipFeatureExtractor":
         """Builds vocabularies and bounds of buckets from what was counted in the training split.
 

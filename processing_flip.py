@@ -7,7 +7,8 @@ vectorised gather from it. That gives each token its field for free, and cuts a 
 """
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
-from .columns_flip import Column, Value, canonical_label, raw_columns, read_columns
+from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
 from .configuration_flip import FlipField
-from .feature_extraction_flip import FlipFeatureExtractor
+from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
 
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
 MAX_CACHED_VALUES = 100_000
+CHECKED_ROWS = 256  # whose prompts are compared with the tokenizer's own ids
 
 
 class PromptTable:
@@ -33,15 +35,13 @@ class PromptTable:
         num_fields: text fields T. Entries 0 to T are the template: what stands before each value, and the end.
     """
 
-    def __init__(self, pieces: Sequence[Sequence[int]], num_fields: int, pad_token_id: int):
-        self.offsets = np.cumsum([0, *map(len, pieces)])
-        self.tokens = np.fromiter((token for piece in pieces for token in piece), np.int32, self.offsets[-1])
-        self.num_fields, self.pad_token_id = num_fields, pad_token_id
+    def __init__(self, tokens: np.ndarray, offsets: np.ndarray, num_fields: int, pad_token_id: int):
+        self.tokens, self.offsets, self.num_fields, self.pad_token_id = tokens, offsets, num_fields, pad_token_id
 
     def lengths(self, entries: np.ndarray) -> np.ndarray:
-        """Number of tokens of each prompt, `(rows, T)` value entries -> `(rows,)`."""
+        """Number of tokens of each prompt, `(rows, T)` value entries -> `(rows,)` int32."""
         template = self.offsets[self.num_fields + 1]  # the template's pieces come first
-        return template + (self.offsets[entries + 1] - self.offsets[entries]).sum(1)
+        return (template + (self.offsets[entries + 1] - self.offsets[entries]).sum(1)).astype(np.int32)
 
     def compose(self, entries: np.ndarray) -> dict[str, np.ndarray]:
         """`(rows, T)` value entries -> int64 arrays `(rows, L)`, padded on the right to the longest row.
@@ -70,20 +70,62 @@ class PromptTable:
         return {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_fields": token_fields}
 
 
+class PromptTableBuilder:
+    """Grows a [`PromptTable`] part by part of the rows: a value that was met before keeps its entry, a new one gets the next.
+
+    Args:
+        template: token ids of what stands before each value, and of the end.
+        read: number of a text field and values of it -> their token ids.
+    """
+
+    def __init__(self, template: Sequence[Sequence[int]], read: Callable[[int, Sequence[Value]], list[list[int]]]):
+        self.read, self.num_fields = read, len(template) - 1
+        # arrays of machine integers: lists would take ten times as much for millions of values
+        self.tokens, self.offsets = array("i"), array("q", [0])
+        self._append(template)
+        self.known: list[dict[Value, int]] = [{} for _ in range(self.num_fields)]
+
+    def _append(self, pieces: Sequence[Sequence[int]]) -> None:
+        for piece in pieces:
+            self.tokens.extend(piece)
+            self.offsets.append(len(self.tokens))
+
+    def add(self, columns: Sequence[Column]) -> np.ndarray:
+        """The entries of each row's values, `(rows, T)` int32, from the columns of the text fields."""
+        entries = []
+        for number, (column, known) in enumerate(zip(columns, self.known)):
+            new, first = [value for value in column.values if value not in known], len(self.offsets) - 1
+            self._append(self.read(number, new))
+            known.update(zip(new, range(first, first + len(new))))
+            entries.append(np.array([known[value] for value in column.values], np.int32)[column.codes])
+        return np.stack(entries, axis=1)
+
+    def lengths(self, entries: np.ndarray) -> np.ndarray:
+        """Number of tokens of each prompt, `(rows, T)` entries -> `(rows,)` int32."""
+        offsets = np.frombuffer(self.offsets, np.int64)  # no copy, and gone before the array grows again
+        return PromptTable(np.empty(0, np.int32), offsets, self.num_fields, 0).lengths(entries)
+
+    def table(self, pad_token_id: int) -> PromptTable:
+        """The table of all values so far."""
+        tokens, offsets = np.array(self.tokens, np.int32), np.array(self.offsets, np.int64)
+        return PromptTable(tokens, offsets, self.num_fields, pad_token_id)
+
+
 class EncodedRows:
     """Rows as integers: batches are gathered from them, nothing is tokenised again.
 
     Attributes:
         feature_ids: `(N, slots)` int32.
         prompt_table, entries: the prompts' [`PromptTable`] and `(N, text fields)` int32 entries of it, or None.
-        lengths: `(N,)` tokens of each prompt, or None.
+        lengths: `(N,)` int32 tokens of each prompt, or None.
     """
 
-    def __init__(self, feature_ids: np.ndarray, prompt_table: PromptTable | None = None, entries: np.ndarray | None = None):
-        self.feature_ids = feature_ids.astype(np.int32)
-        self.prompt_table, self.entries, self.lengths = prompt_table, None, None
-        if prompt_table is not None:
-            self.entries, self.lengths = entries.astype(np.int32), prompt_table.lengths(entries)
+    def __init__(self, feature_ids: np.ndarray, prompt_table: PromptTable | None = None, entries: np.ndarray | None = None,
+                 lengths: np.ndarray | None = None):  # fmt: skip
+        self.feature_ids = feature_ids.astype(np.int32, copy=False)
+        self.prompt_table, self.entries, self.lengths = prompt_table, entries, lengths
+        if prompt_table is not None and lengths is None:
+            self.lengths = prompt_table.lengths(entries)
 
     def __len__(self) -> int:
         return len(self.feature_ids)
@@ -96,6 +138,11 @@ class EncodedRows:
         """`feature_ids`, and with prompts `input_ids`, `attention_mask` and `token_fields`, of those rows."""
         batch = {"feature_ids": self.feature_ids[rows].astype(np.int64)}
         return batch if self.entries is None else batch | self.prompt_table.compose(self.entries[rows])
+
+
+def _spread(rows: int) -> np.ndarray:
+    """At most `CHECKED_ROWS` row numbers, evenly spread."""
+    return np.unique(np.linspace(0, rows - 1, min(CHECKED_ROWS, rows)).astype(int)) if rows else np.empty(0, int)
 
 
 class FlipProcessor(ProcessorMixin):
@@ -142,7 +189,8 @@ class FlipProcessor(ProcessorMixin):
         """Builds the vocabularies from the *training* split, and checks that prompts compose with this tokenizer.
 
         Args:
-            dataset: the training rows, in any form that `__call__` takes.
+            dataset: the training rows, in any form that `__call__` takes, or a split on disk that is read part by part
+                (`flip_ctr.data.shards.SplitRows`).
             fields: the schema's fields in order.
             tokenizer: the PLM's; `None` for ID-only.
             min_frequency: values in fewer rows get no id of their own.
@@ -154,11 +202,19 @@ class FlipProcessor(ProcessorMixin):
                 differ from the tokenizer's own on the whole prompt.
         """
         fields = [FlipField.from_dict(field) for field in fields]
-        columns = read_columns(dataset, fields)
-        extractor = FlipFeatureExtractor.from_columns(columns, fields, min_frequency, hash_user_values)
+        counts: Counts = {}
+        on_disk = hasattr(dataset, "map_parts")
+        if on_disk:
+            for columns in dataset.map_parts(lambda rows: read_columns(rows, fields), [field.name for field in fields]):
+                add_counts(counts, columns, fields)
+        else:
+            add_counts(counts, columns := read_columns(dataset, fields), fields)
+        extractor = FlipFeatureExtractor.from_counts(counts, fields, min_frequency, hash_user_values)
         processor = cls(extractor, tokenizer, **kwargs)
         if tokenizer is not None:
-            processor.check_composition(columns)
+            rows = _spread(len(dataset) if on_disk else len(columns[fields[0].name].codes))
+            few = read_columns(dataset.take(rows), fields) if on_disk else columns
+            processor.check_composition(few, range(len(rows)) if on_disk else rows, rows)
         return processor
 
     @property
@@ -232,34 +288,47 @@ class FlipProcessor(ProcessorMixin):
             self._cache.update({(field, value): ids for value, ids in tokens.items()})
         return [tokens[value] if value in tokens else self._cache[field, value] for value in values]
 
+    def prompt_table_builder(self, cached: bool = False, truncate: bool = True) -> PromptTableBuilder:
+        """An empty table of this template, values cut to their fields' budgets.
+
+        Args:
+            cached: keep the tokens of values for the next table (for few rows at a time).
+            truncate: False leaves values whole.
+        """
+        tokenize, budgets = self._cached_tokens if cached else self._value_tokens, [field.max_tokens for field in self.text_fields]
+        return PromptTableBuilder(
+            self._template, lambda field, values: tokenize(field, values, budgets[field] if truncate else None)
+        )
+
+    def prompt_entries(self, builder: PromptTableBuilder, columns: dict[str, Column]) -> np.ndarray:
+        """Each row's entries in the builder's table, `(rows, T)` int32; new values are added to it."""
+        return builder.add([columns[field.name] for field in self.text_fields])
+
     def prompt_table(self, columns: dict[str, Column], cached: bool = False, truncate: bool = True):
         """The ragged table of the columns' distinct values, and each row's entries in it `(rows, T)`."""
-        read = self._cached_tokens if cached else self._value_tokens
-        pieces, entries = list(self._template), []
-        for number, field in enumerate(self.text_fields):
-            column = columns[field.name]
-            entries.append(column.codes + len(pieces))
-            pieces += read(number, column.values, field.max_tokens if truncate else None)
-        table = PromptTable(pieces, len(entries), self.tokenizer.pad_token_id)
-        return table, np.stack(entries, axis=1)
+        builder = self.prompt_table_builder(cached, truncate)
+        entries = self.prompt_entries(builder, columns)
+        return builder.table(self.tokenizer.pad_token_id), entries
 
-    def check_composition(self, columns: dict[str, Column], sample: int = 256) -> None:
-        """Compares the composed ids of evenly spread rows with the tokenizer's own on the whole prompts.
+    def check_composition(self, columns: dict[str, Column], picked: Sequence[int], numbers: Sequence[int]) -> None:
+        """Compares the composed ids of some rows with the tokenizer's own on the whole prompts.
+
+        Args:
+            columns: hold at least these rows.
+            picked: their positions in the columns.
+            numbers: their numbers in the dataset, for the error.
 
         Raises:
             ValueError: they differ; names the row, its prompt and the first differing token.
         """
-        names = [field.name for field in self.text_fields]
-        rows = len(columns[names[0]].codes)
-        picked = np.unique(np.linspace(0, rows - 1, min(sample, rows)).astype(int)) if rows else []
         few = {}
-        for name in names:
+        for name in [field.name for field in self.text_fields]:
             used, codes = np.unique(columns[name].codes[picked], return_inverse=True)
             few[name] = Column([columns[name].values[code] for code in used], codes)
         table, entries = self.prompt_table(few, truncate=False)
         composed = table.compose(entries)
-        for i, row in enumerate(picked):
-            prompt = self.prompt([few[name].values[few[name].codes[i]] for name in names])
+        for i, row in enumerate(numbers):
+            prompt = self.prompt([column.values[column.codes[i]] for column in few.values()])
             expected = self.tokenizer(prompt, split_special_tokens=True, truncation=False, verbose=False)["input_ids"]
             got = composed["input_ids"][i][composed["attention_mask"][i] == 1].tolist()
             if got != list(expected):
@@ -325,13 +394,13 @@ class FlipProcessor(ProcessorMixin):
             if (labels < 0).any():
                 row = int((labels < 0).argmax())
                 value = column.values[column.codes[row]]
-                raise ValueError(f"column '{self.label}', row {row}: a label must be 0 or 1, got {value}.")
+                raise RowError(self.label, row, f"a label must be 0 or 1, got {value}")
         if self.weight in columns:
             column = Column.read(columns[self.weight], FlipField(self.weight, "float", nullable=False))
             weights = np.array([float(value) for value in column.values], np.float32)[column.codes]
             if (weights < 0).any():
                 row = int((weights < 0).argmax())
-                raise ValueError(f"column '{self.weight}', row {row}: a weight must be at least 0, got {weights[row]}.")
+                raise RowError(self.weight, row, f"a weight must be at least 0, got {weights[row]}")
         return labels, weights
 
     # --- saving and loading

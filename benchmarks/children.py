@@ -38,9 +38,9 @@ def take_turns(runs: list, warm_up: int, number: int) -> list[list[float]]:
     return [[run.timed_step() for run in runs] for _ in range(warm_up + number)][warm_up:]
 
 
-def measure(*arguments) -> dict:
-    """What the running script's `child(*arguments)` returns, called in a process of its own."""
-    command = [sys.executable, sys.argv[0], CHILD, json.dumps(arguments)]
+def measure(*arguments, script: str | Path | None = None) -> dict:
+    """What `child(*arguments)` of a script, the running one when None, returns, called in a process of its own."""
+    command = [sys.executable, str(script or sys.argv[0]), CHILD, json.dumps(arguments)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
@@ -52,7 +52,7 @@ def answer(child: Callable[..., dict]) -> bool:
     return True
 
 
-def write_rows(rows: list[dict], path: str | None) -> None:
+def write_rows(rows: list[dict] | dict, path: str | None) -> None:
     """The results as JSON, where a file is named."""
     if path:
         Path(path).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

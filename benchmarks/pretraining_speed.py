@@ -20,10 +20,10 @@ from transformers import AutoModel
 
 from flip_ctr.data.collators import FlipPretrainingCollator
 from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import option, parse_arguments
 from flip_ctr.train.build import new_pretraining_model, new_processor
-from flip_ctr.train.engine import load_rows, make_accelerator, make_loader
+from flip_ctr.train.engine import make_accelerator, make_loader
 from flip_ctr.train.optimizer import make_optimizer
 from flip_ctr.train.pretrain import PretrainArguments
 from flip_ctr.train.run_log import set_up_logging
@@ -41,8 +41,8 @@ class SpeedArguments(PretrainArguments):
 def run(args: SpeedArguments) -> dict:
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
-    schema, rows = DatasetSchema.load(args.dataset_dir), load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
-    processor = new_processor(rows, schema, args, args.model_name_or_path)
+    rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
+    processor = new_processor(rows, rows.schema, args, args.model_name_or_path)
     dataset = EncodedDataset(processor, rows)
     model = new_pretraining_model(processor, args)
     model.set_feature_counts(torch.from_numpy(dataset.feature_counts()))

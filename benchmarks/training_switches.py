@@ -18,10 +18,10 @@ from transformers import HfArgumentParser
 
 from flip_ctr.data.collators import FlipPretrainingCollator
 from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import option, required
 from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
-from flip_ctr.train.engine import load_rows, make_accelerator, make_loader
+from flip_ctr.train.engine import make_accelerator, make_loader
 from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.pretrain import PretrainArguments
 from flip_ctr.train.step import TrainingStep
@@ -61,8 +61,8 @@ class Run:
         args = PretrainArguments(dataset_dir=dataset_dir, model_name_or_path=plm, output_dir="", max_train_samples=20_000,
                                  **{name: value for name, value in options.items() if name != "freeze_plm_layers"})  # fmt: skip
         self.accumulation = args.gradient_accumulation_steps
-        rows = load_rows(dataset_dir, "train", args.max_train_samples, args.seed)
-        processor = new_processor(rows, DatasetSchema.load(dataset_dir), args, plm)
+        rows = SplitRows(dataset_dir, "train", args.max_train_samples, args.seed)
+        processor = new_processor(rows, rows.schema, args, plm)
         dataset = EncodedDataset(processor, rows)
         self.accelerator: Accelerator = make_accelerator(args.mixed_precision)
         gc.collect()

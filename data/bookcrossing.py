@@ -6,7 +6,6 @@ backslash `\\\\`. Not every quote was escaped, so that one inside a value counts
 follows. Values that are changed are counted by kind (`values_changed` of the report).
 """
 
-import html
 import re
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.datasets import RawDataset
 from flip_ctr.data.preparation import Join
-from flip_ctr.data.raw import CONTROL_CHARACTER, MalformedLine, RawTable, check_width, line_table, whole_number
+from flip_ctr.data.raw import CONTROL_CHARACTER, TIDY, MalformedLine, RawTable, check_width, line_table, tidy, whole_number
 
 RAW_FILES = ("BX-Book-Ratings.csv", "BX-Books.csv", "BX-Users.csv")
 RATINGS = range(0, 11)  # 1 to 10, and 0 for a book that was entered without a rating
@@ -34,7 +33,6 @@ SEPARATOR = ";"
 QUOTED = re.compile(r'"((?:[^"\\]++|\\.|"(?!;|\Z))*+)"(?:;|\Z)')
 UNQUOTED = re.compile(r'([^";]*)(?:;|\Z)')
 ESCAPED = re.compile(r"""\\(["'\\])""")
-ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|\w+);")
 # UTF-8 that was read as latin-1: the two bytes of a letter with an accent, the three of a typographic quote or dash.
 # Other lead bytes are left out, as they are capital letters that a symbol may follow in true latin-1.
 UTF8_AS_LATIN1 = re.compile("[\xc2-\xc5][\x80-\xbf]|\xe2[\x80-\xbf]{2}")
@@ -97,25 +95,18 @@ def repair_encoding(text: str) -> str:
     return ACCENT_BROKEN_TWICE.sub(lambda match: chr(ord(match[1]) + 64) if match[1] else "?", text)
 
 
-def tidy(text: str | None, changed: Callable[[str], None]) -> str | None:
-    """A value without escapes, HTML entities, broken accents, control characters and superfluous spaces; `None` if empty."""
-    steps = {
-        "escaped character": lambda value: ESCAPED.sub(r"\1", value),
-        "HTML entity": lambda value: ENTITY.sub(lambda match: html.unescape(match[0]), value),
-        "broken accent": repair_encoding,
-        "control character": lambda value: CONTROL_CHARACTER.sub(" ", value),
-        "superfluous space": lambda value: " ".join(value.split()),
-    }
-    for kind, step in steps.items() if text else ():
-        before, text = text, step(text)
-        if text != before:
-            changed(kind)
-    return text or None
+STEPS = {
+    "escaped character": lambda text: ESCAPED.sub(r"\1", text),
+    "HTML entity": TIDY["HTML entity"],
+    "broken accent": repair_encoding,
+    "control character": TIDY["control character"],
+    "superfluous space": TIDY["superfluous space"],
+}
 
 
 def tidy_location(text: str | None, changed: Callable[[str], None]) -> str | None:
     """`city, state, country` without the parts that say nothing: empty, `n/a`, or without a letter or digit."""
-    text = tidy(text, changed)
+    text = tidy(text, changed, STEPS)
     parts = [part.strip(" \\\"'`") for part in text.split(",")] if text else []
     said = [part for part in parts if re.search(r"[^\W_]", part) and part.rstrip(" \\\"'`.").lower() != "n/a"]
     if len(said) < len(parts):
@@ -148,12 +139,12 @@ def parse_user(values: list, changed: Callable[[str], None]) -> tuple:
 
 def parse_book(values: list, changed: Callable[[str], None]) -> tuple:
     isbn, title, author, year, publisher = values
-    author = tidy(author, changed)
+    author = tidy(author, changed, STEPS)
     if author is not None and author.lower() in NO_AUTHOR:
         changed("author that says nothing")
         author = None
     year = number_in("year", year, YEARS, changed)
-    return tidy_isbn(isbn), tidy(title, changed), author, year, tidy(publisher, changed)
+    return tidy_isbn(isbn), tidy(title, changed, STEPS), author, year, tidy(publisher, changed, STEPS)
 
 
 def parse_rating(values: list, changed: Callable[[str], None]) -> tuple:

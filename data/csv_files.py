@@ -16,7 +16,7 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.csv
 
-from flip_ctr.data.raw import LineLog, MalformedLine, raw_blocks
+from flip_ctr.data.raw import LineLog, MalformedLine, byte_blocks
 
 BOM = codecs.BOM_UTF8
 UNCLOSED = "a quote that does not end, or text behind a closing quote"
@@ -75,7 +75,7 @@ class CsvFormat:
         return {}
 
     def _blocks(self, path) -> Iterator[tuple[int, bytes]]:
-        for number, block in raw_blocks(path):
+        for number, block in byte_blocks(path):
             yield number, block.removeprefix(BOM) if number == 1 and self._is_utf8 else block
 
     def _header(self, path) -> tuple[list[str], int]:

@@ -36,7 +36,7 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
     columns = [
         [
             f"`{field.name}`",
-            field.type,
+            field.type if field.kind == "categorical" else f"{field.kind} {field.type}",
             field.entity,
             " + ".join(field.sides),
             splits["train"]["fields"][field.name]["values"],
@@ -75,7 +75,7 @@ read or used, with file, line, reason and text.
 
 {markdown_table(column_header, columns)}
 
-*Values* are distinct values; *unseen* is the share of rows whose value no training row has.
+*Values* are distinct values; *unseen* is the share of rows whose value no training row has (of a multi-valued field: of its values).
 {values}{_prompts(report["prompt_lengths"])}
 ## Where the rows went
 

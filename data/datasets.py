@@ -1,12 +1,13 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What `prepare` asks of a raw dataset; one module for each has them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.preparation import Join, Plan
 from flip_ctr.data.raw import RawTable
+from flip_ctr.data.splits import check_split
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class RawDataset:
 
     Args:
         name: its name for `--dataset`.
-        files: the raw files that it needs; the first holds the ratings.
+        files: the raw files that it needs, by name or pattern (`books*`); the first holds the ratings.
         tables: the folder to its tables in the order in which they are read; the last is `ratings`, with a column `rating`.
         joins: what is added to a rating.
         fields: `ids_in_prompt` to the fields of a row.
@@ -27,6 +28,9 @@ class RawDataset:
         item, user, time: columns of the item, the user and the time of a rating; `None` where the raw files have none.
         unique: whether of a user's ratings of an item only the first counts, and what the others are called.
         described_at: where the files are described, for a dataset that is not downloaded; `None` where it is.
+        in_folder: for a dataset whose files differ from folder to folder: the folder to those of the above that its files decide,
+            which take the place of what stands here.
+        notes: what of the dataset a folder lacks, for people.
     """
 
     name: str
@@ -44,6 +48,16 @@ class RawDataset:
     unique: bool = False
     again_reason: str | None = None
     described_at: str | None = None
+    in_folder: Callable[..., dict] | None = None
+    notes: tuple[str, ...] = ()
+
+    def of(self, folder) -> "RawDataset":
+        """The dataset as the files of a folder make it.
+
+        Raises:
+            FileNotFoundError, ValueError: the folder lacks a file, or holds files that do not go together.
+        """
+        return self if self.in_folder is None else replace(self, **self.in_folder(folder))
 
     @property
     def row_key(self) -> tuple[str, str]:
@@ -63,6 +77,7 @@ class Source:
         protocol: more of `schema.json`'s protocol.
         card_facts: what the dataset card says of the raw data, see [`RawDataset`].
         way_out: the options that change the label rule, for errors.
+        notes: what of the dataset the raw files lack, for people.
     """
 
     dataset: str
@@ -73,7 +88,57 @@ class Source:
     card_facts: dict[str, str]
     way_out: str
     protocol: dict = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def events(self) -> RawTable:
         return next(table for table in self.tables if table.name == self.plan.events)
+
+
+def ratings_source(
+    raw: RawDataset, folder, click_threshold: int, dropped: Sequence[int], ids_in_prompt: bool, *, split: str, seed: int, ratios: Sequence[int]
+) -> Source:
+    """What `prepare` runs for a dataset of ratings.
+
+    Args:
+        folder: a `pathlib.Path` or `zipfile.Path` that holds the raw files.
+        click_threshold: a rating of at least this is a click.
+        dropped: ratings that are no part of the dataset.
+        ids_in_prompt: whether ids are in the prompt.
+        split, seed, ratios: see `splits`.
+
+    Raises:
+        FileNotFoundError: a raw file is missing.
+        ValueError: a file's header lacks a column, or what was found in the folder has no column that the split needs.
+    """
+    raw = raw.of(folder)
+    check_split(split, owner=raw.files[0], user=raw.user, item=raw.item, time=raw.time)
+    fields = raw.fields(ids_in_prompt)
+    stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
+    plan = Plan(
+        events="ratings",
+        joins=raw.joins,
+        label=f"rating >= {click_threshold}",
+        drops={f"rating {rating}": f"rating == {rating}" for rating in dropped},
+        columns=tuple([one.name for one in fields] + ([raw.time] if raw.time else [])),
+        row_key=raw.row_key,
+        unique=raw.unique,
+        again_reason=raw.again_reason,
+        user=raw.user,
+        item=raw.item,
+        time=raw.time,
+        split=split,
+        seed=seed,
+        ratios=ratios,
+    )
+    return Source(
+        dataset=raw.name,
+        tables=raw.tables(folder),
+        plan=plan,
+        fields=fields,
+        label_rule=f"a rating of at least {click_threshold} is a click{stars}",
+        protocol={"click_threshold": click_threshold, "drop_ratings": list(dropped)},
+        card_facts=raw.card_facts,
+        notes=raw.notes,
+        way_out="--click_threshold, --drop_ratings",
+    )

@@ -1,6 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Where raw files come from: a folder, a zip, or the official archive, downloaded once and verified."""
 
+import fnmatch
 import hashlib
 import http.client
 import logging
@@ -68,6 +69,9 @@ def fetch_archive(dataset: str, base_url: str = MOVIELENS_URL, cache_dir: str | 
 def open_raw_folder(dataset: str, data_dir: str | Path, files: Sequence[str]) -> Path | zipfile.Path:
     """The folder that holds the raw files: `data_dir`, its sub-folder named as the dataset, or the same inside a zip.
 
+    Args:
+        files: names, or patterns (`books*`) of which one file each must be there.
+
     Raises:
         FileNotFoundError: `data_dir` is not there, or a file is missing; the message names the file and the folder.
         ValueError: `data_dir` is a file, but not a zip.
@@ -82,11 +86,16 @@ def open_raw_folder(dataset: str, data_dir: str | Path, files: Sequence[str]) ->
     else:
         raise ValueError(f"--data_dir {data_dir} is neither a folder nor a zip archive.")
     inner = outer / dataset
-    folder = inner if inner.is_dir() and not any((outer / name).is_file() for name in files) else outer
-    missing = [name for name in files if not (folder / name).is_file()]
+    folder = inner if inner.is_dir() and len(_missing(outer, files)) == len(files) else outer
+    missing = _missing(folder, files)
     if missing:
         raise FileNotFoundError(
             f"{folder} has no {', '.join(missing)}; {dataset} needs {', '.join(files)} together in --data_dir, in its "
             f"sub-folder {dataset}, or in a zip of either."
         )
     return folder
+
+
+def _missing(folder: Path | zipfile.Path, files: Sequence[str]) -> list[str]:
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    return [name for name in files if not fnmatch.filter(names, name)]

@@ -81,7 +81,7 @@ RAW_FILES = {
 }
 TITLES = {"ml-100k": "MovieLens-100K", "ml-1m": "MovieLens-1M"}
 RATINGS_BY_TEXT = {str(rating): rating for rating in range(1, 6)}
-MOVIE_COLUMNS = {"movie_id": pa.int64(), "title": pa.string(), "genre": pa.string()}
+MOVIE_COLUMNS = {"movie_id": pa.int64(), "title": pa.string(), "genre": pa.list_(pa.string())}
 RATING_COLUMNS = {"user_id": pa.int64(), "movie_id": pa.int64(), "rating": pa.int64(), "timestamp": pa.int64()}
 
 
@@ -112,14 +112,14 @@ def parse_movie_100k(values: list[str], changed, genres: list[str]) -> tuple:
     movie, title, flags = values[0], values[1], values[5:]  # between them: two release dates and a URL
     if not set(flags) <= {"0", "1"}:
         raise MalformedLine("a genre flag is not 0 or 1", "|".join(flags))
-    genre = ", ".join(name for name, flag in zip(genres, flags, strict=True) if flag == "1")
+    genre = [name for name, flag in zip(genres, flags, strict=True) if flag == "1"]
     return whole_number("movie id", movie), text_or_none("title", title), genre or None
 
 
 def parse_movie_1m(values: list[str], changed) -> tuple:
     movie, title, genres = values
-    genre = text_or_none("genre", genres.replace("|", ", "))
-    return whole_number("movie id", movie), text_or_none("title", title), genre
+    genre = text_or_none("genre", genres)
+    return whole_number("movie id", movie), text_or_none("title", title), genre and genre.split("|")
 
 
 def parse_rating(values: list[str], changed) -> tuple:
@@ -190,7 +190,7 @@ def movielens_fields(dataset: str, ids_in_prompt: bool = False) -> list[FlipFiel
         FlipField("zip_code", entity="user"),
         FlipField("movie_id", "int", entity="item", key=True, sides=id_sides),
         FlipField("title", entity="item", key=True, max_tokens=48),
-        FlipField("genre", entity="item", max_tokens=48),
+        FlipField("genre", kind="multi-valued", entity="item", max_tokens=48),
     ]
 
 

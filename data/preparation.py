@@ -15,7 +15,7 @@ import pyarrow as pa
 from flip_ctr.data.engines import Engine
 from flip_ctr.data.raw import PLACE_COLUMNS, LineLog, MalformedLine, RawTable, UnusedLine, texts_at, write_typed
 from flip_ctr.data.rules import Rule
-from flip_ctr.data.splits import NEEDS, RATIOS, text_key, with_split
+from flip_ctr.data.splits import NEEDS, RATIOS, SEED, text_key, with_split
 
 LABEL = "label"
 UNUSABLE = {"malformed": MalformedLine, "unused": UnusedLine}
@@ -74,7 +74,7 @@ class Plan:
     weight: str | None = None
     required: tuple[str, ...] = ()
     split: str = "random"
-    seed: int = 42
+    seed: int = SEED
     ratios: Sequence[int] = RATIOS
 
     @property
@@ -142,9 +142,9 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     for column in plan.needed:
         reason = f"{column} is null"
         kinds[reason] = "malformed"
-        missing = (rows[column].isnull(), reason, ibis.literal(""))
-        # what a join should have brought is null for want of a partner first of all
-        reasons.insert(0 if column in by_name[plan.events].columns else len(reasons), missing)
+        # a key that a join adds is null where there is no partner, and then that is the reason
+        place = 0 if column in by_name[plan.events].columns else len(reasons)
+        reasons.insert(place, (rows[column].isnull(), reason, ibis.literal("")))
     if plan.weight:
         reason = f"{plan.weight} is below 0"
         kinds[reason] = "malformed"
@@ -267,8 +267,10 @@ def _reject(engine: Engine, raw: RawTable, rejected: ir.Table, kinds: dict[str, 
     names = list(log.files)
     for number, of_file in groupby(rows, key=lambda row: row["_file"]):
         name = names[number]
-        of_file, again = tee(of_file)  # the lines are read in step with the rows: never all of either in memory
-        lines = (row["_line"] for row in again)
-        texts = texts_at(raw.files[name], lines, raw.encoding) if raw.has_lines else (row["_text"] for row in again)
+        of_file, ahead = tee(of_file)  # one row apart
+        if raw.has_lines:
+            texts = texts_at(raw.files[name], (row["_line"] for row in ahead), raw.encoding)
+        else:
+            texts = (row["_text"] for row in ahead)
         for row, text in zip(of_file, texts):
             log.reject(name, row["_line"], kinds[row["_reason"]](row["_reason"], row["_text"] or ""), text)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from flip_ctr.data.schema import SPLITS
 
 RATIOS = (8, 1, 1)
+SEED = 42
 
 # The rules by name, each with the sentence that a dataset card says.
 SPLIT_RULES = {
@@ -41,14 +42,14 @@ def split_bounds(ratios: Sequence[int]) -> list[str]:
     return [f"{sum(ratios[:i]) * 2**32 // total:08x}" for i in range(1, len(ratios))]
 
 
-def check_split(split: str, **columns: str | None) -> None:
+def check_split(split: str, owner: str = "this dataset", **columns: str | None) -> None:
     """`ValueError` where there is no such split, or no column that it needs; `user`, `item` and `time` name the columns."""
     if split not in SPLIT_RULES:
         raise ValueError(f"--split must be one of {', '.join(SPLIT_RULES)}; got {split!r}.")
     for need in NEEDS.get(split, ()):
         if columns.get(need) is None:
             possible = [name for name in SPLIT_RULES if all(columns.get(other) is not None for other in NEEDS.get(name, ()))]
-            raise ValueError(f"--split {split}: this dataset has no column of {need}s; use --split {', '.join(possible)}.")
+            raise ValueError(f"--split {split}: {owner} has no column of {need}s; use --split {', '.join(possible)}.")
 
 
 def text_key(table: ir.Table, column: str) -> ir.StringValue:

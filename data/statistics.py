@@ -15,7 +15,8 @@ def split_statistics(
     rows: ir.Table, fields: Sequence[FlipField], fetch: Callable[[ir.Table], pa.Table] = ir.Table.to_pyarrow
 ) -> dict[str, dict]:
     """For each split its rows, clicks and click rate, and for each field its distinct values and nulls and, outside
-    `train`, the share of rows whose value `train` never has (a null is not a value). Of a field of lists the single values count.
+    `train`, the share of rows whose value `train` never has (a null is not a value). Of a field of lists it is the share of all
+    its values and nulls.
 
     Args:
         rows: with the label and `_split`, see `splits`.
@@ -47,7 +48,8 @@ def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
         if values.value.type().is_array():
             full = values.filter(values.value.length() > 0)
             empty = values.filter(values.value.isnull() | (values.value.length() == 0))
-            values = full.mutate(value=full.value.unnest()).union(empty.mutate(value=ibis.null(full.value.type().value_type)))
+            single = full.mutate(value=full.value.unnest())
+            values = single.filter(single.value.notnull()).union(empty.mutate(value=ibis.null(full.value.type().value_type)))
         values = values.mutate(value=values.value.cast("string"))
         per_value = values.group_by("value").agg(
             **{f"n_{code}": (values._split == code).cast("int64").sum() for code in range(len(SPLITS))}

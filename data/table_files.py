@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_ctr.data.csv_files import BOM, BlankLines, CsvFormat, RawChunk, is_text, shown, text_lines
-from flip_ctr.data.raw import BLOCK_BYTES, LineLog, MalformedLine, RowChunk, raw_blocks
+from flip_ctr.data.raw import BLOCK_BYTES, LineLog, MalformedLine, RowChunk, byte_blocks
 from flip_ctr.data.table_values import TableColumn, typed_column
 
 PEEKED_LINES = 1_000  # of a JSON-lines file, for its columns and their types
@@ -52,7 +52,7 @@ class JsonFormat:
 
     def _blocks(self, path) -> Iterator[tuple[int, list[str], bool]]:
         """Blocks of lines with the number of the first, and whether there are bytes in them that are not of the encoding."""
-        for number, block in raw_blocks(path):
+        for number, block in byte_blocks(path):
             block = block.removeprefix(BOM) if number == 1 else block
             if number == 1 and block.lstrip().startswith(b"["):
                 raise ValueError(f"{path} holds an array; expected JSON lines: one object of columns on each line.")

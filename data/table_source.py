@@ -18,7 +18,7 @@ from flip_ctr.data.datasets import Source
 from flip_ctr.data.preparation import LABEL, Join, Plan
 from flip_ctr.data.raw import RawTable
 from flip_ctr.data.rules import Rule
-from flip_ctr.data.splits import NEEDS, RATIOS, check_split
+from flip_ctr.data.splits import NEEDS, RATIOS, SEED, check_split
 from flip_ctr.data.table_files import ParquetFormat, TableFormat, read_table
 from flip_ctr.data.table_schema import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles, TableSchema
 from flip_ctr.data.table_values import TableColumn
@@ -376,7 +376,7 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
     if not row_key:
         raise schema.error("`row_key` must name the column(s) that identify a row, as there is neither `user` and `item` nor a field with `key: true`")
     split = split or schema.split or "random"
-    check_split(split, user=user, item=item, time=time)
+    check_split(split, owner=schema.path.name, user=user, item=item, time=time)
     hashed = {*row_key, *(getattr(schema, need) for need in NEEDS.get(split, ()) if need != "time")}
     lists = {one.name for one in schema.fields if one.is_multi_valued}
     for name in hashed:
@@ -400,6 +400,6 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         weight=schema.sample_weight,
         required=tuple(one.name for one in schema.fields if not one.nullable),
         split=split,
-        seed=seed if seed is not None else 42 if schema.split_seed is None else schema.split_seed,
+        seed=seed if seed is not None else SEED if schema.split_seed is None else schema.split_seed,
         ratios=tuple(ratios or schema.ratios or RATIOS),
     )

@@ -12,8 +12,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor
 
 import flip_ctr
-from flip_ctr.data.dataset_folder import read_split
-from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
 from flip_ctr.train import card, evaluate_ctr
 from flip_ctr.train.arguments import PRESETS
 from flip_ctr.train.finetune import FinetuneArguments
@@ -133,9 +132,8 @@ def test_every_run_in_the_chain_is_told(cards, tmp_path, dataset_dir):
 def test_a_metric_that_is_no_number_is_left_out(cards, tmp_path, dataset_dir):
     _, folder, results = cards["id"]
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    table = read_split(str(dataset_dir), "train")
-    schema = DatasetSchema.load(dataset_dir)
-    path = card.write_card(str(tmp_path), card.read_record(str(folder)), model, processor, schema, str(dataset_dir), table,
+    rows = SplitRows(dataset_dir, "train")
+    path = card.write_card(str(tmp_path), card.read_record(str(folder)), model, processor, rows.schema, str(dataset_dir), rows,
                            results | {"test_gauc": float("nan"), "eval_gauc": float("nan")})  # fmt: skip
     text = ModelCard.load(path).content.split("## Citation")[0]
     assert "GAUC" not in text and not re.search(r"\bnan\b", text, re.I)

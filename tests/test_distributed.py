@@ -27,6 +27,9 @@ RUNS = {
     "whole": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1"},
     "resumed": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1",
                 "resume_from_checkpoint": "OUT/whole/checkpoint-2"},
+    "streamed": {"strategy": "joint", "streaming": True, "unk_rate": 0.1, "checkpointing_steps": "1"},
+    "streamed resumed": {"strategy": "joint", "streaming": True, "unk_rate": 0.1, "checkpointing_steps": "1",
+                         "resume_from_checkpoint": "OUT/streamed/checkpoint-2"},
     "all": {"mtm_num_noise": 5, "max_train_steps": 2},
     # nothing learnt: the same model is evaluated
     "measured": {"max_train_steps": 1, "learning_rate": 1e-12, "plm_learning_rate": 1e-12},
@@ -74,11 +77,12 @@ def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, calm_plm, two_
         torch.testing.assert_close(two[key], one[key], atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_two_processes_go_on_where_they_were(two_processes):
-    assert (two_processes / "whole" / "checkpoint-2" / "random_state_1.pt").exists()
-    whole, resumed = (AutoModel.from_pretrained(two_processes / name).state_dict() for name in ("whole", "resumed"))
+@pytest.mark.parametrize("names", [("whole", "resumed"), ("streamed", "streamed resumed")])
+def test_two_processes_go_on_where_they_were(two_processes, names):
+    assert (two_processes / names[0] / "checkpoint-2" / "random_state_1.pt").exists()
+    whole, resumed = (AutoModel.from_pretrained(two_processes / name).state_dict() for name in names)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    whole, resumed = (json.loads((two_processes / name / "history.json").read_text()) for name in ("whole", "resumed"))
+    whole, resumed = (json.loads((two_processes / name / "history.json").read_text()) for name in names)
     whole, resumed = ([entry["loss"] for entry in history if "loss" in entry] for history in (whole, resumed))
     assert resumed == pytest.approx(whole, rel=1e-6)
 

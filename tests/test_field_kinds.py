@@ -308,7 +308,7 @@ def test_counts_of_chunks_give_what_the_whole_split_gives(size):
     counts = {}
     for start in range(0, len(ROWS), size):
         add_counts(counts, read_columns(ROWS[start : start + size], tiny.KIND_FIELDS), tiny.KIND_FIELDS)
-    whole = FlipFeatureExtractor.from_columns(read_columns(ROWS, tiny.KIND_FIELDS), tiny.KIND_FIELDS, min_frequency=2)
+    whole = FlipProcessor.from_dataset(ROWS, tiny.KIND_FIELDS, min_frequency=2).feature_extractor
     streamed = FlipFeatureExtractor.from_counts(counts, tiny.KIND_FIELDS, min_frequency=2)
     assert json.dumps(streamed.to_dict()) == json.dumps(whole.to_dict())
     assert counts["genres"][None] == sum(not row["genres"] for row in ROWS) and counts["genres"]["Drama"] == 11

@@ -6,6 +6,7 @@ import re
 
 import datasets
 import pandas as pd
+import ibis
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -17,9 +18,8 @@ from test_remote_code import run_blocked
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from flip_ctr import FlipField
-from flip_ctr.data.dataset_folder import split_statistics
 from flip_ctr.data.files import lists_as_text, read_rows, write_rows
-from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.statistics import split_statistics
 from flip_ctr.train.predict import PredictArguments, run
 
 TOWERS = {
@@ -202,7 +202,9 @@ def test_statistics_of_lists():
                               pa.table({"g": [["b", None], []], "f": ["y", "x"], "label": [0, 1]}).cast(
                                   pa.schema([("g", pa.list_(pa.string())), ("f", pa.string()), ("label", pa.int64())]))])  # fmt: skip
     test = pa.table({"g": [["a", "c", "d"], ["b"], None, ["c"]], "f": ["z", "x", None, "x"], "label": [0, 1, 0, 1]})
-    found = split_statistics({"train": train, "test": test}, DatasetSchema("d", fields))
+    codes = [pa.array([code] * len(part)) for code, part in ((0, train), (2, test))]
+    rows = pa.concat_tables([part.append_column("_split", code) for part, code in zip((train, test), codes)])
+    found = split_statistics(ibis.memtable(rows), fields)
     assert found["train"]["fields"] == {"g": {"values": 2, "nulls": 2}, "f": {"values": 2, "nulls": 1}}
     assert found["test"]["fields"] == {
         "g": {"values": 4, "nulls": 1, "unseen_share": 0.5}, "f": {"values": 2, "nulls": 1, "unseen_share": 0.25}
@@ -216,7 +218,7 @@ def test_the_card_says_what_the_fields_are(joint, expected):
     assert "| `age` | int | numeric | user | id + text | 4 buckets |" in text
     assert "lists the values of these fields of users: `history`." in text
     assert "no value is stored, on the ID side they are hashed into buckets: `user_id`." in text
-    assert "only the bounds of buckets over all training rows: `age` (quantile)." in text
+    assert "only bounds of buckets over all training rows are stored: `age` (quantiles, numbers that occur in the rows)." in text
     scope: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.S):
         exec(block.replace("path/or/hub-id", str(joint)), scope)

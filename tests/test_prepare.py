@@ -94,7 +94,7 @@ def test_ml_1m_rows_are_typed_and_human_readable(tmp_path):
     assert types["user_id"] == types["movie_id"] == types["timestamp"] == pa.int64() and types["label"] == pa.int8()
     rows = {(row["user_id"], row["movie_id"]): row for row in all_rows(tmp_path / "out")}
     user = [1, "male", "18-24", "academic/educator", "00001"]
-    movie = [1, "Toy Story (1995)", "Animation, Children's, Comedy"]
+    movie = [1, "Toy Story (1995)", ["Animation", "Children's", "Comedy"]]
     assert list(rows[1, 1].values()) == [*user, *movie, 880000032, 0]
     assert rows[1, 2]["title"] == "Cité des enfants perdus, La (1995)"
     assert rows[2, 3]["title"] is None and rows[2, 3]["genre"] is None and rows[2, 3]["gender"] == "female"
@@ -105,7 +105,7 @@ def test_ml_100k_keeps_its_own_ages_occupations_and_genre_order(tmp_path):
     rows = {(row["user_id"], row["movie_id"]): row for row in all_rows(tmp_path / "out")}
     one = rows[1, 1]
     assert (one["age"], one["occupation"], one["zip_code"]) == (21, "writer", "00001")
-    assert one["genre"] == "Animation, Children's, Comedy"
+    assert one["genre"] == ["Animation", "Children's", "Comedy"]
     assert rows[1, 2]["title"] == "Cité des enfants perdus, La (1995)" and rows[1, 3]["genre"] is None
     assert {field.name: field.type for field in DatasetSchema.load(tmp_path / "out").fields}["age"] == "int"
 
@@ -172,6 +172,7 @@ def test_card_tells_the_lengths_of_prompts_and_shows_a_picture(tmp_path, plm):
     for row in read_split(tmp_path / "words", "test").to_pylist():
         named = {"zip code": row["zip_code"], **{name: row[name] for name in ("gender", "age", "occupation", "title", "genre")}}
         order = ("gender", "age", "occupation", "zip code", "title", "genre")
+        named["genre"] = named["genre"] and ", ".join(named["genre"])
         texts.append(" ; ".join(f"{name} is {named[name] or 'unknown'}" for name in order))
     words = [len(re.findall(r"\w+|[^\w\s]", text)) + 2 for text in texts]
     tokens = [len(ids) for ids in tokenizer(texts)["input_ids"]]

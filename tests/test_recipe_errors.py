@@ -135,7 +135,8 @@ def test_a_wrong_option_leaves_no_output_folder(tmp_path, dataset_dir):
     """So that the corrected command can run without --overwrite_output_dir."""
     with pytest.raises(ValueError):
         tiny.finetune(dataset_dir, None, tmp_path / "m", id_tower="xdeepfm")
-    assert not (tmp_path / "m").exists() or not list((tmp_path / "m").iterdir())
+    assert not (tmp_path / "m").exists()
+
 
 def change_split(dataset_dir, folder, split, change):
     """A copy of a dataset folder, with one split changed."""
@@ -155,7 +156,7 @@ def with_label(value):
     [
         (lambda table: table[:0], "the split '{}' has no rows"),
         (with_label(1), r"split '{}': all \d+ rows that were read have the label 1; both classes are needed"),
-        (with_label(3), "split '{}': column 'label', row 0: a label must be 0 or 1, got 3"),
+        (with_label(3), "split '{}', .*parquet: column 'label', row 0: a label must be 0 or 1, got 3"),
         (lambda table: table.drop_columns("label"), "split '{}' has no column 'label' to learn from"),
     ],
 )
@@ -163,4 +164,4 @@ def test_splits_that_nothing_can_be_learnt_from(tmp_path, dataset_dir, split, ch
     folder = change_split(dataset_dir, tmp_path / "d", split, change)
     with pytest.raises(ValueError, match=message.format(split)):
         tiny.finetune(folder, None, tmp_path / "m")
-    assert list((tmp_path / "m").iterdir()) == []
+    assert not (tmp_path / "m").exists()

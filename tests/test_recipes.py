@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -12,7 +13,9 @@ from transformers import AutoModel
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.configuration_flip import STRATEGIES
 from flip_ctr.data.dataset_folder import read_split, shard_path
-from flip_ctr.train import engine, evaluate_ctr, finetune, predict
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.shards import SplitRows
+from flip_ctr.train import engine, evaluate_ctr, finetune, predict, pretrain
 from flip_ctr.train.optimizer import FeatureTables, make_optimizer
 
 
@@ -165,35 +168,31 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path, dataset_dir, logging
 
 
 def test_the_test_split_is_scored_once_at_the_end(tmp_path, dataset_dir, monkeypatch):
-    """Only its labels are looked at before: whether they can be scored."""
-    events, loaded = [], {}
-    real_rows, real_train, real_dataset = finetune.load_rows, finetune.train, finetune.EncodedDataset
+    """Its rows are only encoded before: whether they can be scored."""
+    events = []
+    real_train, real_score = finetune.train, finetune.score
 
-    def load_rows(folder, split, *args):
-        loaded[split] = real_rows(folder, split, *args)
-        return loaded[split]
+    def score(accelerator, model, dataset, *args):
+        events.append(dataset.rows.split)
+        return real_score(accelerator, model, dataset, *args)
 
-    def encode(processor, rows, *args):
-        events.extend(split for split, table in loaded.items() if table is rows)
-        return real_dataset(processor, rows, *args)
-
-    monkeypatch.setattr(finetune, "load_rows", load_rows)
-    monkeypatch.setattr(finetune, "EncodedDataset", encode)
+    monkeypatch.setattr(finetune, "score", score)
     monkeypatch.setattr(finetune, "train", lambda *a, **k: (real_train(*a, **k), events.append("trained"))[0])
     tiny.finetune(dataset_dir, None, tmp_path / "m", num_train_epochs=1)
-    assert events == ["train", "validation", "trained", "test"]
+    assert events == ["validation", "trained", "test"]
 
 
 def test_pretraining_does_not_read_the_test_split(tmp_path, dataset_dir, plm, monkeypatch):
     read = []
-    monkeypatch.setattr(engine, "read_split", lambda folder, split: (read.append(split), read_split(folder, split))[1])
+    monkeypatch.setattr(pretrain, "SplitRows", lambda folder, split, *args: (read.append(split), SplitRows(folder, split, *args))[1])
     tiny.pretrain(dataset_dir, plm, tmp_path / "p", num_train_epochs=1)
     assert read == ["train", "validation"]
 
 
 def test_vocabularies_come_from_the_training_split(tmp_path, dataset_dir):
     tiny.finetune(dataset_dir, None, tmp_path / "m", num_train_epochs=1, max_train_samples=50)
-    rows = engine.load_rows(dataset_dir, "train", 50, 42)
+    table = read_split(dataset_dir, "train")
+    rows = table.take(np.sort(np.random.default_rng(42).choice(len(table), 50, replace=False)))
     vocabulary = FlipProcessor.from_pretrained(tmp_path / "m").feature_extractor.vocabularies[0]
     assert sorted(map(int, vocabulary)) == sorted(set(rows["user_id"].to_pylist()))
 
@@ -228,7 +227,7 @@ def test_embedding_l2_shrinks_the_tables(tmp_path, dataset_dir):
 
 
 def test_a_picture_is_drawn_only_where_matplotlib_is(tmp_path, dataset_dir, monkeypatch):
-    monkeypatch.setattr("flip_ctr.train.plots._pyplot", lambda: None)
+    monkeypatch.setattr("flip_ctr.train.plots.pyplot", lambda: None)
     tiny.finetune(dataset_dir, None, tmp_path / "m", num_train_epochs=1)
     assert not (tmp_path / "m" / "training.png").exists()
 
@@ -256,7 +255,7 @@ def test_scores_are_in_the_rows_order_whatever_the_batches(processor, rows, text
     from accelerate import Accelerator
 
     model = tiny.shake(FlipForCTR(tiny.flip_config(processor.fields, text_config)))
-    dataset = engine.EncodedDataset(processor, rows)
+    dataset = EncodedDataset(processor, rows)
     with torch.no_grad():
         expected = model.eval()(**processor(rows)).logits[:, 0]
     for batch_size in (1, 5, 100):

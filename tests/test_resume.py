@@ -19,7 +19,7 @@ from flip_ctr.train import checkpoint, resume
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.resume import PARTIAL, PREEMPTED, step_checkpoints
 
-# 4 variants of 5 kills each: 20 random moments
+# 5 variants of 5 kills each: 25 random moments
 KILLS = 5
 VARIANTS = {
     "pretrain, 0 workers": ("pretrain", {"dataloader_num_workers": 0, "icl_weight": 1.0}),
@@ -33,6 +33,7 @@ VARIANTS = {
         {"strategy": "joint", "use_lora": True, "lora_dropout": 0.1, "dataloader_num_workers": 2,
          "embedding_optimizer": "rowwise_adagrad"},
     ),
+    "pretrain, streamed, 2 workers": ("pretrain", {"streaming": True, "dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
 }  # fmt: skip
 LONG = {"max_train_samples": 1500, "max_eval_samples": 64, "num_train_epochs": 3, "eval_steps": 20, "logging_steps": 5, "seed": 5,
         "checkpointing_steps": "3", "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}  # fmt: skip

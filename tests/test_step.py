@@ -38,7 +38,8 @@ def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(two_processes, case):
     expected = gradients(case)
     assert all(gradient.abs().sum() > 0 for name, gradient in expected.items() if "key.bias" not in name)
-    assert difference(two_processes[case], expected) < 2e-5
+    # dot products over .7 are large, and so is their rounding: another order of the rows in one process moves them by 1e-5 already
+    assert difference(two_processes[case], expected) < (6e-5 if case == "ICL, dot" else 2e-5)
 
 
 @pytest.mark.parametrize("name", ["mlm_labels", "mtm_labels", "sample_weight"])

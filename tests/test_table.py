@@ -385,7 +385,7 @@ WRONG = [
     ({"types": {"uid": "string"}}, "`types`: 'uid' is a field of type int"),
     ({"null_values": "NULL"}, "`null_values` must be a list of texts"),
     ({"split": "weekly"}, "`split` must be one of random, time"),
-    ({"split": "time", "time": ...}, "--split time: this dataset has no column of times; use --split random"),
+    ({"split": "time", "time": ...}, "--split time: schema.yaml has no column of times; use --split random"),
     ({"split_seed": "x"}, "`split_seed` must be a whole number"),
     ({"ratios": [8, 1]}, "`ratios` must be three whole numbers above 0"),
     ({"unique": "yes"}, "`unique` must be one of true, false; got 'yes'"),

@@ -41,7 +41,7 @@ def read(path, table_format, columns=COLUMNS, **settings):
 def blocks(request, monkeypatch):
     """Files are read in blocks; what a record is must not depend on where they end."""
     if request.param == "tiny blocks":
-        monkeypatch.setattr(raw.raw_blocks, "__defaults__", (7,))
+        monkeypatch.setattr(raw.byte_blocks, "__defaults__", (7,))
 
 
 def csv_file(tmp_path, content: bytes, name="t.csv"):
@@ -151,7 +151,7 @@ def test_a_csv_file_without_a_header_is_refused(tmp_path, content, message):
 
 def test_a_file_with_no_line_feed_at_all_is_refused_before_it_is_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(raw, "MAX_LINE_BYTES", 1_000)
-    monkeypatch.setattr(raw.raw_blocks, "__defaults__", (100,))
+    monkeypatch.setattr(raw.byte_blocks, "__defaults__", (100,))
     with pytest.raises(ValueError, match="t.csv, line 2: no line feed in"):
         read(csv_file(tmp_path, b"a,t\n" + b"x" * 5_000), CsvFormat())
 
@@ -352,7 +352,7 @@ def test_random_dirt_never_shifts_a_value(tmp_path, blocks):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw.raw_blocks, "__defaults__", (2**14,))
+    monkeypatch.setattr(raw.byte_blocks, "__defaults__", (2**14,))
     peaks = {}
     for count in (3_000, 30_000):
         text = "a,t\n" + "".join(f'{number},"text {number}"\n' for number in range(count))

@@ -1,6 +1,7 @@
 """Tiny tokenizers, language models, rows and raw files, made on the spot for the tests."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -305,3 +306,16 @@ def ml_rows(dataset_dir, count: int = 10) -> list[dict]:
     """Rows of the test split, without their labels."""
     rows = read_split(str(dataset_dir), "test").slice(0, count).to_pylist()
     return [{name: value for name, value in row.items() if name not in ("label", "timestamp")} for row in rows]
+
+
+def reshard(dataset_dir, folder, files: int = 3, group_rows: int = 100):
+    """A copy of a dataset folder with each split in so many files of small row groups."""
+    shutil.copytree(dataset_dir, folder, ignore=shutil.ignore_patterns("data", ".cache"))
+    (folder / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        table = read_split(dataset_dir, split)
+        bounds = np.linspace(0, len(table), files + 1).astype(int)
+        for number, (start, stop) in enumerate(zip(bounds, bounds[1:])):
+            path = folder / "data" / f"{split}-{number:05}-of-{files:05}.parquet"
+            pq.write_table(table.slice(start, stop - start), path, row_group_size=group_rows)
+    return folder

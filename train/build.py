@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from flip_ctr.configuration_flip import FlipConfig
 from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
 from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
@@ -33,7 +34,7 @@ def max_positions(text_config) -> int | None:
     return positions
 
 
-def new_processor(rows, schema: DatasetSchema, args: TrainArguments, plm: str | None) -> FlipProcessor:
+def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, plm: str | None) -> FlipProcessor:
     """A processor whose vocabularies come from the training rows; with the PLM's tokenizer where one is named."""
     settings = {"label": schema.label, "weight": schema.weight_column, "min_frequency": args.min_frequency,
                 "hash_user_values": args.hash_user_values}  # fmt: skip

@@ -17,6 +17,7 @@ from flip_ctr.columns_flip import canonical_value
 from flip_ctr.configuration_flip import NUM_RESERVED_IDS, PIPELINE_TASK
 from flip_ctr.data.dataset_folder import CARD_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
 from flip_ctr.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
@@ -37,6 +38,8 @@ ALONE = {"id_auc": "AUC, ID tower alone", "text_auc": "AUC, language model alone
 # of a field's type: what stands where no value is shown, and what a canonical value reads as in Python
 BLANKS = {"string": "unknown", "int": 0, "float": 0.0, "bool": False}
 CONVERT = {"string": str, "int": int, "float": float, "bool": "true".__eq__}
+# what the bounds of numeric buckets tell
+BOUNDS = {"quantile": "quantiles, numbers that occur in the rows", "log": "even steps from the smallest to the largest number"}
 # metric of the results -> (its name for people, its type in the Hub's model-index)
 METRICS = {
     "auc": ("AUC", "roc_auc"),
@@ -96,14 +99,14 @@ def training_record(args: TrainArguments) -> dict:
 
 
 def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor: FlipProcessor, schema: DatasetSchema,
-               dataset_dir: str, rows, results: dict) -> str:  # fmt: skip
+               dataset_dir: str, rows: SplitRows, results: dict) -> str:  # fmt: skip
     """Renders `model_cards/template.md` into the folder's `README.md` and returns its path.
 
     Args:
         record: see [`training_record`].
         model: the model that the folder holds.
         dataset_dir: the dataset folder that it was trained on; its own card gives title and licence.
-        rows: the training rows, an Arrow table, for an example.
+        rows: the training rows, for an example.
         results: of the recipe; `eval_…` are of validation, `test_…` of the test split.
     """
     data = _dataset_facts(dataset_dir, schema)
@@ -217,7 +220,7 @@ def _metrics_note(is_click: bool) -> str:
             "gap is alignment.")  # fmt: skip
 
 
-def _example_row(processor: FlipProcessor, rows) -> dict:
+def _example_row(processor: FlipProcessor, rows: SplitRows) -> dict:
     """A row to try: a common item as a training row has it; of users, none of whom is an example, the commonest
     value of each field, and no id."""
     extractor = processor.feature_extractor
@@ -225,10 +228,11 @@ def _example_row(processor: FlipProcessor, rows) -> dict:
     picked = 0
     for field in extractor.id_fields:
         if field.key and field.entity != "user" and field.name in vocabularies:
-            column, common = rows.column(field.name).slice(0, 100_000).to_pylist(), vocabularies[field.name][0]
+            common, (_, part) = vocabularies[field.name][0], next(rows.parts([field.name]))
+            column = part.column(field.name).to_pylist()
             picked = next((row for row, value in enumerate(column) if canonical_value(value, field.type) == common), 0)
             break
-    example = rows.slice(picked, 1).to_pylist()[0]
+    example = rows.take([picked]).to_pylist()[0]
     for field in extractor.all_fields:
         if field.entity == "user":
             hidden = field.key or field.name in extractor.hashed_fields or field.name not in vocabularies
@@ -244,7 +248,7 @@ def _literal(value) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, rows) -> str:
+def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, rows: SplitRows) -> str:
     pairs = [f"{json.dumps(name)}: {_literal(value)}" for name, value in _example_row(processor, rows).items()]
     row = f"row = {{{', '.join(pairs)}}}"
     if len(row) > 120:
@@ -402,7 +406,7 @@ def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
     on_id_side = [field for field in users if field.on_id_side]
     stored = [f"`{field.name}`" for field in on_id_side if field.has_vocabulary and field.name not in extractor.hashed_fields]
     buckets = [f"`{field.name}`" for field in on_id_side if not field.has_vocabulary and field.kind != "numeric"]
-    numeric = [f"`{field.name}` ({field.bucketing})" for field in on_id_side if field.kind == "numeric"]
+    numeric = [f"`{field.name}` ({BOUNDS[field.bucketing]})" for field in on_id_side if field.kind == "numeric"]
     hashed = [f"`{field.name}`" for field in users if field.name in extractor.hashed_fields]
     prompted = [f"`{field.name}`" for field in users if field.on_text_side] if core.text_encoder is not None else []
     lines = []
@@ -421,7 +425,7 @@ def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
         )
     if numeric:
         lines.append(
-            f"* Of these fields of users no row's value is stored, only the bounds of buckets over all training rows: {', '.join(numeric)}."
+            f"* Of these fields of users only bounds of buckets over all training rows are stored: {', '.join(numeric)}."
         )
     if prompted:
         lines.append(

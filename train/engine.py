@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from flip_ctr.data.collators import FlipCollator
-from flip_ctr.data.dataset_folder import read_split
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.samplers import GlobalBatchSampler
-from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
+from flip_ctr.data.streaming import StreamedDataset
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import clear_reports
@@ -55,8 +54,8 @@ def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
 
 
 def start(args: TrainArguments) -> Accelerator:
-    """Checks the output folder and the Hub's arguments, starts Accelerate and logging, and sets the seed. Writes nothing yet, see
-    [`begin`].
+    """Checks the output folder and the Hub's arguments, starts Accelerate and logging, and sets the seed. Writes nothing yet, not even
+    the folder, see [`begin`].
 
     Raises:
         ValueError: the output folder holds files and `--overwrite_output_dir` was not given, or is what a LoRA run starts from; or
@@ -66,6 +65,8 @@ def start(args: TrainArguments) -> Accelerator:
     source = args.model_name_or_path
     if args.use_lora and source and os.path.exists(source) and os.path.exists(args.output_dir) and os.path.samefile(source, args.output_dir):
         raise ValueError(f"--output_dir {args.output_dir} is --model_name_or_path: the adapter would take the place of its own base")
+    if os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
+        raise ValueError(f"--output_dir {args.output_dir} is a file; name a folder")
     goes_on = args.resume_from_checkpoint is not None
     if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not (args.overwrite_output_dir or goes_on):
         raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
@@ -76,7 +77,6 @@ def start(args: TrainArguments) -> Accelerator:
     check_run(accelerator, args)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have seen it empty
     set_up_logging(accelerator)
-    os.makedirs(args.output_dir, exist_ok=True)
     if accelerator.is_main_process:
         open_log(os.path.join(args.output_dir, LOG_FILE), append=goes_on)
     if args.embedding_optimizer != "dense" and splits_states(accelerator):
@@ -93,6 +93,7 @@ def begin(accelerator: Accelerator, args: TrainArguments) -> None:
     """All was checked, and training begins: what a former run left in the output folder goes, the log is a file from here on, and the
     tracker starts."""
     if accelerator.is_main_process:
+        os.makedirs(args.output_dir, exist_ok=True)  # not before: a run that is refused leaves nothing behind
         clear_reports(args.output_dir)
         if args.resume_from_checkpoint is None:
             for folder in step_checkpoints(args.output_dir):  # of a former run: `latest` must not find them
@@ -129,47 +130,66 @@ def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], 
 # --- data
 
 
-def load_rows(dataset_dir: str, split: str, max_samples: int | None, seed: int):
-    """One split of a dataset folder as an Arrow table, or a seeded random sample of its rows in their order. `ValueError` where the
-    split is empty."""
-    table = read_split(dataset_dir, split)
-    if len(table) == 0:
-        raise ValueError(f"{dataset_dir}: the split '{split}' has no rows")
-    if max_samples is not None and max_samples < len(table):
-        picked = np.random.default_rng(seed).choice(len(table), max_samples, replace=False)
-        table = table.take(np.sort(picked))
-    return table
-
-
-def check_clicks(processor: FlipProcessor, splits: dict[str, Any]) -> None:
-    """Raises `ValueError` where the rows of a split have no labels, labels other than 0 and 1, or one class only; names the split."""
+def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:
+    """Raises `ValueError` where a split has no labels, labels other than 0 and 1 (in rows outside its sample too), or in the rows of the
+    sample one class only; names the split."""
     for split, rows in splits.items():
-        try:
-            labels, _ = processor.read_targets(rows)
-        except ValueError as error:
-            raise ValueError(f"split '{split}': {error}") from error
-        if labels is None:
+        if processor.label not in rows.column_names:
             raise ValueError(f"split '{split}' has no column '{processor.label}' to learn from")
-        if (labels == labels[0]).all():
-            raise ValueError(f"split '{split}': all {len(labels):,} rows that were read have the label {labels[0]}; both classes are needed")
+        columns = [name for name in (processor.label, processor.weight) if name in rows.column_names]
+        for _ in rows.whole().map_parts(processor.read_targets, columns):
+            pass  # what cannot be read is an error
+        clicks = sum(int(labels.sum()) for labels, _ in rows.map_parts(processor.read_targets, columns))
+        if clicks in (0, len(rows)):
+            raise ValueError(f"split '{split}': all {len(rows):,} rows that were read have the label {int(clicks > 0)}; both classes are needed")
 
 
-def user_numbers(table, schema: DatasetSchema) -> np.ndarray | None:
-    """Each row's user as a number `(N,)` for GAUC; None where the dataset has no users."""
-    if not schema.user_column:
-        return None
-    return table.column(schema.user_column).combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+def encode_split(accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, prompts: bool = True) -> EncodedDataset:
+    """A split as integers: the main process of each machine encodes it, where that was not done before, and all map what it wrote."""
+    failure = None
+    if accelerator.is_local_main_process:
+        try:
+            dataset = EncodedDataset(processor, rows, prompts)
+        except (ValueError, OSError) as error:
+            failure = error  # not before the others, who would wait for ever
+    accelerator.wait_for_everyone()
+    if failure is not None:
+        raise failure
+    return dataset if accelerator.is_local_main_process else EncodedDataset(processor, rows, prompts)
 
 
-def make_loader(dataset: EncodedDataset, collator: FlipCollator, batch_size: int, accelerator: Accelerator,
-                seed: int = 0, shuffle: bool = True, workers: int = 0, complete: bool = False) -> DataLoader:  # fmt: skip
-    """Batches of a dataset for this process, see [`GlobalBatchSampler`] and [`EncodedDataset`]."""
-    sampler = GlobalBatchSampler(
-        len(dataset), batch_size, seed, dataset.lengths, shuffle, accelerator.num_processes, accelerator.process_index,
-        complete=complete,
-    )  # fmt: skip
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=workers,
-                      generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda")  # fmt: skip
+def training_split(accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, args: TrainArguments,
+                   prompts: bool = True) -> EncodedDataset | StreamedDataset:  # fmt: skip
+    """The training rows, encoded beforehand or with `--streaming` while they are read."""
+    if not args.streaming:
+        return encode_split(accelerator, processor, rows, prompts)
+    return StreamedDataset(processor, rows, args.per_device_train_batch_size, args.seed, prompts, accelerator.num_processes,
+                           accelerator.process_index)  # fmt: skip
+
+
+class BatchLoader(DataLoader):
+    """A `DataLoader` of whole batches; which rows, masks and noise they hold is a pure function of (seed, epoch)."""
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The epoch whose batches come next, and the first of them: a run that goes on leaves out those it has had."""
+        plan = self.dataset if isinstance(self.dataset, StreamedDataset) else self.batch_sampler
+        plan.set_epoch(epoch, first_batch)
+        self.collate_fn.set_epoch(epoch)
+
+
+def make_loader(dataset: EncodedDataset | StreamedDataset, collator: FlipCollator, batch_size: int, accelerator: Accelerator,
+                seed: int = 0, shuffle: bool = True, workers: int = 0, complete: bool = False) -> BatchLoader:  # fmt: skip
+    """Batches of a dataset for this process, see [`GlobalBatchSampler`] and [`EncodedDataset`], or [`StreamedDataset`], which plans them
+    itself."""
+    if isinstance(dataset, StreamedDataset):
+        batches = {"batch_size": None}
+    else:
+        batches = {"batch_sampler": GlobalBatchSampler(
+            len(dataset), batch_size, seed, dataset.lengths, shuffle, accelerator.num_processes, accelerator.process_index,
+            complete=complete,
+        )}  # fmt: skip
+    return BatchLoader(dataset, **batches, collate_fn=collator, num_workers=workers, generator=torch.Generator(),
+                       pin_memory=accelerator.device.type == "cuda")  # fmt: skip
 
 
 # --- optimisation
@@ -177,7 +197,7 @@ def make_loader(dataset: EncodedDataset, collator: FlipCollator, batch_size: int
 MAX_SKIPPED = 25  # steps in a row that a scaler may skip while it looks for a scale whose gradients do not overflow
 
 
-def _accumulated(loader: DataLoader, steps: int) -> Iterator[list[dict]]:
+def _accumulated(loader: BatchLoader, steps: int) -> Iterator[list[dict]]:
     """Groups of `steps` batches; the epoch's last group may be smaller."""
     group = []
     for batch in loader:
@@ -192,7 +212,7 @@ def _accumulated(loader: DataLoader, steps: int) -> Iterator[list[dict]]:
 def train(
     accelerator: Accelerator,
     model: nn.Module,
-    loader: DataLoader,
+    loader: BatchLoader,
     args: TrainArguments,
     evaluate: Callable[[], dict[str, float]],
     criterion: Callable[[dict[str, float]], float] | None = None,
@@ -213,7 +233,7 @@ def train(
         Preempted: the process was told to stop (SIGTERM) and has saved.
     """
     if len(loader) == 0:
-        raise ValueError(f"{len(loader.dataset)} training rows give {accelerator.num_processes} processes no batch")
+        raise ValueError(f"{loader.dataset.num_rows} training rows give {accelerator.num_processes} processes no batch")
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     checkpoints = StepCheckpoints(accelerator, args, loader.dataset, steps_per_epoch)
     try:
@@ -286,8 +306,7 @@ def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patie
         for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
             if done():
                 break
-            loader.batch_sampler.set_epoch(epoch, step % steps_per_epoch * accumulation)
-            loader.collate_fn.set_epoch(epoch)
+            loader.set_epoch(epoch, step % steps_per_epoch * accumulation)
             for group in _accumulated(loader, accumulation):
                 model.train()
                 for output in training.backward(group):

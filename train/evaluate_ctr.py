@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from accelerate import DistributedType
 
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import check_fields, load_click_model
-from flip_ctr.train.engine import load_rows, make_accelerator, score, user_numbers
+from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, score
 from flip_ctr.train.launch import launch_help
 from flip_ctr.train.metrics import score_metrics
 from flip_ctr.train.plots import plot_reliability
@@ -48,16 +47,14 @@ def run(args: EvaluateArguments) -> dict:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it would take --mixed_precision for itself and never use it
         raise ValueError("evaluate has nothing for DeepSpeed to split; choose the Accelerate config multi_gpu or single_gpu")
     set_up_logging(accelerator)
-    schema = DatasetSchema.load(args.dataset_dir)
+    rows = SplitRows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
-    check_fields(processor, schema, args.model_name_or_path)
-    rows = load_rows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
-    dataset = EncodedDataset(processor, rows, prompts=not processor.id_only)
-    if dataset.labels is None:
-        raise ValueError(f"{args.dataset_dir}, split {args.split}: no column '{processor.label}' to compare with")
+    check_fields(processor, rows.schema, args.model_name_or_path)
+    check_clicks(processor, {args.split: rows})
+    dataset = encode_split(accelerator, processor, rows)
     scores = score(accelerator, model.to(accelerator.device), dataset, args.per_device_eval_batch_size, progress=True)
-    users, prefix = user_numbers(rows, schema), {"validation": "eval"}.get(args.split, args.split)
-    results = score_metrics(scores, dataset.labels, users, prefix)
+    prefix = {"validation": "eval"}.get(args.split, args.split)
+    results = score_metrics(scores, dataset.labels, dataset.users, prefix)
     if args.output_dir is not None and accelerator.is_main_process:
         os.makedirs(args.output_dir, exist_ok=True)
     report(accelerator, results, args.output_dir)

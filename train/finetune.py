@@ -12,13 +12,12 @@ from typing import ClassVar
 
 from flip_ctr.configuration_flip import FUSIONS, STRATEGIES
 from flip_ctr.data.collators import FlipCollator
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments
 from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import best_model, save
-from flip_ctr.train.engine import check_clicks, load_rows, make_loader, recipe, score, start, train, user_numbers
+from flip_ctr.train.engine import check_clicks, encode_split, make_loader, recipe, score, start, train, training_split
 from flip_ctr.train.hub import push
 from flip_ctr.train.launch import launch_help
 from flip_ctr.train.lora import is_flip_checkpoint, plain
@@ -86,10 +85,10 @@ def run(args: FinetuneArguments) -> dict:
     accelerator = start(args)
 
     # 2. Rows
-    schema = DatasetSchema.load(args.dataset_dir)
-    train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
-    eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
-    test_rows = load_rows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
+    train_rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
+    eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    test_rows = SplitRows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
+    schema = train_rows.schema
     record = training_record(args)
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
@@ -105,18 +104,19 @@ def run(args: FinetuneArguments) -> dict:
     check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
     model = ready_to_train(model, args)
     prompts = args.strategy != "id"
-    train_set, eval_set = EncodedDataset(processor, train_rows, prompts), EncodedDataset(processor, eval_rows, prompts)
-    logger.info(f"{args.strategy}: {len(train_set):,} training rows")
+    train_set = training_split(accelerator, processor, train_rows, args, prompts)
+    # the test split too: a value in it that cannot be read is found now, and not after training
+    eval_set, test_set = (encode_split(accelerator, processor, rows, prompts) for rows in (eval_rows, test_rows))
+    logger.info(f"{args.strategy}: {train_set.num_rows:,} training rows")
 
     # 4. Train; validation decides what is kept
     collator = FlipCollator(processor, args.seed, args.unk_rate)
     loader = make_loader(train_set, collator, args.per_device_train_batch_size, accelerator, args.seed,
                          workers=args.dataloader_num_workers)  # fmt: skip
-    eval_users = user_numbers(eval_rows, schema)
 
     def evaluate() -> dict[str, float]:
         scores = score(accelerator, model, eval_set, args.per_device_eval_batch_size)
-        metrics = click_metrics(scores["logits"], eval_set.labels, eval_users)
+        metrics = click_metrics(scores["logits"], eval_set.labels, eval_set.users)
         return {f"eval_{name}": value for name, value in metrics.items()}
 
     history = train(
@@ -126,15 +126,14 @@ def run(args: FinetuneArguments) -> dict:
 
     # 5. The test split, once, with the best checkpoint
     best = best_model(accelerator, model, processor, args, record)
-    test_set = EncodedDataset(processor, test_rows, prompts)
     scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
-    test = score_metrics(scores, test_set.labels, user_numbers(test_rows, schema), "test")
+    test = score_metrics(scores, test_set.labels, test_set.users, "test")
 
     # 6. Results
     evaluations = [entry for entry in history if "eval_auc" in entry]
     chosen = max(evaluations, key=criterion)
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
-    results |= test | {"best_step": chosen["step"], "best_epoch": chosen["epoch"], "train_rows": len(train_set),
+    results |= test | {"best_step": chosen["step"], "best_epoch": chosen["epoch"], "train_rows": train_set.num_rows,
                 "train_steps": history[-1]["step"], "train_seconds": history[-1]["seconds"],
                 "num_processes": accelerator.num_processes}  # fmt: skip
     report(accelerator, results, args.output_dir)

@@ -1,7 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Pictures of a run: training curves, and a comparison of methods. Drawn where matplotlib is installed (`plot` extra)."""
 
-import os
 
 import numpy as np
 from scipy.special import expit

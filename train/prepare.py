@@ -4,6 +4,7 @@
     flip-ctr prepare --dataset ml-1m --output_dir data-1m                     # downloads the official archive
     flip-ctr prepare --dataset ml-100k --data_dir ml-100k.zip --split time --output_dir data-100k
     flip-ctr prepare --dataset bookcrossing --data_dir BX-CSV-Dump.zip --output_dir data-bx
+    flip-ctr prepare --dataset goodreads --data_dir goodreads --split time --output_dir data-gr
     flip-ctr prepare --infer_schema clicks.csv users.csv --schema schema.yaml      # a first description of your own table, to edit
     flip-ctr prepare --dataset table --schema schema.yaml --output_dir data-mine
 
@@ -17,29 +18,28 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from flip_ctr.data import bookcrossing, movielens
+from flip_ctr.data import bookcrossing, goodreads, movielens
 from flip_ctr.data.dataset_card import dataset_card
 from flip_ctr.data.dataset_folder import (
     REJECTED_NAME, check_output_dir, new_dataset_folder, shard_paths, write_rejected, write_split, write_texts,
 )  # fmt: skip
 from flip_ctr.data.dataset_picture import plot_dataset
-from flip_ctr.data.datasets import RawDataset, Source
+from flip_ctr.data.datasets import RawDataset, Source, ratings_source
 from flip_ctr.data.download import fetch_archive, open_raw_folder
 from flip_ctr.data.engines import Engine
 from flip_ctr.data.infer_schema import infer_schema
-from flip_ctr.data.preparation import Plan, prepare_rows
+from flip_ctr.data.preparation import prepare_rows
 from flip_ctr.data.prompt_lengths import prompt_lengths
 from flip_ctr.data.raw import LineLog
 from flip_ctr.data.schema import SPLITS, DatasetSchema
-from flip_ctr.data.splits import RATIOS, SPLIT_RULES, check_split
+from flip_ctr.data.splits import RATIOS, SEED, SPLIT_RULES, check_split
 from flip_ctr.data.statistics import check_splits, split_statistics
 from flip_ctr.data.table_schema import check_ratios, read_schema
 from flip_ctr.data.table_source import table_source
 from flip_ctr.train.arguments import parse_arguments
 
-DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS
+DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS | goodreads.DATASETS
 TABLE = "table"
-SEED = 42
 SCHEMA_FILE = "schema.yaml"
 # options that mean nothing to some dataset, and what says it there
 OF_RATINGS = {
@@ -53,7 +53,7 @@ OF_TABLES = ("schema", "data_files")
 
 @dataclass
 class PrepareArguments:
-    dataset: Literal["ml-100k", "ml-1m", "bookcrossing", "table"] | None = field(
+    dataset: Literal["ml-100k", "ml-1m", "bookcrossing", "goodreads", "table"] | None = field(
         default=None, metadata={"help": "Which dataset the raw files are; table: any table, which --schema describes."}
     )
     output_dir: str | None = field(default=None, metadata={"help": "Dataset folder to write."})
@@ -82,8 +82,8 @@ class PrepareArguments:
     split: Literal["random", "time", "leave_last_out", "by_user", "cold_items", "cold_users"] | None = field(
         default=None,
         metadata={"help": "random (when neither this nor a schema says): rows, by hash; time: the latest rows are test; leave_last_out: each "
-            "user's last row is test (both not bookcrossing, which has no times); by_user: a share of each user's rows, by hash; cold_*: "
-            "whole items or users, by hash."},
+            "user's last row is test (neither of them for bookcrossing or the CSV of goodreads, which have no times); by_user: a share of each "
+            "user's rows, by hash; cold_*: whole items or users, by hash."},
     )
     split_seed: int | None = field(default=None, metadata={"help": f"Part of what is hashed; {SEED} when neither this nor a schema says."})
     ratios: list[int] | None = field(
@@ -94,12 +94,12 @@ class PrepareArguments:
         default=None,
         metadata={
             "help": "Ratings to drop, comma separated; '' drops none. When not given: 3 of MovieLens, 0 (a book without a "
-            "rating) of bookcrossing. Not of a table."
+            "rating) of bookcrossing and goodreads. Not of a table."
         },
     )
     click_threshold: int | None = field(
         default=None,
-        metadata={"help": "A rating of at least this is a click. When not given: 4 of MovieLens, 8 of bookcrossing."},
+        metadata={"help": "A rating of at least this is a click. When not given: 4 of MovieLens and goodreads, 8 of bookcrossing."},
     )
     preset: str | None = field(default=None, metadata={"help": "Named settings: paper puts the ids into the prompt."})
     ids_in_prompt: bool = field(default=False, metadata={"help": "Put the ids into the prompt (as the paper does)."})
@@ -114,7 +114,7 @@ class PrepareArguments:
         metadata={"help": "What joins, labels and splits: DuckDB in this process, or Spark (pip install 'flip-ctr[spark]', Java 17)."},
     )
     memory_limit: str | None = field(
-        default=None, metadata={"help": "Most memory that DuckDB takes, e.g. 4GB; the rest goes through files. 80 % of the machine's "
+        default=None, metadata={"help": "Most memory that DuckDB takes, e.g. 4GB; the rest goes through files. four fifths of the machine's "
             "when not given."},
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an existing dataset folder."})
@@ -195,35 +195,8 @@ def open_source(args: PrepareArguments) -> Source:
         return table_source(read_schema(args.schema), args.data_dir, args.data_files, args.split, args.split_seed, args.ratios)
     raw = DATASETS[args.dataset]
     folder = open_raw_folder(args.dataset, args.data_dir or fetch_archive(args.dataset), raw.files)
-    fields = raw.fields(args.ids_in_prompt)
-    dropped = args.dropped_ratings
-    stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
-    plan = Plan(
-        events="ratings",
-        joins=raw.joins,
-        label=f"rating >= {args.click_threshold}",
-        drops={f"rating {rating}": f"rating == {rating}" for rating in dropped},
-        columns=tuple([one.name for one in fields] + ([raw.time] if raw.time else [])),
-        row_key=raw.row_key,
-        unique=raw.unique,
-        again_reason=raw.again_reason,
-        user=raw.user,
-        item=raw.item,
-        time=raw.time,
-        split=args.split,
-        seed=args.split_seed,
-        ratios=tuple(args.ratios or RATIOS),
-    )
-    return Source(
-        dataset=args.dataset,
-        tables=raw.tables(folder),
-        plan=plan,
-        fields=fields,
-        label_rule=f"a rating of at least {args.click_threshold} is a click{stars}",
-        protocol={"click_threshold": args.click_threshold, "drop_ratings": dropped},
-        card_facts=raw.card_facts,
-        way_out="--click_threshold, --drop_ratings",
-    )
+    return ratings_source(raw, folder, args.click_threshold, args.dropped_ratings, args.ids_in_prompt,
+                          split=args.split, seed=args.split_seed, ratios=tuple(args.ratios or RATIOS))  # fmt: skip
 
 
 def run(args: PrepareArguments) -> dict:
@@ -288,6 +261,7 @@ def run(args: PrepareArguments) -> dict:
             ),
             "events_files": list(source.events.files),
             "raw_files": log.files,
+            "notes": list(source.notes),
         }
         picture = plot_dataset(report, schema, folder)
         write_texts(folder, schema, report, dataset_card(schema, report, source.card_facts, picture is not None))
@@ -315,11 +289,11 @@ def summary(report: dict) -> str:
             lines += [f"{name}: {counted(count, 'line')} dropped: {reason}" for reason, count in entry["unused_by_reason"].items()]
         for kind, count in entry["values_changed"].items():
             lines.append(f"{name}: {counted(count, 'value')} changed: {kind}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *report["notes"]])
 
 
 def main(argv: list[str] | None = None) -> None:
-    description = "Raw files of MovieLens, BookCrossing or any table of yours to a dataset folder."
+    description = "Raw files of MovieLens, BookCrossing, GoodReads or any table of yours to a dataset folder."
     args = parse_arguments(PrepareArguments, argv, prog="flip-ctr prepare", description=description)
     if args.infer_schema is not None:
         print(infer_schema(args.infer_schema, args.schema or SCHEMA_FILE))

@@ -11,13 +11,12 @@ from typing import ClassVar
 import torch
 
 from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator, require_mask_token
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.schema import DatasetSchema
+from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments, required
 from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
-from flip_ctr.train.engine import load_rows, make_loader, recipe, start, train
+from flip_ctr.train.engine import encode_split, make_loader, recipe, start, train, training_split
 from flip_ctr.train.hub import push
 from flip_ctr.train.launch import launch_help
 from flip_ctr.train.lora import is_flip_checkpoint, merge, plain
@@ -78,18 +77,18 @@ def run(args: PretrainArguments) -> dict:
     accelerator = start(args)
 
     # 2. Rows and vocabularies: the training split only
-    schema = DatasetSchema.load(args.dataset_dir)
-    train_rows = load_rows(args.dataset_dir, "train", args.max_train_samples, args.seed)
-    eval_rows = load_rows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    train_rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
+    eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    schema = train_rows.schema
     record = training_record(args)
     if is_flip_checkpoint(args.model_name_or_path):
         raise ValueError(f"--model_name_or_path {args.model_name_or_path} is a FLIP checkpoint; pretraining starts from a PLM")
     processor = new_processor(train_rows, schema, args, args.model_name_or_path)
     require_mask_token(processor)
-    train_set, eval_set = EncodedDataset(processor, train_rows), EncodedDataset(processor, eval_rows)
+    train_set, eval_set = training_split(accelerator, processor, train_rows, args), encode_split(accelerator, processor, eval_rows)
     if len(eval_set) < accelerator.num_processes:
         raise ValueError(f"the split 'validation' has {len(eval_set)} rows for {accelerator.num_processes} processes; each needs one")
-    logger.info(f"{len(train_set):,} training rows, {train_set.lengths.mean():.1f} tokens a prompt on average")
+    logger.info(f"{train_set.num_rows:,} training rows; {eval_set.lengths.mean():.1f} tokens a prompt on average")
 
     # 3. Model
     model = new_pretraining_model(processor, args)
@@ -118,7 +117,7 @@ def run(args: PretrainArguments) -> dict:
     whole = merge(model) if args.use_lora and not args.lora_adapter_only else model
     save(accelerator, whole, processor, args, record)
     results = {name: value for name, value in history[-1].items() if name.startswith("eval_")}
-    results |= {"train_rows": len(train_set), "train_steps": history[-1]["step"], "train_seconds": history[-1]["seconds"],
+    results |= {"train_rows": train_set.num_rows, "train_steps": history[-1]["step"], "train_seconds": history[-1]["seconds"],
                 "num_processes": accelerator.num_processes}  # fmt: skip
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:

@@ -13,9 +13,9 @@ import re
 import shutil
 import signal
 import threading
-import zlib
 from collections.abc import Callable
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from flip_ctr.data.cache import processor_digest
 from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.streaming import StreamedDataset
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import PARTIAL
 from flip_ctr.train.distributed import load_training_state, training_state
@@ -54,14 +56,10 @@ def step_checkpoints(folder: str) -> list[str]:
     return [os.path.join(folder, name) for _, name in sorted(found)]
 
 
-def fingerprint(dataset: EncodedDataset) -> int:
-    """Of the training rows as the model sees them: a continuation on other rows would not be one."""
-    arrays = (dataset.encoded.feature_ids, dataset.encoded.entries, dataset.labels, dataset.weights)
-    value = len(dataset)
-    for array in arrays:
-        if array is not None:
-            value = zlib.crc32(np.ascontiguousarray(array), value)
-    return value
+def fingerprint(dataset: EncodedDataset | StreamedDataset) -> str:
+    """Of the training rows, and of the processor that encodes them: a continuation on others would not be one."""
+    parts = [dataset.rows.content_digest(), processor_digest(dataset.processor, dataset.prompts)]
+    return blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
 
 
 class StepCheckpoints:
@@ -76,7 +74,7 @@ class StepCheckpoints:
         ValueError: `--resume_from_checkpoint` names no checkpoint, or one of another run; says what differs.
     """
 
-    def __init__(self, accelerator: Accelerator, args: TrainArguments, dataset: EncodedDataset, steps_per_epoch: int):
+    def __init__(self, accelerator: Accelerator, args: TrainArguments, dataset: EncodedDataset | StreamedDataset, steps_per_epoch: int):
         self.accelerator, self.args = accelerator, args
         every = args.checkpointing_steps
         self.every = None if every is None else steps_per_epoch if every == "epoch" else int(every)
