@@ -12,16 +12,16 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
 
     Args:
         report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see `statistics`) and `prompt_lengths`.
-        facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned, if
-            they were.
+        facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned; each where
+            it is known.
         has_picture: whether `dataset.png` lies in the folder.
     """
+    title = facts.get("title", schema.dataset)
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]]
     front_matter = {
-        "pretty_name": facts["title"],
-        "license": "other",
-        "license_name": schema.dataset,
-        "license_link": facts["licence_link"],
+        "pretty_name": title,
+        **({"license": "other", "license_name": schema.dataset} if "licence" in facts else {}),
+        **({"license_link": facts["licence_link"]} if "licence" in facts and "licence_link" in facts else {}),
         "task_categories": ["tabular-classification"],
         "tags": ["click-through-rate", "recommendation", "flip-ctr"],
         "configs": [{"config_name": "default", "data_files": files}],
@@ -51,11 +51,13 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
     accounts = [["rows read", report["rows_read"]]]
     accounts += [[f"dropped: {rule}", count] for rule, count in report["dropped"].items()]
     accounts += [["malformed, or of an unknown user or item", report["malformed"]], ["kept", report["rows_kept"]]]
+    ends = [f"\n## Licence\n\n{facts['licence']}\n"] if "licence" in facts else []
+    ends += [f"\n## Citation\n\n```bibtex\n{facts['citation']}\n```\n"] if "citation" in facts else []
     picture = f"\n![rows and clicks, unseen values, prompt lengths]({PICTURE_NAME})\n" if has_picture else ""
     return f"""---
 {yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---
 
-# {facts["title"]}
+# {title}
 
 Made from the raw files of `{schema.dataset}` by `flip-ctr prepare`; read it with `datasets.load_dataset(this_folder)`.
 `{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count, `{REJECTED_NAME}` every line that could not be
@@ -78,17 +80,7 @@ read or used, with file, line, reason and text.
 ## Where the rows went
 
 {markdown_table(["", "rows"], accounts)}
-
-## Licence
-
-{facts["licence"]}
-
-## Citation
-
-```bibtex
-{facts["citation"]}
-```
-"""
+{"".join(ends)}"""
 
 
 def _prompts(lengths: dict) -> str:

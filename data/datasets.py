@@ -1,12 +1,13 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What `prepare` asks of a raw dataset; one module for each has them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.preparation import Join, Plan
 from flip_ctr.data.raw import RawTable
+from flip_ctr.data.splits import check_split
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Source:
     """Raw tables with what becomes of them, whatever they are of.
 
     Args:
+        dataset: its name.
         tables: in the order in which they are read.
         plan: what becomes of them.
         fields: of a row of the dataset folder.
@@ -75,10 +77,10 @@ class Source:
         protocol: more of `schema.json`'s protocol.
         card_facts: what the dataset card says of the raw data, see [`RawDataset`].
         way_out: the options that change the label rule, for errors.
-        weight: column of the sample weight.
         notes: what of the dataset the raw files lack, for people.
     """
 
+    dataset: str
     tables: list[RawTable]
     plan: Plan
     fields: list[FlipField]
@@ -86,9 +88,57 @@ class Source:
     card_facts: dict[str, str]
     way_out: str
     protocol: dict = field(default_factory=dict)
-    weight: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def events(self) -> RawTable:
         return next(table for table in self.tables if table.name == self.plan.events)
+
+
+def ratings_source(
+    raw: RawDataset, folder, click_threshold: int, dropped: Sequence[int], ids_in_prompt: bool, *, split: str, seed: int, ratios: Sequence[int]
+) -> Source:
+    """What `prepare` runs for a dataset of ratings.
+
+    Args:
+        folder: a `pathlib.Path` or `zipfile.Path` that holds the raw files.
+        click_threshold: a rating of at least this is a click.
+        dropped: ratings that are no part of the dataset.
+        ids_in_prompt: whether ids are in the prompt.
+        split, seed, ratios: see `splits`.
+
+    Raises:
+        FileNotFoundError: a raw file is missing.
+        ValueError: a file's header lacks a column, or what was found in the folder has no column that the split needs.
+    """
+    raw = raw.of(folder)
+    check_split(split, owner=raw.files[0], user=raw.user, item=raw.item, time=raw.time)
+    fields = raw.fields(ids_in_prompt)
+    stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
+    plan = Plan(
+        events="ratings",
+        joins=raw.joins,
+        label=f"rating >= {click_threshold}",
+        drops={f"rating {rating}": f"rating == {rating}" for rating in dropped},
+        columns=tuple([one.name for one in fields] + ([raw.time] if raw.time else [])),
+        row_key=raw.row_key,
+        unique=raw.unique,
+        again_reason=raw.again_reason,
+        user=raw.user,
+        item=raw.item,
+        time=raw.time,
+        split=split,
+        seed=seed,
+        ratios=ratios,
+    )
+    return Source(
+        dataset=raw.name,
+        tables=raw.tables(folder),
+        plan=plan,
+        fields=fields,
+        label_rule=f"a rating of at least {click_threshold} is a click{stars}",
+        protocol={"click_threshold": click_threshold, "drop_ratings": list(dropped)},
+        card_facts=raw.card_facts,
+        notes=raw.notes,
+        way_out="--click_threshold, --drop_ratings",
+    )

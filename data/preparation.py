@@ -15,7 +15,7 @@ import pyarrow as pa
 from flip_ctr.data.engines import Engine
 from flip_ctr.data.raw import PLACE_COLUMNS, LineLog, MalformedLine, RawTable, UnusedLine, texts_at, write_typed
 from flip_ctr.data.rules import Rule
-from flip_ctr.data.splits import NEEDS, RATIOS, text_key, with_split
+from flip_ctr.data.splits import NEEDS, RATIOS, SEED, text_key, with_split
 
 LABEL = "label"
 UNUSABLE = {"malformed": MalformedLine, "unused": UnusedLine}
@@ -55,6 +55,8 @@ class Plan:
         unique: whether of rows with the same key only the first counts, the others being unused.
         again_reason: why the others are, for people.
         user, item, time: columns of the user, the item and the time, where there are such.
+        weight: column of the sample weight: a row without one, or with one below 0, is malformed.
+        required: more columns that must not be null.
         split, seed, ratios: see `splits`.
     """
 
@@ -69,14 +71,17 @@ class Plan:
     user: str | None = None
     item: str | None = None
     time: str | None = None
+    weight: str | None = None
+    required: tuple[str, ...] = ()
     split: str = "random"
-    seed: int = 42
+    seed: int = SEED
     ratios: Sequence[int] = RATIOS
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Columns without which a row has no place in a split."""
-        return tuple(dict.fromkeys([*self.row_key, *(getattr(self, need) for need in NEEDS.get(self.split, ()))]))
+        """Columns without which a row has no place in a split, or none in the dataset."""
+        extra = [getattr(self, need) for need in NEEDS.get(self.split, ())]
+        return tuple(dict.fromkeys([*self.row_key, *extra, *([self.weight] if self.weight else []), *self.required]))
 
 
 @dataclass
@@ -140,6 +145,10 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         # a key that a join adds is null where there is no partner, and then that is the reason
         place = 0 if column in by_name[plan.events].columns else len(reasons)
         reasons.insert(place, (rows[column].isnull(), reason, ibis.literal("")))
+    if plan.weight:
+        reason = f"{plan.weight} is below 0"
+        kinds[reason] = "malformed"
+        reasons.append(((rows[plan.weight] < 0).fill_null(False), reason, rows[plan.weight].cast("string")))
 
     rows = rows.mutate(_reason=_first(reasons), _text=_first([(when, None, text) for when, _, text in reasons], text=True))
     if plan.unique:
@@ -169,8 +178,7 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     events = by_name[plan.events]
     rejected = rows.filter(rows._reason.notnull())
     _reject(engine, events, rejected, {reason: UNUSABLE[kind] for reason, kind in kinds.items()}, log)
-    for name, path in events.files.items():
-        log.check(name, path)
+    log.check_table(events.files)
     counted = engine.fetch(rows.filter(rows._reason.isnull() & rows._drop.notnull()).group_by("_drop").agg(rows=ibis._.count()))
     counts = dict(zip(counted["_drop"].to_pylist(), counted["rows"].to_pylist()))
     types = _types(by_name, plan)
@@ -238,8 +246,7 @@ def _first_of_each_key(engine: Engine, raw: RawTable, side: ir.Table, join: Join
     side = side.mutate(_reason=reason, _text=_shown(side, keys))
     left_out = side.filter(side._reason.notnull()).select("_file", "_line", "_reason", "_text")
     _reject(engine, raw, left_out, {null: MalformedLine, again: UNUSABLE[join.again]}, log)
-    for name, path in raw.files.items():
-        log.check(name, path)
+    log.check_table(raw.files)
     return side.filter(side._reason.isnull()).drop("_rank", "_absent", "_reason", "_text", *PLACE_COLUMNS)
 
 

@@ -27,6 +27,8 @@ MAX_LISTED_LINES = 100  # of a file, in the report; `rejected.parquet` has all
 CHUNK_ROWS, CHUNK_BYTES = 65_536, 2**25
 FEW_LINES = 64  # among which one that is not plain is no longer looked for
 FILE_BUFFER = 2**20
+BLOCK_BYTES, MAX_LINE_BYTES = 2**21, 2**24
+GZIP_MAGIC = b"\x1f\x8b"
 MAX_DIGITS = 18  # always fit 64 bits
 ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|\w+);")
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -98,8 +100,13 @@ class LineLog:
     _writer: pq.ParquetWriter | None = None
 
     def start(self, name: str, path) -> None:
-        self.files[name] = {
-            "md5": file_md5(path),
+        self.files[name] = self.entry() | {"md5": file_md5(path)}
+
+    @staticmethod
+    def entry() -> dict:
+        """What is counted of a file; nothing yet."""
+        return {
+            "md5": None,
             "lines": 0,
             "malformed": 0,
             "malformed_by_reason": Counter(),
@@ -132,10 +139,18 @@ class LineLog:
 
     def check(self, name: str, path) -> None:
         """`ValueError` where the file is empty or has too many malformed lines."""
-        entry = self.files[name]
-        if not entry["lines"]:
-            raise ValueError(f"{path} is empty.")
-        share = entry["malformed"] / entry["lines"]
+        self.check_table({name: path})
+
+    def check_table(self, files: dict[str, Path]) -> None:
+        """`ValueError` where all files of a table are empty, or one has too many malformed lines."""
+        if not any(self.files[name]["lines"] for name in files):
+            shown = [str(path) for path in files.values()]
+            raise ValueError(f"{shown[0]} is empty." if len(shown) == 1 else f"{', '.join(shown[:5])}: all these files are empty.")
+        for name, path in files.items():
+            self._check_share(self.files[name], path)
+
+    def _check_share(self, entry: dict, path) -> None:
+        share = entry["malformed"] / max(1, entry["lines"])
         if share > self.max_share:
             entry["first_malformed"].sort(key=lambda one: one["line"])
             first = entry["first_malformed"][:5]
@@ -189,9 +204,10 @@ class _Unpacked(io.RawIOBase):
 
 
 def open_raw(path) -> io.BufferedIOBase:
-    """A raw file as bytes, unpacked where its name ends in `.gz`."""
-    file = path.open("rb")
-    return io.BufferedReader(_Unpacked(file), FILE_BUFFER) if path.name.endswith(".gz") else io.BufferedReader(file)
+    """A raw file as bytes, unpacked where its name ends in `.gz` or its first bytes are gzip's."""
+    file = io.BufferedReader(path.open("rb"))
+    packed = path.name.endswith(".gz") or file.peek(2)[:2] == GZIP_MAGIC
+    return io.BufferedReader(_Unpacked(file), FILE_BUFFER) if packed else file
 
 
 def raw_blocks(path) -> Iterator[list[bytes]]:
@@ -215,10 +231,39 @@ def raw_blocks(path) -> Iterator[list[bytes]]:
                 yield block
                 number += len(block)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: the packed file is cut off or damaged after line {number + len(block):,} ({error}); fetch it again, or unpack "
-            "what can be unpacked and name that."
-        ) from error
+        raise _damaged(path, number + len(block), error) from error
+
+
+def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
+    """A raw file in blocks of whole lines of about `size` bytes, each with the number of its first line. The last may lack its end.
+
+    Raises:
+        ValueError: a packed file is cut off or damaged, or what should be lines has none.
+    """
+    number, rest = 1, bytearray()
+    try:
+        with open_raw(path) as file:
+            while data := file.read1(size):
+                rest += data
+                end = rest.rfind(b"\n") + 1 if len(rest) >= size else 0
+                if end:
+                    block = bytes(rest[:end])
+                    del rest[:end]
+                    yield number, block
+                    number += block.count(b"\n")
+                elif len(rest) > MAX_LINE_BYTES:
+                    raise ValueError(f"{path}, line {number:,}: no line feed in {len(rest):,} bytes; expected text in lines.")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path, number - 1 + rest.count(b"\n"), error) from error
+    if rest:
+        yield number, bytes(rest)
+
+
+def _damaged(path, line: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path}: the packed file is cut off or damaged after line {line:,} ({error}); fetch it again, or unpack what can be "
+        "unpacked and name that."
+    )
 
 
 def raw_lines(path) -> Iterator[bytes]:

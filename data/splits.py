@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from flip_ctr.data.schema import SPLITS
 
 RATIOS = (8, 1, 1)
+SEED = 42
 
 # The rules by name, each with the sentence that a dataset card says.
 SPLIT_RULES = {

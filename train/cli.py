@@ -10,7 +10,7 @@ from flip_ctr.train.launch import LAUNCHED, config_names, launch, split_options
 
 # command -> module and what it does; modules are imported only when called
 COMMANDS = {
-    "prepare": ("prepare", "raw files of a public dataset -> dataset folder"),
+    "prepare": ("prepare", "raw files of a public dataset, or any table -> dataset folder"),
     "pretrain": ("pretrain", "align an ID tower and a PLM on the training rows"),
     "finetune": ("finetune", "train click prediction: id, plm or joint"),
     "evaluate": ("evaluate_ctr", "metrics of a checkpoint on a split"),

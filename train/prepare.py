@@ -5,6 +5,8 @@
     flip-ctr prepare --dataset ml-100k --data_dir ml-100k.zip --split time --output_dir data-100k
     flip-ctr prepare --dataset bookcrossing --data_dir BX-CSV-Dump.zip --output_dir data-bx
     flip-ctr prepare --dataset goodreads --data_dir goodreads --split time --output_dir data-gr
+    flip-ctr prepare --infer_schema clicks.csv users.csv --schema schema.yaml      # a first description of your own table, to edit
+    flip-ctr prepare --dataset table --schema schema.yaml --output_dir data-mine
 
 The same as `python -m flip_ctr.train.prepare …` or `python train/prepare.py …`.
 """
@@ -13,7 +15,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from flip_ctr.data import bookcrossing, goodreads, movielens
@@ -22,42 +24,77 @@ from flip_ctr.data.dataset_folder import (
     REJECTED_NAME, check_output_dir, new_dataset_folder, shard_paths, write_rejected, write_split, write_texts,
 )  # fmt: skip
 from flip_ctr.data.dataset_picture import plot_dataset
-from flip_ctr.data.datasets import RawDataset, Source
+from flip_ctr.data.datasets import RawDataset, Source, ratings_source
 from flip_ctr.data.download import fetch_archive, open_raw_folder
 from flip_ctr.data.engines import Engine
-from flip_ctr.data.preparation import Plan, prepare_rows
+from flip_ctr.data.infer_schema import infer_schema
+from flip_ctr.data.preparation import prepare_rows
 from flip_ctr.data.prompt_lengths import prompt_lengths
 from flip_ctr.data.raw import LineLog
 from flip_ctr.data.schema import SPLITS, DatasetSchema
-from flip_ctr.data.splits import SPLIT_RULES, check_split
+from flip_ctr.data.splits import RATIOS, SEED, SPLIT_RULES, check_split
 from flip_ctr.data.statistics import check_splits, split_statistics
+from flip_ctr.data.table_schema import check_ratios, read_schema
+from flip_ctr.data.table_source import table_source
 from flip_ctr.train.arguments import parse_arguments
 
 DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS | goodreads.DATASETS
+TABLE = "table"
+SCHEMA_FILE = "schema.yaml"
+# options that mean nothing to some dataset, and what says it there
+OF_RATINGS = {
+    "drop_ratings": "`drop` of the schema",
+    "click_threshold": "`label` of the schema",
+    "ids_in_prompt": "`sides` of the schema's fields",
+    "preset": "`sides` of the schema's fields",
+}
+OF_TABLES = ("schema", "data_files")
 
 
 @dataclass
 class PrepareArguments:
-    dataset: Literal["ml-100k", "ml-1m", "bookcrossing", "goodreads"] = field(metadata={"help": "Which dataset the raw files are."})
-    output_dir: str = field(metadata={"help": "Dataset folder to write."})
+    dataset: Literal["ml-100k", "ml-1m", "bookcrossing", "goodreads", "table"] | None = field(
+        default=None, metadata={"help": "Which dataset the raw files are; table: any table, which --schema describes."}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Dataset folder to write."})
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder with the raw files, or their zip. Without it the official archive is downloaded (MovieLens only)."
+            "help": "Folder with the raw files, or their zip. Without it the official archive is downloaded (MovieLens only). Of a table "
+            "the folder to which the schema's files are relative; that of the schema when not given."
         },
     )
-    split: Literal["random", "time", "leave_last_out", "by_user", "cold_items", "cold_users"] = field(
-        default="random",
-        metadata={"help": "random: rows, by hash; time: the latest rows are test; leave_last_out: each user's last row is test (neither of "
-            "them for bookcrossing or the CSV of goodreads, which have no times); by_user: a share of each user's rows, by hash; cold_*: "
-            "whole items or users, by hash."},
+    schema: str | None = field(
+        default=None,
+        metadata={"help": "YAML file that describes a table (docs/datasets.md), or with --infer_schema the one to write: schema.yaml when "
+            "not given."},
     )
-    split_seed: int = field(default=42, metadata={"help": "Part of what is hashed."})
+    data_files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Files or patterns of a table's events, in place of the schema's: relative to --data_dir, or to the current "
+            "folder without it.", "nargs": "+"},
+    )
+    infer_schema: list[str] | None = field(
+        default=None,
+        metadata={"help": "Write a first --schema to edit from a sample of these files, and no dataset. The first are the events; files "
+            "with other columns are side tables.", "nargs": "+"},
+    )
+    split: Literal["random", "time", "leave_last_out", "by_user", "cold_items", "cold_users"] | None = field(
+        default=None,
+        metadata={"help": "random (when neither this nor a schema says): rows, by hash; time: the latest rows are test; leave_last_out: each "
+            "user's last row is test (neither of them for bookcrossing or the CSV of goodreads, which have no times); by_user: a share of each "
+            "user's rows, by hash; cold_*: whole items or users, by hash."},
+    )
+    split_seed: int | None = field(default=None, metadata={"help": f"Part of what is hashed; {SEED} when neither this nor a schema says."})
+    ratios: list[int] | None = field(
+        default=None,
+        metadata={"help": "Shares of train, validation and test as whole numbers; 8 1 1 when neither this nor a schema says.", "nargs": 3},
+    )
     drop_ratings: str | None = field(
         default=None,
         metadata={
             "help": "Ratings to drop, comma separated; '' drops none. When not given: 3 of MovieLens, 0 (a book without a "
-            "rating) of bookcrossing and goodreads."
+            "rating) of bookcrossing and goodreads. Not of a table."
         },
     )
     click_threshold: int | None = field(
@@ -83,11 +120,41 @@ class PrepareArguments:
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an existing dataset folder."})
 
     def __post_init__(self):
-        if self.dataset not in DATASETS:
-            raise ValueError(f"--dataset must be one of {', '.join(DATASETS)}; got {self.dataset!r}.")
         if not 0 <= self.max_malformed_share <= 1:
             raise ValueError(f"--max_malformed_share is a share, from 0 to 1; got {self.max_malformed_share}.")
-        raw = DATASETS[self.dataset]
+        if self.ratios is not None:
+            self.ratios = list(check_ratios("--ratios", self.ratios))
+        if self.infer_schema is not None:
+            self._refuse([one.name for one in fields(self) if one.name not in ("dataset", "infer_schema", "schema")], "--infer_schema")
+            if self.dataset not in (None, TABLE):
+                raise ValueError(f"--infer_schema is for --dataset {TABLE}; {self.dataset} is known already.")
+            return
+        names = [*DATASETS, TABLE]
+        if self.dataset not in names:
+            raise ValueError(f"--dataset must be one of {', '.join(names)}; got {self.dataset!r}.")
+        if self.output_dir is None:
+            raise ValueError("--output_dir is needed: the dataset folder to write.")
+        if self.dataset != TABLE:
+            self._refuse(OF_TABLES, f"--dataset {self.dataset}")
+            self._check_ratings(DATASETS[self.dataset])
+            return
+        self._refuse(OF_RATINGS, f"--dataset {TABLE}")
+        if self.schema is None:
+            raise ValueError(
+                f"--schema is needed for --dataset {TABLE}: a YAML file that describes it (docs/datasets.md); "
+                "--infer_schema FILE writes a first one."
+            )
+
+    def _refuse(self, names, owner: str) -> None:
+        """`ValueError` where one of the options was given, as it would have no effect."""
+        for one in fields(self):
+            if one.name in names and getattr(self, one.name) != one.default:
+                instead = f"; {OF_RATINGS[one.name]} says that" if owner == f"--dataset {TABLE}" else ""
+                raise ValueError(f"--{one.name} has no effect with {owner}{instead}.")
+
+    def _check_ratings(self, raw: RawDataset) -> None:
+        """Sets what is not given to what the dataset has, and raises `ValueError` where a value is not for it."""
+        self.split, self.split_seed = self.split or "random", SEED if self.split_seed is None else self.split_seed
         if self.data_dir is None and raw.described_at:
             raise ValueError(
                 f"--data_dir is needed for {self.dataset}, which is not downloaded: name a folder or zip with "
@@ -122,40 +189,14 @@ def open_source(args: PrepareArguments) -> Source:
 
     Raises:
         FileNotFoundError, ConnectionError: raw files are missing, or cannot be downloaded.
-        ValueError: a file's header lacks a column.
+        ValueError: a file's header lacks a column, or the schema of a table does not fit its files.
     """
+    if args.dataset == TABLE:
+        return table_source(read_schema(args.schema), args.data_dir, args.data_files, args.split, args.split_seed, args.ratios)
     raw = DATASETS[args.dataset]
     folder = open_raw_folder(args.dataset, args.data_dir or fetch_archive(args.dataset), raw.files)
-    raw = raw.of(folder)
-    check_split(args.split, owner=raw.files[0], user=raw.user, item=raw.item, time=raw.time)
-    fields = raw.fields(args.ids_in_prompt)
-    dropped = args.dropped_ratings
-    stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
-    plan = Plan(
-        events="ratings",
-        joins=raw.joins,
-        label=f"rating >= {args.click_threshold}",
-        drops={f"rating {rating}": f"rating == {rating}" for rating in dropped},
-        columns=tuple([one.name for one in fields] + ([raw.time] if raw.time else [])),
-        row_key=raw.row_key,
-        unique=raw.unique,
-        again_reason=raw.again_reason,
-        user=raw.user,
-        item=raw.item,
-        time=raw.time,
-        split=args.split,
-        seed=args.split_seed,
-    )
-    return Source(
-        tables=raw.tables(folder),
-        plan=plan,
-        fields=fields,
-        label_rule=f"a rating of at least {args.click_threshold} is a click{stars}",
-        protocol={"click_threshold": args.click_threshold, "drop_ratings": dropped},
-        card_facts=raw.card_facts,
-        notes=raw.notes,
-        way_out="--click_threshold, --drop_ratings",
-    )
+    return ratings_source(raw, folder, args.click_threshold, args.dropped_ratings, args.ids_in_prompt,
+                          split=args.split, seed=args.split_seed, ratios=tuple(args.ratios or RATIOS))  # fmt: skip
 
 
 def run(args: PrepareArguments) -> dict:
@@ -189,9 +230,10 @@ def run(args: PrepareArguments) -> dict:
 
         # 4. An account of every row.
         schema = DatasetSchema(
-            dataset=args.dataset,
+            dataset=source.dataset,
             fields=source.fields,
             user_column=plan.user,
+            weight_column=plan.weight,
             protocol={
                 "label_rule": source.label_rule,
                 **source.protocol,
@@ -207,7 +249,7 @@ def run(args: PrepareArguments) -> dict:
         events = [log.files[name] for name in source.events.files]
         unused = sum((entry["unused_by_reason"] for entry in events), Counter())
         report = {
-            "dataset": args.dataset,
+            "dataset": source.dataset,
             "protocol": schema.protocol,
             "rows_read": sum(entry["lines"] for entry in events),
             "dropped": dict(unused) | prepared.dropped,
@@ -251,8 +293,11 @@ def summary(report: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    description = "Raw files of MovieLens, BookCrossing or GoodReads to a dataset folder."
+    description = "Raw files of MovieLens, BookCrossing, GoodReads or any table of yours to a dataset folder."
     args = parse_arguments(PrepareArguments, argv, prog="flip-ctr prepare", description=description)
+    if args.infer_schema is not None:
+        print(infer_schema(args.infer_schema, args.schema or SCHEMA_FILE))
+        return
     if threading.current_thread() is threading.main_thread():
         # what was written so far is removed then, as after any other end
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
