@@ -30,6 +30,18 @@ def seeded():
     GradientState._reset_state()
 
 
+@pytest.fixture
+def dataset_picture():
+    """For tests of the picture on a dataset's card."""
+
+
+@pytest.fixture(autouse=True)
+def no_dataset_picture(request, monkeypatch):
+    """Drawing takes half the time of preparing a small dataset, as hundreds of tests do."""
+    if "dataset_picture" not in request.fixturenames:
+        monkeypatch.setattr("flip_ctr.data.dataset_picture.pyplot", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny.wordpiece()
