@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.utils import cached_file
 
 from .columns_flip import Column, Value, read_columns
 from .configuration_flip import NULL_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID, FlipField, read_fields, slot_fields
 
 HASH_KEY_VARIABLE = "FLIP_HASH_KEY"
+VOCABULARY_FILE = "vocabularies.txt"
+MAX_JSON_VALUES = 100_000  # JSON of a million values takes seconds to load: more lie in a file of their own
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies", "user_agent")
 
 # of each field on the ID side: canonical value (of a multi-valued field each of its values), or None for null -> number of rows
 Counts = dict[str, dict[str | None, int]]
@@ -96,6 +100,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         hash_salt: the published part of the key.
         hash_check: tells a wrong secret part of the key, which is the environment variable `FLIP_HASH_KEY`; None where the key
             has no secret part. Without one, whoever has the checkpoint can still test a guessed value.
+        vocabulary_sizes: of vocabularies that lie in `vocabularies.txt`, one value a line, as those of more than 100,000 values do;
+            `from_pretrained` reads them.
     """
 
     model_input_names = ["feature_ids"]
@@ -103,9 +109,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def __init__(self, fields=None, vocabularies: list[list[str]] | None = None, min_frequency: int = 1,
                  hashed_fields: list[str] | None = None, hash_salt: str | None = None, hash_check: str | None = None,
-                 boundaries: list[list[float] | None] | None = None, **kwargs):  # fmt: skip
+                 boundaries: list[list[float] | None] | None = None, vocabulary_sizes: list[int] | None = None,
+                 **kwargs):  # fmt: skip
         super().__init__(**kwargs)
         self.fields = [field.to_dict() for field in read_fields(fields)]
+        self._sizes_in_file = vocabulary_sizes if vocabularies is None else None
         self.vocabularies = vocabularies or [[] for _ in self.id_fields]
         self.boundaries = boundaries or [[] if field.kind == "numeric" else None for field in self.id_fields]
         self.min_frequency = min_frequency
@@ -211,6 +219,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def encode(self, columns: Mapping[str, Column]) -> np.ndarray:
         """Columns -> local feature ids `(rows, slots)`. A value outside the vocabulary is `[UNK]`."""
+        if self._sizes_in_file is not None:
+            raise ValueError(f"the vocabularies lie in {VOCABULARY_FILE}, which only `from_pretrained` reads.")
         return np.concatenate([self._encode(number, field, columns[field.name]) for number, field in enumerate(self.id_fields)], axis=1)
 
     def _encode(self, number: int, field: FlipField, column: Column) -> np.ndarray:
@@ -242,10 +252,58 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """Rows -> `feature_ids` `(rows, slots)`, an int64 array unless `return_tensors="pt"`."""
         return BatchFeature({"feature_ids": self.encode(self.read(rows))}, tensor_type=return_tensors)
 
+    # --- saving and loading
+
+    def _has_file(self) -> bool:
+        return sum(map(len, self.vocabularies)) > MAX_JSON_VALUES
+
     def to_dict(self) -> dict[str, Any]:
         # not deep-copied as the base class does: vocabularies can be large, and nothing changes them
         saved = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        if self._has_file():
+            saved |= {"vocabularies": None, "vocabulary_sizes": [len(words) for words in self.vocabularies]}
         return saved | {"feature_extractor_type": type(self).__name__}
+
+    def save_vocabularies(self, folder) -> list[str]:
+        """Writes what is too large for JSON, and removes what an earlier save has left; returns the paths written."""
+        path = os.path.join(folder, VOCABULARY_FILE)
+        if not self._has_file():
+            if os.path.isfile(path):
+                os.remove(path)
+            return []
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            for words in self.vocabularies:
+                file.writelines(f"{word}\n" for word in words)  # a canonical value holds no line end
+        return [path]
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As in transformers, with the file of large vocabularies."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        self.save_vocabularies(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
+        return saved
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, with the file of large vocabularies.
+
+        Raises:
+            ValueError: that file does not hold as many values as the configuration says.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        extractor = loaded[0] if isinstance(loaded, tuple) else loaded
+        if extractor._sizes_in_file is not None:
+            path = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **hub)
+            with open(path, encoding="utf-8", newline="\n") as file:
+                words = file.read().split("\n")[:-1]
+            ends = np.cumsum(extractor._sizes_in_file).tolist()
+            if ends[-1] != len(words):
+                raise ValueError(f"{path} holds {len(words):,} values, and the vocabularies have {ends[-1]:,}: it is not of this checkpoint.")
+            extractor.vocabularies = [words[end - size : end] for end, size in zip(ends, extractor._sizes_in_file)]
+            extractor._sizes_in_file = None
+        return loaded
 
 
 __all__ = ["FlipFeatureExtractor"]

@@ -417,18 +417,19 @@ class FlipProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Saves the processor, the tokenizer where it has one, and the code, so that `from_pretrained` reads them back."""
-        if not self.id_only:
-            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        # the base class expects a tokenizer
-        os.makedirs(save_directory, exist_ok=True)
-        for part in (self.feature_extractor, self):
-            custom_object_save(part, save_directory, config=part)
-        path = os.path.join(save_directory, PROCESSOR_NAME)
-        self.to_json_file(path)
+        if self.id_only:  # the base class expects a tokenizer
+            os.makedirs(save_directory, exist_ok=True)
+            for part in (self.feature_extractor, self):
+                custom_object_save(part, save_directory, config=part)
+            saved = [os.path.join(save_directory, PROCESSOR_NAME)]
+            self.to_json_file(saved[0])
+        else:
+            saved = super().save_pretrained(save_directory, **kwargs)
+        saved += self.feature_extractor.save_vocabularies(save_directory)
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self.push_to_hub(repo_id, **kwargs)
-        return [path]
+        return saved
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tiny
+from transformers import AutoProcessor
 
 from flip_ctr import FlipFeatureExtractor, FlipField, FlipProcessor
 from flip_ctr.columns_flip import Column, canonical_value
@@ -234,3 +235,50 @@ def test_weights():
     for wrong, message in ((-1, "a weight must be at least 0, got -1"), (None, "null, and the schema forbids nulls")):
         with pytest.raises(ValueError, match=f"column 'w', row 1: {message}"):
             processor({"f": ["a", "b"], "w": [1, wrong]})
+
+
+# --- large vocabularies lie in a file of their own
+
+
+@pytest.fixture
+def few_in_json(monkeypatch):
+    monkeypatch.setattr("flip_ctr.feature_extraction_flip.MAX_JSON_VALUES", 5)
+
+
+@pytest.mark.parametrize("kind", ["processor", "id_processor"])
+def test_large_vocabularies_survive_saving_in_a_file(tmp_path, request, rows, kind, few_in_json, monkeypatch):
+    processor = request.getfixturevalue(kind)
+    processor.save_pretrained(tmp_path)
+    config = (tmp_path / "processor_config.json").read_text(encoding="utf-8")
+    assert "Titanic" not in config and '"vocabulary_sizes"' in config
+    assert "Titanic (1997) 0" in (tmp_path / "vocabularies.txt").read_text(encoding="utf-8").split("\n")
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert again.feature_extractor.vocabularies == processor.feature_extractor.vocabularies and again.fields == processor.fields
+    assert (again(rows)["feature_ids"] == processor(rows)["feature_ids"]).all()
+    monkeypatch.setattr("flip_ctr.feature_extraction_flip.MAX_JSON_VALUES", 10**6)
+    again.save_pretrained(tmp_path)  # the file that is no longer needed goes
+    assert not (tmp_path / "vocabularies.txt").exists()
+    assert AutoProcessor.from_pretrained(tmp_path).feature_extractor.vocabularies == processor.feature_extractor.vocabularies
+
+
+def test_values_with_every_kind_of_space_survive_in_the_file(tmp_path, few_in_json):
+    values = ["a\u2028b", "c\x85d", "e\x0bf", "g\x1ch", "", "ü", "[NULL]", "\\n", "i\u00a0j"]
+    processor = FlipProcessor.from_dataset({"title": values}, [FlipField("title")])
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert again({"title": values})["feature_ids"].tolist() == processor({"title": values})["feature_ids"].tolist()
+    assert len(again.feature_extractor.vocabularies[0]) == len(values) - 1
+
+
+def test_a_file_of_another_checkpoint_and_a_missing_one_are_refused(tmp_path, processor, rows, few_in_json):
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "vocabularies.txt"
+    path.write_text(path.read_text(encoding="utf-8") + "one more\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocabularies.txt holds \d+ values, and the vocabularies have \d+: it is not of this checkpoint"):
+        AutoProcessor.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(OSError, match="vocabularies.txt"):
+        AutoProcessor.from_pretrained(tmp_path)
+    extractor = FlipFeatureExtractor(**{**processor.feature_extractor.to_dict()})
+    with pytest.raises(ValueError, match="the vocabularies lie in vocabularies.txt, which only `from_pretrained` reads"):
+        extractor(rows)

@@ -344,3 +344,24 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, plm, finetuned):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is not a whole checkpoint: it has no processor"):
         publishing.push_checkpoint(str(tmp_path), "org/m")
+
+
+# --- large vocabularies
+
+
+def test_large_vocabularies_are_published_in_their_file(hub, worker, finetuned):
+    script = """
+from pathlib import Path
+from transformers import AutoFeatureExtractor, AutoProcessor
+from flip_ctr import feature_extraction_flip
+feature_extraction_flip.MAX_JSON_VALUES = 5
+processor = AutoProcessor.from_pretrained(folder)
+vocabularies = processor.feature_extractor.vocabularies
+for name, one in (("org/flip-words", processor), ("org/flip-extractor", processor.feature_extractor)):
+    one.push_to_hub(name)
+for loaded in (AutoProcessor.from_pretrained("org/flip-words").feature_extractor, AutoFeatureExtractor.from_pretrained("org/flip-extractor")):
+    assert loaded.vocabularies == vocabularies and sum(map(len, vocabularies)) > 5
+"""
+    ask(worker, script=script, folder=str(finetuned["joint"][0]))
+    for name in ("org/flip-words", "org/flip-extractor"):
+        assert "vocabularies.txt" in published(hub, name)

@@ -25,7 +25,7 @@ WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json", 
 CODE = ("configuration_flip.py", "modeling_flip*.py", "modeling_id_tower.py", "columns_flip.py", "feature_extraction_flip.py",
         "processing_flip.py", "pipeline_flip.py")  # fmt: skip
 PROCESSOR = ("processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-             "*.model")  # fmt: skip
+             "*.model", "vocabularies.txt")  # fmt: skip
 
 REPORTS = (CARD, RESULTS_FILE, HISTORY_FILE, CURVES_FILE, RELIABILITY_FILE)
 PARTIAL = ".saving-"  # what is being written, a checkpoint or a step checkpoint; the next run removes what a killed one left
