@@ -93,7 +93,10 @@ class CsvFormat:
             raise ValueError(f"{path}, line 1 {what}; expected the names of the columns between {self.delimiter!r}.")
         return [clean_name(name) for name in names], records.line_num
 
-    def records(self, lines: list[str]) -> "csv.reader | _SplitLines":
+    def records(self, lines: list[str], at: int = 0) -> "csv.reader | _SplitLines":
+        """The records of lines of text, from that place on; `line_num` is how many lines they have taken."""
+        lines = iter(lines)
+        lines.__setstate__(at)  # no copy: where many records are broken, each begins anew
         if len(self.delimiter) > 1:
             return _SplitLines(lines, self.delimiter)
         quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
@@ -133,7 +136,7 @@ class CsvFormat:
                 pyarrow.csv.ReadOptions(column_names=numbers, use_threads=False, block_size=len(text) + 1),
                 pyarrow.csv.ParseOptions(delimiter=self.delimiter, quote_char=False),
                 pyarrow.csv.ConvertOptions(
-                    include_columns=[numbers[place] for place in places],
+                    include_columns=list(dict.fromkeys(numbers[place] for place in places)),
                     column_types=dict.fromkeys(numbers, pa.string()),
                     strings_can_be_null=False,
                 ),
@@ -188,9 +191,9 @@ class _CarefulReader:
         broken = broken or not all(map(is_text, self.held))
         self.held, at = [], 0
         width, values, starts, ends = len(self._names), [], [], []
-        text = lambda start, end: shown("".join(lines[start:end]), self._format.encoding)  # noqa: E731
+        text = lambda start, end: shown("".join(lines[start:end]))  # noqa: E731
         while at < len(lines):
-            records, end = self._format.records(lines[at:] if at else lines), at
+            records, end = self._format.records(lines, at), at
             try:
                 for row in records:
                     end, start = at + records.line_num, end
@@ -237,12 +240,13 @@ class _CarefulReader:
 
 
 def is_text(text: str) -> bool:
+    """Whether there are no half characters in it, which stand for bytes that could not be decoded."""
     return not re.search("[\ud800-\udfff]", text)
 
 
-def shown(text: str, encoding: str) -> str:
+def shown(text: str) -> str:
     """Text as people read it, bytes that could not be decoded by their codes."""
-    return text.encode(encoding, "surrogateescape").decode(encoding, "backslashreplace").rstrip("\r\n")
+    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text).rstrip("\r\n")
 
 
 def text_lines(block: bytes, encoding: str) -> tuple[list[str], bool]:
@@ -266,8 +270,8 @@ def _with_last(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes
 class _SplitLines:
     """Lines split at a delimiter of several characters, as `csv.reader` gives them."""
 
-    def __init__(self, lines: list[str], delimiter: str):
-        self._lines, self._delimiter, self.line_num = iter(lines), delimiter, 0
+    def __init__(self, lines: Iterator[str], delimiter: str):
+        self._lines, self._delimiter, self.line_num = lines, delimiter, 0
 
     def __iter__(self) -> "_SplitLines":
         return self

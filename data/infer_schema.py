@@ -113,7 +113,8 @@ def infer_schema(files: Sequence[str], target: str | Path, rows: int = SAMPLE_RO
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     notes = "\n".join(f"* {note}" for note in guess.notes)
-    return f"{target} written, from up to {rows:,} rows of each table. Look at:\n{notes}\nThen: flip-ctr prepare --dataset table --schema {target} --output_dir D"
+    command = f"flip-ctr prepare --dataset table --schema {target} --output_dir D"
+    return f"{target} written, from up to {rows:,} rows of each table. Look at:\n{notes}\nThen: {command}"
 
 
 # --- the sample --------------------------------------------------------------------------------------------------------
@@ -128,7 +129,9 @@ def _groups(paths: list[Path], rows: int) -> list[Group]:
         if same is not None:
             same.paths.append(path)
             continue
-        values = sample(reader, path, list(dict.fromkeys(columns)), rows)
+        values = sample(reader, path, list(dict.fromkeys(columns)), rows) if columns else {}
+        if not any(values.values()):
+            raise ValueError(f"{path} has no rows to look at.")
         profiles = {name: profile(name, column) for name, column in values.items()}
         taken = {one.name for one in groups}
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", path.name.split(".")[0]).strip("._-") or "table"
@@ -185,7 +188,7 @@ def profile(name: str, values: Sequence) -> Profile:
     result.examples = tuple(texts[:3])
     result.length = sum(map(len, texts)) / max(1, len(texts))
     if kind in ("int", "float") and others:
-        numbers = [float(value) for value in others]
+        numbers = [float(value) for value in others if not isinstance(value, int) or abs(value) < 2**63] or [0.0]
         result.low, result.high = min(numbers), max(numbers)
     if kind == "string":
         result.separator = _separator(texts)

@@ -44,7 +44,8 @@ class Rule:
         try:
             self._tree = ast.parse(self._code, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ValueError(f"rule {self.text!r} cannot be read{self._near(error)}; write it as in `rating >= 4 and country in ['nl', 'be']`.") from None
+            example = "`rating >= 4 and country in ['nl', 'be']`"
+            raise ValueError(f"rule {self.text!r} cannot be read{self._near(error)}; write it as in {example}.") from None
         self._check()
         names = sorted((node.lineno, node.col_offset, self._names.get(node.id, node.id)) for node in self._nodes(ast.Name))
         self.columns = [name for name in dict.fromkeys(name for *_, name in names)]

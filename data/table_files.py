@@ -75,7 +75,7 @@ class JsonFormat:
                     else:
                         blank.settle(first + at)
                         log.files[name]["lines"] += 1
-                        log.reject(name, first + at, MalformedLine(error.reason, line.strip()), shown(line, self.encoding))
+                        log.reject(name, first + at, MalformedLine(error.reason, shown(line.strip())), shown(line))
                     continue
                 try:
                     values += pick(row)
@@ -85,7 +85,7 @@ class JsonFormat:
             if kept:
                 blank.settle(first + kept[-1])
                 log.files[name]["lines"] += len(kept)
-                text = lambda row: shown(lines[kept[row]], self.encoding)  # noqa: E731
+                text = lambda row: shown(lines[kept[row]])  # noqa: E731
                 yield RawChunk([first + at for at in kept], [values[place::width] for place in range(width)], text)
 
 
@@ -151,7 +151,7 @@ class ParquetFormat:
             first, metadata = 1, file.metadata
             size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
             rows = min(PARQUET_ROWS, max(1, 16 * BLOCK_BYTES * metadata.num_rows // max(1, size)))  # long texts: fewer at once
-            batches = iter(file.iter_batches(rows, columns=list(sources)))
+            batches = iter(file.iter_batches(rows, columns=list(dict.fromkeys(sources))))
             while (batch := _next_batch(batches, path)) is not None:
                 log.files[name]["lines"] += len(batch)
                 yield RawChunk(range(first, first + len(batch)), [batch.column(source) for source in sources], _RowText(batch))

@@ -153,7 +153,9 @@ def read_schema(path: str | Path) -> TableSchema:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{where}: no YAML in UTF-8: {getattr(error, 'problem', None) or error}.") from None
+        problem = str(getattr(error, "problem", None) or error)
+        hint = "; text that begins with such a character stands in quotes" if "cannot start any token" in problem else ""
+        raise ValueError(f"{path}{where}: no YAML in UTF-8: {problem}{hint}.") from None
     try:
         if not isinstance(values, dict):
             raise ValueError("expected `key: value` lines, with `name`, `files`, `label` and `fields` among them")
@@ -262,7 +264,7 @@ def _drops(value: Any) -> dict[str, str]:
     if isinstance(rules, list):
         value = {str(rule): rule for rule in rules}
     if not isinstance(value, dict) or not all(isinstance(rule, str) and rule.strip() for rule in value.values()):
-        raise ValueError(f"`drop` must be rules such as `rating == 3`, in a list or as `name: rule`; got {value!r}")
+        raise ValueError(f"`drop` must be rules such as `rating == 3`, in a list or as `name: rule`; got {rules!r}")
     for rule in value.values():
         try:
             Rule(rule)

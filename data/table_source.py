@@ -92,7 +92,9 @@ def table_source(
         described = next((one for one in schema.fields if one.name == name), None)
         separator = described.separator if described is not None and described.is_multi_valued else None
         said = described is not None or source in table.files.types
-        hint = "" if said else f" (`types` may say another type than {types[name]})"
+        hint = "" if said else f" (or say another type than {types[name]} in `types`)"
+        if not said and types[name] == "bool" and name in Rule(schema.label).columns:
+            hint = f" (or write a rule, such as `{source} >= 4`)"
         table.taken[name] = TableColumn(name, source, types[name], separator, table.files.null_values, hint)
     _check_rules(schema, tables)
     joins = [_join(schema, tables, join, types) for join in schema.joins]
@@ -137,8 +139,9 @@ def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        root = base / Path(pattern).expanduser()
-        paths = [root] if root.exists() else [base / path for path in sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True))]
+        expanded = Path(pattern).expanduser()
+        plain = base / expanded  # first of all: a name may hold the signs of a pattern
+        paths = [plain] if plain.exists() else [base / path for path in sorted(glob.glob(str(expanded), root_dir=base, recursive=True))]
         if not paths:
             raise FileNotFoundError(f"{owner}: no file fits {pattern!r} in {base}.")
         files = [path for path in paths if path.is_file()]
@@ -188,8 +191,9 @@ def _open(schema: TableSchema, files: TableFiles, paths: dict[str, Path]) -> _Ta
     other = next((path for path, one in readers.items() if one != reader), None)
     if other is not None:
         raise schema.error(f"{owner}{first} and {other} are of different formats; give each table one, or say `format`")
-    columns = reader.columns(first)
-    own = reader.own_types(first)
+    columns, own = reader.columns(first), reader.own_types(first)
+    if reader.sparse:
+        columns += [column for column in files.types if column not in columns]  # which come late
     for path in list(paths.values())[1:]:
         _check_alike(reader, first, columns, own, path)
     return _Table(files, paths, reader, columns, own, {})
@@ -231,7 +235,9 @@ def _check_rules(schema: TableSchema, tables: list[_Table]) -> None:
         try:
             rule.of_rows(ibis.memtable(rows))
         except ValueError as error:
-            raise schema.error(f"{key}: {str(error).rstrip('.')}") from None
+            others = [name for name in rule.columns if name not in schema.columns]
+            hint = f" (`types` says the type of a column that is no field, such as '{others[0]}')" if others else ""
+            raise schema.error(f"{key}: {str(error).rstrip('.')}{hint}") from None
 
 
 def _needed(schema: TableSchema) -> dict[str, tuple[str, str]]:
@@ -242,6 +248,9 @@ def _needed(schema: TableSchema) -> dict[str, tuple[str, str]]:
     named += [(key, name) for key, rule in _rules(schema).items() for name in rule.columns]
     named += [(f"`joins`, {join.name}, `on`", name) for join in schema.joins for name in join.on]
     for key, name in named:
+        field = next((one for one, column in schema.columns.items() if column == name != one), None)
+        if field is not None and name not in needed and key in ("`sample_weight`", "`user`", "`item`", "`time`", "`row_key`"):
+            raise schema.error(f"{key}: '{name}' is the column of the field '{field}'; name the field")
         if name is not None:
             needed.setdefault(name, (key, name))
     return needed
@@ -251,14 +260,16 @@ def _place_columns(schema: TableSchema, tables: list[_Table]) -> dict[str, tuple
     """For every name that a row must have its table and its column there."""
     events, *sides = tables
     offers: list[tuple[_Table, dict[str, str]]] = [(events, {column: column for column in events.columns})]
-    if events.reader.sparse:
-        offers[0][1].update({column: column for column in events.files.types})
     for join, side in zip(schema.joins, sides):
         for key in ("on", "columns"):
             wanted = (getattr(join, key) or {}).values()
             unknown = [column for column in wanted if column not in side.columns]
             if unknown:
-                raise schema.error(f"`joins`, {join.name}, `{key}`: {side.where} has no column '{unknown[0]}'; it has {', '.join(side.columns)}")
+                have = ", ".join(side.columns)
+                raise schema.error(f"`joins`, {join.name}, `{key}`: {side.where} has no column '{unknown[0]}'; it has {have}")
+            twice = [column for column in wanted if side.columns.count(column) > 1]
+            if twice:
+                raise schema.error(f"`joins`, {join.name}, `{key}`: {side.where} has more than one column '{twice[0]}'")
         given = join.columns or {column: column for column in side.columns if column not in join.on.values()}
         offers.append((side, given))
     places = {}
@@ -289,7 +300,7 @@ def _column_types(schema: TableSchema, tables: list[_Table], places: dict[str, t
             for kind in kinds:
                 compared.setdefault(name, {}).setdefault(kind, key)
     for table in tables:
-        unknown = [column for column in table.files.types if column not in table.columns and not table.reader.sparse]
+        unknown = [column for column in table.files.types if column not in table.columns]
         if unknown:
             raise schema.error(f"`types`: {table.where} has no column '{unknown[0]}'; it has {', '.join(table.columns)}")
     types: dict[str, str] = {}
@@ -332,7 +343,8 @@ def _check_own_type(schema: TableSchema, table: _Table, name: str, source: str, 
     if own == "null":
         return
     if own is not None and own not in fits[wanted]:
-        way_out = f"write a rule such as `{source} == 1`" if wanted == "bool" and name in schema.label else f"say type {own}, or write the file anew"
+        is_label = wanted == "bool" and name in Rule(schema.label).columns
+        way_out = f"write a rule such as `{source} == 1`" if is_label else f"say type {own}, or write the file anew"
         raise schema.error(f"'{source}' is {own} in {table.where}, and cannot be read as {wanted}: {way_out}")
     if own is None:
         raise schema.error(f"'{source}' in {table.where} is of a Parquet type that is not read: write it as one of string, int, float, bool")
@@ -356,13 +368,17 @@ def _check_names(schema: TableSchema, tables: list[_Table]) -> None:
     for name in names:
         other = next((one for one in names if one != name and one.lower() == name.lower()), None)
         if other is not None:
-            raise schema.error(f"'{name}' and '{other}' differ in upper and lower case only, which engines do not tell apart; give a field another `name`")
+            raise schema.error(
+                f"'{name}' and '{other}' differ in upper and lower case only, which engines do not tell apart; give a field another `name`"
+            )
         if name in INNER_NAMES or name.startswith(("_key_", "_found_")):
             raise schema.error(f"'{name}' is a name that is needed inside; give the field another `name`, and say `column: {name}`")
     for one in schema.fields:
         if one.name.lower() == LABEL:
-            raise schema.error(f"`fields`, '{one.name}': '{LABEL}' is the column of the clicks; give the field another `name`, and say its `column`")
-        if Rule(schema.label).columns == [one.name]:
+            raise schema.error(
+                f"`fields`, '{one.name}': '{LABEL}' is the column of the clicks; give the field another `name`, and say its `column`"
+            )
+        if Rule(schema.label).columns in ([one.name], [schema.columns[one.name]]):
             raise schema.error(f"`fields`, '{one.name}': the label is made of it alone, so that a model would read the answer; leave it out")
 
 
@@ -374,7 +390,9 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
     keys = [one.name for one in schema.fields if one.key]
     row_key = schema.row_key or ((user, item) if user and item else tuple(keys))
     if not row_key:
-        raise schema.error("`row_key` must name the column(s) that identify a row, as there is neither `user` and `item` nor a field with `key: true`")
+        raise schema.error(
+            "`row_key` must name the column(s) that identify a row, as there is neither `user` and `item` nor a field with `key: true`"
+        )
     split = split or schema.split or "random"
     check_split(split, owner=schema.path.name, user=user, item=item, time=time)
     hashed = {*row_key, *(getattr(schema, need) for need in NEEDS.get(split, ()) if need != "time")}

@@ -208,11 +208,12 @@ def _time(value: Any, column: TableColumn) -> datetime.datetime | None | Malform
 
 def _of_another_type(value: Any, column: TableColumn) -> MalformedLine:
     """What is said of a value that is not of the column's type. The value is not part of the reason, by which lines are counted."""
-    shown = value if isinstance(value, str) else str(value)
+    shown = str(value).encode("utf-8", "backslashreplace").decode()  # JSON may hold half characters, which no file takes
     if isinstance(value, str) or (isinstance(value, float) and column.type == "int"):
         return MalformedLine(f"{column.source} is not {WORDS[column.type]}{column.hint}", shown)
     kind = "a list" if isinstance(value, list | tuple | np.ndarray) else "an object" if isinstance(value, dict) else type(value).__name__
     kind = {"int": "a number", "float": "a number", "bool": "true or false", "bytes": "bytes"}.get(kind, kind)
     if kind == "a number" and column.type in ("float", "int"):
         return MalformedLine(f"{column.source} is not finite", shown)
-    return MalformedLine(f"{column.source} is {kind}, not {WORDS[column.type]}{column.hint}", shown)
+    hint = "; `kind: multi-valued` takes lists" if kind == "a list" and column.separator is None else column.hint
+    return MalformedLine(f"{column.source} is {kind}, not {WORDS[column.type]}{hint}", shown)

@@ -133,6 +133,16 @@ def test_nothing_is_overwritten(tmp_path):
         infer_schema(["nothing.csv"], tmp_path / "new.yaml")
 
 
+def test_files_without_rows_are_refused(tmp_path):
+    for name, text in (("a.csv", "a,b\n"), ("b.jsonl", ""), ("c.csv", "")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name} (has no rows to look at|is empty)"):
+            infer_schema([str(tmp_path / name)], tmp_path / "s.yaml")
+    assert not (tmp_path / "s.yaml").exists()
+    (tmp_path / "big.jsonl").write_text('{"rating": 1' + "0" * 400 + "}\n" + '{"rating": 2}\n')
+    infer_schema([str(tmp_path / "big.jsonl")], tmp_path / "s.yaml")
+
+
 def test_only_a_sample_is_read_and_of_parquet_from_later_groups_too(tmp_path):
     pq.write_table(pa.table({"user_id": list(range(1000)), "late": [None] * 900 + ["x", "y"] * 50}), tmp_path / "t.parquet", row_group_size=100)
     (tmp_path / "t.csv").write_text("a\n" + "1\n" * 1000 + "broken")

@@ -4,6 +4,7 @@ import copy
 import csv
 import datetime
 import gzip
+import importlib.util
 import json
 import random
 import shutil
@@ -194,7 +195,7 @@ def test_a_label_column_of_zeros_and_ones(folder):
     write_csv(folder / "clicks.csv", [row | {"label": int(row["stars"] > 3)} for row in event_rows()])
     assert run(folder, "b", label="label")["rows_kept"] == 480
     write_csv(folder / "clicks.csv", [row | {"label": [1.0, 0.0, 0.5][row["stars"] % 3]} for row in event_rows()])
-    with pytest.raises(ValueError, match=r"label is not true, false, 1 or 0 \(`types` may say another type than bool\): '1.0'"):
+    with pytest.raises(ValueError, match=r"label is not true, false, 1 or 0 \(or write a rule, such as `label >= 4`\): '1.0'"):
         run(folder, "c", label="label")
 
 
@@ -206,11 +207,11 @@ def test_rows_are_rejected_with_file_line_reason_and_text(folder):
         "x,i1,1,1,5,00001,t,a,1,true": "uid is not a whole number",
         ",i1,1,1,5,00001,t,a,1,true": "user_id is null",
         "1,,1,1,5,00001,t,a,1,true": "item_id is null",
-        "1,i1,five,1,5,00001,t,a,1,true": "stars is not a number (`types` may say another type than float)",
+        "1,i1,five,1,5,00001,t,a,1,true": "stars is not a number (or say another type than float in `types`)",
         "1,i1,,1,5,00001,t,a,1,true": "label rule 'stars >= 4' is null",
         "1,i1,1,,5,00001,t,a,1,true": "weight is null",
         "1,i1,1,-0.5,5,00001,t,a,1,true": "weight is below 0",
-        "1,i1,1,1,today,00001,t,a,1,true": "at is not a whole number (`types` may say another type than int)",
+        "1,i1,1,1,today,00001,t,a,1,true": "at is not a whole number (or say another type than int in `types`)",
         "1,i1,1,1,5,,t,a,1,true": "zip is null",
         "1,i1,1,1,5,00001,t,a,cheap,true": "price is not a number",
         "1,i1,1,1,5,00001,t,a,1,maybe": "new is not true, false, 1 or 0",
@@ -227,6 +228,19 @@ def test_rows_are_rejected_with_file_line_reason_and_text(folder):
     with pytest.raises(ValueError, match="clicks.csv: 13 of 613 lines are malformed.*--max_malformed_share allows 0.001. First: line 762: uid is not a whole number: 'x'"):
         run(folder, "nothing", fields=fields)
     assert not (folder / "nothing").exists() and not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_what_is_no_text_can_be_reported(folder):
+    good = (folder / "clicks.csv").read_bytes()
+    (folder / "clicks.csv").write_bytes(good + b"\xff,i1,1,1,5,1,\xfe,a,1,true\r\n")
+    run(folder, options={"max_malformed_share": 0.1})
+    lines = write_jsonl(folder / "clicks.jsonl", event_rows()).read_bytes()
+    (folder / "clicks.jsonl").write_bytes(lines + b'{"uid": "\\ud800"}\n{"uid": "\xff"}\n{"uid": 1, "title": "\\udfff"}\n"\xff')
+    report = run(folder, "json", options={"max_malformed_share": 0.1}, files="clicks.jsonl")
+    assert report["malformed"] == 4 and [one[3] for one in rejected(folder / "json")] == [
+        '{"uid": "\\ud800"}', '{"uid": "\\xff"}', '{"uid": 1, "title": "\\udfff"}', '"\\xff'
+    ]  # fmt: skip
+    assert json.loads((folder / "json" / "prepare_report.json").read_text(encoding="utf-8")) == report
 
 
 def test_rows_with_the_same_key(folder):
@@ -348,6 +362,32 @@ def test_keys_that_come_twice_in_a_side_table(joined):
     assert [one[:3] for one in rejected(folder / "out")] == [["items.jsonl", 31, "id comes a second time"], ["items.jsonl", 32, "id is null"]]
 
 
+def test_a_column_that_comes_late_in_json_lines(joined):
+    folder, changes = joined
+    lines = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    padding = [{"id": f"unused{number}"} for number in range(1_000)]  # more than is looked at for the columns
+    write_jsonl(folder / "items.jsonl", [without([row], "brand")[0] for row in padding] + lines)
+    with pytest.raises(ValueError, match="no file has a column '(title|brand)'.*items.jsonl"):
+        run(folder, **changes)
+    types = {"title": "string", "tags": "string", "price": "float", "new": "bool", "brand": "int"}
+    changes["joins"][0]["types"] = types
+    assert adds_up(run(folder, **changes))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyspark") is None or shutil.which("java") is None, reason="PySpark or Java is not installed")
+def test_spark_gives_the_same_rows(joined):
+    folder, changes = joined
+    changes |= {"split": "leave_last_out", "types": {"at": "timestamp"}}
+    moment = lambda row: datetime.datetime.fromtimestamp(row["at"], datetime.UTC).isoformat()  # noqa: E731
+    write_csv(folder / "clicks.csv", [row | {"at": moment(row)} for row in without(event_rows(), "title", "tags", "price", "new")])
+    changes["joins"][0]["missing"] = "null"
+    for engine in ("duckdb", "pyspark"):
+        run(folder, engine, {"engine": engine}, drop=["at < '2023-11-14 22:20'", "price is null"], **changes)
+    names = [path.relative_to(folder / "duckdb") for path in (folder / "duckdb").rglob("*") if path.is_file()]
+    for name in names:
+        assert (folder / "duckdb" / name).read_bytes() == (folder / "pyspark" / name).read_bytes(), name
+
+
 # --- what is refused
 
 
@@ -370,6 +410,7 @@ WRONG = [
     ({"label": "stars", "drop": ...}, "stars is not true, false, 1 or 0"),
     ({"label": "title >= 4 and stars > 1"}, "`label`: rule 'title >= 4 and stars > 1': 'title' is text and cannot be compared with 4, which is a number"),
     ({"label": "price > 1", "drop": ...}, "`fields`, 'price': the label is made of it alone"),
+    ({"fields": field_too(name="rated", column="stars")}, "`fields`, 'rated': the label is made of it alone"),
     ({"drop": [3]}, "`drop` must be rules such as `rating == 3`"),
     ({"drop": ["stars = 3"]}, "`drop`: rule 'stars = 3' cannot be read \\(equality is written `==`\\)"),
     ({"drop": ["stars == 3", "stars == 'x'"]}, "'stars' is taken for (number|text) in `.*say its type, as in `types: {stars: float}`"),
@@ -395,6 +436,7 @@ WRONG = [
     ({"time": "title"}, "`time`: 'title' is string; it must be a number or a time"),
     ({"name": "my clicks"}, "`name` must be a word of letters"),
     ({"user": 3}, "`user` must be text; got 3"),
+    ({"user": "uid"}, "`user`: 'uid' is the column of the field 'user_id'; name the field"),
     ({"fields": []}, "`fields` must be a list of fields"),
     ({"fields": [{"type": "int"}]}, "`fields`, number 1: a field needs a `name`"),
     ({"fields": field_with(colour="red")}, "`fields`, 'user_id': unknown key\\(s\\) 'colour'"),
@@ -404,9 +446,9 @@ WRONG = [
     ({"fields": field_with(column="uuid")}, "`fields`, 'user_id': no file has a column 'uuid'"),
     ({"fields": field_with(column="title")}, "'user_id' and 'title' both have the column 'title'"),
     ({"fields": field_with(name="title")}, "two fields are named 'title'"),
-    ({"fields": field_too(name="Title", column="stars")}, "'title' and 'Title' differ in upper and lower case only"),
-    ({"fields": field_too(name="_row", column="stars")}, "schema.yaml: '_row' is a name that is needed inside"),
-    ({"fields": field_too(name="Label", column="stars")}, "'Label': 'label' is the column of the clicks"),
+    ({"fields": field_too(name="Title", column="stars"), "label": "stars >= 4 and at > 0"}, "'title' and 'Title' differ in upper and lower case only"),
+    ({"fields": field_too(name="_row", column="stars"), "label": "stars >= 4 and at > 0"}, "schema.yaml: '_row' is a name that is needed inside"),
+    ({"fields": field_too(name="Label", column="stars"), "label": "stars >= 4 and at > 0"}, "'Label': 'label' is the column of the clicks"),
     ({"joins": {"files": "x"}}, "`joins` must be a list of side tables"),
     ({"joins": [{"files": "clicks.csv"}]}, "`joins`, number 1: `on` is missing"),
     ({"joins": [{"files": "clicks.csv", "on": "uid"}]}, "clicks.csv belongs to another table already"),
@@ -432,6 +474,7 @@ def test_yaml_itself(folder):
     for text, message in (
         ("name: a\nname: b\n", "schema.yaml, line 2: no YAML in UTF-8: `name` comes twice"),
         ("name: [a\n", "schema.yaml, line 2: no YAML"),
+        ("name: a\nlabel: `x y` > 1\n", "schema.yaml, line 2: .*cannot start any token; text that begins with such a character stands in quotes"),
         ("- a\n", "expected `key: value` lines"),
         ("", "expected `key: value` lines"),
     ):

@@ -121,6 +121,17 @@ def test_a_column_that_nothing_needs_may_hold_anything(tmp_path):
     assert read(path, CsvFormat()) == ([(2, 1, "x"), (3, 2, "y")], [])
 
 
+def test_a_column_may_be_read_twice(tmp_path):
+    columns = [TableColumn("a", "a", "int"), TableColumn("b", "a", "string")]
+    pq.write_table(pa.table({"a": ["07"]}), tmp_path / "t.parquet")
+    for path, table_format in (
+        (csv_file(tmp_path, b"a,t\n07,x\n"), CsvFormat()), (csv_file(tmp_path, b'a,t\n"07",x\n', "q.csv"), CsvFormat()),
+        (json_file(tmp_path, '{"a": "07"}'), JsonFormat()), (tmp_path / "t.parquet", ParquetFormat()),
+    ):  # fmt: skip
+        (chunk,) = read_table({path.name: path}, table_format, columns, LineLog())
+        assert [array.to_pylist() for array in chunk.columns] == [[7], ["07"]]
+
+
 def test_other_csv_formats(tmp_path):
     assert read(csv_file(tmp_path, b"a\tt\n1\t\"x\n"), CsvFormat("\t", quote=None))[0] == [(2, 1, '"x')]
     assert read(csv_file(tmp_path, b"1::x:y\n2\n"), CsvFormat("::", quote=None, column_names=("a", "t"))) == (
@@ -187,7 +198,7 @@ def test_json_lines(tmp_path, blocks):
         ('{"a": 2.5}', "a is not a whole number"),
         ('{"a": "x"}', "a is not a whole number"),
         ('{"a": true}', "a is true or false, not a whole number"),
-        ('{"a": [1]}', "a is a list, not a whole number"),
+        ('{"a": [1]}', "a is a list, not a whole number; `kind: multi-valued` takes lists"),
         ('{"a": {"b": 1}}', "a is an object, not a whole number"),
         ('{"t": 2139}', "t is a number, not text"),
         ('{"t": false}', "t is true or false, not text"),

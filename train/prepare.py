@@ -122,6 +122,9 @@ class PrepareArguments:
     def __post_init__(self):
         if not 0 <= self.max_malformed_share <= 1:
             raise ValueError(f"--max_malformed_share is a share, from 0 to 1; got {self.max_malformed_share}.")
+        for name in ("data_files", "infer_schema"):
+            if isinstance(getattr(self, name), str):  # a YAML file may say `data_files: clicks.csv`
+                setattr(self, name, [getattr(self, name)])
         if self.ratios is not None:
             self.ratios = list(check_ratios("--ratios", self.ratios))
         if self.infer_schema is not None:
