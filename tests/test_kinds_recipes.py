@@ -216,7 +216,7 @@ def test_the_card_says_what_the_fields_are(joint, expected):
     assert "| `age` | int | numeric | user | id + text | 4 buckets |" in text
     assert "lists the values of these fields of users: `history`." in text
     assert "no value is stored, on the ID side they are hashed into buckets: `user_id`." in text
-    assert "only the bounds of buckets over all training rows: `age` (quantile)." in text
+    assert "only bounds of buckets over all training rows are stored: `age` (quantiles, numbers that occur in the rows)." in text
     scope: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.S):
         exec(block.replace("path/or/hub-id", str(joint)), scope)

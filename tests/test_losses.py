@@ -209,7 +209,8 @@ def test_mtm_accuracy_of_several_targets(monkeypatch, ranked_at_once):
     for b in range(60):
         for field, slots in enumerate(([0, 1, 2], [3], [4, 5])):
             start, targets = sum(SLOT_SIZES[:field]), [one for one in labels[b, slots].tolist() if one != -100]
-            scores = head.embeddings.weight[start : start + SLOT_SIZES[field]] @ vectors[b, field] + head.bias.weight[start : start + SLOT_SIZES[field], 0]
+            of_field = slice(start, start + SLOT_SIZES[field])
+            scores = head.embeddings.weight[of_field] @ vectors[b, field] + head.bias.weight[of_field, 0]
             best = sorted(range(4, SLOT_SIZES[field]), key=lambda one: -scores[one])  # noqa: B023
             hits += sum(one in best[: len(targets)] for one in targets)
             count += len(targets)

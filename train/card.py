@@ -38,6 +38,8 @@ ALONE = {"id_auc": "AUC, ID tower alone", "text_auc": "AUC, language model alone
 # of a field's type: what stands where no value is shown, and what a canonical value reads as in Python
 BLANKS = {"string": "unknown", "int": 0, "float": 0.0, "bool": False}
 CONVERT = {"string": str, "int": int, "float": float, "bool": "true".__eq__}
+# what the bounds of numeric buckets tell
+BOUNDS = {"quantile": "quantiles, numbers that occur in the rows", "log": "even steps from the smallest to the largest number"}
 # metric of the results -> (its name for people, its type in the Hub's model-index)
 METRICS = {
     "auc": ("AUC", "roc_auc"),
@@ -404,7 +406,7 @@ def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
     on_id_side = [field for field in users if field.on_id_side]
     stored = [f"`{field.name}`" for field in on_id_side if field.has_vocabulary and field.name not in extractor.hashed_fields]
     buckets = [f"`{field.name}`" for field in on_id_side if not field.has_vocabulary and field.kind != "numeric"]
-    numeric = [f"`{field.name}` ({field.bucketing})" for field in on_id_side if field.kind == "numeric"]
+    numeric = [f"`{field.name}` ({BOUNDS[field.bucketing]})" for field in on_id_side if field.kind == "numeric"]
     hashed = [f"`{field.name}`" for field in users if field.name in extractor.hashed_fields]
     prompted = [f"`{field.name}`" for field in users if field.on_text_side] if core.text_encoder is not None else []
     lines = []
@@ -423,7 +425,7 @@ def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
         )
     if numeric:
         lines.append(
-            f"* Of these fields of users no row's value is stored, only the bounds of buckets over all training rows: {', '.join(numeric)}."
+            f"* Of these fields of users only bounds of buckets over all training rows are stored: {', '.join(numeric)}."
         )
     if prompted:
         lines.append(
