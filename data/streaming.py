@@ -20,8 +20,9 @@ class StreamedDataset(IterableDataset):
 
     The row groups of the split are put into a new order every epoch. Their rows, one group behind the other, are cut into
     equal ranges, one a process. A process reads its range window by window: a window's rows are encoded, shuffled, sorted by
-    length within groups, and cut into batches. So rows mix within a window, and row groups between epochs: rows whose order in the files
-    means something should lie in many row groups. Fewer rows than there are processes are left out, others every epoch.
+    length within groups, and cut into batches. So rows mix within a window, and row groups between epochs: files whose rows are
+    sorted, by user say, should be shuffled once before (see docs/training.md for what it costs not to). Fewer rows than there are
+    processes are left out, others every epoch.
 
     Order, and with it the batches, are a pure function of (seed, epoch, number of processes), whatever the number of loader workers:
     each of W workers reads all windows and composes each W-th batch.
