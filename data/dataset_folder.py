@@ -25,8 +25,7 @@ CARD_NAME = "README.md"
 REJECTED_NAME = "rejected.parquet"
 PICTURE_NAME = "dataset.png"
 SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
-# small groups: streaming shuffles them, and rows that lie together in the raw files are alike
-ROWS_PER_SHARD, ROWS_PER_GROUP = 2**20, 2**12
+ROWS_PER_SHARD, ROWS_PER_GROUP = 2**20, 2**14  # small groups: streaming puts them into a new order every epoch
 # What a dataset folder may hold for `--overwrite_output_dir` to replace it; caches can be made again.
 OWN_ENTRIES = {SCHEMA_NAME, REPORT_NAME, CARD_NAME, REJECTED_NAME, PICTURE_NAME, "data", ".cache"}
 

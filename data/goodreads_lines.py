@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
+from flip_ctr.data.plain_lines import joined, plain_numbers
 from flip_ctr.data.raw import CONTROL_CHARACTER, MAX_DIGITS, MalformedLine, RawTable, check_width, line_table, raw_lines, tidy, whole_number
 
 RATINGS = range(0, 6)  # 1 to 5, and 0 for a book on a shelf without a rating
@@ -242,12 +243,6 @@ def parse_interaction(record: dict, changed: Callable[[str], None]) -> tuple:
     )
 
 
-def joined(lines: list[bytes]) -> bytes:
-    """Many lines with line feeds between them."""
-    data = b"".join(lines)
-    return data.replace(b"\r\n", b"\n") if b"\r" in data else data
-
-
 def plain_interactions(lines: list[bytes]) -> list[pa.Array] | None:
     """What [`parse_interaction`] makes of many lines, several times as fast; `None` where it might be another result."""
     data = joined(lines)
@@ -283,29 +278,6 @@ def split_csv(text: str, width: int, places: Sequence[int]) -> list[str]:
     return [values[place] for place in places]
 
 
-def plain_numbers(lines: list[bytes], width: int, places: Sequence[int], columns: Sequence[str]) -> list[pa.Array] | None:
-    """What [`parse_csv`] makes of many lines of numbers; `None` where it might be another result."""
-    data = joined(lines)
-    if data.translate(None, b"0123456789,\n"):
-        return None
-    names = [str(place) for place in range(width)]
-    chosen = [names[place] for place in places]
-    try:
-        table = pa.csv.read_csv(
-            pa.BufferReader(data),
-            read_options=pa.csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data)),
-            convert_options=pa.csv.ConvertOptions(include_columns=chosen, column_types=dict.fromkeys(chosen, pa.int64()), null_values=[]),
-        ).combine_chunks()
-    except pa.ArrowInvalid:
-        return None
-    if len(table) != len(lines):
-        return None
-    for name, column in zip(columns, table.columns):
-        if pc.max(column).as_py() > (RATINGS[-1] if name == "rating" else 10**MAX_DIGITS - 1):
-            return None
-    return [column.chunk(0) for column in table.columns]
-
-
 def parse_csv(values: list[str], changed: Callable[[str], None], columns: dict[str, pa.DataType]) -> tuple:
     return tuple(
         user_of(text) if kind == pa.string() else rating_of(whole_number(name, text)) if name == "rating" else whole_number(name, text)
@@ -327,5 +299,5 @@ def csv_table(name: str, path, header: Sequence[str], columns: dict[str, pa.Data
     numbers = set(columns.values()) == {pa.int64()}
     return line_table(
         name, path, columns, partial(split_csv, **place), partial(parse_csv, columns=columns), header_lines=1, encoding="utf-8",
-        plain=partial(plain_numbers, **place, columns=list(columns)) if numbers else None,
+        plain=partial(plain_numbers, **place, columns=list(columns), ranges={"rating": RATINGS}) if numbers else None,
     )  # fmt: skip

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.datasets import RawDataset
+from flip_ctr.data.plain_lines import plain_numbers
 from flip_ctr.data.preparation import Join
-from flip_ctr.data.raw import CONTROL_CHARACTER, MalformedLine, RawTable, check_width, line_table, whole_number
+from flip_ctr.data.raw import CONTROL_CHARACTER, MAX_DIGITS, MalformedLine, RawTable, check_width, line_table, whole_number
 
 GENDERS = {"M": "male", "F": "female"}
 # codes of ml-1m, from its README
@@ -80,7 +81,7 @@ RAW_FILES = {
     "ml-1m": ("ratings.dat", "users.dat", "movies.dat"),
 }
 TITLES = {"ml-100k": "MovieLens-100K", "ml-1m": "MovieLens-1M"}
-RATINGS_BY_TEXT = {str(rating): rating for rating in range(1, 6)}
+RATINGS = range(1, 6)
 MOVIE_COLUMNS = {"movie_id": pa.int64(), "title": pa.string(), "genre": pa.list_(pa.string())}
 RATING_COLUMNS = {"user_id": pa.int64(), "movie_id": pa.int64(), "rating": pa.int64(), "timestamp": pa.int64()}
 
@@ -124,14 +125,14 @@ def parse_movie_1m(values: list[str], changed) -> tuple:
 
 def parse_rating(values: list[str], changed) -> tuple:
     user, movie, rating, timestamp = values
-    if rating not in RATINGS_BY_TEXT:
+    if not rating.isdecimal() or len(rating) > MAX_DIGITS or int(rating) not in RATINGS:
         raise MalformedLine("rating is not a whole number from 1 to 5", rating)
-    return (
-        whole_number("user id", user),
-        whole_number("movie id", movie),
-        RATINGS_BY_TEXT[rating],
-        whole_number("timestamp", timestamp),
-    )
+    return whole_number("user id", user), whole_number("movie id", movie), int(rating), whole_number("timestamp", timestamp)
+
+
+def rating_table(path, separator: str) -> RawTable:
+    plain = partial(plain_numbers, width=4, places=range(4), columns=list(RATING_COLUMNS), separator=separator.encode(), ranges={"rating": RATINGS})
+    return line_table("ratings", path, RATING_COLUMNS, split_at(separator, 4), parse_rating, plain=plain)
 
 
 def genre_table(path, genres: list[str]) -> RawTable:
@@ -163,7 +164,7 @@ def movielens_tables(dataset: str, folder) -> list[RawTable]:
         return [
             line_table("users", users, user_columns(pa.string()), split_at("::", 5), parse_user_1m),
             line_table("movies", movies, MOVIE_COLUMNS, split_at("::", 3), parse_movie_1m),
-            line_table("ratings", ratings, RATING_COLUMNS, split_at("::", 4), parse_rating),
+            rating_table(ratings, "::"),
         ]
     genres: list[str] = []  # known once their file was read, which is the first
 
@@ -174,7 +175,7 @@ def movielens_tables(dataset: str, folder) -> list[RawTable]:
         genre_table(folder / files[3], genres),
         line_table("users", users, user_columns(pa.int64()), split_at("|", 5), parse_user_100k),
         line_table("movies", movies, MOVIE_COLUMNS, split_movie, partial(parse_movie_100k, genres=genres)),
-        line_table("ratings", ratings, RATING_COLUMNS, split_at("\t", 4), parse_rating),
+        rating_table(ratings, "\t"),
     ]
 
 
@@ -238,7 +239,7 @@ DATASETS = {
         ),
         fields=partial(movielens_fields, name),
         card_facts=card_facts(name),
-        ratings=range(1, 6),
+        ratings=RATINGS,
         drop_ratings=(3,),
         click_threshold=4,
         item="movie_id",

@@ -15,6 +15,7 @@ import pyarrow as pa
 from flip_ctr.data.engines import Engine
 from flip_ctr.data.raw import PLACE_COLUMNS, LineLog, MalformedLine, RawTable, UnusedLine, texts_at, write_typed
 from flip_ctr.data.rules import Rule
+from flip_ctr.data.schema import SPLITS
 from flip_ctr.data.splits import NEEDS, RATIOS, SEED, text_key, with_split
 
 LABEL = "label"
@@ -89,7 +90,7 @@ class PreparedRows:
     """The rows of a dataset on an engine.
 
     Attributes:
-        rows: the kept rows with label, `_row` and `_split`.
+        rows: the kept rows with label, `_row`, `_split` and `_digest`.
         types: of the columns of the folder, label included.
         dropped: rows by the rule that dropped them.
     """
@@ -104,8 +105,10 @@ class PreparedRows:
         return pa.schema(self.types)
 
     def split(self, code: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a split, in the order of the raw files, with the types of the folder."""
-        ordered = self.rows.filter(self.rows._split == code).order_by("_row").select(*self.types)
+        """The rows of a split, with the types of the folder; those of `train` in random order, so that a stream of them is mixed, the
+        others in that of the raw files."""
+        order = ["_digest", "_row"] if SPLITS[code] == "train" else "_row"
+        ordered = self.rows.filter(self.rows._split == code).order_by(order).select(*self.types)
         for batch in self.engine.batches(ordered):
             yield pa.RecordBatch.from_arrays([batch.column(name).cast(kind) for name, kind in self.types.items()], schema=self.schema)
 
@@ -172,7 +175,7 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         rows, plan.split, plan.seed, plan.ratios, row_key=plan.row_key, order="_row", group="_kept", user=plan.user,
         item=plan.item, time=plan.time,
     )  # fmt: skip
-    internal = ("_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split")
+    internal = ("_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split", "_digest")
     rows = engine.keep(rows.select(*internal, *plan.columns, LABEL), "placed")
 
     events = by_name[plan.events]

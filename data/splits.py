@@ -83,7 +83,8 @@ def with_split(
     item: str | None = None,
     time: str | None = None,
 ) -> ir.Table:
-    """The table with a column `_split`, the index into `SPLITS` of each row.
+    """The table with two columns: `_split`, the index into `SPLITS` of each row, and `_digest`, md5(`seed|value of each key
+    column|duplicate rank`), by which rows are in random order.
 
     Args:
         split: one of `SPLIT_RULES`. `cold_items` and `cold_users` split entities, so that their ratios hold for items or users.
@@ -98,11 +99,11 @@ def with_split(
     """
     check_split(split, user=user, item=item, time=time)
     own = [] if group is None else [group]
+    table = table.mutate(_rank=ibis.row_number().over(group_by=[*own, *row_key], order_by=order))
+    table = table.mutate(_digest=_md5(seed, *(text_key(table, column) for column in row_key), table._rank.cast("string"))).drop("_rank")
     if split in ("cold_items", "cold_users"):
         entity, column = ("item", item) if split == "cold_items" else ("user", user)
         return table.mutate(_split=_place(_md5(seed, entity, text_key(table, column)), ratios).cast("int8"))
-    table = table.mutate(_rank=ibis.row_number().over(group_by=[*own, *row_key], order_by=order))
-    table = table.mutate(_digest=_md5(seed, *(text_key(table, column) for column in row_key), table._rank.cast("string")))
     total, (train, validation, test) = sum(ratios), ratios
     if split == "random":
         code = _place(table._digest, ratios)
@@ -125,7 +126,7 @@ def with_split(
                 (2 * total * from_end <= 2 * rows * (validation + test) + total, 1),
                 else_=0,
             )
-    return table.mutate(_split=code.cast("int8")).drop("_rank", "_digest")
+    return table.mutate(_split=code.cast("int8"))
 
 
 def split_table(table: pa.Table, split: str = "random", seed: int = 42, ratios: Sequence[int] = RATIOS, *,

@@ -20,8 +20,8 @@ class StreamedDataset(IterableDataset):
 
     The row groups of the split are put into a new order every epoch. Their rows, one group behind the other, are cut into
     equal ranges, one a process. A process reads its range window by window: a window's rows are encoded, shuffled, sorted by
-    length within groups, and cut into batches. So rows mix within a window, and row groups between epochs: files whose rows are
-    sorted, by user say, should be shuffled once before (see docs/training.md for what it costs not to). Fewer rows than there are
+    length within groups, and cut into batches. So rows mix within a window, and row groups between epochs: files that `prepare` has
+    not written should have their rows in random order (see docs/training.md for what it costs where they have not). Fewer rows than there are
     processes are left out, others every epoch.
 
     Order, and with it the batches, are a pure function of (seed, epoch, number of processes), whatever the number of loader workers:

@@ -148,8 +148,8 @@ class TrainArguments:
     gradient_accumulation_steps: int = option(1, "batches added up before an optimizer step")
     num_train_epochs: float | None = option(None, "passes over the training rows")
     max_train_steps: int = option(-1, "optimizer steps; overrides the epochs when above 0")
-    streaming: bool = option(False, "read the training rows anew in each epoch, a window at a time, instead of encoding them to disk once; "
-                                    "for files whose rows are in random order, as only neighbours are mixed")  # fmt: skip
+    streaming: bool = option(False, "read the training rows anew in each epoch, a window at a time, instead of encoding them to disk once "
+                                    "(only neighbours are mixed: prepare writes training rows in random order)")  # fmt: skip
     max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows")
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
     learning_rate: float | None = option(None, "of the ID tower and all heads")
