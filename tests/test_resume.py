@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource as rlimit
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -154,6 +155,13 @@ def test_from_any_step_to_the_same_end(tmp_path, stopped, dataset_dir):
     for step in (1, 3, 5):
         go_on(dataset_dir, tmp_path / str(step), resume_from_checkpoint=str(stopped / f"checkpoint-{step}"))
         same_results(stopped, tmp_path / str(step))
+
+
+def test_a_continuation_elsewhere_without_the_best_model_is_refused(tmp_path, stopped, dataset_dir):
+    shutil.copytree(stopped / "checkpoint-5", tmp_path / "moved" / "checkpoint-5")  # after an evaluation
+    with pytest.raises(ValueError, match="the best model of that run so far is not in .*moved, where it was saved; put it there"):
+        go_on(dataset_dir, tmp_path / "m", resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-5"))
+    assert not (tmp_path / "m").exists()
 
 
 def test_the_number_of_workers_may_change(tmp_path, stopped, dataset_dir):

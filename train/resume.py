@@ -7,6 +7,7 @@ Which rows, masks and noise come next follows from (seed, epoch, step). It is ne
 """
 
 import json
+import math
 import os
 import random
 import re
@@ -27,7 +28,8 @@ from flip_ctr.data.cache import processor_digest
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.streaming import StreamedDataset
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.checkpoint import PARTIAL
+from flip_ctr.train.card import RECORD
+from flip_ctr.train.checkpoint import CODE, PARTIAL, PROCESSOR, WEIGHTS, matches
 from flip_ctr.train.distributed import load_training_state, training_state
 from flip_ctr.train.run_log import logger
 
@@ -189,8 +191,27 @@ class StepCheckpoints:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         own = RANDOM_FILE.format(self.accelerator.process_index)
         _set_random_state(torch.load(os.path.join(folder, own), map_location="cpu", weights_only=True))
+        if state["loop"]["best"] > -math.inf:
+            self._bring_best_model(os.path.dirname(os.path.abspath(folder)))
         logger.info(f"going on from {folder}")
         return state["loop"]
+
+    def _bring_best_model(self, run_folder: str) -> None:
+        """Copies the best model so far from the folder of the run that goes on, where that is another than this one's: later evaluations
+        may not be better. `ValueError` where it is not there."""
+        output_dir = self.args.output_dir
+        if os.path.isdir(output_dir) and os.path.samefile(run_folder, output_dir):
+            return
+        names = [name for name in os.listdir(run_folder) if matches(name, (*WEIGHTS, *CODE, *PROCESSOR, RECORD))]
+        if not any(matches(name, WEIGHTS) for name in names):
+            raise ValueError(
+                f"--resume_from_checkpoint: the best model of that run so far is not in {run_folder}, where it was saved; put it there, or "
+                f"go on with --output_dir {run_folder}"
+            )
+        if self.accelerator.is_main_process:
+            os.makedirs(output_dir, exist_ok=True)
+            for name in names:
+                shutil.copyfile(os.path.join(run_folder, name), os.path.join(output_dir, name))
 
     def _check(self, saved: dict, folder: str) -> None:
         before, now = saved["arguments"], json.loads(json.dumps(self.run["arguments"]))
