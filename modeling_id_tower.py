@@ -257,7 +257,8 @@ class IdTower(nn.Module):
             raise ValueError("FlipConfig: `fields` has no field on the ID side; an ID tower needs at least one.")
         if self.num_fields < self.min_fields:
             raise ValueError(
-                f"{type(self).__name__}: pairs of fields need at least {self.min_fields} fields on the ID side; `fields` has {self.num_fields}."
+                f"{type(self).__name__}: pairs of fields need at least {self.min_fields} fields on the ID side; `fields` has "
+                f"{self.num_fields}."
             )
         self.embedding_size = config.id_embedding_size
         self.input_dim = self.num_fields * self.embedding_size

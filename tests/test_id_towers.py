@@ -41,6 +41,14 @@ def test_initial_weights(form):
     assert all(parameter.std() > 0 for _, parameter in matrices)  # none was left as it was made
 
 
+@pytest.mark.parametrize("form", tiny.ALL_TOWERS)
+def test_all_of_a_new_tower_learns(form):
+    """No weight starts where it has no gradient, or where it keeps others from having one."""
+    model = FlipForCTR(tower_config(form, tiny.sized_fields(9, 9, 9), id_hidden_dims=[16, 16]))
+    model(torch.randint(0, 9, (64, 3)), labels=torch.arange(64) % 2).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0] == []
+
+
 DEEP = {"dnn.layers.0.weight": (8, 12), "dnn.layers.0.bias": (8,)}
 KEYS = {
     "deepfm": {},
