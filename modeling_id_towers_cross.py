@@ -154,7 +154,7 @@ class DCNv2(CrossTower):
 
 @register_id_tower("gdcn")
 class GDCN(CrossTower):
-    """Gated deep & cross network (Wang et al., CIKM 2023, section 3): cross layers with an information gate.
+    """Gated deep & cross network (Wang et al., CIKM 2023): cross layers with an information gate.
 
     Args:
         num_cross_layers: cross layers (3 by default in the authors' code).
@@ -166,7 +166,7 @@ class GDCN(CrossTower):
 
 
 class CIN(nn.Module):
-    """xDeepFM's compressed interaction network (section 3.1, equations 6 and 8): `(B, F, D)` -> `(B, sum of sizes)`.
+    """xDeepFM's compressed interaction network (section 3.1, equation 6): `(B, F, D)` -> `(B, sum of sizes)`.
 
     Map h of layer k is `X^k_h = sum_ij W^{k,h}_ij X^{k-1}_i * X^0_j`, products element by element; the output is each map's sum over
     the D elements. Without an activation: the paper found none to be the best.

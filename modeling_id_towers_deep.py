@@ -72,7 +72,7 @@ class AutoInt(IdTower):
 
 
 class LogarithmicLayer(nn.Module):
-    """AFN's logarithmic transformation (section 3.2): `(B, F, D)` -> `(B, neurons, D)`.
+    """AFN's logarithmic transformation: `(B, F, D)` -> `(B, neurons, D)`.
 
     Neuron j is `exp(sum_i w_ij ln|e_i|)`, the product of the embeddings raised to learned powers, element by element. Absolute values keep
     the logarithm real; both logarithms and results are normalised.
@@ -91,7 +91,7 @@ class LogarithmicLayer(nn.Module):
 
 @register_id_tower("afn")
 class AFN(IdTower):
-    """Adaptive factorization network (Cheng et al., AAAI 2020, section 3): `h_id` is a DNN over logarithmic neurons, that is interactions of
+    """Adaptive factorization network (Cheng et al., AAAI 2020): `h_id` is a DNN over logarithmic neurons, that is interactions of
     learned orders; AFN+ has a second table and a DNN over it, `h_id = [that; deep]`.
 
     Args:
@@ -204,7 +204,7 @@ class MaskNet(IdTower):
 
 
 class FeatureGate(nn.Module):
-    """FinalMLP's feature selection of one stream (section 3.2): `2 sigmoid(MLP(context)) * embeddings`, `(B, F, D)` -> `(B, F * D)`.
+    """FinalMLP's feature selection of one stream: `2 sigmoid(MLP(context)) * embeddings`, `(B, F, D)` -> `(B, F * D)`.
 
     The context is the embeddings of some fields, or a learned vector, the same for all rows.
 
@@ -230,7 +230,7 @@ class FeatureGate(nn.Module):
 
 @register_id_tower("finalmlp")
 class FinalMLP(IdTower):
-    """FinalMLP (Mao et al., AAAI 2023, section 3): two DNNs over the embeddings, each with its own selection of features, fused.
+    """FinalMLP (Mao et al., AAAI 2023): two DNNs over the embeddings, each with its own selection of features, fused.
 
     `h_id = [o_1; o_2; fused]`, of which `fused` is `(o_1 W) * o_2` (element by element), head by head. The paper's bilinear fusion
     `b + w_1 o_1 + w_2 o_2 + sum_heads o_1^T W o_2` is linear in it: the click logit's weight of an element of `fused` scales a column of W.

@@ -36,7 +36,7 @@ class FM(IdTower):
     """Factorization machine (Rendle, ICDM 2010): `h_id` is the bi-interaction, and the click logit adds the first-order term; no DNN.
 
     FM's second-order term is the sum of the bi-interaction's elements; here the click logit weighs them, as in a neural factorization
-    machine without hidden layers (He and Chua, SIGIR 2017, section 3.1).
+    machine without hidden layers (He and Chua, SIGIR 2017).
     """
 
     has_first_order = True
@@ -109,7 +109,7 @@ class DeepFM(IdTower):
 
 @register_id_tower("pnn")
 class PNN(IdTower):
-    """Product-based network (Qu et al., ICDM 2016, section III): `h_id` is a DNN over the embeddings and products of them.
+    """Product-based network (Qu et al., ICDM 2016): `h_id` is a DNN over the embeddings and products of them.
 
     Args:
         products: `inner` (IPNN, also FLIP's baseline): `<e_i, e_j>` of each pair; `outer` (OPNN): `s s^T` with `s` the sum of the
@@ -147,7 +147,7 @@ class Excitation(nn.Linear):
 
 
 class SENet(nn.Module):
-    """FiBiNET's squeeze and excitation (section 3.3): weighs each field by what the means of all embeddings say. `(B, F, D)` to the same."""
+    """FiBiNET's squeeze and excitation: weighs each field by what the means of all embeddings say. `(B, F, D)` to the same."""
 
     def __init__(self, num_fields: int, reduction_ratio: int):
         super().__init__()
@@ -161,7 +161,7 @@ class SENet(nn.Module):
 
 
 class BilinearInteraction(nn.Module):
-    """FiBiNET's `(v_i W) * v_j` of each pair i < j (section 3.4, equation 8): `(B, F, D)` -> `(B, P, D)`.
+    """FiBiNET's `(v_i W) * v_j` of each pair i < j: `(B, F, D)` -> `(B, P, D)`.
 
     One W for all pairs (`all`), one for each first field (`each`), or one for each pair (`interaction`).
     """
@@ -190,7 +190,7 @@ class BilinearInteraction(nn.Module):
 
 @register_id_tower("fibinet")
 class FiBiNET(IdTower):
-    """FiBiNET (Huang et al., RecSys 2019, section 3): `h_id` is a DNN over the bilinear products of all pairs, of the embeddings and of the
+    """FiBiNET (Huang et al., RecSys 2019): `h_id` is a DNN over the bilinear products of all pairs, of the embeddings and of the
     embeddings weighed by SENet; a first-order term in the click logit.
 
     Args:
