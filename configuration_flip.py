@@ -209,7 +209,8 @@ class FlipConfig(PreTrainedConfig):
     Args:
         text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the PLM; `None` for an ID-only model.
         fields (`list[dict]`): the fields of a row in order, see [`FlipField`]; those on the ID side need a `vocab_size`.
-        id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `deepfm`, `autoint` or `dcnv2`.
+        id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `lr`, `fm`, `afm`, `widedeep`, `deepfm`, `pnn`, `fibinet`, `dcn`,
+            `dcnv2`, `gdcn`, `xdeepfm`, `autoint`, `afn`, `masknet`, `finalmlp`, or one that `register_id_tower` has named.
         id_embedding_size (`int`, defaults to 32): size of a feature embedding.
         id_hidden_dims (`list[int]`, defaults to `[300, 300, 128]`): layers of the tower's DNN.
         id_dropout (`float`, defaults to 0.0): dropout inside the ID tower's DNN.

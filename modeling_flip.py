@@ -29,6 +29,11 @@ from .modeling_flip_heads import (
 )
 from .modeling_id_tower import FeatureEmbedding, TowerLinear, build_id_tower, save_tower_code
 
+# these register the towers; and code is copied into a checkpoint along such imports
+from .modeling_id_towers_cross import DCNv2  # noqa: F401
+from .modeling_id_towers_deep import AutoInt  # noqa: F401
+from .modeling_id_towers_pairs import DeepFM  # noqa: F401
+
 logger = logging.get_logger(__name__)
 
 MLM_POSITIONS_MULTIPLE = 64

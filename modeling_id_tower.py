@@ -2,14 +2,15 @@
 """ID-based backbones of FLIP behind one interface: feature ids in, the interaction vector `h_id` out.
 
 A tower is a class that takes a `FlipConfig` (and its own arguments, from `config.id_tower_kwargs`), has an `output_dim`,
-and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`. `register_id_tower` names it.
+and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`. `register_id_tower` names it. Here are the interface and what
+towers are built from; the towers themselves are in the `modeling_id_towers_*` files, and `modeling_flip` imports these.
 """
 
 import ast
 import inspect
 import os
 import sys
-from itertools import accumulate, groupby
+from itertools import accumulate, combinations, groupby
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from transformers import initialization as init
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
-from .configuration_flip import CUSTOM_ENTRY, PAD_ID, FlipConfig
+from .configuration_flip import CUSTOM_ENTRY, PAD_ID, FlipConfig, check_count
 
 logger = logging.get_logger(__name__)
 
@@ -29,7 +30,8 @@ PUBLIC_NAMES = {
     "modeling_id_tower": ("IdTower", "register_id_tower"),
     "processing_flip": ("FlipProcessor",),
 }
-FLAT_MODULES = (*PUBLIC_NAMES, "columns_flip", "modeling_flip_heads", "pipeline_flip", CUSTOM_ENTRY)
+TOWER_MODULES = ("modeling_id_towers_pairs", "modeling_id_towers_cross", "modeling_id_towers_deep")
+FLAT_MODULES = (*PUBLIC_NAMES, *TOWER_MODULES, "columns_flip", "modeling_flip_heads", "pipeline_flip", CUSTOM_ENTRY)
 ID_TOWERS: dict[str, type["IdTower"]] = {}
 
 
@@ -47,7 +49,7 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
     """The tower that `config.id_tower` names, with `config.id_tower_kwargs`.
 
     Raises:
-        ValueError: no tower has that name, or the tower has no such argument.
+        ValueError: no tower has that name, the tower has no such argument, or an argument's value does not fit.
     """
     if config.id_tower not in ID_TOWERS:
         raise ValueError(
@@ -55,7 +57,8 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
             "known once the module that registers it has been imported."
         )
     tower = ID_TOWERS[config.id_tower]
-    allowed = list(inspect.signature(tower.__init__).parameters)[2:]
+    of_all = inspect.signature(IdTower.__init__).parameters
+    allowed = [name for name in inspect.signature(tower.__init__).parameters if name not in of_all]
     unknown = sorted(set(config.id_tower_kwargs) - set(allowed))
     if unknown:
         raise ValueError(
@@ -73,7 +76,7 @@ def save_tower_code(tower: "IdTower", folder: str) -> str | None:
     in `__main__` or a notebook, or with imports that mean nothing elsewhere; that is logged).
     """
     module = type(tower).__module__
-    if module == __name__:
+    if module in (f"{__package__}.{name}" for name in TOWER_MODULES):
         return None
     try:
         path = getattr(sys.modules.get(module), "__file__", None)
@@ -199,149 +202,103 @@ class DNN(nn.Module):
         return hidden
 
 
-class IdTower(nn.Module):
-    """Base of the towers: feature embeddings, a DNN beside the interaction, and `h_id = [interaction; deep]`.
+class FieldPairs(nn.Module):
+    """The pairs (i, j), i < j, of fields: `num_pairs` of them, in the order (0, 1), (0, 2), ..., (1, 2), ..."""
 
-    A subclass sets `output_dim` and implements `interact`.
+    def __init__(self, num_fields: int):
+        super().__init__()
+        self.num_fields, self.num_pairs = num_fields, num_fields * (num_fields - 1) // 2
+        for name, numbers in self._numbers().items():
+            self.register_buffer(name, numbers, persistent=False)
+
+    def _numbers(self) -> dict[str, torch.Tensor]:
+        pairs = list(combinations(range(self.num_fields), 2))
+        return {"left": torch.tensor([i for i, _ in pairs]), "right": torch.tensor([j for _, j in pairs])}
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        for name, numbers in self._numbers().items():  # built on the meta device by `from_pretrained`: filled here
+            init.copy_(getattr(self, name), numbers)
+
+    def forward(self, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, F, D)` -> the first and the second field of each pair, `(B, pairs, D)` each."""
+        return embeds.index_select(1, self.left), embeds.index_select(1, self.right)
+
+    def inner_products(self, embeds: torch.Tensor) -> torch.Tensor:
+        """`(B, F, D)` -> `<e_i, e_j>` of each pair, `(B, pairs)`."""
+        return (embeds @ embeds.mT)[:, self.left, self.right]
+
+
+def bi_interaction(embeds: torch.Tensor) -> torch.Tensor:
+    """The sum of `e_i * e_j` (element by element) over all pairs i < j, in O(fields): `(B, F, D)` -> `(B, D)`."""
+    return 0.5 * (embeds.sum(1).square() - embeds.square().sum(1))
+
+
+class IdTower(nn.Module):
+    """Base of the towers: feature embeddings, and by default a DNN beside the interaction, `h_id = [interaction; deep]`.
+
+    A subclass adds the size of its interaction to `output_dim` and implements `interact`; one of another form implements `encode` and
+    sets `output_dim`. The click logit is linear in `h_id`.
+
+    Args:
+        config: the fields and their sizes, the size of an embedding, the DNN's layers (`id_hidden_dims`), the dropouts.
+        deep: whether there is the DNN over all embeddings; without it `h_id` is the interaction.
+
+    Raises:
+        ValueError: there are fewer fields on the ID side than the tower needs.
     """
 
-    has_first_order = False  # whether the click logit also adds one weight a feature (DeepFM)
+    has_first_order = False  # whether the click logit also adds one weight a feature, as in DeepFM
+    min_fields = 1
 
-    def __init__(self, config: FlipConfig):
+    def __init__(self, config: FlipConfig, deep: bool = True):
         super().__init__()
         self.num_fields = len(config.field_sizes)
         if self.num_fields == 0:
             raise ValueError("FlipConfig: `fields` has no field on the ID side; an ID tower needs at least one.")
+        if self.num_fields < self.min_fields:
+            raise ValueError(
+                f"{type(self).__name__}: pairs of fields need at least {self.min_fields} fields on the ID side; `fields` has "
+                f"{self.num_fields}."
+            )
         self.embedding_size = config.id_embedding_size
         self.input_dim = self.num_fields * self.embedding_size
         self.embeddings = FeatureEmbedding(config.field_sizes, self.embedding_size, config.slot_fields)
         self.embedding_dropout = nn.Dropout(config.id_embedding_dropout)
-        self.dnn = DNN(self.input_dim, config.id_hidden_dims, config.id_dropout)
-        self.output_dim = self.dnn.output_dim
+        self.dnn = DNN(self.input_dim, config.id_hidden_dims, config.id_dropout) if deep else None
+        self.output_dim = self.dnn.output_dim if deep else 0
 
     def interact(self, embeds: torch.Tensor) -> torch.Tensor:
         """`(batch, fields, embedding_size)` -> the interaction, `(batch, output_dim - deep)`."""
         raise NotImplementedError
 
-    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        embeds = self.embedding_dropout(self.embeddings(feature_ids))  # (B, F, D)
+    def encode(self, embeds: torch.Tensor) -> torch.Tensor:
+        """`(batch, fields, embedding_size)` -> `h_id`, `(batch, output_dim)`."""
+        if self.dnn is None:
+            return self.interact(embeds)
         return torch.cat([self.interact(embeds), self.dnn(embeds.flatten(1))], dim=-1)
 
-
-@register_id_tower("deepfm")
-class DeepFM(IdTower):
-    """DeepFM (Guo et al., IJCAI 2017): `h_id = [bi-interaction; deep]`, and a first-order term in the click logit."""
-
-    has_first_order = True
-
-    def __init__(self, config: FlipConfig):
-        super().__init__(config)
-        self.output_dim += self.embedding_size
-
-    def interact(self, embeds: torch.Tensor) -> torch.Tensor:
-        # sum of e_i * e_j over all pairs i < j, in O(fields)
-        return 0.5 * (embeds.sum(1).square() - embeds.square().sum(1))
+    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        return self.encode(self.embedding_dropout(self.embeddings(feature_ids)))
 
 
-class InteractingLayer(nn.Module):
-    """Self-attention over the fields with a linear residual: `(B, F, input)` -> `(B, F, output)`."""
-
-    def __init__(self, input_size: int, output_size: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.query, self.key, self.value, self.residual = (
-            TowerLinear(input_size, output_size, bias=False) for _ in range(4)
-        )
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        query, key, value = (
-            layer(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, F, size)
-            for layer in (self.query, self.key, self.value)
-        )
-        attended = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return (attended + self.residual(hidden)).relu()
+# --- checks of a tower's arguments; `owner` is the tower's name
 
 
-@register_id_tower("autoint")
-class AutoInt(IdTower):
-    """AutoInt+ (Song et al., CIKM 2019): `h_id = [interacting layers over the fields; deep]`.
-
-    Args:
-        num_layers: interacting layers (3 in the paper).
-        num_heads: attention heads (2 in the paper).
-        attention_size: size of a field after a layer, all heads together (2 x 32 in the paper).
-    """
-
-    def __init__(self, config: FlipConfig, num_layers: int = 3, num_heads: int = 2, attention_size: int = 64):
-        super().__init__(config)
-        if attention_size % num_heads:
-            raise ValueError(f"AutoInt: attention_size {attention_size} is not a multiple of num_heads {num_heads}.")
-        sizes = [self.embedding_size] + [attention_size] * num_layers
-        self.attention = nn.ModuleList(InteractingLayer(a, b, num_heads) for a, b in zip(sizes, sizes[1:]))
-        self.output_dim += self.num_fields * sizes[-1]
-
-    def interact(self, embeds: torch.Tensor) -> torch.Tensor:
-        for layer in self.attention:
-            embeds = layer(embeds)
-        return embeds.flatten(1)
+def check_flag(owner: str, name: str, value) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{owner}: `{name}` must be true or false; got {value!r}.")
 
 
-class LowRankCrossLayer(nn.Module):
-    """A DCNv2 cross layer as a mixture of low-rank experts (DCN V2): `(B, dim)` -> `(B, dim)`.
-
-    `x' = x + sum_e gate_e(x) * x0 * (U_e tanh(C_e tanh(V_e^T x)) + b)`. The gates sum to 1, so that the sum over the
-    experts goes through one matrix product with their U side by side.
-    """
-
-    def __init__(self, dim: int, low_rank: int, num_experts: int):
-        super().__init__()
-        # filled by init_flip_weights; zeros until then, so that a tower built alone holds no garbage
-        self.down = nn.Parameter(torch.zeros(dim, num_experts * low_rank))  # V
-        self.core = nn.Parameter(torch.zeros(num_experts, low_rank, low_rank))  # C
-        self.up = nn.Parameter(torch.zeros(num_experts * low_rank, dim))  # U
-        self.bias = nn.Parameter(torch.zeros(dim))
-        self.gate = TowerLinear(dim, num_experts, bias=False)
-
-    def init_flip_weights(self, config: FlipConfig) -> None:
-        num_experts, low_rank, _ = self.core.shape
-        dim = self.down.shape[0]
-        # Xavier of each expert's own matrix, not of the experts side by side
-        outer, inner = (2 / (dim + low_rank)) ** 0.5, low_rank**-0.5
-        init.normal_(self.down, std=outer)
-        init.normal_(self.core, std=inner)
-        init.normal_(self.up, std=outer)
-        init.zeros_(self.bias)
-
-    def forward(self, x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        num_experts = self.core.shape[0]
-        experts = (x @ self.down).tanh().unflatten(-1, (num_experts, -1))  # (B, E, r)
-        experts = torch.einsum("ber,ers->bes", experts, self.core).tanh()
-        gates = self.gate(x).softmax(-1).unsqueeze(-1)  # (B, E, 1)
-        return x + x0 * ((gates * experts).flatten(1) @ self.up + self.bias)
+def check_sizes(owner: str, name: str, value) -> None:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{owner}: `{name}` must be a list of at least one size, such as [100, 100]; got {value!r}.")
+    for size in value:
+        check_count(owner, name, size, 1)
 
 
-@register_id_tower("dcnv2")
-class DCNv2(IdTower):
-    """DCN V2 (Wang et al., WWW 2021), parallel, with low-rank mixture cross layers: `h_id = [cross; deep]`.
-
-    Args:
-        num_cross_layers: cross layers (2 in FLIP's experiments).
-        low_rank: rank of an expert (32).
-        num_experts: experts a layer (4).
-    """
-
-    def __init__(self, config: FlipConfig, num_cross_layers: int = 2, low_rank: int = 32, num_experts: int = 4):
-        super().__init__(config)
-        self.cross = nn.ModuleList(
-            LowRankCrossLayer(self.input_dim, low_rank, num_experts) for _ in range(num_cross_layers)
-        )
-        self.output_dim += self.input_dim
-
-    def interact(self, embeds: torch.Tensor) -> torch.Tensor:
-        x0 = x = embeds.flatten(1)
-        for layer in self.cross:
-            x = layer(x0, x)
-        return x
+def check_divides(owner: str, size_name: str, size: int, name: str, number: int) -> None:
+    if size % number:
+        raise ValueError(f"{owner}: {size_name} {size} is not a multiple of {name} {number}.")
 
 
 __all__ = ["IdTower", "register_id_tower"]

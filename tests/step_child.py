@@ -34,6 +34,9 @@ CASES = {
     "all, every kind of field, sparse tables, GradCache": ({"kinds": True}, 1, SPARSE | {"grad_cache_chunk_size": 3}),
     "clicks, id": ({"strategy": "id"}, 1, {}),
     "clicks, id, sparse tables": ({"strategy": "id", "id_tower": "deepfm"}, 3, SPARSE),
+    "clicks, AFN+, sparse tables": (
+        {"strategy": "id", "id_tower": "afn", "id_tower_kwargs": {"num_neurons": 6, "use_dnn": True}}, 3, SPARSE
+    ),
     "clicks, every kind of field": ({"strategy": "joint", "id_tower": "deepfm", "fusion": "gate", "kinds": True}, 1, {}),
     "clicks, every kind of field, sparse tables": ({"strategy": "id", "id_tower": "deepfm", "kinds": True}, 1, SPARSE),
     "clicks, plm": ({"strategy": "plm"}, 1, {}),

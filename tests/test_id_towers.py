@@ -1,105 +1,68 @@
-"""The ID towers against independent slow computations of their interactions."""
+"""The ID towers: what they share, their arguments, training, saving, and fields of several slots."""
 
-import itertools
+import dataclasses
+import re
 
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from flip_ctr import FlipForCTR, IdTower, register_id_tower
+from flip_ctr import FlipForCTR, FlipForPretraining, IdTower, register_id_tower
 from flip_ctr.modeling_id_tower import ID_TOWERS, FeatureEmbedding, build_id_tower
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.card import TOWERS
+from flip_ctr.train.optimizer import feature_tables, use_sparse_tables
 
 SIZES = (7, 5, 9)
 FEATURE_IDS = torch.tensor([[4, 4, 8], [6, 2, 1], [3, 4, 5]])
 
 
-def tower(name: str, **kwargs) -> IdTower:
-    config = tiny.flip_config(tiny.sized_fields(*SIZES), id_tower=name)
-    config.id_tower_kwargs |= kwargs
-    return tiny.shake(build_id_tower(config), 0.4).double()
+def tower_config(form: str, fields=None, **settings):
+    """Of a tower, or of another form of one."""
+    name, kwargs = tiny.ALL_TOWERS[form]
+    return tiny.flip_config(fields or tiny.sized_fields(*SIZES), id_tower=name, **{"id_tower_kwargs": kwargs, "strategy": "id"} | settings)
 
 
-def embeds_of(model: IdTower) -> torch.Tensor:
-    """Field f's feature i lies at row (sizes before f) + i of the table."""
-    rows = [[model.embeddings.weight[sum(SIZES[:f]) + int(i)] for f, i in enumerate(row)] for row in FEATURE_IDS]
-    return torch.stack([torch.stack(row) for row in rows])
+def test_every_tower_has_a_name_for_people_and_is_in_the_help():
+    towers = set(ID_TOWERS) & set(tiny.TOWER_KWARGS)
+    assert towers == set(tiny.TOWER_KWARGS) == set(TOWERS)
+    text = next(field for field in dataclasses.fields(TrainArguments) if field.name == "id_tower").metadata["help"]
+    assert towers <= set(re.findall(r"\w+", text))
 
 
-def deep_of(model: IdTower) -> torch.Tensor:
-    hidden = embeds_of(model).flatten(1)
-    for layer in model.dnn.layers:
-        hidden = torch.clamp(hidden @ layer.weight.T + layer.bias, min=0)
-    return hidden
-
-
-def check(model: IdTower, interaction: torch.Tensor) -> None:
-    expected = torch.cat([interaction, deep_of(model)], dim=1)
-    assert model.output_dim == expected.shape[1]
-    torch.testing.assert_close(model(FEATURE_IDS), expected)
-
-
-def test_deepfm_sums_the_products_of_all_pairs():
-    model = tower("deepfm")
-    embeds = embeds_of(model)
-    pairs = itertools.combinations(range(len(SIZES)), 2)
-    check(model, sum(embeds[:, i] * embeds[:, j] for i, j in pairs))
-
-
-def test_deepfm_adds_a_first_order_term_to_the_logit():
-    model = tiny.shake(FlipForCTR(tiny.flip_config(tiny.sized_fields(*SIZES), id_tower="deepfm", strategy="id"))).eval()
-    logits = model(FEATURE_IDS).logits
-    for b, row in enumerate(FEATURE_IDS.tolist()):
-        weights = [model.first_order.weight[sum(SIZES[:f]) + i, 0] for f, i in enumerate(row)]
-        expected = model.id_classifier(model.flip.id_tower(FEATURE_IDS[b : b + 1]))[0, 0] + sum(weights)
-        torch.testing.assert_close(logits[b, 0], expected)
-
-
-def test_dcnv2_is_a_mixture_of_low_rank_cross_layers():
-    model = tower("dcnv2", num_cross_layers=3)
-    x0 = embeds_of(model).flatten(1)
-    rows = []
-    for row in x0:
-        x = row
-        for layer in model.cross:
-            experts, rank, _ = layer.core.shape
-            gates = (layer.gate.weight @ x).softmax(0)
-            mixed = torch.zeros_like(x)
-            for e in range(experts):
-                part = slice(e * rank, (e + 1) * rank)
-                low = torch.tanh(layer.down[:, part].T @ x)  # V^T x
-                low = torch.tanh(layer.core[e].T @ low)  # C
-                mixed = mixed + gates[e] * row * (layer.up[part].T @ low + layer.bias)  # U, x0 *
-            x = x + mixed
-        rows.append(x)
-    check(model, torch.stack(rows))
-
-
-def test_autoint_attends_over_the_fields():
-    model = tower("autoint", num_heads=2)
-    rows = []
-    for fields in embeds_of(model):
-        for layer in model.attention:
-            query, key, value = (fields @ part.weight.T for part in (layer.query, layer.key, layer.value))
-            size = query.shape[1] // 2
-            attended = []
-            for f in range(len(fields)):
-                heads = []
-                for head in (slice(0, size), slice(size, 2 * size)):
-                    scores = torch.stack([query[f, head] @ key[g, head] / size**0.5 for g in range(len(fields))])
-                    heads.append(sum(weight * value[g, head] for g, weight in enumerate(scores.softmax(0))))
-                attended.append(torch.cat(heads))
-            fields = torch.clamp(torch.stack(attended) + fields @ layer.residual.weight.T, min=0)
-        rows.append(fields.flatten())
-    check(model, torch.stack(rows))
-
-
-@pytest.mark.parametrize("name", ["dcnv2", "deepfm", "autoint"])
-def test_initial_weights(name):
-    config = tiny.flip_config(tiny.sized_fields(400, 400), id_tower=name, strategy="id", id_initializer_range=1e-4)
+@pytest.mark.parametrize("form", tiny.ALL_TOWERS)
+def test_initial_weights(form):
+    config = tower_config(form, tiny.sized_fields(400, 400, 400), id_initializer_range=1e-4)
     model = FlipForCTR(config).flip.id_tower
     assert model.embeddings.weight.std().item() == pytest.approx(1e-4, rel=0.1)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+    matrices = [(name, parameter) for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    assert all(parameter.std() > 0 for _, parameter in matrices)  # none was left as it was made
+
+
+@pytest.mark.parametrize("form", tiny.ALL_TOWERS)
+def test_all_of_a_new_tower_learns(form):
+    """No weight starts where it has no gradient, or where it keeps others from having one."""
+    model = FlipForCTR(tower_config(form, tiny.sized_fields(9, 9, 9), id_hidden_dims=[16, 16]))
+    model(torch.randint(0, 9, (64, 3)), labels=torch.arange(64) % 2).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0] == []
+
+
+DEEP = {"dnn.layers.0.weight": (8, 12), "dnn.layers.0.bias": (8,)}
+KEYS = {
+    "deepfm": {},
+    "dcnv2": {f"cross.{number}.{name}": shape for number in (0, 1) for name, shape in {
+        "down": (12, 6), "core": (2, 3, 3), "up": (6, 12), "bias": (12,), "gate.weight": (2, 12)}.items()},
+    "autoint": {f"attention.{number}.{name}.weight": (4, 4) for number in (0, 1) for name in ("query", "key", "value", "residual")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_names_of_weights_in_checkpoints(name):
+    """Those of published checkpoints, which must go on loading."""
+    state = FlipForCTR(tower_config(name)).flip.id_tower.state_dict()
+    assert {key: tuple(value.shape) for key, value in state.items()} == {"embeddings.weight": (21, 4)} | DEEP | KEYS[name]
 
 
 def test_feature_ids_of_another_width_are_refused():
@@ -110,10 +73,37 @@ def test_feature_ids_of_another_width_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"id_tower": "xdeepfm"}, "`id_tower` must be one of autoint, dcnv2, deepfm.*'xdeepfm'"),
-        ({"id_tower_kwargs": {"depth": 3}}, "'dcnv2' may hold num_cross_layers, low_rank, num_experts; got depth"),
+        ({"id_tower": "bert"}, "`id_tower` must be one of afm, afn, autoint, dcn, .* xdeepfm; got 'bert'"),
+        ({"id_tower_kwargs": {"depth": 3}}, "'dcnv2' may hold num_cross_layers, low_rank, num_experts, full_matrix, structure; got depth"),
+        ({"id_tower": "widedeep", "id_tower_kwargs": {"deep": False}}, "'widedeep' may hold nothing; got deep"),
         ({"id_tower": "deepfm", "id_tower_kwargs": {"depth": 3}}, "'deepfm' may hold nothing; got depth"),
         ({"id_tower": "autoint", "id_tower_kwargs": {"attention_size": 5}}, "attention_size 5 is not a multiple"),
+        *(({"id_tower": name, "id_tower_kwargs": kwargs}, message) for name, kwargs, message in (
+            ("autoint", {"num_layers": 0}, "AutoInt: `num_layers` must be a whole number of at least 1; got 0"),
+            ("autoint", {"use_dnn": "no"}, "AutoInt: `use_dnn` must be true or false; got 'no'"),
+            ("afm", {"attention_size": 0}, "AFM: `attention_size` must be a whole number"),
+            ("pnn", {"products": "cross"}, "PNN: `products` must be one of 'inner', 'outer', 'both'; got 'cross'"),
+            ("fibinet", {"bilinear": "none"}, "FiBiNET: `bilinear` must be one of 'all', 'each', 'interaction'"),
+            ("fibinet", {"reduction_ratio": 0.5}, "FiBiNET: `reduction_ratio` must be a whole number"),
+            ("dcn", {"num_cross_layers": 0}, "DCN: `num_cross_layers` must be a whole number"),
+            ("dcn", {"structure": "stacked"}, "'dcn' may hold num_cross_layers; got structure"),
+            ("dcnv2", {"low_rank": "32"}, "DCNv2: `low_rank` must be a whole number"),
+            ("dcnv2", {"full_matrix": True, "low_rank": 8}, "DCNv2: `low_rank` is of low-rank experts"),
+            ("dcnv2", {"structure": "serial"}, "DCNv2: `structure` must be one of 'parallel', 'stacked'; got 'serial'"),
+            ("gdcn", {"structure": "serial"}, "GDCN: `structure` must be one of 'parallel', 'stacked'"),
+            ("xdeepfm", {"cin_sizes": []}, "xDeepFM: `cin_sizes` must be a list of at least one size"),
+            ("xdeepfm", {"cin_sizes": [10, 0]}, "xDeepFM: `cin_sizes` must be a whole number of at least 1; got 0"),
+            ("afn", {"norm": "none"}, "AFN: `norm` must be one of 'layer', 'batch'"),
+            ("masknet", {"structure": "stacked"}, "MaskNet: `structure` must be one of 'serial', 'parallel'"),
+            ("masknet", {"num_blocks": 2}, "MaskNet: `num_blocks` is of structure 'parallel'"),
+            ("masknet", {"reduction_ratio": 0}, "MaskNet: `reduction_ratio` must be a number above 0; got 0"),
+            ("finalmlp", {"num_heads": 3}, "FinalMLP: a stream's last size 8 is not a multiple of num_heads 3"),
+            ("finalmlp", {"second_hidden_dims": 8}, "FinalMLP: `second_hidden_dims` must be a list"),
+            ("finalmlp", {"first_context": ["user"]}, "FinalMLP: `first_context` must name fields of the ID side, f0, f1, f2; got 'user'"),
+            ("finalmlp", {"second_context": "f0"}, "FinalMLP: `second_context` must be a list of fields' names; got 'f0'"),
+            ("finalmlp", {"feature_selection": False, "gate_size": 8}, "FinalMLP: `gate_size` is of the feature selection"),
+        )),
+        *(({"id_tower": name, "fields": tiny.sized_fields(7)}, "pairs of fields need at least 2 fields") for name in ("fm", "afm", "pnn", "fibinet")),
         ({"fields": [{"name": "title", "sides": ["text"]}]}, "no field on the ID side"),
         ({"fields": [{"name": "title"}]}, "field 'title' has vocab_size None"),
     ],
@@ -122,6 +112,78 @@ def test_wrong_settings_are_refused(settings, message):
     fields = settings.pop("fields", tiny.sized_fields(*SIZES))
     with pytest.raises(ValueError, match=message):
         build_id_tower(tiny.flip_config(fields, **settings))
+
+
+# --- training
+
+
+def planted(form: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """All rows of three fields, and labels: by one field for LR, else by whether two fields agree, which is in no field alone."""
+    values = torch.cartesian_prod(*(torch.arange(4, size) for size in (8, 8, 6)))
+    first, second = values[:, 0] % 2, values[:, 1] % 2
+    return values, first if form == "lr" else (first == second).long()
+
+
+@pytest.mark.parametrize("form", tiny.ALL_TOWERS)
+def test_every_tower_learns_what_it_can_express(form):
+    values, labels = planted(form)
+    model = FlipForCTR(tower_config(form, tiny.sized_fields(8, 8, 6), id_hidden_dims=[16, 8], id_embedding_size=8)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model(values, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.6 and losses[-1] < 0.1
+    assert torch.equal(model.eval()(values).logits[:, 0] > 0, labels == 1)
+
+
+def test_lr_cannot_express_an_interaction():
+    values, labels = planted("")
+    model = FlipForCTR(tower_config("lr", tiny.sized_fields(8, 8, 6)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model(values, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+    assert loss > 0.69  # log 2: it has learned nothing
+
+
+@pytest.mark.parametrize("form", tiny.ALL_TOWERS)
+def test_every_parameter_has_a_gradient(form, text_config):
+    """In all three objectives, and in clicks; with sparse tables too."""
+    config = tower_config(form, text_config=text_config, strategy="joint", id_hidden_dims=[8, 8])
+    views = {"feature_ids": FEATURE_IDS, "input_ids": torch.randint(5, 30, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}
+    masked = {"masked_feature_ids": FEATURE_IDS.roll(1, 0), "masked_input_ids": views["input_ids"], "mlm_labels": views["input_ids"],
+              "mtm_labels": FEATURE_IDS.where(FEATURE_IDS > 3, -100)}  # fmt: skip
+    for sparse in (False, True):
+        clicks, pretraining = (tiny.shake(cls(config), 0.1).train() for cls in (FlipForCTR, FlipForPretraining))
+        pretraining.set_feature_counts(torch.ones(sum(SIZES)))
+        for model, batch in ((clicks, views | {"labels": torch.tensor([0, 1, 1])}), (pretraining, views | masked)):
+            if sparse:
+                use_sparse_tables(model)
+            model(**batch).loss.backward()
+            parameters = dict(model.named_parameters())
+            assert [name for name, parameter in parameters.items() if parameter.grad is None] == []
+            # (SENet's two relus may both be shut for so few rows)
+            dense = [n for n in parameters if "id_tower" in n and "senet" not in n and not parameters[n].grad.is_sparse]
+            assert all(parameters[name].grad.abs().sum() > 0 for name in dense)
+            tables = [name for name in feature_tables(model) if "id_tower" in name]
+            assert len(tables) == (2 if form == "afn+" else 1) and all(parameters[name].grad.is_sparse == sparse for name in tables)
+
+
+@pytest.mark.parametrize("form", tiny.ALL_TOWERS)
+def test_every_tower_runs_in_bf16(form):
+    model = tiny.shake(FlipForCTR(tower_config(form)), 0.1).eval()
+    expected = model(FEATURE_IDS).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, logits = (output := model(FEATURE_IDS, labels=torch.tensor([0, 1, 1]))).loss, output.logits
+        loss.backward()
+    torch.testing.assert_close(logits, expected, atol=0.05, rtol=0.05)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_a_registered_tower_works_and_survives_saving(tmp_path):
@@ -203,16 +265,17 @@ def test_the_first_order_term_is_the_mean_too():
         torch.testing.assert_close(logits[b, 0], model.id_classifier(model.flip.id_tower(SLOT_IDS[b : b + 1]))[0, 0] + first_order)
 
 
-@pytest.mark.parametrize("name", ["dcnv2", "deepfm", "autoint"])
-def test_towers_see_fields_and_not_slots(tmp_path, name):
+@pytest.mark.parametrize("form", tiny.ALL_TOWERS)
+def test_towers_see_fields_and_not_slots(tmp_path, form):
     """A field's values in another order, or further pad, are the same row; the tower is that of as many single-valued fields."""
-    model = tiny.shake(FlipForCTR(tiny.flip_config(slotted_fields(), id_tower=name, strategy="id"))).eval()
-    single = FlipForCTR(tiny.flip_config(tiny.sized_fields(8, 8, 8, 8), id_tower=name, strategy="id"))
+    model = tiny.shake(FlipForCTR(tower_config(form, slotted_fields()))).eval()
+    single = FlipForCTR(tower_config(form, tiny.sized_fields(8, 8, 8, 8)))
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in single.state_dict().items()}
     expected = model(SLOT_IDS).logits
     torch.testing.assert_close(model(SLOT_IDS[:, [2, 0, 1, 3, 4, 6, 5]]).logits, expected)
     model.save_pretrained(tmp_path)
     assert torch.equal(FlipForCTR.from_pretrained(tmp_path).eval()(SLOT_IDS).logits, expected)  # built on the meta device
+    torch._dynamo.reset()  # its limit of compilations is of all towers together
     compiled = torch.compile(model.flip.id_tower, backend="eager", fullgraph=True)
     assert torch.equal(compiled(SLOT_IDS), model.flip.id_tower(SLOT_IDS))
 

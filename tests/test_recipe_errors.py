@@ -119,8 +119,8 @@ def test_tower_arguments_that_are_no_json_object_name_the_flag(tmp_path, dataset
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"id_tower": "xdeepfm"}, "`id_tower` must be one of autoint, dcnv2, deepfm"),
-        ({"id_tower_kwargs": '{"depth": 3}'}, "may hold num_cross_layers, low_rank, num_experts; got depth"),
+        ({"id_tower": "bert"}, "`id_tower` must be one of afm, afn, autoint"),
+        ({"id_tower_kwargs": '{"depth": 3}'}, "may hold num_cross_layers, low_rank, num_experts, full_matrix, structure; got depth"),
         ({"early_stopping_patience": 0}, "--early_stopping_patience"),
         ({"max_train_samples": 0}, "--max_train_samples"),
         ({"lr_scheduler_type": "sawtooth"}, "sawtooth"),
@@ -134,7 +134,7 @@ def test_wrong_options_of_a_run(tmp_path, dataset_dir, options, message):
 def test_a_wrong_option_leaves_no_output_folder(tmp_path, dataset_dir):
     """So that the corrected command can run without --overwrite_output_dir."""
     with pytest.raises(ValueError):
-        tiny.finetune(dataset_dir, None, tmp_path / "m", id_tower="xdeepfm")
+        tiny.finetune(dataset_dir, None, tmp_path / "m", id_tower="bert")
     assert not (tmp_path / "m").exists()
 
 

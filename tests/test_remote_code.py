@@ -48,7 +48,7 @@ for name, folder in folders.items():
         scorer = pipeline("click-through-rate", model=folder, **remote)
         outputs["pipeline"] = torch.tensor([answer["click_probability"] for answer in scorer(rows, batch_size=4)])
         scorer.save_pretrained(os.path.join(out, name + "-again"))  # code and all, from the copy of the code
-    if name != "id":
+    if config.text_config is not None:
         classes["tokenizer"] = type(AutoTokenizer.from_pretrained(folder)).__name__
     torch.save(outputs, os.path.join(out, name + ".pt"))
     report[name] = classes
@@ -120,6 +120,26 @@ def test_a_checkpoint_saved_elsewhere_is_as_complete(strategy, folders, elsewher
         assert json.loads((again / name).read_text()) == json.loads((folders[strategy] / name).read_text())
     state, saved = (AutoModel.from_pretrained(folder).state_dict() for folder in (folders[strategy], again))
     assert state.keys() == saved.keys() and all(torch.equal(state[name], saved[name]) for name in state)
+
+
+def test_every_tower_loads_without_the_package(tmp_path, id_processor, rows):
+    """Its code travels with the checkpoint, and registers it."""
+    models, plain = {}, [{name: value for name, value in row.items() if name != "label"} for row in rows]
+    for name in tiny.TOWER_KWARGS:
+        models[name] = tiny.shake(FlipForCTR(tiny.flip_config(id_processor.fields, id_tower=name, strategy="id"))).eval()
+        models[name].save_pretrained(tmp_path / name)
+        id_processor.save_pretrained(tmp_path / name)
+        code = {path.name for path in (tmp_path / name).glob("*.py")}
+        assert {"modeling_id_towers_pairs.py", "modeling_id_towers_cross.py", "modeling_id_towers_deep.py"} < code
+        assert code <= set(published_files(str(tmp_path / name))) and "modeling_flip_custom.py" not in code
+    (tmp_path / "out").mkdir()
+    run_blocked({name: tmp_path / name for name in models}, tmp_path / "out", plain)
+    for name, model in models.items():
+        with torch.no_grad():
+            expected = model(**id_processor(plain)).logits
+        assert torch.equal(torch.load(tmp_path / "out" / f"{name}.pt", weights_only=True)["AutoModel"]["logits"], expected), name
+        again = tmp_path / "out" / f"{name}-again"
+        assert {path.name for path in again.glob("*.py")} == {path.name for path in (tmp_path / name).glob("*.py")}
 
 
 def test_code_of_a_checkpoint_runs_only_when_trusted(folders, tmp_path):
@@ -234,11 +254,14 @@ def test_code_that_would_mean_nothing_elsewhere_is_named(tmp_path, processor, ca
     ID_TOWERS.pop(name)
 
 
+LAYERS = "from flip_ctr.modeling_id_tower import TowerLinear as Linear\nfrom flip_ctr.modeling_id_towers_cross import CrossLayer\n"
+
+
 def test_files_that_a_tower_imports_travel_too(tmp_path, processor):
     package = tmp_path / "users_towers"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "layers.py").write_text("from flip_ctr.modeling_id_tower import TowerLinear as Linear\n")
+    (package / "layers.py").write_text(LAYERS)
     towers = TOWER.replace("from flip_ctr.modeling_id_tower import (\n    TowerLinear as Linear,\n    DNN,\n)",
                            "from flip_ctr.modeling_id_tower import DNN\nfrom .layers import Linear")  # fmt: skip
     (package / "mine.py").write_text(towers.replace('"gated"', '"packaged"'))
@@ -246,6 +269,6 @@ def test_files_that_a_tower_imports_travel_too(tmp_path, processor):
     importlib.import_module("users_towers.mine")
     FlipForCTR(tiny.flip_config(processor.fields, strategy="id", id_tower="packaged")).save_pretrained(tmp_path / "m")
     sys.path.remove(str(tmp_path))
-    assert (tmp_path / "m" / "layers.py").read_text() == "from .modeling_id_tower import TowerLinear as Linear\n"
+    assert (tmp_path / "m" / "layers.py").read_text() == LAYERS.replace("flip_ctr", "")
     assert "from .layers import Linear" in (tmp_path / "m" / "mine.py").read_text()
     ID_TOWERS.pop("packaged")

@@ -133,7 +133,7 @@ def test_after_a_run_that_failed_all_is_as_before(tmp_path, dataset_dir, monkeyp
     assert signal.getsignal(signal.SIGTERM) == handler and len(finished) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"dataset_dir": "/nowhere"}, {"resume_from_checkpoint": "/nowhere"}, {"id_tower": "xdeepfm"}])
+@pytest.mark.parametrize("wrong", [{"dataset_dir": "/nowhere"}, {"resume_from_checkpoint": "/nowhere"}, {"id_tower": "bert"}])
 def test_a_refused_run_neither_leaves_nor_takes_a_file(tmp_path, dataset_dir, wrong):
     options = {"num_train_epochs": 1, "checkpointing_steps": "1"}
     tiny.finetune(dataset_dir, None, tmp_path / "old", **options)

@@ -213,10 +213,40 @@ def write_dataset(folder: Path, rows: list[dict], fields: list[FlipField]) -> Pa
 
 
 TOWER_KWARGS = {
-    "dcnv2": {"low_rank": 3, "num_experts": 2},
+    "lr": {},
+    "fm": {},
+    "afm": {"attention_size": 3},
+    "widedeep": {},
     "deepfm": {},
+    "pnn": {"products": "both"},
+    "fibinet": {},
+    "dcn": {},
+    "dcnv2": {"low_rank": 3, "num_experts": 2},
+    "gdcn": {"num_cross_layers": 2},
+    "xdeepfm": {"cin_sizes": [5, 3]},
     "autoint": {"num_layers": 2, "attention_size": 4},
+    "afn": {"num_neurons": 6},
+    "masknet": {},
+    "finalmlp": {"num_heads": 2, "gate_size": 5},
 }
+# a tower's other forms: name -> (tower, its arguments)
+TOWER_FORMS = {
+    "pnn, inner": ("pnn", {"products": "inner"}),
+    "pnn, outer": ("pnn", {"products": "outer"}),
+    "fibinet, all": ("fibinet", {"bilinear": "all", "reduction_ratio": 1}),
+    "fibinet, each": ("fibinet", {"bilinear": "each"}),
+    "dcnv2, full": ("dcnv2", {"full_matrix": True}),
+    "dcnv2, stacked": ("dcnv2", {"low_rank": 3, "num_experts": 2, "structure": "stacked"}),
+    "dcnv2, full, stacked": ("dcnv2", {"full_matrix": True, "structure": "stacked"}),
+    "gdcn, stacked": ("gdcn", {"num_cross_layers": 2, "structure": "stacked"}),
+    "autoint, no DNN": ("autoint", {"num_layers": 2, "attention_size": 4, "use_dnn": False}),
+    "afn, batch norm": ("afn", {"num_neurons": 6, "norm": "batch"}),
+    "afn+": ("afn", {"num_neurons": 6, "use_dnn": True}),
+    "masknet, parallel": ("masknet", {"structure": "parallel", "num_blocks": 2, "block_size": 5, "reduction_ratio": 0.5}),
+    "finalmlp, contexts": ("finalmlp", {"first_context": ["f0"], "second_context": ["f2", "f1"], "second_hidden_dims": [6, 4]}),
+    "finalmlp, no selection": ("finalmlp", {"feature_selection": False}),
+}
+ALL_TOWERS = {name: (name, kwargs) for name, kwargs in TOWER_KWARGS.items()} | TOWER_FORMS
 
 
 def flip_config(fields, text_config=None, id_tower: str = "dcnv2", **settings) -> FlipConfig:

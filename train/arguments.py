@@ -131,7 +131,8 @@ class TrainArguments:
     preset: str | None = option(None, "named settings: `paper` takes the paper's choices where the defaults differ")
     seed: int = option(42, "seed of initialisation, order, masks and noise")
 
-    id_tower: str | None = option(None, "ID-based backbone: dcnv2 (of a new model, by default), deepfm or autoint")
+    id_tower: str | None = option(None, "ID-based backbone: dcnv2 (of a new model, by default), lr, fm, afm, widedeep, deepfm, pnn, "
+                                        "fibinet, dcn, gdcn, xdeepfm, autoint, afn, masknet, finalmlp, or one that you registered")  # fmt: skip
     id_tower_kwargs: str | None = option(None, 'arguments of the tower as JSON, e.g. \'{"num_cross_layers": 3}\'')
     id_embedding_size: int | None = option(None, "size of a feature embedding; 32 in a new model")
     id_initializer_range: float | None = option(None, "standard deviation of new feature embeddings; 0.02")

@@ -32,7 +32,10 @@ STRATEGIES = {
     "plm": "FLIP_PLM: the language model alone predicts, from the row as a sentence",
     "joint": "FLIP: the ID tower and the language model predict together",
 }
-TOWERS = {"dcnv2": "DCNv2", "deepfm": "DeepFM", "autoint": "AutoInt"}
+TOWERS = {
+    "lr": "LR", "fm": "FM", "afm": "AFM", "widedeep": "Wide&Deep", "deepfm": "DeepFM", "pnn": "PNN", "fibinet": "FiBiNET", "dcn": "DCN",
+    "dcnv2": "DCNv2", "gdcn": "GDCN", "xdeepfm": "xDeepFM", "autoint": "AutoInt", "afn": "AFN", "masknet": "MaskNet", "finalmlp": "FinalMLP",
+}  # fmt: skip
 ALONE = {"id_auc": "AUC, ID tower alone", "text_auc": "AUC, language model alone", "id_logloss": "LogLoss, ID tower alone",
          "text_logloss": "LogLoss, language model alone"}  # fmt: skip
 # of a field's type: what stands where no value is shown, and what a canonical value reads as in Python

@@ -22,7 +22,7 @@ from flip_ctr.train.plots import CURVES_FILE, RELIABILITY_FILE
 from flip_ctr.train.results import HISTORY_FILE, RESULTS_FILE, write_json
 
 WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-CODE = ("configuration_flip.py", "modeling_flip*.py", "modeling_id_tower.py", "columns_flip.py", "feature_extraction_flip.py",
+CODE = ("configuration_flip.py", "modeling_flip*.py", "modeling_id_tower*.py", "columns_flip.py", "feature_extraction_flip.py",
         "processing_flip.py", "pipeline_flip.py")  # fmt: skip
 PROCESSOR = ("processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
              "*.model", "vocabularies.txt")  # fmt: skip
