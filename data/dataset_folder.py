@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from flip_ctr.data.raw import REJECTED_COLUMNS
 from flip_ctr.data.schema import SCHEMA_NAME, SPLITS, DatasetSchema
+from flip_ctr.data.shards import shard_paths
 
 REPORT_NAME = "prepare_report.json"
 CARD_NAME = "README.md"
@@ -34,24 +35,16 @@ def shard_path(folder: Path, split: str, shard: int = 0, shards: int = 1) -> Pat
     return folder / "data" / f"{split}-{shard:05}-of-{shards:05}.parquet"
 
 
-def shard_paths(folder: Path, split: str) -> list[Path]:
-    """The shards of a split that are there, in order."""
-    return sorted((folder / "data").glob(f"{split}-*.parquet"))
-
-
 def read_split(dataset_dir: str | Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one split, with all columns or those named, in that order.
 
     Raises:
         FileNotFoundError: `dataset_dir` is not a dataset folder, or has no such split; the message names those it has.
-        ValueError: the split has no such column; the message names those it has.
+        ValueError: the split lacks a file, or has no such column; the message names those it has.
     """
     dataset_dir = Path(dataset_dir)
     DatasetSchema.load(dataset_dir)  # its errors say what is wrong with the folder
     paths = shard_paths(dataset_dir, split)
-    if not paths:
-        available = sorted({path.name.split("-")[0] for path in (dataset_dir / "data").glob("*-*.parquet")})
-        raise FileNotFoundError(f"{dataset_dir} has no split '{split}'; it has {', '.join(available) or 'none'}.")
     names = pq.read_schema(paths[0]).names
     unknown = [column for column in columns or [] if column not in names]
     if unknown:

@@ -21,7 +21,7 @@ from typing import Literal
 from flip_ctr.data import bookcrossing, goodreads, movielens
 from flip_ctr.data.dataset_card import dataset_card
 from flip_ctr.data.dataset_folder import (
-    REJECTED_NAME, check_output_dir, new_dataset_folder, shard_paths, write_rejected, write_split, write_texts,
+    REJECTED_NAME, check_output_dir, new_dataset_folder, write_rejected, write_split, write_texts,
 )  # fmt: skip
 from flip_ctr.data.dataset_picture import plot_dataset
 from flip_ctr.data.datasets import RawDataset, Source, ratings_source
@@ -32,6 +32,7 @@ from flip_ctr.data.preparation import prepare_rows
 from flip_ctr.data.prompt_lengths import prompt_lengths
 from flip_ctr.data.raw import LineLog
 from flip_ctr.data.schema import SPLITS, DatasetSchema
+from flip_ctr.data.shards import shard_paths
 from flip_ctr.data.splits import RATIOS, SEED, SPLIT_RULES, check_split
 from flip_ctr.data.statistics import check_splits, split_statistics
 from flip_ctr.data.table_schema import check_ratios, read_schema
