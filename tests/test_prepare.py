@@ -1,7 +1,10 @@
 """`flip-ctr prepare`: raw MovieLens files to a dataset folder that accounts for every row."""
 
 import json
+import os
 import re
+import signal
+import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -418,6 +421,27 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path, monkeyp
             run("ml-1m", raw, target, split_seed=1, overwrite_output_dir=True)
     assert DatasetSchema.load(out).protocol["split_seed"] == 42
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("in_a_query", [False, True])
+def test_a_run_that_is_told_to_stop_leaves_nothing(tmp_path, monkeypatch, number, in_a_query):
+    raw, before = write_1m(tmp_path / "raw"), signal.getsignal(number)
+
+    def stopped(*args, **kwargs):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except SystemExit:
+            if in_a_query:  # DuckDB says it in its own way
+                raise RuntimeError("Query interrupted") from None
+            raise
+
+    monkeypatch.setattr(prepare, "split_statistics", stopped)
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(["--dataset", "ml-1m", "--data_dir", str(raw), "--output_dir", str(tmp_path / "out")])
+    assert stop.value.code == 128 + number and signal.getsignal(number) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
 
 def test_reading_errors_name_what_is_there(tmp_path):

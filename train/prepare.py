@@ -302,10 +302,24 @@ def main(argv: list[str] | None = None) -> None:
     if args.infer_schema is not None:
         print(infer_schema(args.infer_schema, args.schema or SCHEMA_FILE))
         return
-    if threading.current_thread() is threading.main_thread():
-        # what was written so far is removed then, as after any other end
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    print(summary(run(args)))
+    signals = []
+
+    def stop(number: int, frame) -> None:
+        signals.append(number)
+        sys.exit(128 + number)  # what was written so far is removed then, as after any other end
+
+    main_thread = threading.current_thread() is threading.main_thread()  # Python lets no other say what a signal does
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT) if main_thread}
+    try:
+        report = run(args)
+    except RuntimeError:  # of DuckDB, in whose query the signal came
+        if not signals:
+            raise
+        sys.exit(128 + signals[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print(summary(report))
     print(f"written to {args.output_dir}")
 
 
