@@ -8,6 +8,7 @@ tuple of such strings.
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -47,16 +48,22 @@ def canonical_value(value: Any, type_name: str) -> str | None:
             return "true" if value.lower() in ("true", "1") else "false"
     elif isinstance(value, str | int | float | np.integer | np.floating) and not is_bool:
         try:
+            if isinstance(value, str) and "_" in value:  # Python's own way to write numbers
+                raise ValueError
             number = float(value)
             if type_name == "int":
                 if isinstance(value, int | np.integer) or (isinstance(value, str) and "." not in value):
                     return str(int(value))  # not through a float, which loses digits above 2**53
-                if number.is_integer():
+                if isinstance(value, str):
+                    exact = Decimal(value)
+                    if np.isfinite(number) and exact == exact.to_integral_value():
+                        return str(int(exact))
+                elif number.is_integer():
                     return str(int(number))
             elif np.isfinite(number):
                 number = value if isinstance(value, np.floating) else np.float64(number)
                 return np.format_float_positional(number, unique=True, trim="-")  # shortest form that reads back the same
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, InvalidOperation):
             pass
     raise ValueError(f"expected {type_name}, got {type(value).__name__} {value!r}")
 

@@ -30,7 +30,7 @@ def split_statistics(
     for code, name in enumerate(SPLITS):
         columns = {}
         for one in fields:
-            counts = of_fields[one.name]
+            counts = {name: value or 0 for name, value in of_fields[one.name].items()}  # sums over no rows are null
             columns[one.name] = {"values": counts[f"values_{code}"], "nulls": counts[f"nulls_{code}"]}
             if code:
                 columns[one.name]["unseen_share"] = round(counts[f"unseen_{code}"] / max(1, counts[f"all_{code}"]), 6)

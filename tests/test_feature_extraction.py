@@ -282,3 +282,15 @@ def test_a_file_of_another_checkpoint_and_a_missing_one_are_refused(tmp_path, pr
     extractor = FlipFeatureExtractor(**{**processor.feature_extractor.to_dict()})
     with pytest.raises(ValueError, match="the vocabularies lie in vocabularies.txt, which only `from_pretrained` reads"):
         extractor(rows)
+
+
+@pytest.mark.parametrize(("text", "canonical"), [("9007199254740995.0", "9007199254740995"), ("25.0", "25"), ("1.0e3", "1000"), ("-0.0", "0")])
+def test_whole_numbers_with_a_point_lose_no_digit(text, canonical):
+    assert canonical_value(text, "int") == canonical
+
+
+@pytest.mark.parametrize("text", ["1_000", "1_0.0", "1.5e999", "1.2.3"])
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_what_only_python_takes_for_a_number_is_none(text, kind):
+    with pytest.raises(ValueError, match=f"expected {kind}, got str"):
+        canonical_value(text, kind)

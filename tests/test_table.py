@@ -612,3 +612,12 @@ def test_the_example_of_the_documentation_prepares(tmp_path):
     assert adds_up(report) and report["malformed"] == 0 and report["rows_kept"] > 200
     assert set(report["dropped"]) == {"item_id is not in items.jsonl", "three stars", "robots"} and all(report["dropped"].values())
     assert DatasetSchema.load(tmp_path / "out").protocol["split"] == "time"
+
+
+def test_rules_that_drop_every_row_are_named(tmp_path):
+    (tmp_path / "rows.csv").write_text("u,i,stars\n" + "".join(f"{n},{n},{n % 5}\n" for n in range(9)))
+    schema = {"name": "few", "files": "rows.csv", "label": "stars >= 3", "drop": ["u >= 0"], "user": "u", "item": "i",
+              "fields": [{"name": "u", "type": "int", "key": True}, {"name": "i", "type": "int", "key": True}]}  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(schema))
+    with pytest.raises(ValueError, match=r"what is left \(.*stars >= 3.*\) has 0 rows, 0 of them clicks"):
+        prepare.run(prepare.PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "s.yaml")))
