@@ -1,6 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """A first description of a table, from a sample of its rows: YAML with comments, for a person to correct."""
 
+import codecs
 import json
 import math
 import os
@@ -32,6 +33,7 @@ LABEL_WORDS = {"label", "click", "clicked", "clk", "target", "y", "converted", "
 RATING_WORDS = {"rating", "ratings", "stars", "star", "score"}
 TIME_WORDS = {"time", "timestamp", "ts", "date", "datetime", "at", "when", "day"}
 WEIGHT_WORDS = {"weight", "sampleweight"}
+NESTED = "object"  # what no field can hold
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Profile:
     """What a sample says of a column.
 
     Attributes:
-        type: of its single values: one of `TYPES`.
+        type: of its single values: one of `TYPES`, or `NESTED`.
         separator: of text that holds several values; an empty text where the file has lists; `None` for single values.
         rows, nulls, distinct: numbers of rows, of nulls among them, and of distinct values.
         length: mean number of characters of a text.
@@ -153,13 +155,14 @@ def _reader(path: Path) -> tuple[TableFormat, dict[str, Any]]:
     if kind == "parquet":
         return ParquetFormat(), options
     try:
-        start[: start.rfind(b"\n") + 1 or None].decode()
+        if not start.startswith(codecs.BOM_UTF8):  # which says utf-8, whatever single bytes say
+            start[: start.rfind(b"\n") + 1 or None].decode()
         encoding = "utf-8"
     except UnicodeDecodeError:
         encoding = options["encoding"] = "latin-1"
     if kind == "jsonl":
         return JsonFormat(encoding), options
-    header = start.split(b"\n", 1)[0].decode(encoding)
+    header = start.split(b"\n", 1)[0].decode(encoding, "replace")
     delimiter = "\t" if kind == "tsv" else ","
     counts = {one: header.count(one) for one in (",", ";", "\t", "|")}
     if not counts.get(delimiter):
@@ -172,6 +175,8 @@ def _reader(path: Path) -> tuple[TableFormat, dict[str, Any]]:
 def profile(name: str, values: Sequence) -> Profile:
     """What values of a column, as a file has them, say of it."""
     present = [value for value in values if value is not None and value == value and not (isinstance(value, str) and not value.strip())]
+    if any(isinstance(value, dict) for value in present):
+        return Profile(name, NESTED, None, len(values), len(values) - len(present), len(present))
     if any(isinstance(value, list | tuple) for value in present):
         single = [one for value in present for one in (value if isinstance(value, list | tuple) else [value]) if one is not None]
         inner = profile(name, single)
@@ -240,11 +245,16 @@ class _Guess:
 
     def __init__(self, groups: list[Group]):
         self.groups, self.notes = groups, []
+        for group in groups:
+            if "encoding" in group.options:
+                self.notes.append(
+                    f"encoding: {group.paths[0].name} is not all utf-8 and is taken for latin-1; if only some lines are damaged, say utf-8, and these "
+                    "are rejected"
+                )
         for number, group in enumerate(groups[1:], 1):
             self._guess_join(group, groups[:number])
         events = list(groups[0].columns.values())
-        self.label = self._guess_label(events)
-        label_column = next((one.name for one in events if self.label and one.name in self.label), None)
+        self.label, label_column = self._guess_label(events)
         self.time = next((one for one in events if self._is_time(one) and one.name != label_column), None)
         self.weight = next((one for one in events if one.name.replace("_", "").lower() in WEIGHT_WORDS and one.type in ("float", "int")), None)
         self.left_out = {label_column, *(one.name for one in (self.time, self.weight) if one)}
@@ -270,19 +280,20 @@ class _Guess:
                 group.on, group.unique = {partner: own.name}, own.distinct == own.rows
                 return
 
-    def _guess_label(self, events: list[Profile]) -> str | None:
+    def _guess_label(self, events: list[Profile]) -> tuple[str | None, str | None]:
+        """The label as the schema says it, and its column."""
         for one in events:
             if one.words & LABEL_WORDS and one.is_flag:
                 self.notes.append(f"label: {one.name} holds 0 and 1, and has the name of one")
-                return _word(one.name)
+                return _word(one.name), one.name
         for one in events:
             if one.words & RATING_WORDS and one.type in ("int", "float") and one.separator is None:
                 threshold = math.ceil(0.8 * one.high)
                 self.notes.append(f"label: {one.name} goes from {one.low:g} to {one.high:g}; which ratings are clicks is yours to say")
-                return f"{_column(one.name)} >= {threshold}"
+                return f"{_column(one.name)} >= {threshold}", one.name
         flags = [one.name for one in events if one.is_flag]
         self.notes.append(f"label: name it; no column looks like one{', of 0 and 1 are ' + ', '.join(flags) if flags else ''}")
-        return None
+        return None, None
 
     def _is_time(self, one: Profile) -> bool:
         epoch = one.type in ("int", "float") and one.separator is None and one.low > 5e8
@@ -370,6 +381,8 @@ class _Guess:
         """Why a column is no field, where it is none."""
         if one.rows == one.nulls:
             return "always null in the sample"
+        if one.type == NESTED:
+            return "objects, which no field can hold"
         if one.type == "timestamp":
             return "a time"
         if one.distinct == 1:

@@ -180,3 +180,27 @@ def test_the_command_writes_and_says_what_to_look_at(tmp_path, capsys, monkeypat
     prepare.main(["--infer_schema", "clicks.csv"])
     assert "schema.yaml written" in capsys.readouterr().out and (tmp_path / "schema.yaml").is_file()
     assert infer.SAMPLE_ROWS >= 10_000
+
+
+# --- what a sample may hold besides
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_objects_are_left_out_and_said_so(tmp_path, inside):
+    value = {"a": 1}
+    rows = [{"user_id": n % 7, "item_id": n % 5, "d": [value] if inside else value, "clicked": n % 2} for n in range(50)]
+    (tmp_path / "clicks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    infer_schema([str(tmp_path / "clicks.jsonl")], str(tmp_path / "s.yaml"))
+    assert "# d: objects, which no field can hold" in (tmp_path / "s.yaml").read_text()
+    # (nor is the label a field, though the name of another column is part of its name)
+    assert [field["name"] for field in yaml.safe_load((tmp_path / "s.yaml").read_text())["fields"]] == ["user_id", "item_id"]
+
+
+@pytest.mark.parametrize(("start", "encoding"), [(b"\xef\xbb\xbf", None), (b"", "latin-1")])
+def test_a_byte_order_mark_says_utf_8_and_a_guess_of_latin_1_is_said(tmp_path, start, encoding):
+    lines = b"".join(b"%d,%d,caf\xc3\xa9,%d\n" % (n % 7, n % 5, n % 2) for n in range(50))
+    (tmp_path / "clicks.csv").write_bytes(start + b"user_id,item_id,name,clicked\n" + lines + b"1,2,\xff,1\n")
+    said = infer_schema([str(tmp_path / "clicks.csv")], str(tmp_path / "s.yaml"))
+    schema = yaml.safe_load((tmp_path / "s.yaml").read_text())
+    assert schema.get("encoding") == encoding and schema["user"] == "user_id"
+    assert ("is taken for latin-1" in said) == (encoding is not None)

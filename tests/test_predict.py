@@ -9,6 +9,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from flip_ctr import FlipField
+from flip_ctr.data import files
 from flip_ctr.train.predict import PredictArguments, run
 
 ROWS = [
@@ -160,3 +162,39 @@ def test_an_existing_column_is_never_overwritten(tmp_path, joint):
 def test_the_output_format_is_checked_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="scores.tsv: expected a file that ends in"):
         run(PredictArguments("nowhere", "nowhere.csv", str(tmp_path / "scores.tsv")))
+
+
+# --- files as people have them
+
+
+def test_columns_that_are_no_field_come_back_as_they_stood(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("uid,zip,big,e,flag\n7,007,12345678901234567890,1e5,True\n")
+    rows = files.read_rows(str(path), [FlipField("uid", "int")])
+    assert rows.to_pylist() == [{"uid": 7, "zip": "007", "big": "12345678901234567890", "e": "1e5", "flag": "True"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.csv", b"uid,a,uid\n1,2,3\n", "its header names uid more than once"),
+        ("r.jsonl", b'{"uid": 1}\n{"uid": 1180591620717411303424}\n', "column 'uid', row 1: 1180591620717411303424 does not fit into 64 bits"),
+        ("r.jsonl", b'{"uid": 1}\n{"uid": "\xe9"}\n', "r.jsonl, line 2: 'utf-8' codec can't decode"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.read_rows(str(tmp_path / name), [FlipField("uid", "int")])
+
+
+def test_json_lines_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(b'\xef\xbb\xbf{"uid": 1}\n')
+    assert files.read_rows(str(tmp_path / "r.jsonl"), [FlipField("uid", "int")]).to_pylist() == [{"uid": 1}]
+
+
+def test_rows_that_cannot_be_written_leave_what_lay_there(tmp_path):
+    (tmp_path / "r.csv").write_text("before")
+    with pytest.raises(ValueError, match="column 'd' holds struct<a: int64>, which a CSV file cannot"):
+        files.write_rows(pa.table({"d": [{"a": 1}]}), str(tmp_path / "r.csv"))
+    assert (tmp_path / "r.csv").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
