@@ -37,7 +37,8 @@ def canonical_value(value: Any, type_name: str) -> str | None:
             return None
     if type_name == "string":
         if not isinstance(value, str):
-            hint = "; read the file with the schema's types, so that leading zeros survive"
+            is_number = isinstance(value, int | float | np.integer | np.floating)
+            hint = "; read the file with the schema's types, so that leading zeros survive" if is_number else ""
             raise ValueError(f"expected text, got {type(value).__name__} {value!r}{hint}")
         return value
     is_bool = isinstance(value, bool | np.bool_)

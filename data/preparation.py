@@ -188,6 +188,8 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     kept = rows.filter("_kept")
     if "time" in NEEDS.get(plan.split, ()):
         _check_times(engine, kept, plan)
+    if plan.weight:
+        _check_weights(engine, kept, plan.weight)
     return PreparedRows(engine, kept, types, {name: counts.get(name, 0) for name in plan.drops})
 
 
@@ -200,6 +202,14 @@ def _check_times(engine: Engine, kept: ir.Table, plan: Plan) -> None:
             f"--split {plan.split}: all {found['rows']:,} rows have the same {plan.time}, {found['first']}; there is no order to split by. "
             "Use --split random, by_user, cold_items or cold_users."
         )
+
+
+def _check_weights(engine: Engine, kept: ir.Table, weight: str) -> None:
+    """`ValueError` where no training row has a weight above 0."""
+    train = kept.filter(kept._split == SPLITS.index("train"))
+    rows, heaviest = engine.fetch(train.agg(rows=train.count(), heaviest=train[weight].max())).to_pylist()[0].values()
+    if rows and not heaviest:
+        raise ValueError(f"sample weight '{weight}': all {rows:,} training rows weigh 0, so that there is nothing to learn from.")
 
 
 def _check_plan(tables: dict[str, RawTable], plan: Plan) -> None:

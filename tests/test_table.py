@@ -621,3 +621,12 @@ def test_rules_that_drop_every_row_are_named(tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(schema))
     with pytest.raises(ValueError, match=r"what is left \(.*stars >= 3.*\) has 0 rows, 0 of them clicks"):
         prepare.run(prepare.PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "s.yaml")))
+
+
+def test_weights_that_are_all_zero_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("u,i,stars,w\n" + "".join(f"{n % 9},{n},{n % 5},0\n" for n in range(90)))
+    schema = {"name": "few", "files": "rows.csv", "label": "stars >= 3", "user": "u", "item": "i", "sample_weight": "w",
+              "fields": [{"name": "u", "type": "int", "key": True}, {"name": "i", "type": "int", "key": True}]}  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(schema))
+    with pytest.raises(ValueError, match=r"sample weight 'w': all \d+ training rows weigh 0"):
+        prepare.run(prepare.PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "s.yaml")))
