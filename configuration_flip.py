@@ -24,7 +24,7 @@ OF_KINDS = {
     "num_buckets": ("multi-valued", "numeric", "hashed"),
     "bucketing": ("numeric",),
 }
-STRATEGIES = ("id", "plm", "joint")
+STRATEGIES = ("id", "plm", "joint", "frozen")
 FUSIONS = ("scalar", "gate", "raw")
 NOISE_SOURCES = ("field", "global")
 SIMILARITIES = ("cosine", "dot")
@@ -221,6 +221,10 @@ class FlipConfig(PreTrainedConfig):
         text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the tokens.
         mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses.
             A weight of 0 builds no head.
+        mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1: plain masked language
+            modelling.
+        mtm_text_dropout (`float`, defaults to 0.0): share of the rows whose text MTM does not see while training, so that masked ids are
+            recovered from the other ids; 1: never (MAP, plain self-supervision). A tower that no objective uses is not built.
         mtm_num_noise (`int`, defaults to 25): noise features per target of noise-contrastive estimation, k.
         mtm_noise (`str`, defaults to `"field"`): noise is drawn from the target's own field, or `global` (the paper's).
         mtm_embedding_size (`int`, defaults to 32): size of the output embeddings of MTM.
@@ -232,7 +236,8 @@ class FlipConfig(PreTrainedConfig):
             of the LayerNormed projections over a fixed temperature (the release).
         icl_temperature (`float`, *optional*): start of the temperature (cosine: 0.07) or the fixed one (dot: 0.7).
         icl_max_scale (`float`, defaults to 100.0): upper bound of the learnable scale, 1 / temperature.
-        strategy (`str`, defaults to `"joint"`): which towers of [`FlipForCTR`] predict: `id`, `plm` or `joint`.
+        strategy (`str`, defaults to `"joint"`): which towers of [`FlipForCTR`] predict: `id`, `plm` or `joint`; or `frozen`: the ID tower, with
+            the pooled state of a frozen PLM as one more field (a text embedding in a CTR model).
         fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`, or
             the `raw` unbounded scalar of the release, which starts at 0.
         classifier_dropout (`float`, defaults to 0.0): dropout before the PLM's linear click layer.
@@ -266,6 +271,8 @@ class FlipConfig(PreTrainedConfig):
     mlm_weight: float = 1.0
     mtm_weight: float = 1.0
     icl_weight: float = 1.0
+    mlm_id_dropout: float = 0.0
+    mtm_text_dropout: float = 0.0
     mtm_num_noise: int = 25
     mtm_noise: str = "field"
     mtm_embedding_size: int = 32
@@ -306,8 +313,36 @@ class FlipConfig(PreTrainedConfig):
         for name in ("mlm_weight", "mtm_weight", "icl_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"FlipConfig: `{name}` must be 0 (off) or more; got {getattr(self, name)}.")
+        for name in ("mlm_id_dropout", "mtm_text_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"FlipConfig: `{name}` must lie between 0 and 1; got {getattr(self, name)}.")
         if self.icl_temperature <= 0:
             raise ValueError(f"FlipConfig: `icl_temperature` must be above 0; got {self.icl_temperature}.")
+
+    @property
+    def text_is_field(self) -> bool:
+        """Whether the ID tower has the frozen PLM's text embedding as one more field, after those of `id_fields`."""
+        return self.strategy == "frozen"
+
+    @property
+    def mlm_uses_ids(self) -> bool:
+        """Whether MLM sees `h_id`."""
+        return self.mlm_weight > 0 and self.mlm_id_dropout < 1
+
+    @property
+    def mtm_uses_text(self) -> bool:
+        """Whether MTM sees the text."""
+        return self.mtm_weight > 0 and self.mtm_text_dropout < 1
+
+    @property
+    def pretrains_id_tower(self) -> bool:
+        """Whether an objective of pretraining uses the ID tower."""
+        return self.mtm_weight > 0 or self.icl_weight > 0 or self.mlm_uses_ids
+
+    @property
+    def pretrains_text(self) -> bool:
+        """Whether an objective of pretraining uses the PLM."""
+        return self.mlm_weight > 0 or self.icl_weight > 0 or self.mtm_uses_text
 
     @property
     def id_fields(self) -> list[FlipField]:

@@ -23,6 +23,7 @@ from .modeling_flip_heads import (
     FlipMLMHead,
     FlipMTMHead,
     FlipProjection,
+    TextField,
     click_loss,
     contrastive_loss,
     share_of_total,
@@ -74,7 +75,8 @@ class FlipForPretrainingOutput(ModelOutput):
         mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field, ranked first, or
             among the first n where n values of the field were masked (in eval mode only: ranking costs as much as a layer).
         mlm_shuffled_accuracy, mtm_shuffled_accuracy: the same with the other modality's rows shifted by one (in eval
-            mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment.
+            mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment. None where the
+            objective does not see the other modality.
         num_mlm_targets, num_mtm_targets: how many tokens and features the means are over.
     """
 
@@ -123,7 +125,7 @@ class FlipPreTrainedModel(PreTrainedModel):
     # heads of the other classes, and branches that a strategy does not use: loads between heads are silent
     _keys_to_ignore_on_load_unexpected = [
         r"^mlm_head\.", r"^mtm_head\.", r"^logit_scale$", r"^id_classifier\.", r"^first_order\.",
-        r"^text_classifier\.", r"^fusion\.", r"^(flip\.)?(text_encoder|text_projection|id_tower|id_projection)\.",
+        r"^text_classifier\.", r"^fusion\.", r"^(flip\.)?(text_encoder|text_projection|text_field|id_tower|id_projection)\.",
     ]  # fmt: skip
 
     def _init_weights(self, module):
@@ -244,7 +246,7 @@ class FlipModel(FlipPreTrainedModel):
     def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None, use_id: bool = True,
                  use_text: bool = True, use_projection: bool | None = None):  # fmt: skip
         super().__init__(config)
-        self.text_encoder = self.id_tower = self.id_projection = self.text_projection = None
+        self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
         if use_id:
             self.id_tower = build_id_tower(config)
         if use_text and config.text_config is not None:
@@ -255,7 +257,10 @@ class FlipModel(FlipPreTrainedModel):
             if getattr(text_encoder, "pooler", None) is not None:
                 text_encoder.pooler = None  # never used: its gradients would be missed by DDP
             self.text_encoder = text_encoder
-        use_projection = config.icl_weight > 0 if use_projection is None else use_projection
+        if config.text_is_field and self.id_tower is not None and self.text_encoder is not None:
+            self.text_encoder.requires_grad_(False).eval()
+            self.text_field = TextField(config.text_config.hidden_size, config.id_embedding_size)
+        use_projection = config.icl_weight > 0 and not config.text_is_field if use_projection is None else use_projection
         if use_projection and self.id_tower is not None and self.text_encoder is not None:
             dims = config.projection_dim, config.projection_dropout
             self.id_projection = FlipProjection(self.id_tower.output_dim, *dims)
@@ -274,6 +279,31 @@ class FlipModel(FlipPreTrainedModel):
             return text_hidden_states[:, 0]
         mask = attention_mask[..., None].to(text_hidden_states.dtype)
         return (text_hidden_states * mask).sum(1) / mask.sum(1)
+
+    def train(self, mode: bool = True) -> "FlipModel":
+        """As in torch, but a frozen PLM has no dropout."""
+        super().train(mode)
+        if self.text_field is not None:
+            self.text_encoder.eval()
+        return self
+
+    @torch.no_grad()
+    def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through the PLM once."""
+        length = input_ids.shape[1]
+        distinct, where = torch.cat([input_ids, attention_mask], dim=1).unique(dim=0, return_inverse=True)
+        input_ids, attention_mask = distinct[:, :length], distinct[:, length:]
+        return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)[where]
+
+    def encode_ids(self, feature_ids: torch.Tensor, input_ids: torch.Tensor | None = None,
+                   attention_mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+        """Feature ids `(B, S)` -> `h_id` `(B, D_id)`; with strategy `frozen` of token ids and mask `(B, L)` too."""
+        if self.text_field is None:
+            return self.id_tower(feature_ids)
+        if input_ids is None:
+            raise ValueError("`input_ids` is needed by strategy 'frozen': the text is a field of the ID tower.")
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.id_tower(feature_ids, self.text_field(self.frozen_text(input_ids, attention_mask)))
 
     def project(self, hidden: torch.Tensor, projection: FlipProjection) -> torch.Tensor:
         embeds = projection(hidden)
@@ -304,7 +334,7 @@ class FlipModel(FlipPreTrainedModel):
         """
         output = FlipModelOutput()
         if self.id_tower is not None and feature_ids is not None:
-            output["id_hidden_state"] = self.id_tower(feature_ids)
+            output["id_hidden_state"] = self.encode_ids(feature_ids, input_ids, attention_mask)
             if self.id_projection is not None:
                 output["id_embeds"] = self.project(output.id_hidden_state, self.id_projection)
         if self.text_encoder is not None and input_ids is not None:
@@ -325,26 +355,37 @@ def _return(output: ModelOutput, config: FlipConfig, return_dict: bool | None):
 class FlipForPretraining(FlipPreTrainedModel):
     """FLIP's modality alignment pretraining: masked language, masked tabular and instance-level contrastive learning.
 
+    A tower that no objective uses is not built: with MTM from the ids alone (`mtm_text_dropout=1`, other weights 0) there is no PLM, in the
+    configuration neither; with plain MLM (`mlm_id_dropout=1`, other weights 0) no ID tower.
+
     Raises:
-        ValueError: the configuration has no PLM, or all three weights are 0.
+        ValueError: an objective uses the PLM and the configuration has none, or all three weights are 0.
     """
 
     def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None):
-        super().__init__(config)
-        if config.text_config is None:
-            raise ValueError("FlipForPretraining aligns two towers: `config.text_config` must name a PLM.")
         if not (config.mlm_weight or config.mtm_weight or config.icl_weight):
             raise ValueError("FlipForPretraining: mlm_weight, mtm_weight and icl_weight are all 0; nothing to learn.")
-        self.flip = FlipModel(config, text_encoder)
-        id_dim, text_dim = self.flip.id_tower.output_dim, config.text_config.hidden_size
+        if config.text_is_field:
+            raise ValueError(f"FlipForPretraining: `strategy` {config.strategy!r} takes a PLM as it is; there is nothing to align.")
+        use_id, use_text = config.pretrains_id_tower, config.pretrains_text
+        if use_text and config.text_config is None:
+            raise ValueError("FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without the text "
+                             "(mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one.")  # fmt: skip
+        if not use_text:
+            config = copy.deepcopy(config)
+            config.text_config = None
+        super().__init__(config)
+        self.flip = FlipModel(config, text_encoder, use_id, use_text)
+        id_dim = self.flip.id_tower.output_dim if use_id else None
         self.mlm_head = self.mtm_head = self.logit_scale = None
         if config.mlm_weight > 0:
             tokens = self.flip.text_encoder.get_input_embeddings()
-            self.mlm_head = FlipMLMHead(config.text_config, id_dim, tokens.weight.shape[1], tokens.weight.shape[0])
+            size, dim = tokens.weight.shape
+            self.mlm_head = FlipMLMHead(config.text_config, id_dim if config.mlm_uses_ids else None, dim, size, config.mlm_id_dropout)
             name = next(name for name, module in self.named_modules() if module is tokens)
             self._tied_weights_keys = {"mlm_head.decoder.weight": f"{name}.weight"}
         if config.mtm_weight > 0:
-            self.mtm_head = FlipMTMHead(config, id_dim, text_dim)
+            self.mtm_head = FlipMTMHead(config, id_dim, config.text_config.hidden_size if config.mtm_uses_text else None)
         if config.icl_weight > 0 and config.icl_similarity == "cosine":
             self.logit_scale = nn.Parameter(torch.zeros(1))  # of one dimension: FSDP2 cannot split a scalar
         self.post_init()
@@ -373,9 +414,9 @@ class FlipForPretraining(FlipPreTrainedModel):
 
     def forward(
         self,
-        feature_ids: torch.LongTensor,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.LongTensor,
+        feature_ids: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
         masked_input_ids: torch.LongTensor | None = None,
         mlm_labels: torch.LongTensor | None = None,
         masked_feature_ids: torch.LongTensor | None = None,
@@ -405,28 +446,37 @@ class FlipForPretraining(FlipPreTrainedModel):
             ValueError: a view that an objective needs is missing.
         """
         config = self.config
-        needed = {
-            "mlm_weight": {"masked_input_ids": masked_input_ids, "mlm_labels": mlm_labels},
-            "mtm_weight": {"masked_feature_ids": masked_feature_ids, "mtm_labels": mtm_labels},
-        }
-        for weight, views in needed.items():
-            missing = [name for name, view in views.items() if view is None]
-            if getattr(config, weight) > 0 and missing:
-                raise ValueError(f"{' and '.join(missing)} needed while config.{weight} is {getattr(config, weight)}.")
         use_mlm, use_mtm, use_icl = config.mlm_weight > 0, config.mtm_weight > 0, config.icl_weight > 0
+        mlm_ids, mtm_text = config.mlm_uses_ids, config.mtm_uses_text
+        if config.pretrains_text and attention_mask is None:
+            given = input_ids if input_ids is not None else masked_input_ids
+            attention_mask = None if given is None else torch.ones_like(given)
+        needed = {
+            "mlm_weight": {"masked_input_ids": masked_input_ids, "mlm_labels": mlm_labels} | ({"feature_ids": feature_ids} if mlm_ids else {}),
+            "mtm_weight": {"masked_feature_ids": masked_feature_ids, "mtm_labels": mtm_labels} | ({"input_ids": input_ids} if mtm_text else {}),
+            "icl_weight": {"feature_ids": feature_ids, "input_ids": input_ids},
+        }
+        for setting, views in needed.items():
+            missing = [name for name, view in views.items() if view is None and getattr(config, setting) > 0]
+            if missing:
+                raise ValueError(f"{' and '.join(missing)} needed while config.{setting} is {getattr(config, setting)}.")
 
-        output, divisors = FlipForPretrainingOutput(loss=torch.zeros((), device=input_ids.device)), divisors or {}
+        output, divisors = FlipForPretrainingOutput(loss=torch.zeros((), device=self.device)), divisors or {}
+        text_states = masked_text_states = id_state = masked_id_state = None
         if icl_gradients is not None:
             clean = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
             text_states, id_state = clean.text_hidden_states, clean.id_hidden_state
             masked_text_states = self.flip.encode_text(masked_input_ids, attention_mask) if use_mlm else None
             masked_id_state = self.flip.id_tower(masked_feature_ids) if use_mtm else None
         else:
-            texts = [input_ids] * (use_mtm or use_icl) + [masked_input_ids] * use_mlm
-            states = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1)).chunk(len(texts))
-            rows = [feature_ids] * (use_mlm or use_icl) + [masked_feature_ids] * use_mtm
-            id_states = self.flip.id_tower(torch.cat(rows)).chunk(len(rows))
-            text_states, masked_text_states, id_state, masked_id_state = states[0], states[-1], id_states[0], id_states[-1]
+            texts = [input_ids] * (mtm_text or use_icl) + [masked_input_ids] * use_mlm
+            if texts:
+                states = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1)).chunk(len(texts))
+                text_states, masked_text_states = states[0], states[-1]
+            rows = [feature_ids] * (mlm_ids or use_icl) + [masked_feature_ids] * use_mtm
+            if rows:
+                id_states = self.flip.id_tower(torch.cat(rows)).chunk(len(rows))
+                id_state, masked_id_state = id_states[0], id_states[-1]
 
         if use_mlm:
             self._masked_language_modelling(output, masked_text_states, id_state, mlm_labels, divisors.get("mlm"))
@@ -454,15 +504,17 @@ class FlipForPretraining(FlipPreTrainedModel):
         rows, positions = nn.functional.pad(rows, padding), nn.functional.pad(positions, padding)
         tokens, targets = masked_states[rows, positions], labels[rows, positions]
         targets[found:] = IGNORE_INDEX
-        logits = self.mlm_head(tokens, id_state[rows])
+        row_vectors = None if self.mlm_head.fuse_id is None else self.mlm_head.row_dropout(id_state)[rows]
+        logits = self.mlm_head(tokens, row_vectors)
         total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         output["mlm_loss"] = total / (share_of_total(count, self.training) if divisor is None else divisor)
         output["num_mlm_targets"] = count
         output["loss"] = output.loss + self.config.mlm_weight * output.mlm_loss
         if not self.training:
             output["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count.clamp(min=1)
-            shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows])
-            output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
+            if self.mlm_head.fuse_id is not None:
+                shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows])
+                output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
 
     def _masked_tabular_modelling(
         self, output, masked_id_state, text_states, attention_mask, labels, noise_uniform, divisor
@@ -475,12 +527,14 @@ class FlipForPretraining(FlipPreTrainedModel):
         output["loss"] = output.loss + self.config.mtm_weight * output.mtm_loss
         if not self.training:
             output["mtm_accuracy"] = self.mtm_head.accuracy(vectors, labels)
-            other = self.mtm_head.represent(masked_id_state, text_states.roll(1, 0), attention_mask.roll(1, 0))
-            output["mtm_shuffled_accuracy"] = self.mtm_head.accuracy(other, labels)
+            if self.mtm_head.query is not None:
+                other = self.mtm_head.represent(masked_id_state, text_states.roll(1, 0), attention_mask.roll(1, 0))
+                output["mtm_shuffled_accuracy"] = self.mtm_head.accuracy(other, labels)
 
 
 class FlipForCTR(FlipPreTrainedModel):
-    """Click prediction, the paper's adaptive fine-tuning, with `config.strategy`: `id` (FLIP_ID), `plm` (FLIP_PLM) or `joint` (FLIP).
+    """Click prediction, the paper's adaptive fine-tuning, with `config.strategy`: `id` (FLIP_ID), `plm` (FLIP_PLM) or `joint` (FLIP);
+    or `frozen`, the ID tower with the text embedding of a frozen PLM as one more field.
 
     Only the towers that the strategy uses are built or loaded; an `id` model holds no PLM, in its configuration neither.
 
@@ -489,7 +543,7 @@ class FlipForCTR(FlipPreTrainedModel):
     """
 
     def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None):
-        use_id, use_text = config.strategy in ("id", "joint"), config.strategy in ("plm", "joint")
+        use_id, use_text = config.strategy != "plm", config.strategy != "id"
         if config.strategy == "id":
             config = copy.deepcopy(config)
             config.text_config = None
@@ -504,11 +558,11 @@ class FlipForCTR(FlipPreTrainedModel):
             self.id_classifier = TowerLinear(id_dim, 1)
             if self.flip.id_tower.has_first_order:
                 self.first_order = FeatureEmbedding(config.field_sizes, 1, config.slot_fields)
-        if use_text:
+        if use_text and not config.text_is_field:
             text_dim = config.text_config.hidden_size
             self.dropout = nn.Dropout(config.classifier_dropout)
             self.text_classifier = nn.Linear(text_dim, 1)
-        if use_id and use_text:
+        if config.strategy == "joint":
             self.fusion = FlipFusion(config, id_dim, text_dim)
         self.post_init()
 
@@ -534,7 +588,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.id_classifier is not None:
             if feature_ids is None:
                 raise ValueError(f"`feature_ids` is needed by strategy {self.config.strategy!r}.")
-            id_state = self.flip.id_tower(feature_ids)
+            id_state = self.flip.encode_ids(feature_ids, input_ids, attention_mask)
             output["id_logits"] = self.id_classifier(id_state).float()
             if self.first_order is not None:
                 output["id_logits"] = output.id_logits + self.first_order(feature_ids).float().sum(1)

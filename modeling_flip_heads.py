@@ -156,10 +156,34 @@ class IdentityLinear(nn.Linear):
         init.zeros_(self.bias)
 
 
+class RowDropout(nn.Module):
+    """Whole rows of `(B, n)` become 0 while training, a share of them, and the others stay as they are."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.share == 0:
+            return rows
+        return rows.masked_fill(torch.rand(len(rows), 1, device=rows.device) < self.share, 0.0)
+
+
+class TextField(nn.Linear):
+    """The PLM's pooled state as an embedding of the ID tower, of the size that feature embeddings start with: `(B, H)` -> `(B, D)`."""
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.normal_(self.weight, std=config.id_initializer_range / math.sqrt(self.in_features))  # of inputs with variance 1
+        init.zeros_(self.bias)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.layer_norm(pooled, pooled.shape[-1:]))
+
+
 class FlipMLMHead(nn.Module):
     """Predicts masked tokens from `[~H_token ; h_id]` (the paper's MLM).
 
-    The fusion starts as `~H_token` plus a small part of `h_id`, and what follows is the usual head of a masked language
+    Without an `id_dim` it predicts from the text alone. The fusion starts as `~H_token` plus a small part of `h_id`, and what follows is the usual head of a masked language
     model (dense, activation, LayerNorm, decoder tied to the input embeddings), so that a PLM's own head fits.
     """
 
@@ -174,10 +198,11 @@ class FlipMLMHead(nn.Module):
                     "lm_predictions.lm_head", "predictions"),
     }  # fmt: skip
 
-    def __init__(self, text_config, id_dim: int, embedding_dim: int, vocab_size: int):
+    def __init__(self, text_config, id_dim: int | None, embedding_dim: int, vocab_size: int, id_dropout: float = 0.0):
         super().__init__()
+        self.row_dropout = RowDropout(id_dropout)
         self.fuse_text = IdentityLinear(text_config.hidden_size, text_config.hidden_size)
-        self.fuse_id = nn.Linear(id_dim, text_config.hidden_size, bias=False)
+        self.fuse_id = None if id_dim is None else nn.Linear(id_dim, text_config.hidden_size, bias=False)
         self.dense = nn.Linear(text_config.hidden_size, embedding_dim)
         names = ("classifier_activation", "hidden_act", "activation")
         self.activation = ACT2FN[next((getattr(text_config, name) for name in names if hasattr(text_config, name)), "gelu")]
@@ -185,9 +210,14 @@ class FlipMLMHead(nn.Module):
         self.norm = nn.LayerNorm(embedding_dim, eps=eps)
         self.decoder = nn.Linear(embedding_dim, vocab_size)
 
-    def forward(self, token_states: torch.Tensor, id_hidden_state: torch.Tensor) -> torch.Tensor:
-        """`(M, H)` states of the masked tokens and `(M, D_id)` vectors of their rows -> `(M, vocabulary)` logits."""
-        fused = self.fuse_text(token_states) + self.fuse_id(id_hidden_state)
+    def forward(self, token_states: torch.Tensor, id_hidden_state: torch.Tensor | None = None) -> torch.Tensor:
+        """`(M, H)` states of the masked tokens and `(M, D_id)` vectors of their rows -> `(M, vocabulary)` logits.
+
+        While training some of the rows' vectors are to be dropped before, with `row_dropout`.
+        """
+        fused = self.fuse_text(token_states)
+        if self.fuse_id is not None:
+            fused = fused + self.fuse_id(id_hidden_state)
         return self.decoder(self.norm(self.activation(self.dense(fused))))
 
     @torch.no_grad()
@@ -213,11 +243,12 @@ class FlipMLMHead(nn.Module):
 class FlipMTMHead(nn.Module):
     """Recovers masked feature ids from `[~h_id ; c]` (the paper's MTM).
 
-    `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text. Noise features are
+    `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text; without a `text_dim` there is no
+    text, and `~h_id` alone is used (MAP). Noise features are
     drawn from the training counts by inversion: integers below the total, looked up in the running sum.
     """
 
-    def __init__(self, config: FlipConfig, id_dim: int, text_dim: int):
+    def __init__(self, config: FlipConfig, id_dim: int, text_dim: int | None):
         super().__init__()
         self.config = config
         self.field_sizes = config.field_sizes
@@ -225,9 +256,11 @@ class FlipMTMHead(nn.Module):
         slots = [0, *accumulate(field.num_slots for field in config.id_fields)]
         self.field_slots = [slice(*ends) for ends in zip(slots, slots[1:])]  # each field's columns of the labels
         size, total = config.mtm_embedding_size, sum(self.field_sizes)
-        self.query = nn.Linear(id_dim, text_dim)
-        self.query_norm = nn.LayerNorm(text_dim)
-        self.project = nn.Linear(id_dim + text_dim, len(self.field_sizes) * size)
+        self.row_dropout = RowDropout(config.mtm_text_dropout)
+        self.query = self.query_norm = None
+        if text_dim is not None:
+            self.query, self.query_norm = nn.Linear(id_dim, text_dim), nn.LayerNorm(text_dim)
+        self.project = nn.Linear(id_dim + (text_dim or 0), len(self.field_sizes) * size)
         self.embeddings = nn.Embedding(total, size)
         self.bias = nn.Embedding(total, 1)
         self.register_buffer("feature_counts", torch.zeros(total, dtype=torch.long))
@@ -255,6 +288,15 @@ class FlipMTMHead(nn.Module):
         self._noise = None
         log_prob = self._noise_tables()[4]
         self.bias.weight.copy_(torch.where(counts > 0, log_prob, 0.0)[:, None])
+
+    @torch.no_grad()
+    def start_from(self, other: "FlipMTMHead") -> None:
+        """Takes over what another head of the same fields has learned of recovering ids from `h_id`, with or without text."""
+        for ours, theirs in ((self.embeddings, other.embeddings), (self.bias, other.bias)):
+            ours.weight.copy_(theirs.weight)
+        size = min(self.project.in_features, other.project.in_features)  # h_id comes first
+        self.project.weight[:, :size].copy_(other.project.weight[:, :size])
+        self.project.bias.copy_(other.project.bias)
 
     def _noise_tables(self):
         """The running sum of the counts, per field its first row and the range of its counts in that sum, each feature's log probability
@@ -284,14 +326,15 @@ class FlipMTMHead(nn.Module):
             uniform = torch.rand(len(fields), self.config.mtm_num_noise, dtype=torch.double, device=fields.device)
         return torch.searchsorted(running, low + (uniform * (high - low)).long(), right=True)
 
-    def represent(self, id_hidden_state, text_hidden_states, attention_mask) -> torch.Tensor:
+    def represent(self, id_hidden_state, text_hidden_states=None, attention_mask=None) -> torch.Tensor:
         """`(B, D_id)` masked tabular view and `(B, L, H)` unmasked text -> one vector per field, `(B, F, size)`."""
-        query = self.query_norm(self.query(id_hidden_state))  # (B, H)
-        scores = torch.einsum("bh,blh->bl", query, text_hidden_states).float() / math.sqrt(query.shape[-1])
-        attention = scores.masked_fill(attention_mask == 0, -torch.inf).softmax(-1).to(text_hidden_states.dtype)
-        context = torch.einsum("bl,blh->bh", attention, text_hidden_states)
-        projected = self.project(torch.cat([id_hidden_state, context], dim=-1))
-        return projected.unflatten(-1, (len(self.field_sizes), -1))
+        states = [id_hidden_state]
+        if self.query is not None:
+            query = self.query_norm(self.query(id_hidden_state))  # (B, H)
+            scores = torch.einsum("bh,blh->bl", query, text_hidden_states).float() / math.sqrt(query.shape[-1])
+            attention = scores.masked_fill(attention_mask == 0, -torch.inf).softmax(-1).to(text_hidden_states.dtype)
+            states.append(self.row_dropout(torch.einsum("bl,blh->bh", attention, text_hidden_states)))
+        return self.project(torch.cat(states, dim=-1)).unflatten(-1, (len(self.field_sizes), -1))
 
     def score(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """`s = vector . output embedding + bias`: `(M, size)` and table rows `(M, n)` -> `(M, n)`."""

@@ -2,7 +2,8 @@
 """ID-based backbones of FLIP behind one interface: feature ids in, the interaction vector `h_id` out.
 
 A tower is a class that takes a `FlipConfig` (and its own arguments, from `config.id_tower_kwargs`), has an `output_dim`,
-and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`. `register_id_tower` names it. Here are the interface and what
+and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`; with strategy `frozen` the embedding of the row's text is one field
+more. `register_id_tower` names it. Here are the interface and what
 towers are built from; the towers themselves are in the `modeling_id_towers_*` files, and `modeling_flip` imports these.
 """
 
@@ -252,8 +253,8 @@ class IdTower(nn.Module):
 
     def __init__(self, config: FlipConfig, deep: bool = True):
         super().__init__()
-        self.num_fields = len(config.field_sizes)
-        if self.num_fields == 0:
+        self.num_fields = len(config.field_sizes) + config.text_is_field
+        if not config.field_sizes:
             raise ValueError("FlipConfig: `fields` has no field on the ID side; an ID tower needs at least one.")
         if self.num_fields < self.min_fields:
             raise ValueError(
@@ -277,8 +278,17 @@ class IdTower(nn.Module):
             return self.interact(embeds)
         return torch.cat([self.interact(embeds), self.dnn(embeds.flatten(1))], dim=-1)
 
-    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        return self.encode(self.embedding_dropout(self.embeddings(feature_ids)))
+    def embed(self, table: FeatureEmbedding, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        """The embeddings of all fields, `(batch, fields, embedding_size)`, from one table; see `forward`."""
+        embeds = table(feature_ids)
+        if text_embeds is not None:
+            embeds = torch.cat([embeds, text_embeds[:, None].to(embeds.dtype)], dim=1)
+        return self.embedding_dropout(embeds)
+
+    def forward(self, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        """`(batch, slots)` local feature ids, and with strategy `frozen` the embedding of the text `(batch, embedding_size)`, which is the
+        last field -> `h_id`, `(batch, output_dim)`."""
+        return self.encode(self.embed(self.embeddings, feature_ids, text_embeds))
 
 
 # --- checks of a tower's arguments; `owner` is the tower's name

@@ -117,11 +117,11 @@ class AFN(IdTower):
     def interact(self, embeds: torch.Tensor) -> torch.Tensor:
         return self.neurons_dnn(self.logarithmic(embeds).flatten(1))
 
-    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        interaction = self.interact(self.embedding_dropout(self.embeddings(feature_ids)))
+    def forward(self, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        interaction = self.interact(self.embed(self.embeddings, feature_ids, text_embeds))
         if self.dnn is None:
             return interaction
-        deep = self.dnn(self.embedding_dropout(self.deep_embeddings(feature_ids)).flatten(1))
+        deep = self.dnn(self.embed(self.deep_embeddings, feature_ids, text_embeds).flatten(1))
         return torch.cat([interaction, deep], dim=-1)
 
 

@@ -71,7 +71,7 @@ class Run:
         model.set_feature_counts(torch.from_numpy(dataset.feature_counts()))
         if "freeze_plm_layers" in options:
             args.freeze_plm_layers = model.flip.text_encoder.config.num_hidden_layers // 2
-        model = ready_to_train(model, args)
+        model = ready_to_train(model, processor, args)
         if args.embedding_optimizer != "dense":
             use_sparse_tables(model)
         prepared = self.accelerator.prepare(model.train(), make_optimizer(model, args, self.accelerator.device))

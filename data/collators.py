@@ -82,7 +82,7 @@ class FlipPretrainingCollator(FlipCollator):
     numbers of MTM's noise. Labels are left out.
 
     Args:
-        text_mask_ratio, id_mask_ratio: share of the fields to mask in each view, at least one field a row.
+        text_mask_ratio, id_mask_ratio: share of the fields to mask in each view, at least one field a row; None leaves the masked view out.
         num_noise: noise features per masked feature.
         mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user, of
             the item), or a single `token` (the ablation; a field on the ID side). The values of a multi-valued field are masked
@@ -92,14 +92,14 @@ class FlipPretrainingCollator(FlipCollator):
         ValueError: the tokenizer has no mask token, `mask_unit` is unknown, or a ratio is not between 0 and 1.
     """
 
-    def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0, text_mask_ratio: float = 0.15,
-                 id_mask_ratio: float = 0.15, mask_unit: str = "field", num_noise: int = 25):  # fmt: skip
+    def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0, text_mask_ratio: float | None = 0.15,
+                 id_mask_ratio: float | None = 0.15, mask_unit: str = "field", num_noise: int = 25):  # fmt: skip
         super().__init__(processor, seed, unk_rate)
-        self.mask_token_id = require_mask_token(processor)
+        self.mask_token_id = None if text_mask_ratio is None else require_mask_token(processor)
         if mask_unit not in MASK_UNITS:
             raise ValueError(f"mask_unit must be one of {', '.join(MASK_UNITS)}; got {mask_unit!r}.")
         for name, ratio in (("text_mask_ratio", text_mask_ratio), ("id_mask_ratio", id_mask_ratio)):
-            if not 0 < ratio < 1:
+            if ratio is not None and not 0 < ratio < 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {ratio}.")
         self.text_mask_ratio, self.id_mask_ratio, self.mask_unit = text_mask_ratio, id_mask_ratio, mask_unit
         self.num_noise = num_noise
@@ -146,11 +146,13 @@ class FlipPretrainingCollator(FlipCollator):
         arrays = super().arrays(batch)
         arrays.pop("labels", None)
         arrays.pop("sample_weight", None)
-        arrays["masked_input_ids"], arrays["mlm_labels"] = self.mask_text(batch)
-        arrays["masked_feature_ids"], arrays["mtm_labels"] = self.mask_ids(batch)
-        columns = len(self.slot_fields) * self.num_noise
-        uniform = row_uniform(self.seed, self.epoch, NOISE, batch["rows"], columns)
-        arrays["noise_uniform"] = uniform.reshape(len(uniform), len(self.slot_fields), self.num_noise)
+        if self.text_mask_ratio is not None:
+            arrays["masked_input_ids"], arrays["mlm_labels"] = self.mask_text(batch)
+        if self.id_mask_ratio is not None:
+            arrays["masked_feature_ids"], arrays["mtm_labels"] = self.mask_ids(batch)
+            columns = len(self.slot_fields) * self.num_noise
+            uniform = row_uniform(self.seed, self.epoch, NOISE, batch["rows"], columns)
+            arrays["noise_uniform"] = uniform.reshape(len(uniform), len(self.slot_fields), self.num_noise)
         return arrays
 
 
@@ -160,6 +162,7 @@ def require_mask_token(processor: FlipProcessor) -> int:
     if tokenizer is None or tokenizer.mask_token_id is None:
         raise ValueError(
             f"{type(tokenizer).__name__} has no mask token; pretraining masks tokens and needs a masked language model "
-            "(BERT, RoBERTa, DeBERTa, ModernBERT, ELECTRA, ...). Fine-tune this PLM directly with `finetune` instead."
+            "(BERT, RoBERTa, DeBERTa, ModernBERT, ELECTRA, ...). Leave masked language modelling out (--mlm_weight 0), or fine-tune this PLM "
+            "directly with `finetune`."
         )
     return tokenizer.mask_token_id

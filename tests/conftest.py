@@ -115,14 +115,15 @@ def pretrained(tmp_path_factory, dataset_dir, plm):
 
 
 @pytest.fixture(scope="session")
-def finetuned(tmp_path_factory, dataset_dir, pretrained):
-    """For each strategy the folder of a checkpoint, fine-tuned from the pretrained one, and the recipe's results."""
+def finetuned(tmp_path_factory, dataset_dir, pretrained, plm):
+    """For each strategy the folder of a checkpoint, fine-tuned from the pretrained one (`frozen`: from the PLM), and the recipe's results."""
     folder = tmp_path_factory.mktemp("finetuned")
     # a trained tower has larger weights than a new one: raise the rate so that scores differ visibly
+    starts = {"id": pretrained, "plm": pretrained, "joint": pretrained, "frozen": plm}
     return {
         strategy: (
             folder / strategy,
-            tiny.finetune(dataset_dir, pretrained, folder / strategy, strategy=strategy, learning_rate=0.02, fusion="gate"),
+            tiny.finetune(dataset_dir, start, folder / strategy, strategy=strategy, learning_rate=0.02, fusion="gate"),
         )
-        for strategy in ("id", "plm", "joint")
+        for strategy, start in starts.items()
     }

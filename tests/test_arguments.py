@@ -124,7 +124,9 @@ def test_wrong_flags_are_refused(capsys, flags, message):
 
 def test_required_options_are_named(capsys):
     error = error_of(capsys, parse_arguments, PretrainArguments, [])
-    assert all(flag in error for flag in NEEDED[::2])
+    assert all(flag in error for flag in NEEDED[:4:2])
+    error = error_of(capsys, parse_arguments, PretrainArguments, NEEDED[:4])
+    assert "an objective uses the PLM: --model_name_or_path must name it" in error
 
 
 @pytest.mark.parametrize("strategy", ["plm", "joint"])

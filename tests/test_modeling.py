@@ -19,7 +19,7 @@ from transformers import (
 from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining, FlipModel, FlipProcessor
 
 TOWERS = ["dcnv2", "deepfm", "autoint"]
-STRATEGIES = ["id", "plm", "joint"]
+STRATEGIES = ["id", "plm", "joint", "frozen"]
 FUSIONS = ["scalar", "gate", "raw"]
 VIEWS = ("feature_ids", "input_ids", "attention_mask")
 
@@ -57,7 +57,7 @@ def load(auto_class, folder):
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize(("strategy", "fusion"), [("id", "scalar"), ("plm", "scalar"), *product(["joint"], FUSIONS)])
+@pytest.mark.parametrize(("strategy", "fusion"), [("id", "scalar"), ("plm", "scalar"), ("frozen", "scalar"), *product(["joint"], FUSIONS)])
 def test_click_models_survive_saving(tmp_path, processor, text_config, views, tower, strategy, fusion):
     model = click_model(processor, text_config, id_tower=tower, strategy=strategy, fusion=fusion)
     model.save_pretrained(tmp_path)
@@ -122,7 +122,7 @@ NEW_PARTS = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", NEW_PARTS)
 def test_a_pretrained_checkpoint_lacks_only_the_new_head(tmp_path, processor, text_config, strategy):
     pretrained = tiny.shake(FlipForPretraining(tiny.flip_config(processor.fields, text_config)))
     pretrained.save_pretrained(tmp_path)
@@ -159,7 +159,7 @@ def test_only_what_is_used_is_built(processor, text_config):
 @pytest.mark.parametrize(
     ("cls", "settings", "message"),
     [
-        (FlipForPretraining, {"text_config": None}, "`config.text_config` must name a PLM"),
+        (FlipForPretraining, {"text_config": None}, "an objective uses the PLM, and `config.text_config` is null"),
         (FlipForPretraining, {"mlm_weight": 0, "mtm_weight": 0, "icl_weight": 0}, "all 0; nothing to learn"),
         (FlipForCTR, {"text_config": None, "strategy": "plm"}, "strategy 'plm' needs a PLM"),
         (FlipForCTR, {"text_config": None}, "strategy 'joint' needs a PLM"),
@@ -173,7 +173,7 @@ def test_impossible_models_are_refused(text_config, cls, settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strategy": "both"}, "`strategy` must be one of 'id', 'plm', 'joint'; got 'both'"),
+        ({"strategy": "both"}, "`strategy` must be one of 'id', 'plm', 'joint', 'frozen'; got 'both'"),
         ({"fusion": "mean"}, "`fusion` must be one of"),
         ({"mtm_noise": "batch"}, "`mtm_noise` must be one of"),
         ({"icl_similarity": "l2"}, "`icl_similarity` must be one of"),

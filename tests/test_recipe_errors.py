@@ -1,5 +1,6 @@
 """What a user may get wrong: the promised errors, before any work is lost."""
 
+import json
 import shutil
 
 import pyarrow as pa
@@ -15,10 +16,13 @@ from flip_ctr.train.finetune import FinetuneArguments
 
 @pytest.fixture(scope="module")
 def other_dataset(tmp_path_factory):
-    """The same rows with the ids in the prompt."""
+    """The same rows, the age in the prompt only."""
     folder = tmp_path_factory.mktemp("other")
     raw = tiny.write_raw_100k(folder / "ml-100k")
-    prepare.run(prepare.PrepareArguments("ml-100k", str(folder / "data"), str(raw), ids_in_prompt=True))
+    prepare.run(prepare.PrepareArguments("ml-100k", str(folder / "data"), str(raw)))
+    schema = json.loads((folder / "data" / "schema.json").read_text())
+    next(field for field in schema["fields"] if field["name"] == "age")["sides"] = ["text"]
+    (folder / "data" / "schema.json").write_text(json.dumps(schema))
     return folder / "data"
 
 
@@ -38,7 +42,7 @@ def test_overwriting_is_possible_and_deletes_nothing_else(tmp_path, dataset_dir)
 
 
 def test_a_checkpoint_of_other_fields_is_refused(tmp_path, other_dataset, pretrained, finetuned):
-    with pytest.raises(ValueError, match=r"the dataset's fields \[user_id \(int, categorical, id\+text\).* are not those of the checkpoint"):
+    with pytest.raises(ValueError, match=r"the dataset's fields \[.*age \(int, categorical\),.* are not those of the checkpoint .*age \(int, categorical, id\)"):
         tiny.finetune(other_dataset, pretrained, tmp_path / "m")
     with pytest.raises(ValueError, match="the dataset's fields"):
         evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(other_dataset), str(finetuned["id"][0])))
@@ -106,7 +110,7 @@ def test_pretraining_needs_a_mask_token(tmp_path, dataset_dir):
 
 
 def test_all_objectives_off(tmp_path, dataset_dir, plm):
-    with pytest.raises(ValueError, match="mlm_weight, mtm_weight and icl_weight are all 0"):
+    with pytest.raises(ValueError, match="--mlm_weight, --mtm_weight and --icl_weight are all 0: nothing to learn"):
         tiny.pretrain(dataset_dir, plm, tmp_path / "p", mlm_weight=0.0, mtm_weight=0.0, icl_weight=0.0)
 
 

@@ -319,7 +319,7 @@ SMALL = {
 
 def pretrain(dataset_dir, model, output_dir, **options) -> dict:
     options = {"id_tower_kwargs": '{"low_rank": 3, "num_experts": 2}', "projection_dim": 8} | SMALL | options
-    options |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "model_name_or_path": str(model)}
+    options |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "model_name_or_path": model and str(model)}
     return pretrain_recipe.run(pretrain_recipe.PretrainArguments(**options))
 
 

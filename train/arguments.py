@@ -25,6 +25,9 @@ EMBEDDING_OPTIMIZERS = {"dense": {}, "rowwise_adagrad": {"embedding_learning_rat
 PRIVATE = ("checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "dataset_dir", "output_dir", "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token",
            "hub_pretraining_heads", "report_to")  # fmt: skip
 
+# arguments that name a checkpoint: what is published of a local one is its folder's own name
+MODELS = ("model_name_or_path", "base_model_name_or_path", "id_model")
+
 # What the paper and its release use where the defaults here differ, in any recipe that has the option; what differs by recipe or
 # strategy stands in `recipe_defaults` of the recipe's arguments.
 PRESETS = {
@@ -131,6 +134,7 @@ class TrainArguments:
     preset: str | None = option(None, "named settings: `paper` takes the paper's choices where the defaults differ")
     seed: int = option(42, "seed of initialisation, order, masks and noise")
 
+    id_model: str | None = option(None, "FLIP checkpoint, trained on the same rows, whose ID tower this run starts with (path or hub id)")
     id_tower: str | None = option(None, "ID-based backbone: dcnv2 (of a new model, by default), lr, fm, afm, widedeep, deepfm, pnn, "
                                         "fibinet, dcn, gdcn, xdeepfm, autoint, afn, masknet, finalmlp, or one that you registered")  # fmt: skip
     id_tower_kwargs: str | None = option(None, 'arguments of the tower as JSON, e.g. \'{"num_cross_layers": 3}\'')
@@ -139,6 +143,8 @@ class TrainArguments:
     id_hidden_dims: list[int] | None = option(None, "layers of the tower's DNN; 300 300 128 in a new model", nargs="+")
     id_dropout: float | None = option(None, "dropout in the tower's DNN; 0 in a new model")
     id_embedding_dropout: float | None = option(None, "dropout on the feature embeddings; 0 in a new model")
+    prompt_fields: list[str] | None = option(None, "fields of the prompts, e.g. title genre; those that the dataset's schema puts there when "
+                                                   "not given (a checkpoint brings its own)", nargs="+")  # fmt: skip
     min_frequency: int = option(1, "values in fewer training rows share the id [UNK]")
     unk_rate: float = option(0.01, "share of training rows whose user's, or item's, key ids are dropped to [UNK]")
     text_pooling: str | None = option(None, "the PLM's pooled state: cls (of a new model, by default) or mean")
@@ -212,7 +218,7 @@ class TrainArguments:
     def published(self) -> dict:
         """All arguments that may be published: no paths of this machine, no token."""
         values = {name: value for name, value in vars(self).items() if name not in PRIVATE}
-        for name in ("model_name_or_path", "base_model_name_or_path"):
+        for name in MODELS:
             if values.get(name):
                 values[name] = public_name(values[name])
         return values
@@ -222,11 +228,10 @@ class TrainArguments:
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | self.defaults_by_case()
         config = FlipConfig()  # an argument of the model that is not given has the model's default
         shown = {name: getattr(config, name, None) if value is None else value for name, value in defaults.items()}
-        names = {"model_name_or_path", "base_model_name_or_path"}
         return {
             name: {"value": value, "default": shown[name]}
             for name, value in self.published().items()
-            if name not in names and value not in (defaults[name], shown[name])
+            if name not in MODELS and value not in (defaults[name], shown[name])
         }
 
     def __post_init__(self):
@@ -257,6 +262,8 @@ class TrainArguments:
         for name in ("max_train_samples", "max_eval_samples", "eval_steps", "checkpoints_total_limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}")
+        if isinstance(self.prompt_fields, str):  # a YAML file may say `prompt_fields: title`
+            self.prompt_fields = [self.prompt_fields]
         if isinstance(self.id_hidden_dims, int):  # a YAML file may say `id_hidden_dims: 64`
             self.id_hidden_dims = [self.id_hidden_dims]
         if self.id_tower_kwargs is not None:

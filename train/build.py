@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from flip_ctr.configuration_flip import FlipConfig
+from flip_ctr.configuration_flip import FlipConfig, FlipField
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
@@ -16,13 +16,14 @@ from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.run_log import logger
+from flip_ctr.train.warm_start import ID_SHAPE, id_model_config, start_id_tower
 
 # position tables of these models also hold rows for the padding offset
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet", "longformer")
 # after the last layer, by the names of transformers' encoders
 FINAL_NORMS = ("final_norm", "final_layer_norm", "norm", "ln", "ln_f", "emb_layer_norm_after")
 # arguments that shape the model; a checkpoint brings its own
-SHAPE = ("id_tower", "id_tower_kwargs", "id_embedding_size", "id_hidden_dims", "text_pooling")
+SHAPE = (*ID_SHAPE, "text_pooling")
 DROPOUTS = ("id_dropout", "id_embedding_dropout")
 
 
@@ -40,8 +41,22 @@ def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, 
                 "hash_user_values": args.hash_user_values}  # fmt: skip
     if plm is None:
         return FlipProcessor.from_dataset(rows, schema.fields, **settings)
+    fields = schema.fields if args.prompt_fields is None else with_prompt_fields(schema.fields, args.prompt_fields)
     limit = max_positions(AutoConfig.from_pretrained(plm))
-    return FlipProcessor.from_dataset(rows, schema.fields, AutoTokenizer.from_pretrained(plm), max_length=limit, **settings)
+    return FlipProcessor.from_dataset(rows, fields, AutoTokenizer.from_pretrained(plm), max_length=limit, **settings)
+
+
+def with_prompt_fields(fields: list[FlipField], names: list[str]) -> list[FlipField]:
+    """The fields with just the named ones in the prompt, in the order of the schema; a field that is then on no side is left out.
+
+    Raises:
+        ValueError: there is no field of a name.
+    """
+    unknown = [name for name in names if name not in [field.name for field in fields]]
+    if unknown:
+        raise ValueError(f"--prompt_fields {unknown[0]}: the dataset's fields are {', '.join(field.name for field in fields)}")
+    sides = [tuple(side for side, on in (("id", field.on_id_side), ("text", field.name in names)) if on) for field in fields]
+    return [dataclasses.replace(field, sides=where) for field, where in zip(fields, sides) if where]
 
 
 def model_settings(args: TrainArguments, names) -> dict:
@@ -55,7 +70,19 @@ def model_settings(args: TrainArguments, names) -> dict:
 def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
     """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
     names = {field.name for field in dataclasses.fields(args)} & {field.name for field in dataclasses.fields(FlipConfig)}
-    return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)))
+    settings = model_settings(args, sorted(names))
+    if args.id_model is not None:
+        config = id_model_config(args.id_model)
+        check_shape(args, config, ID_SHAPE, args.id_model)
+        settings |= {name: getattr(config, name) for name in ID_SHAPE}
+    return FlipConfig(fields=processor.fields, **settings)
+
+
+def check_shape(args: TrainArguments, config: FlipConfig, names, path: str) -> None:
+    """Raises `ValueError` where a flag asks for another shape than the checkpoint has."""
+    for name, value in model_settings(args, names).items():
+        if value != getattr(config, name):
+            raise ValueError(f"--{name} {value} does not fit {path}, which has {getattr(config, name)}; leave the flag out")
 
 
 def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> tuple[FlipForCTR, FlipProcessor]:
@@ -66,12 +93,13 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     """
     path = args.model_name_or_path
     processor, config = FlipProcessor.from_pretrained(path), FlipConfig.from_pretrained(path)
+    if (config.strategy == "frozen") != (settings["strategy"] == "frozen"):
+        raise ValueError(f"{path} has strategy {config.strategy!r}, whose ID tower is of another form than that of --strategy "
+                         f"{settings['strategy']}; frozen starts from a bare PLM, and no other strategy from frozen")  # fmt: skip
     check_fields(processor, schema, path)
     if args.hash_user_values and not processor.feature_extractor.hashed_fields:
         raise ValueError(f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag")
-    for name, value in model_settings(args, SHAPE).items():
-        if value != getattr(config, name):
-            raise ValueError(f"--{name} {value} does not fit {path}, which has {getattr(config, name)}; leave the flag out")
+    check_shape(args, config, SHAPE, path)
     settings |= model_settings(args, DROPOUTS)
     with whole_checkpoint(path, args.base_model_name_or_path) as folder:
         model = FlipForCTR.from_pretrained(folder, **settings, **loading_arguments(args))
@@ -90,16 +118,21 @@ def load_click_model(name_or_path: str, base_model_name_or_path: str | None = No
 
 
 def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> None:
-    """Raises `ValueError` where the dataset's fields are not those that the checkpoint was trained with."""
+    """Raises `ValueError` where the dataset's fields are not those that the checkpoint was trained with; which of them its prompts have is
+    the checkpoint's own choice."""
     def view(field):
         # of a text that holds several values the separator decides what they are
-        return field.name, field.type, field.kind + (f" by {field.separator!r}" if field.is_multi_valued else ""), field.sides
+        return field.name, field.type, field.kind + (f" by {field.separator!r}" if field.is_multi_valued else ""), field.on_id_side
 
-    have = [view(field) for field in processor.feature_extractor.all_fields]
-    given = [view(field) for field in schema.fields]
+    fields = processor.feature_extractor.all_fields
+    have = [view(field) for field in fields]
+    given = [view(field) for field in schema.fields if field.on_id_side or field.name in [one.name for one in fields]]
     if have != given:
-        theirs, ours = (", ".join(f"{n} ({t}, {k}, {'+'.join(s)})" for n, t, k, s in fields) for fields in (have, given))
+        theirs, ours = (", ".join(f"{n} ({t}, {k}{', id' * on_id})" for n, t, k, on_id in fields) for fields in (have, given))
         raise ValueError(f"the dataset's fields [{ours}] are not those of the checkpoint {path} [{theirs}]")
+    prompts = [[field.name for field in some if field.on_text_side] for some in (fields, schema.fields)]
+    if processor.tokenizer is not None and prompts[0] != prompts[1]:
+        logger.info(f"prompts have the checkpoint's fields {', '.join(prompts[0])}; the dataset's schema puts {', '.join(prompts[1])} there")
 
 
 def loading_arguments(args: TrainArguments) -> dict:
@@ -111,6 +144,8 @@ def loading_arguments(args: TrainArguments) -> dict:
 
 def new_pretraining_model(processor: FlipProcessor, args: TrainArguments) -> FlipForPretraining:
     config = new_config(processor, args)
+    if args.model_name_or_path is None:
+        return FlipForPretraining(config)
     return FlipForPretraining.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
 
 
@@ -121,12 +156,14 @@ def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCT
     return FlipForCTR.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
 
 
-def ready_to_train(model: FlipPreTrainedModel, args: TrainArguments) -> nn.Module:
-    """The model with what the arguments ask of its PLM: LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
+def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainArguments) -> nn.Module:
+    """The model with the ID tower of `--id_model` where one is named, and what the arguments ask of its PLM: LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
 
     Raises:
         ValueError: an argument asks for something of a PLM, and the model has none, or one without it.
     """
+    if args.id_model is not None:
+        start_id_tower(model, processor, args.id_model)
     if args.use_lora:
         model = add_lora(model, args)
     text_encoder = plain(model).base_model.text_encoder

@@ -20,7 +20,7 @@ from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainArguments, public_name
 from flip_ctr.train.lora import ADAPTER_CONFIG, is_flip_checkpoint
 from flip_ctr.train.plots import CURVES_FILE, RELIABILITY_FILE
 
@@ -31,6 +31,7 @@ STRATEGIES = {
     "id": "FLIP_ID: the ID tower alone predicts; no language model is needed to serve it",
     "plm": "FLIP_PLM: the language model alone predicts, from the row as a sentence",
     "joint": "FLIP: the ID tower and the language model predict together",
+    "frozen": "the ID tower predicts, with the text embedding of a frozen language model as one more field",
 }
 TOWERS = {
     "lr": "LR", "fm": "FM", "afm": "AFM", "widedeep": "Wide&Deep", "deepfm": "DeepFM", "pnn": "PNN", "fibinet": "FiBiNET", "dcn": "DCN",
@@ -79,9 +80,10 @@ def read_record(name_or_path: str | None) -> dict | None:
         return json.load(file)
 
 
-def training_record(args: TrainArguments) -> dict:
-    """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started from."""
-    source, published = args.model_name_or_path, args.published()
+def training_record(args: TrainArguments, source: str | None = None) -> dict:
+    """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started from,
+    `--model_name_or_path` or another source, and of what `--id_model` names."""
+    source, published = source or args.model_name_or_path, args.published()
     before = read_record(source)
     hub_id = source if source is not None and not os.path.exists(source) else None
     is_plm = source is not None and not is_flip_checkpoint(source)
@@ -93,8 +95,9 @@ def training_record(args: TrainArguments) -> dict:
         "changed": args.changed(),
         # the first model on the Hub that all this started from, where there is one
         "base_model": (before or {}).get("base_model") or hub_id,
-        "plm": published["model_name_or_path"] if is_plm else (before or {}).get("plm"),
+        "plm": public_name(source) if is_plm else (before or {}).get("plm"),
         "started_from": before,
+        "id_tower_from": read_record(args.id_model),
     }
 
 
@@ -165,22 +168,23 @@ def _plm(model: FlipPreTrainedModel, record: dict) -> str:
 
 
 def _title(model: FlipPreTrainedModel, data: dict) -> str:
-    names = {"id": "FLIP_ID", "plm": "FLIP_PLM", "joint": "FLIP"}
+    names = {"id": "FLIP_ID", "plm": "FLIP_PLM", "joint": "FLIP", "frozen": "CTR model with text embedding"}
     name = names[model.config.strategy] if isinstance(model, FlipForCTR) else "FLIP, pretrained"
     return f"{name} for {data['title']}"
 
 
 def _summary(model: FlipPreTrainedModel, record: dict) -> str:
     if not isinstance(model, FlipForCTR):
-        return (
-            f"An ID tower ({_tower(model)}) and a language model ({record['plm']}) aligned on the same rows without labels, by "
-            f"[FLIP]({PAPER}). The start of fine-tuning for click prediction, and an encoder of rows from either view."
-        )
+        return _pretraining_summary(model, record)
     towers = {"id": lambda: f"An ID-based click model ({_tower(model)})",
               "plm": lambda: f"A click model on a language model ({_plm(model, record)})",
-              "joint": lambda: f"A click model of an ID tower ({_tower(model)}) and a language model ({_plm(model, record)})"}  # fmt: skip
-    if _pretrained(record):
+              "joint": lambda: f"A click model of an ID tower ({_tower(model)}) and a language model ({_plm(model, record)})",
+              "frozen": lambda: f"An ID-based click model ({_tower(model)}) with text embeddings of a language model ({_plm(model, record)})"}  # fmt: skip
+    pretraining = _pretraining_arguments(record)
+    if pretraining is not None and _aligns(pretraining):
         origin = f", aligned in pretraining by [FLIP]({PAPER})"
+    elif pretraining is not None:
+        origin = ", pretrained without labels, each view for itself"
     elif record["started_from"] is None and record["plm"] is None and record["arguments"]["model_name_or_path"]:
         origin = ", fine-tuned from a FLIP checkpoint that does not say how it was made"
     else:
@@ -188,10 +192,31 @@ def _summary(model: FlipPreTrainedModel, record: dict) -> str:
     return f"{towers[model.config.strategy]()}{origin}. It predicts the probability of a click from a row of plain columns."
 
 
-def _pretrained(record: dict) -> bool:
+def _pretraining_summary(model: FlipPreTrainedModel, record: dict) -> str:
+    start = "The start of fine-tuning for click prediction"
+    if model.base_model.text_encoder is None:
+        return f"An ID tower ({_tower(model)}) trained to recover masked ids of a row from its other ids (MAP), without labels. {start}."
+    if model.base_model.id_tower is None:
+        return f"A language model ({record['plm']}) trained on rows as sentences by masked language modelling, without labels. {start}."
+    how = f"aligned on the same rows without labels, by [FLIP]({PAPER})"
+    if not _aligns(record["arguments"]):
+        how = "pretrained on the same rows without labels, each on its own view"
+    encoder = ", and an encoder of rows from either view" if model.base_model.id_projection is not None else ""
+    return f"An ID tower ({_tower(model)}) and a language model ({record['plm']}) {how}. {start}{encoder}."
+
+
+def _pretraining_arguments(record: dict) -> dict | None:
+    """The arguments of the pretraining that a checkpoint comes from; None where there was none."""
     while record and record["recipe"] != "pretrain":
         record = record["started_from"]
-    return bool(record)
+    return record["arguments"] if record else None
+
+
+def _aligns(pretraining: dict) -> bool:
+    """Whether an objective saw both views (records of before could not do without)."""
+    both = [pretraining[f"{kind}_weight"] and pretraining.get(name, 0.0) < 1 for kind, name in
+            (("mlm", "mlm_id_dropout"), ("mtm", "mtm_text_dropout"))]  # fmt: skip
+    return bool(pretraining["icl_weight"] or any(both))
 
 
 def _number(value) -> str:
@@ -205,11 +230,11 @@ def _metrics(results: dict) -> str:
         rows = [[names[name], *("" if value is None else _number(value) for value in values)]
                 for name, values in cells.items() if values != [None, None]]  # fmt: skip
         return markdown_table(["", "validation", "test"], rows)
+    names = {kind: (f"eval_{kind}_accuracy", f"eval_{kind}_shuffled_accuracy") for kind in ALIGNMENT}
     rows = [
-        [title, _number(results[f"eval_{kind}_accuracy"]), _number(results[f"eval_{kind}_shuffled_accuracy"])]
-        for kind, title in ALIGNMENT.items()
-        if f"eval_{kind}_accuracy" in results
-    ]
+        [ALIGNMENT[kind], *(_number(results[name]) if name in results else "" for name in pair)]
+        for kind, pair in names.items() if pair[0] in results
+    ]  # fmt: skip
     if "eval_icl_accuracy" in results:
         rows.append(["own counterpart found in the batch (ICL)", _number(results["eval_icl_accuracy"]), ""])
     return markdown_table(["validation", "true rows", "shuffled rows"], rows)
@@ -396,6 +421,9 @@ def _training(record: dict, results: dict) -> str:
         f"{'fp32' if arguments['mixed_precision'] == 'no' else arguments['mixed_precision']}.{chosen} {versions}."
     )
     text.append(_changed_table(record))
+    if record.get("id_tower_from"):
+        text.append(f"Its ID tower is that of a checkpoint of `flip-ctr {record['id_tower_from']['recipe']}`. "
+                    f"{_changed_table(record['id_tower_from'])}")  # fmt: skip
     before = record["started_from"]
     while before:
         text.append(f"It started from a checkpoint of `flip-ctr {before['recipe']}`. {_changed_table(before)}")

@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": ("prepare", "raw files of a public dataset, or any table -> dataset folder"),
     "pretrain": ("pretrain", "align an ID tower and a PLM on the training rows"),
     "finetune": ("finetune", "train click prediction: id, plm or joint"),
+    "fuse": ("fuse", "a joint model from an ID-based and a PLM-based one that were trained apart"),
     "evaluate": ("evaluate_ctr", "metrics of a checkpoint on a split"),
     "predict": ("predict", "click probabilities for the rows of a file"),
     "push": ("push", "publish a checkpoint on the Hugging Face Hub"),

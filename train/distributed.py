@@ -109,8 +109,11 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
             f"--use_lora does not run under {kind.value}: LoRA's gradients and optimizer states are small, there is little to split; "
             "choose the Accelerate config multi_gpu, or leave --use_lora out"
         )
-    if getattr(args, "strategy", None) == "id" and kind == DistributedType.FSDP:
-        raise ValueError("--strategy id does not run under FSDP, which splits a PLM; choose the Accelerate config multi_gpu")
+    strategy = getattr(args, "strategy", None)
+    if strategy in ("id", "frozen") and kind == DistributedType.FSDP:
+        raise ValueError(
+            f"--strategy {strategy} does not run under FSDP, which splits a PLM that is trained; choose the Accelerate config multi_gpu"
+        )
     if kind != DistributedType.DEEPSPEED:
         return
     for name in ("checkpointing_steps", "resume_from_checkpoint"):

@@ -35,12 +35,14 @@ DEFAULTS = {
     "joint": {"per_device_train_batch_size": 256, "num_train_epochs": 3, "learning_rate": 3e-3, "plm_learning_rate": 1e-4,
               "embedding_l2": 1e-3},
 }  # fmt: skip
+DEFAULTS["frozen"] = DEFAULTS["id"]
 # The paper's fine-tuning (its published settings); passes over the rows end by early stopping.
 PAPER = {
     "id": DEFAULTS["id"] | {"learning_rate": 1e-3, "plm_learning_rate": 5e-5, "embedding_l2": 1e-3},
     "plm": DEFAULTS["plm"] | {"learning_rate": 5e-5, "plm_learning_rate": 5e-5},
     "joint": DEFAULTS["joint"] | {"learning_rate": 5e-5, "plm_learning_rate": 5e-5, "embedding_l2": 1e-4},
 }
+PAPER["frozen"] = PAPER["id"]
 
 
 @dataclass(kw_only=True)
@@ -50,7 +52,8 @@ class FinetuneArguments(TrainArguments):
     model_name_or_path: str | None = option(None, "a pretrained FLIP checkpoint, or a bare PLM (no pretraining); none for an "
                                                   "ID-only model from scratch")  # fmt: skip
     base_model_name_or_path: str | None = option(None, "base of a pretrained LoRA adapter, where the one that it names cannot be found")
-    strategy: str = option("joint", "which towers predict: id, plm or joint", choices=list(STRATEGIES))
+    strategy: str = option("joint", "which towers predict: id, plm or joint; or frozen: the ID tower, with the frozen PLM's text "
+                                    "embedding as one more field", choices=list(STRATEGIES))
     fusion: str = option("scalar", "how joint weighs the towers: scalar, gate (each row its own weight) or raw (the release)",
                          choices=list(FUSIONS))  # fmt: skip
     classifier_dropout: float = option(0.0, "dropout before the PLM's click layer")
@@ -63,6 +66,11 @@ class FinetuneArguments(TrainArguments):
         super().__post_init__()
         if self.model_name_or_path is None and self.strategy != "id":
             raise ValueError(f"--strategy {self.strategy} needs a PLM or a FLIP checkpoint: --model_name_or_path")
+        if self.id_model is not None and self.strategy in ("plm", "frozen"):
+            raise ValueError(f"--id_model {self.id_model} has an ID tower, and --strategy {self.strategy} none that could start from it")
+        for name in ("use_lora", "freeze_plm_layers"):
+            if self.strategy == "frozen" and getattr(self, name):
+                raise ValueError(f"--{name} has no place beside --strategy frozen, which trains nothing of the PLM; leave it out")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise ValueError(f"--early_stopping_patience must be at least 1; got {self.early_stopping_patience}")
 
@@ -102,7 +110,7 @@ def run(args: FinetuneArguments) -> dict:
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
     check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
-    model = ready_to_train(model, args)
+    model = ready_to_train(model, processor, args)
     prompts = args.strategy != "id"
     train_set = training_split(accelerator, processor, train_rows, args, prompts)
     # the test split too: a value in it that cannot be read is found now, and not after training

@@ -58,7 +58,7 @@ def chunked_losses(
     of_scale = [gradient / len(chunks) for gradient in gradients[2:]]
 
     # 3. chunk by chunk with gradients; sums of losses are divided by the counts of the whole batch
-    counts = {name: (batch[f"{name}_labels"] != IGNORE_INDEX).sum() for name in ("mlm", "mtm")}
+    counts = {name: (batch[f"{name}_labels"] != IGNORE_INDEX).sum() for name in ("mlm", "mtm") if f"{name}_labels" in batch}
     divisors = {name: share_of_total(count, training=True) for name, count in counts.items()}
     losses = {"icl_loss": icl_loss.detach(), "icl_accuracy": icl_accuracy, "loss": flip_model.config.icl_weight * icl_loss.detach()}
     for (chunk, last), rows in zip(_with_dropout_of(chunks, seeds, accelerator.device), of_rows):

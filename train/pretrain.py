@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import torch
 
-from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator, require_mask_token
+from flip_ctr.configuration_flip import FlipConfig
+from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator
 from flip_ctr.data.shards import SplitRows
-from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments, required
+from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments
 from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
@@ -36,17 +37,22 @@ DEFAULTS = {
 class PretrainArguments(TrainArguments):
     recipe: ClassVar[str] = "pretrain"
 
-    model_name_or_path: str = required("the PLM: a path or hub id of a masked language model")
+    model_name_or_path: str | None = option(None, "the PLM: a path or hub id of a masked language model; none where no objective uses "
+                                                  "one (--mtm_text_dropout 1 --mlm_weight 0 --icl_weight 0)")  # fmt: skip
     lr_scheduler_type: str = option("cosine", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
     mlm_weight: float = option(1.0, "weight of masked language modelling; 0 switches it off")
     mtm_weight: float = option(1.0, "weight of masked tabular modelling; 0 switches it off")
     icl_weight: float = option(1.0, "weight of instance-level contrastive learning; 0 switches it off")
+    mlm_id_dropout: float = option(0.0, "share of rows whose ids MLM does not see; 1: plain masked language modelling on the prompts")
+    mtm_text_dropout: float = option(0.0, "share of rows whose text MTM does not see; 1: ids are recovered from the other ids alone (MAP)")
     text_mask_ratio: float = option(0.15, "share of the fields masked in the text, at least one")
     id_mask_ratio: float = option(0.15, "share of the fields masked on the ID side, at least one")
     mask_unit: str = option("field", "what is masked together: field, entity or token", choices=list(MASK_UNITS))
     mtm_noise: str = option("field", "noise features come from the target's own field, or are global (the paper's)",
                             choices=["field", "global"])  # fmt: skip
     mtm_num_noise: int = option(25, "noise features per masked feature")
+    mtm_full_softmax_size: int = option(128, "fields with at most so many values have no noise, but a softmax over all of them (not with "
+                                             "global noise)")  # fmt: skip
     icl_similarity: str = option("cosine", "cosine with a learnable scale, or dot (the release)", choices=["cosine", "dot"])
     icl_temperature: float | None = option(None, "start of the temperature of cosine (0.07), or that of dot (0.7)")
     projection_dim: int = option(128, "size of the space of contrastive learning")
@@ -55,11 +61,31 @@ class PretrainArguments(TrainArguments):
 
     hub_pretraining_heads: bool = option(False, "publish the MLM and MTM heads too: they can return a user's demographics from an id")
 
+    @property
+    def objectives(self) -> FlipConfig:
+        """A configuration that says what the objectives use."""
+        names = ("mlm_weight", "mtm_weight", "icl_weight", "mlm_id_dropout", "mtm_text_dropout")
+        return FlipConfig(**{name: getattr(self, name) for name in names})
+
+    @property
+    def uses_plm(self) -> bool:
+        """Whether an objective uses the PLM."""
+        return self.objectives.pretrains_text
+
     def recipe_defaults(self) -> dict:
         return DEFAULTS["--preset paper" if self.preset == "paper" else "pretraining"]
 
     def __post_init__(self):
         super().__post_init__()
+        if not (self.mlm_weight or self.mtm_weight or self.icl_weight):
+            raise ValueError("--mlm_weight, --mtm_weight and --icl_weight are all 0: nothing to learn")
+        if self.uses_plm and self.model_name_or_path is None:
+            raise ValueError("an objective uses the PLM: --model_name_or_path must name it (without one only --mtm_text_dropout 1 "
+                             "--mlm_weight 0 --icl_weight 0)")  # fmt: skip
+        if self.model_name_or_path is not None and not self.uses_plm:
+            raise ValueError(f"no objective uses the PLM: leave --model_name_or_path {self.model_name_or_path} out")
+        if self.id_model is not None and not self.objectives.pretrains_id_tower:
+            raise ValueError(f"--id_model {self.id_model}: no objective uses the ID tower (--mtm_weight, --icl_weight, --mlm_id_dropout)")
         if self.grad_cache_chunk_size is not None and self.grad_cache_chunk_size < 1:
             raise ValueError(f"--grad_cache_chunk_size must be at least 1; got {self.grad_cache_chunk_size}")
         if self.grad_cache_chunk_size is not None and not self.icl_weight:
@@ -81,31 +107,31 @@ def run(args: PretrainArguments) -> dict:
     eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
     schema = train_rows.schema
     record = training_record(args)
-    if is_flip_checkpoint(args.model_name_or_path):
+    if args.model_name_or_path is not None and is_flip_checkpoint(args.model_name_or_path):
         raise ValueError(f"--model_name_or_path {args.model_name_or_path} is a FLIP checkpoint; pretraining starts from a PLM")
     processor = new_processor(train_rows, schema, args, args.model_name_or_path)
-    require_mask_token(processor)
-    train_set, eval_set = training_split(accelerator, processor, train_rows, args), encode_split(accelerator, processor, eval_rows)
+
+    # 3. Masks, of the views that an objective masks
+    masks = {
+        "text_mask_ratio": args.text_mask_ratio if args.mlm_weight else None,
+        "id_mask_ratio": args.id_mask_ratio if args.mtm_weight else None,
+        "mask_unit": args.mask_unit, "num_noise": args.mtm_num_noise,
+    }  # fmt: skip
+    collator, eval_collator = (FlipPretrainingCollator(processor, args.seed, rate, **masks) for rate in (args.unk_rate, 0.0))
+    train_set = training_split(accelerator, processor, train_rows, args, args.uses_plm)
+    eval_set = encode_split(accelerator, processor, eval_rows, args.uses_plm)
     if len(eval_set) < accelerator.num_processes:
         raise ValueError(f"the split 'validation' has {len(eval_set)} rows for {accelerator.num_processes} processes; each needs one")
-    logger.info(f"{train_set.num_rows:,} training rows; {eval_set.lengths.mean():.1f} tokens a prompt on average")
+    tokens = f"; {eval_set.lengths.mean():.1f} tokens a prompt on average" if args.uses_plm else "; no text"
+    logger.info(f"{train_set.num_rows:,} training rows{tokens}")
 
-    # 3. Model
+    # 4. Model, and batches
     model = new_pretraining_model(processor, args)
     model.set_feature_counts(torch.from_numpy(train_set.feature_counts()))
-    model = ready_to_train(model, args)
-
-    # 4. Batches with masks
-    masks = {name: getattr(args, name) for name in ("text_mask_ratio", "id_mask_ratio", "mask_unit")}
-    masks["num_noise"] = args.mtm_num_noise if args.mtm_weight else 0
-    loader = make_loader(
-        train_set, FlipPretrainingCollator(processor, args.seed, args.unk_rate, **masks),
-        args.per_device_train_batch_size, accelerator, args.seed, workers=args.dataloader_num_workers,
-    )  # fmt: skip
+    model = ready_to_train(model, processor, args)
+    loader = make_loader(train_set, collator, args.per_device_train_batch_size, accelerator, args.seed, workers=args.dataloader_num_workers)
     # negatives of a random batch, as in training
-    eval_loader = make_loader(
-        eval_set, FlipPretrainingCollator(processor, args.seed, **masks), args.per_device_train_batch_size, accelerator, complete=True
-    )
+    eval_loader = make_loader(eval_set, eval_collator, args.per_device_train_batch_size, accelerator, complete=True)
 
     # 5. Train
     def evaluate() -> dict[str, float]:

@@ -1,0 +1,214 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Late fusion: a joint model from an ID-based and a PLM-based click model that were fine-tuned apart.
+
+    flip-ctr fuse --dataset_dir D --id_model FLIP_ID --plm_model FLIP_PLM --output_dir M
+
+Both towers stay as they are; only the weight of each, `--fusion`, is fitted, on the validation split: of the training rows each tower knows
+too much for their weights to be told there.
+"""
+
+import copy
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from flip_ctr.configuration_flip import FUSIONS
+from flip_ctr.data.collators import FlipCollator
+from flip_ctr.data.encoded import EncodedDataset
+from flip_ctr.data.shards import SplitRows
+from flip_ctr.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip_heads import FlipFusion, click_loss
+from flip_ctr.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import option, parse_arguments, public_name, required
+from flip_ctr.train.build import check_fields, load_click_model
+from flip_ctr.train.card import training_record, write_card
+from flip_ctr.train.checkpoint import save
+from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, make_loader, score
+from flip_ctr.train.metrics import click_metrics, score_metrics
+from flip_ctr.train.plots import plot_reliability
+from flip_ctr.train.results import report
+from flip_ctr.train.run_log import logger, set_up_logging
+from flip_ctr.train.warm_start import ID_SHAPE, check_same_ids, id_model_config
+
+FOLDS = 5
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of a gate's squared weights, as a share of the mean loss; tried in this order
+STEPS = 100
+
+
+@dataclass(kw_only=True)
+class FuseArguments:
+    recipe: ClassVar[str] = "fuse"
+
+    dataset_dir: str = required("dataset folder that both models were trained on")
+    id_model: str = required("fine-tuned FLIP checkpoint whose ID tower is taken (strategy id or joint): a path or hub id")
+    plm_model: str = required("fine-tuned FLIP checkpoint whose PLM is taken (strategy plm or joint)")
+    output_dir: str = required("folder for the checkpoint and results")
+    overwrite_output_dir: bool = option(False, "write into an output folder that already holds files")
+    fusion: str = option("scalar", "scalar: one weight for all rows; gate: each row its own; raw: one without bounds", choices=list(FUSIONS))
+    per_device_eval_batch_size: int = option(512, "rows of one pass")
+    max_eval_samples: int | None = option(None, "fit and score on seeded random samples of so many rows")
+    seed: int = option(42, "seed of those samples, and of the folds")
+    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
+
+    def published(self) -> dict:
+        """The arguments without paths of this machine."""
+        values = {name: value for name, value in vars(self).items() if name not in ("dataset_dir", "output_dir", "overwrite_output_dir")}
+        return values | {name: public_name(values[name]) for name in ("id_model", "plm_model")}
+
+    def changed(self) -> dict:
+        """The arguments that differ from the defaults: name -> `value` and `default`."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        names = [name for name in self.published() if name not in ("id_model", "plm_model")]
+        return {n: {"value": getattr(self, n), "default": defaults[n]} for n in names if getattr(self, n) != defaults[n]}
+
+
+def run(args: FuseArguments) -> dict:
+    """Fits the fusion on validation, saves the joint model, and scores the test split once.
+
+    The numbers on validation are cross-fitted: each row's weights were fitted on other users' rows.
+
+    Returns the results that are also in `all_results.json`.
+
+    Raises:
+        ValueError: an argument, the dataset folder or a checkpoint does not fit, or the two have other ids; the message names it.
+    """
+    started = time.perf_counter()
+    if os.path.exists(args.output_dir) and (not os.path.isdir(args.output_dir) or os.listdir(args.output_dir)) and not args.overwrite_output_dir:
+        raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
+    for name in ("id_model", "plm_model"):
+        if os.path.exists(args.output_dir) and os.path.exists(getattr(args, name)) and os.path.samefile(getattr(args, name), args.output_dir):
+            raise ValueError(f"--output_dir {args.output_dir} is --{name}: the joint model would take its place")
+    accelerator = make_accelerator(args.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"fuse fits a few numbers in one process; it was started in {accelerator.num_processes}")
+    set_up_logging(accelerator)
+    rows = {split: SplitRows(args.dataset_dir, split, args.max_eval_samples, args.seed) for split in ("validation", "test")}
+    schema = rows["validation"].schema
+    model, processor = joint_model(args)
+    check_fields(processor, schema, args.plm_model)
+    check_clicks(processor, rows)
+    eval_set, test_set = (encode_split(accelerator, processor, one) for one in rows.values())
+
+    model.to(accelerator.device)
+    inputs = fusion_inputs(accelerator, model, eval_set, args.per_device_eval_batch_size)
+    scores = {name: logits[:, 0].cpu().numpy() for name, logits in zip(("id_logits", "text_logits"), inputs)}
+    labels = torch.from_numpy(np.asarray(eval_set.labels)).to(accelerator.device)
+    scores["logits"], penalty = fit(model.fusion, inputs, labels, folds(eval_set.users, len(labels), args.seed))
+    results = score_metrics(scores, eval_set.labels, eval_set.users, "eval")
+    test = score(accelerator, model, test_set, args.per_device_eval_batch_size)
+    results |= score_metrics(test, test_set.labels, test_set.users, "test")
+    results |= {"id_weight": mean_id_weight(model.fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
+    results |= {"train_rows": len(eval_set), "train_steps": STEPS, "num_processes": 1, "train_seconds": time.perf_counter() - started}
+
+    os.makedirs(args.output_dir, exist_ok=True)
+    record = training_record(args, args.plm_model)
+    save(accelerator, model, processor, args, record)
+    report(accelerator, results, args.output_dir)
+    plot_reliability(test["logits"], test_set.labels, args.output_dir)
+    write_card(args.output_dir, record, model, processor, schema, args.dataset_dir, rows["validation"], results)
+    return results
+
+
+def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
+    """The joint model of the two checkpoints' towers and click layers, its fusion new; and its processor, the PLM's."""
+    id_model_config(args.id_model)  # its error says what is wrong
+    (id_model, id_processor), (plm_model, processor) = (load_click_model(path) for path in (args.id_model, args.plm_model))
+    if plm_model.text_classifier is None:
+        raise ValueError(f"--plm_model {args.plm_model} has strategy {plm_model.config.strategy!r}: its PLM does not predict")
+    check_same_ids(processor.feature_extractor, id_processor.feature_extractor, args.id_model)
+    config = copy.deepcopy(plm_model.config)
+    config.strategy, config.fusion, config.architectures = "joint", args.fusion, None
+    for name in (*ID_SHAPE, "id_dropout", "id_embedding_dropout", "id_initializer_range"):
+        setattr(config, name, copy.deepcopy(getattr(id_model.config, name)))
+    model = FlipForCTR(config)
+    parts = {"flip.id_tower": id_model, "id_classifier": id_model, "flip.text_encoder": plm_model, "text_classifier": plm_model}
+    for name, source in (parts | ({"first_order": id_model} if model.first_order is not None else {})).items():
+        model.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
+    return model.eval(), processor
+
+
+@torch.no_grad()
+def fusion_inputs(accelerator: Accelerator, model: FlipForCTR, dataset: EncodedDataset, batch_size: int) -> list[torch.Tensor]:
+    """What the fusion is given for every row, in the rows' order: `[id_logits, text_logits, h_id, pooled, feature_ids]`, `(N, ...)`."""
+    loader = make_loader(dataset, FlipCollator(dataset.processor), batch_size, accelerator, shuffle=False)
+    batches: list[tuple[torch.Tensor, ...]] = []
+    hook = model.fusion.register_forward_pre_hook(lambda module, inputs: batches.append(inputs))
+    for batch in tqdm(loader, unit="batch", dynamic_ncols=True):
+        with accelerator.autocast():
+            model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+    hook.remove()
+    place = torch.from_numpy(np.argsort(np.concatenate(loader.batch_sampler.plan())))
+    whole = [torch.cat(parts)[place.to(parts[0].device)] for parts in zip(*batches)]
+    return [one.float() if one.is_floating_point() else one for one in whole]
+
+
+def folds(users: np.ndarray | None, rows: int, seed: int) -> np.ndarray:
+    """A fold of each row `(N,)`, the same for all rows of a user."""
+    generator = np.random.default_rng(seed)
+    if users is None:
+        return generator.permutation(rows) % FOLDS
+    numbers = np.where(users >= 0, users, users.max(initial=0) + 1 + np.arange(rows))  # a row of no user is one of its own
+    distinct, where = np.unique(numbers, return_inverse=True)
+    return (generator.permutation(len(distinct)) % FOLDS)[where]
+
+
+def fit(fusion: FlipFusion, inputs: list[torch.Tensor], labels: torch.Tensor, fold: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fits the fusion's weights to the rows' clicks, its loss that of the joint logit; a gate's squared weights have the penalty that is best
+    across the folds.
+
+    Returns the cross-fitted log odds `(N,)`, each row's from weights that were fitted on the other folds, and the penalty.
+    """
+    penalties = PENALTIES if fusion.kind == "gate" else (0.0,)
+    tried = []
+    for penalty in penalties:
+        logits = np.empty(len(labels), np.float32)
+        for number in range(FOLDS):
+            out = torch.from_numpy(fold == number).to(labels.device)
+            fitted = fit_once(copy.deepcopy(fusion), [one[~out] for one in inputs], labels[~out], penalty)
+            with torch.no_grad():
+                logits[fold == number] = fitted(*[one[out] for one in inputs])[0][:, 0].cpu().numpy()
+        tried.append((click_metrics(logits, labels.cpu().numpy())["logloss"], penalty, logits))
+    _, penalty, logits = min(tried, key=lambda one: one[0])
+    fit_once(fusion, inputs, labels, penalty)
+    return logits, penalty
+
+
+def fit_once(fusion: FlipFusion, inputs: list[torch.Tensor], labels: torch.Tensor, penalty: float) -> FlipFusion:
+    """Minimises the loss with L-BFGS, from the start that the weights have."""
+    trained = [fusion.gate.weight, fusion.gate.bias] if fusion.kind == "gate" else [fusion.alpha]
+    optimizer = torch.optim.LBFGS(trained, max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = click_loss(fusion(*inputs)[0], labels)
+        if penalty:
+            value = value + penalty * fusion.gate.weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return fusion
+
+
+@torch.no_grad()
+def mean_id_weight(fusion: FlipFusion, inputs: list[torch.Tensor]) -> float:
+    """The weight alpha of the ID tower, the mean over the rows."""
+    return fusion(*inputs)[1].mean().item()
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(FuseArguments, argv, "flip-ctr fuse", __doc__.split("\n")[0])
+    result = run(args)
+    logger.info(f"weight of the ID tower {result['id_weight']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
