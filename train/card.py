@@ -459,9 +459,8 @@ def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
             f"* Of these fields of users only bounds of buckets over all training rows are stored: {', '.join(numeric)}."
         )
     if prompted:
-        lines.append(
-            f"* The prompt of a row contains these fields of users: {', '.join(prompted)}. The language model was trained on such prompts."
-        )
+        how = "was not trained on" if model.config.text_is_field else "was trained on"
+        lines.append(f"* The prompt of a row contains these fields of users: {', '.join(prompted)}. The language model {how} such prompts.")
     if not users:
         lines.append("* No field describes a user.")
     lines += [
