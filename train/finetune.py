@@ -30,6 +30,9 @@ from flip_ctr.train.run_log import logger
 DEFAULTS = {
     "id": {"per_device_train_batch_size": 1024, "num_train_epochs": 10, "learning_rate": 3e-3, "plm_learning_rate": 1e-4,
            "embedding_l2": 1e-3},
+    # a larger rate erases what pretraining learned: ml-100k from MAP, validation AUC .874 with 1e-3 and .864 with 3e-3
+    "id from a checkpoint": {"per_device_train_batch_size": 1024, "num_train_epochs": 10, "learning_rate": 1e-3, "plm_learning_rate": 1e-4,
+                             "embedding_l2": 1e-3},
     "plm": {"per_device_train_batch_size": 256, "num_train_epochs": 3, "learning_rate": 1e-3, "plm_learning_rate": 1e-4,
             "embedding_l2": 0.0},
     "joint": {"per_device_train_batch_size": 256, "num_train_epochs": 3, "learning_rate": 3e-3, "plm_learning_rate": 1e-4,
@@ -38,11 +41,11 @@ DEFAULTS = {
 DEFAULTS["frozen"] = DEFAULTS["id"]
 # The paper's fine-tuning (its published settings); passes over the rows end by early stopping.
 PAPER = {
-    "id": DEFAULTS["id"] | {"learning_rate": 1e-3, "plm_learning_rate": 5e-5, "embedding_l2": 1e-3},
+    "id from a checkpoint": DEFAULTS["id"] | {"learning_rate": 1e-3, "plm_learning_rate": 5e-5, "embedding_l2": 1e-3},
     "plm": DEFAULTS["plm"] | {"learning_rate": 5e-5, "plm_learning_rate": 5e-5},
     "joint": DEFAULTS["joint"] | {"learning_rate": 5e-5, "plm_learning_rate": 5e-5, "embedding_l2": 1e-4},
 }
-PAPER["frozen"] = PAPER["id"]
+PAPER["id"] = PAPER["frozen"] = PAPER["id from a checkpoint"]
 
 
 @dataclass(kw_only=True)
@@ -60,7 +63,8 @@ class FinetuneArguments(TrainArguments):
     early_stopping_patience: int | None = option(3, "stop after so many evaluations without a better AUC - LogLoss")
 
     def recipe_defaults(self) -> dict:
-        return (PAPER if self.preset == "paper" else DEFAULTS)[self.strategy]
+        started = self.strategy == "id" and (self.model_name_or_path or self.id_model) is not None
+        return (PAPER if self.preset == "paper" else DEFAULTS)["id from a checkpoint" if started else self.strategy]
 
     def __post_init__(self):
         super().__post_init__()

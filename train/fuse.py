@@ -99,7 +99,7 @@ def run(args: FuseArguments) -> dict:
     model.to(accelerator.device)
     inputs = fusion_inputs(accelerator, model, eval_set, args.per_device_eval_batch_size)
     scores = {name: logits[:, 0].cpu().numpy() for name, logits in zip(("id_logits", "text_logits"), inputs)}
-    labels = torch.from_numpy(np.asarray(eval_set.labels)).to(accelerator.device)
+    labels = torch.tensor(eval_set.labels, device=accelerator.device)
     scores["logits"], penalty = fit(model.fusion, inputs, labels, folds(eval_set.users, len(labels), args.seed))
     results = score_metrics(scores, eval_set.labels, eval_set.users, "eval")
     test = score(accelerator, model, test_set, args.per_device_eval_batch_size)

@@ -47,7 +47,8 @@ class PretrainArguments(TrainArguments):
     mtm_text_dropout: float = option(0.0, "share of rows whose text MTM does not see; 1: ids are recovered from the other ids alone (MAP)")
     text_mask_ratio: float = option(0.15, "share of the fields masked in the text, at least one")
     id_mask_ratio: float = option(0.15, "share of the fields masked on the ID side, at least one")
-    mask_unit: str = option("field", "what is masked together: field, entity or token", choices=list(MASK_UNITS))
+    mask_unit: str = option("entity", "what is masked together: field, entity (all fields of the user, or of the item) or token",
+                            choices=list(MASK_UNITS))  # fmt: skip
     mtm_noise: str = option("field", "noise features come from the target's own field, or are global (the paper's)",
                             choices=["field", "global"])  # fmt: skip
     mtm_num_noise: int = option(25, "noise features per masked feature")
