@@ -87,7 +87,7 @@ class PeerData:
         self.splits = {split: EncodedDataset(processor, of_split, prompts=False) for split, of_split in rows.items()}
 
     def ids(self, split: str) -> np.ndarray:
-        return np.asarray(self.splits[split].encoded.feature_ids)
+        return np.array(self.splits[split].encoded.feature_ids)  # torch takes no mapped file
 
     def labels(self, split: str) -> np.ndarray:
         return np.asarray(self.splits[split].labels)

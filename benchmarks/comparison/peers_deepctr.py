@@ -30,11 +30,16 @@ class DeepCTRArguments(NetworkArguments):
     init_std: float = option(1e-4, "standard deviation of initial embeddings and DNN weights; the library's default")
 
 
+def without_version_check() -> None:
+    """Keeps the library from asking the network for its newest version when it is imported."""
+    quiet = ModuleType("deepctr_torch.utils")
+    quiet.check_version = lambda version: None
+    sys.modules.setdefault(quiet.__name__, quiet)
+
+
 def run(args: DeepCTRArguments, folder: Path) -> dict:
     """Trains, saves predictions into the folder and returns the costs."""
-    quiet = ModuleType("deepctr_torch.utils")
-    quiet.check_version = lambda version: None  # on import the library would ask the network for its newest version
-    sys.modules.setdefault(quiet.__name__, quiet)
+    without_version_check()
     from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
     from deepctr_torch.models import AutoInt, DCNMix
 
