@@ -62,13 +62,14 @@ def test_peers_see_what_the_id_side_has(dataset_dir):
     assert all(ids[:, one.start : one.stop].max() < one.size for one in data.columns)
 
 
+DEEPCTR = {"init_std": 0.05}  # of clicks that only pairs of fields tell, its own 1e-4 learns nothing in so few steps
 PEERS = {
     "fuxictr-dcnv2": ("fuxictr.pytorch.layers", peers_fuxictr.run, peers_fuxictr.FuxiCTRArguments, {"model": "DCNv2"}),
     "fuxictr-dcnv2-mixture": ("fuxictr.pytorch.layers", peers_fuxictr.run, peers_fuxictr.FuxiCTRArguments, {"use_low_rank_mixture": True}),
     "fuxictr-finalmlp": ("fuxictr.pytorch.layers", peers_fuxictr.run, peers_fuxictr.FuxiCTRArguments,
                          {"model": "FinalMLP", "num_heads": 2, "first_context": ["user_id"]}),
-    "deepctr-dcnmix": ("deepctr_torch", peers_deepctr.run, peers_deepctr.DeepCTRArguments, {"model": "DCNMix"}),
-    "deepctr-autoint": ("deepctr_torch", peers_deepctr.run, peers_deepctr.DeepCTRArguments, {"model": "AutoInt"}),
+    "deepctr-dcnmix": ("deepctr_torch", peers_deepctr.run, peers_deepctr.DeepCTRArguments, {"model": "DCNMix", **DEEPCTR}),
+    "deepctr-autoint": ("deepctr_torch", peers_deepctr.run, peers_deepctr.DeepCTRArguments, {"model": "AutoInt", **DEEPCTR}),
     "catboost": ("catboost", peers_trees.run, peers_trees.CatBoostArguments, {"iterations": 40}),
 }  # fmt: skip
 
