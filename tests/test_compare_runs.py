@@ -61,7 +61,8 @@ class Maker:
         for split, labels in self.labels.items():
             logits = (labels - 0.5 + noise * generator.normal(size=len(labels))).astype(np.float32)
             Predictions(labels, np.arange(len(labels)) % 7, logits).save(folder, split)
-        costs = {"train_seconds": 10.0, "history": [{"seconds": 4.0, "epoch": 1, "auc": 0.5, "logloss": 1}, {"seconds": 8.0, "epoch": 2, "auc": 0.6, "logloss": 1}],
+        history = [{"seconds": 4.0 * epoch, "epoch": epoch, "auc": 0.4 + epoch / 10, "logloss": 1} for epoch in (1, 2)]
+        costs = {"train_seconds": 10.0, "history": history,
                  "rows_per_second": 100.0, "threads": 1, "parameters": 5, "device": "cpu", "libraries": {}}  # fmt: skip
         (folder / "result.json").write_text(json.dumps(costs))
 
@@ -93,6 +94,9 @@ def test_a_run_is_made_once_for_all_that_use_it_and_not_again(run, grid, maker):
     assert before["failures"] == []
     run(grid | {"seeds": [42, 43]})
     assert len(maker.made) == 8
+    grid["runs"]["renamed"] = grid["runs"]["id"]
+    results = run(grid | {"methods": {"ID-only": "renamed"}})
+    assert len(maker.made) == 8 and len(results["comparisons"][0]["methods"][0]["runs"]) == 1
 
 
 def test_what_changes_is_made_anew_with_what_starts_from_it(run, grid, maker, monkeypatch):
@@ -171,8 +175,10 @@ def test_validation_chooses_among_trials(run, grid, maker, tmp_path):
     method = run(grid, only=["ID-only"])["comparisons"][0]["methods"][0]
     assert maker.made == ["id"] * 3
     assert method["trials"] == 3 and method["runs"][0]["options"]["learning_rate"] == "1e-3"
-    assert method["runs"][0]["search_seconds"] == 30.0 and method["runs"][0]["train_seconds"] == 10.0
+    assert method["runs"][0]["total_seconds"] == 30.0 and method["runs"][0]["train_seconds"] == 10.0
     assert method["costs"]["seconds_to_target"] == 8.0
+    both = run(grid)["comparisons"][0]["methods"][-1]
+    assert both["trials"] == 4 and both["runs"][0]["total_seconds"] == 50.0  # with FLIP and its pretraining
 
 
 def test_weights_go_when_nothing_needs_them_and_come_back_when_something_does(run, grid, maker, tmp_path):

@@ -100,8 +100,8 @@ def quality_by_time(plt, comparison: dict, methods: list[dict]):
     axis.set(xlabel="training, with what it starts from", ylabel="test AUC", title=title(comparison))
     low, high = axis.get_ylim()
     for (seconds, auc, label, color), height in zip(points, spread_out([(auc - low) / (high - low) for _, auc, *_ in points], LABEL_STEP)):
-        axis.annotate(label, (seconds, auc), xytext=(1.03, height), textcoords="axes fraction", va="center", color=INK, fontsize=8, annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4})  # fmt: skip
+        axis.annotate(label, (seconds, auc), xytext=(1.03, height), textcoords="axes fraction", va="center", color=INK, fontsize=8,
+                      annotation_clip=False, arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4})  # fmt: skip
         axis.plot(1.018, height, "o", color=color, markersize=3.5, transform=axis.transAxes, clip_on=False)
     legend_of_groups(plt, figure, colors)
     return figure

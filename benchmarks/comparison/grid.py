@@ -108,6 +108,11 @@ class Grid:
                 todo += self.runs[name].inputs
         return found
 
+    def num_trials(self, method: Method) -> int:
+        """How many click models are trained for a method, those that it starts from too."""
+        trained = [self.runs[name] for name in self.needed([method])]
+        return sum(len(plan.trials()) for plan in trained if RECIPES[plan.recipe].trains_clicks)
+
 
 def references(value: Any) -> Iterator[str]:
     """Names of the runs that an option refers to."""

@@ -40,8 +40,8 @@ def run(args: CatBoostArguments, folder: Path) -> dict:
 
     def after_tree(info) -> bool:
         """Keeps the history; False ends training."""
-        measured = info.metrics["validation"]
-        history.append({"seconds": time.perf_counter() - started, "epoch": info.iteration, "auc": measured["AUC"][-1], "logloss": measured["Logloss"][-1]})
+        measured = {name: info.metrics["validation"][key][-1] for name, key in (("auc", "AUC"), ("logloss", "Logloss"))}
+        history.append({"seconds": time.perf_counter() - started, "epoch": info.iteration, **measured})
         return len(history) - best_trees(history) < args.early_stopping_patience
 
     model = CatBoostClassifier(

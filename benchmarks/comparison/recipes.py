@@ -53,6 +53,10 @@ class Recipe:
     library: str | None = None
     quick: bool = False
 
+    @property
+    def trains_clicks(self) -> bool:
+        return self.predicts and not self.quick
+
 
 def flags(options: dict[str, Any]) -> list[str]:
     """Options as a command line: lists as several values, mappings as JSON; what is null is left out."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from comparison.grid import Dataset, Grid, Method
+from comparison.predictions import SPLITS
 from comparison.runs import Data, Finished, RunFailed, Workshop, read_costs
 from comparison.statistics import draw_weights, interval, number_clusters, resampled_auc, resampled_logloss
 
@@ -14,7 +15,7 @@ from flip_ctr.data.dataset_folder import read_split
 from flip_ctr.data.schema import DatasetSchema
 
 RESAMPLED = {"auc": resampled_auc, "logloss": resampled_logloss}
-COSTS = ("train_seconds", "before_seconds", "search_seconds", "rows_per_second", "parameters", "trained_parameters")
+COSTS = ("train_seconds", "before_seconds", "total_seconds", "rows_per_second", "parameters", "trained_parameters")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def read_rows(data: Data) -> Rows:
     counts = {"rows": len(test), "clicks": int(test[schema.label].sum())}
     for entity, column in columns.items():
         if column is not None:
-            unseen = ~test[column].isin(train[column].unique())
-            counts |= {f"{entity}s": test[column].nunique(), f"new_{entity}s": test[column][unseen].nunique(), f"new_{entity}_rows": int(unseen.sum())}
+            unseen = test[column][~test[column].isin(train[column].unique())]
+            counts |= {f"{entity}s": test[column].nunique(), f"new_{entity}s": unseen.nunique(), f"new_{entity}_rows": len(unseen)}
     users = np.full(len(test), None, object) if columns["user"] is None else test[columns["user"]].to_numpy(object)
     return Rows(users, counts)
 
@@ -93,26 +94,27 @@ class Comparison:
         self.resampled[method.label] = resampled
         plan = self.grid.runs[method.run]
         result = {"method": method.label, "group": method.group, "baseline": method.baseline, "run": method.run, "recipe": plan.recipe,
-                  "trials": len(plan.trials()), "search": plan.search, "runs": runs}  # fmt: skip
+                  "trials": self.grid.num_trials(method), "search": plan.search, "runs": runs}  # fmt: skip
         if not runs:
             return result
-        result |= {split: self.summary(runs, split) for split in ("validation", "test")}
+        result |= {split: self.summary(runs, split) for split in SPLITS}
         for metric in RESAMPLED:
             result["test"][metric]["interval"] = interval(np.mean([one[metric] for one in resampled.values()], axis=0))
         return result | {"costs": self.costs(runs)}
 
     def run(self, run: Finished) -> dict:
         """The numbers of one run."""
-        costs, before = run.costs, run.before().values()
+        costs, before = run.costs, list(run.before().values())
         costs_before = [one.costs for one in before]
+        all_trials = {folder for one in (run, *before) for folder in one.trials}
         target = self.dataset.target_auc
         reached = [entry["seconds"] for entry in costs["history"] if target is not None and entry["auc"] >= target]
         return {
             "options": run.options,
-            "validation": run.predictions("validation").metrics(), "test": run.predictions("test").metrics(),
+            **{split: finite(run.predictions(split).metrics()) for split in SPLITS},
             "train_seconds": costs["train_seconds"],
             "before_seconds": sum(one["train_seconds"] for one in costs_before),
-            "search_seconds": sum(read_costs(folder)["train_seconds"] for folder in run.trials),
+            "total_seconds": sum(read_costs(folder)["train_seconds"] for folder in all_trials),
             "seconds_to_target": reached[0] if reached else None,
             "evaluations": len(costs["history"]), "best_epoch": costs.get("best_epoch"),
             "rows_per_second": costs["rows_per_second"], "threads": costs["threads"], "device": costs["device"],
@@ -146,9 +148,14 @@ class Comparison:
         for metric in RESAMPLED if common else ():
             by_split = [mean_of(one["runs"], name, metric) - mean_of(reference["runs"], name, metric) for name in names]
             samples = np.mean([mine[number][metric] - theirs[number][metric] for number in common], axis=0)
-            better = [(value > 0) == (metric == "auc") and value != 0 for value in by_split]
-            result[metric] = spread(by_split) | {"interval": interval(samples), "splits_better": sum(better), "by_split": dict(zip(names, by_split))}
+            better = sum(value > 0 if metric == "auc" else value < 0 for value in by_split)
+            result[metric] = spread(by_split) | {"interval": interval(samples), "splits_better": better, "by_split": dict(zip(names, by_split))}
         return result
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """None for what could not be measured (a GAUC without users): JSON has no NaN."""
+    return {name: value if np.isfinite(value) else None for name, value in metrics.items()}
 
 
 def mean_of(runs: list[dict], split: str, metric: str) -> float:
@@ -157,11 +164,11 @@ def mean_of(runs: list[dict], split: str, metric: str) -> float:
 
 
 def mean_over_splits(runs: list[dict], value) -> dict:
-    """Mean over splits of the mean over seeds, and the standard deviation between splits; NaN (a GAUC without users) is left out."""
+    """Mean over splits of the mean over seeds, and the standard deviation between splits; what could not be measured is left out."""
     by_split: dict[str, list[float]] = {}
     for run in runs:
         number = value(run)
-        if number is not None and np.isfinite(number):
+        if number is not None:
             by_split.setdefault(run["split"], []).append(number)
     return spread([float(np.mean(numbers)) for numbers in by_split.values()])
 

@@ -146,7 +146,8 @@ class Workshop:
         runs = self.folder / dataset.name / f"{split.name}-{given}"
         folder, title = runs / "data", f"{dataset.name}, {split.name}: the dataset folder"
         if not (folder / SCHEMA_NAME).exists():
-            self.start(title)
+            self.check_making(title)
+            print(title, end=" … ", flush=True)
             runs.mkdir(parents=True, exist_ok=True)
             if dataset.source == "catalogue":
                 settings, seed = CatalogueSettings(**dataset.options or {}), split.options.get(SPLIT_SEED, SEED)
@@ -194,7 +195,7 @@ class Workshop:
             raise RunFailed(f"{title}: not made, as it starts from what failed ({str(failure).splitlines()[0]})") from None
         options = plan.trials()
         identities = [self.identity(plan, one, data, seed, inputs) for one in options]
-        folders = [data.runs / f"{plan.name}-s{seed + plan.seed_offset}-{identity}" for identity in identities]
+        folders = [self.run_folder(plan, data, seed, identity) for identity in identities]
         for number, folder in enumerate(folders):
             if not (folder / RESULT_FILE).exists():
                 trial = f", trial {number + 1} of {len(folders)}" if plan.search else ""
@@ -206,7 +207,13 @@ class Workshop:
             self.make_run(plan, options[best], data, seed, inputs, folders[best], f"{title}, whose weights were deleted")
         return Finished(plan, folders[best], identities[best], tuple(inputs.values()), tuple(folders))
 
+    def run_folder(self, plan: RunPlan, data: Data, seed: int, identity: str) -> Path:
+        """Where a run lies, or is to lie; one that was made under another name is the same."""
+        name = f"-s{seed + plan.seed_offset}-{identity}"
+        return next((path.parent for path in data.runs.glob(f"*{name}/{RESULT_FILE}")), data.runs / f"{plan.name}{name}")
+
     def identity(self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished]) -> str:
+        """A digest of all that a run is known by, see above."""
         recipe = RECIPES[plan.recipe]
         args = recipe.parse(flags(fill(options, {name: "@" for name in inputs}) | {"dataset_dir": "", "output_dir": ""}))
         counted = {}
@@ -231,7 +238,8 @@ class Workshop:
         return self._digests[value]
 
     def make_run(self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished], folder: Path, title: str) -> None:
-        self.start(title)
+        """Makes a run in its folder. `RunFailed` where that fails."""
+        self.check_making(title)
         recipe = RECIPES[plan.recipe]
         if recipe.of_package:  # an average needs no more than predictions
             inputs = {name: self.produce(name, data, seed, weights=True) for name in inputs}
@@ -246,6 +254,7 @@ class Workshop:
         shown = {name: public_name(value) if isinstance(value, str) else value for name, value in options.items()}
         content = {"run": plan.name, "recipe": plan.recipe, "options": shown, "seed": seed + plan.seed_offset, "argv": flags(given | filled)}
         (folder / RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        print(title, end=" … ", flush=True)
         if recipe.quick:
             execute(folder)
         else:
@@ -268,11 +277,10 @@ class Workshop:
             print("failed", flush=True)
             raise RunFailed("\n".join([f"{title}: exit code {done.returncode}", f"  {log} ends with", *(f"    {line}" for line in tail)]))
 
-    def start(self, title: str) -> None:
-        """Says what is made now. `RunFailed` where nothing is to be made."""
+    def check_making(self, title: str) -> None:
+        """`RunFailed` where nothing is to be made."""
         if not self.make:
             raise RunFailed(f"{title}: not finished")
-        print(title, end=" … ", flush=True)
 
     def delete_weights(self, data: Data, seed: int, kept: set[str]) -> None:
         """Deletes the weights of all runs on that data but those of the names to keep; what they predicted and cost stays. Of a searched

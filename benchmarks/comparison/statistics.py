@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_expit
 
-AT_ONCE = 64  # samples in memory at a time
+AT_ONCE = 16  # samples at a time: their running sums stay in the processor's cache
 LEVEL = 0.95
 
 
@@ -25,7 +25,8 @@ def draw_weights(clusters: int, samples: int, seed: int = 0) -> np.ndarray:
 def resampled_auc(logits: np.ndarray, labels: np.ndarray, clusters: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The AUC of every sample: the share of pairs of a click and a non-click in which the click is ahead, ties count half.
 
-    The scores are sorted once. In their order a click's weight meets that of all non-clicks before it: one running sum for all samples.
+    The scores are sorted once. In their order a click's weight meets the sum of the weights of the non-clicks before it, for all samples
+    together.
 
     Args:
         logits: `(N,)` scores.
@@ -37,20 +38,18 @@ def resampled_auc(logits: np.ndarray, labels: np.ndarray, clusters: np.ndarray, 
         `(samples,)`; NaN for a sample without clicks or without non-clicks.
     """
     order = np.argsort(logits, kind="stable")
-    scores, of_row = logits[order], clusters[order]
-    starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])  # of each group of equal scores
-    clicks = labels[order].astype(np.float64)[:, None]
+    others, clicks = order[labels[order] == 0], order[labels[order] == 1]
+    # of each click: the number of non-clicks before it, and with those at its side
+    before, beside = (np.searchsorted(logits[others], logits[clicks], side) for side in ("left", "right"))
     aucs = np.empty(len(weights))
     for first in range(0, len(weights), AT_ONCE):
-        by_row = weights[first : first + AT_ONCE].T.astype(np.float64)[of_row]  # (N, samples)
-        click_weights = by_row * clicks
-        if len(starts) < len(scores):
-            click_weights, by_row = (np.add.reduceat(one, starts, axis=0) for one in (click_weights, by_row))
-        others = by_row - click_weights
-        before = np.cumsum(others, axis=0)
-        pairs = np.einsum("ns,ns->s", click_weights, before - others / 2)
+        part = np.ascontiguousarray(weights[first : first + AT_ONCE].T, np.float64)  # (clusters, samples): a row's are together
+        running = np.zeros((len(others) + 1, part.shape[1]))
+        np.cumsum(part[clusters[others]], axis=0, out=running[1:])
+        of_clicks = part[clusters[clicks]]
+        ahead_of = (running[before] + running[beside]) / 2
         with np.errstate(invalid="ignore"):
-            aucs[first : first + AT_ONCE] = pairs / (click_weights.sum(0) * before[-1])
+            aucs[first : first + AT_ONCE] = (of_clicks * ahead_of).sum(0) / (of_clicks.sum(0) * running[-1])
     return aucs
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from flip_ctr.data.dataset_folder import markdown_table
 
 METRICS = ("auc", "logloss", "gauc", "gauc_coverage", "ece", "predicted_actual_ratio", "rows")
-RUN_COSTS = ("train_seconds", "before_seconds", "search_seconds", "seconds_to_target", "rows_per_second", "threads", "parameters",
+RUN_COSTS = ("train_seconds", "before_seconds", "total_seconds", "seconds_to_target", "rows_per_second", "threads", "parameters",
              "trained_parameters", "best_epoch")  # fmt: skip
 
 
@@ -70,21 +70,25 @@ def described(comparison: dict) -> str:
         values = sorted(split[name] for split in splits if name in split)
         return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,}–{values[-1]:,}"
 
-    of_test = [f"{span('rows')} rows"]
+    of_test, several = [f"{span('rows')} rows"], len(splits) > 1
     for entity in ("user", "item"):
         if f"{entity}s" in splits[0]:
             unseen = f" ({span(f'new_{entity}s')} of them not in training, with {span(f'new_{entity}_rows')} rows)"
             of_test.append(f"{span(f'{entity}s')} {entity}s" + unseen * any(split[f"new_{entity}_rows"] for split in splits))
-    number = f"{len(splits)} splits ({', '.join(split['name'] for split in splits)})" if len(splits) > 1 else f"One split ({splits[0]['name']})"
+    number = f"{len(splits)} splits" if several else "One split"
+    number += f" ({', '.join(split['name'] for split in splits)})"
     seeds = f"{len(comparison['seeds'])} seeds" if len(comparison["seeds"]) > 1 else "one seed"
     lines = [f"{number}, {seeds} each. Test: {', '.join(of_test)}."]
     if finished:
         coverage = finished[0]["test"].get("gauc_coverage")
         lines += [f"GAUC covers {100 * coverage['mean']:.0f} % of the rows."] if coverage else []
-    lines.append(f"Intervals: 95 %, {comparison['bootstrap_samples']:,} bootstrap samples of {comparison['clusters']:,} {comparison['clusters_are']}.")
+    drawn = f"{comparison['clusters']:,} {comparison['clusters_are']}"
+    lines.append(f"Intervals: 95 %, {comparison['bootstrap_samples']:,} bootstrap samples of {drawn}.")
     if comparison["reference"]:
-        lines.append(f"Differences are to {comparison['reference']}, the baseline that is best on validation; bold where the interval leaves out 0.")
-    incomplete = [f"{one['method']} ({len(one['runs'])})" for one in comparison["methods"] if len(one["runs"]) < len(splits) * len(comparison["seeds"])]
+        reference = f"{comparison['reference']}, the baseline that is best on validation"
+        lines.append(f"Differences are to {reference}; bold where the interval leaves out 0.")
+    wanted = len(splits) * len(comparison["seeds"])
+    incomplete = [f"{one['method']} ({len(one['runs'])} of {wanted})" for one in comparison["methods"] if len(one["runs"]) < wanted]
     if incomplete:
         lines.append(f"Not all runs are finished, and means are over those that are: {', '.join(incomplete)}.")
     return " ".join(lines)
@@ -110,24 +114,25 @@ def quality(comparison: dict) -> str:
 
 def costs(comparison: dict) -> str:
     target = comparison["target_auc"]
-    header = ["method", "training", "before it", "all trials", *([f"to validation AUC {short(target)}"] if target else []), "test rows/s", "parameters",
-              "trained with"]  # fmt: skip
+    header = ["method", "training", "before it", "all of it", *([f"to validation AUC {short(target)}"] if target else []),
+              "test rows/s", "parameters", "trained with"]  # fmt: skip
     rows = []
     for one in comparison["methods"]:
         if not one["runs"]:
             continue
         spent = one["costs"]
         reached, measured = spent["reached_target"], spent["measured_target"]
-        to_target = "not reached" if measured and not reached else duration(spent["seconds_to_target"]) + f" ({reached} of {measured})" * (reached < measured)
+        to_target = "not reached" if measured and not reached else duration(spent["seconds_to_target"])
+        to_target += f" ({reached} of {measured})" * (0 < reached < measured)
         rows.append([
-            one["method"], duration(spent["train_seconds"]), duration(spent["before_seconds"] or None), duration(spent["search_seconds"]),
-            *([to_target] if target else []), count(spent["rows_per_second"]), count(spent["parameters"]), count(spent["trained_parameters"]),
+            one["method"], *(duration(spent[name] or None) for name in ("train_seconds", "before_seconds", "total_seconds")),
+            *([to_target] if target else []), *(count(spent[name]) for name in ("rows_per_second", "parameters", "trained_parameters")),
         ])  # fmt: skip
     threads = sorted({run["threads"] for one in comparison["methods"] for run in one["runs"]})
     devices = sorted({run["device"] for one in comparison["methods"] for run in one["runs"]})
     note = (
-        f"Costs: means of the runs on {', '.join(devices)}, {', '.join(map(str, threads))} thread(s) each. “Before it”: training of the runs that "
-        "this one starts from. “Trained with”: parameters of the largest model on the way."
+        f"Costs: means of the runs on {', '.join(devices)}, {', '.join(map(str, threads))} thread(s) each. “Before it”: training of the runs "
+        "that this one starts from. “All of it”: both, and all trials. “Trained with”: parameters of the largest model on the way."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
 
