@@ -260,7 +260,7 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
 
     assert {path.name for path in (tmp_path / "results").iterdir()} >= {"results.json", "results.csv", "table.md", "made-cold_items.png"}
     table = (tmp_path / "results" / "table.md").read_text()
-    assert "of them not in training" in table and "| both | 1 |" in table
+    assert "of them not in training" in table and "| both | 2 |" in table
     with open(tmp_path / "results" / "results.csv") as file:
         lines = list(csv.DictReader(file))
     assert [line["method"] for line in lines] == ["ID-only", "FLIP", "both"]

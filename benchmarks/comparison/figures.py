@@ -10,7 +10,8 @@ from comparison.tables import duration, short, title
 from flip_ctr.data.figures import COLORS, GRID, INK, MUTED, pyplot, save
 
 ROW = 0.34  # inches of a method
-LABEL_STEP = 0.058  # of the height of a plot that a label takes
+TIMES = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, *(60 * n for n in (2, 5, 10, 20, 30)), *(3600 * n for n in (1, 2, 5, 10, 20, 50, 100))]
+LABEL = 0.165  # inches that a label beside a plot takes
 
 
 def draw(results: dict, folder: Path) -> list[str]:
@@ -93,16 +94,20 @@ def quality_by_time(plt, comparison: dict, methods: list[dict]):
         axis.plot(seconds, auc, "o", color=colors[one["group"]], markersize=6)
         points.append((seconds, auc, one["method"], colors[one["group"]]))
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(lambda value, _: duration(value))
-    axis.xaxis.set_minor_formatter(lambda value, _: "")
     axis.yaxis.set_major_formatter(lambda value, _: decimals(value))
     axis.margins(x=0.12, y=0.1)
+    ticks = [seconds for seconds in TIMES if axis.get_xlim()[0] <= seconds <= axis.get_xlim()[1]]
+    ticks = ticks[:: 1 + len(ticks) // 7]
+    axis.set_xticks(ticks, [duration(seconds) for seconds in ticks])
+    axis.minorticks_off()
     axis.set(xlabel="training, with what it starts from", ylabel="test AUC", title=title(comparison))
     low, high = axis.get_ylim()
-    for (seconds, auc, label, color), height in zip(points, spread_out([(auc - low) / (high - low) for _, auc, *_ in points], LABEL_STEP)):
-        axis.annotate(label, (seconds, auc), xytext=(1.03, height), textcoords="axes fraction", va="center", color=INK, fontsize=8,
-                      annotation_clip=False, arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 4})  # fmt: skip
+    heights = spread_out([(auc - low) / (high - low) for _, auc, *_ in points], LABEL / (figure.get_figheight() - 0.9))
+    for (seconds, auc, label, color), height in zip(points, heights):
+        line = {"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
+        axis.annotate("", (seconds, auc), xytext=(1.018, height), textcoords="axes fraction", annotation_clip=False, arrowprops=line)
         axis.plot(1.018, height, "o", color=color, markersize=3.5, transform=axis.transAxes, clip_on=False)
+        axis.text(1.03, height, label, transform=axis.transAxes, va="center", fontsize=8)
     legend_of_groups(plt, figure, colors)
     return figure
 
