@@ -1,0 +1,120 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Compares methods on the same rows: a grid of datasets, splits, methods and seeds -> runs -> one table, CSV and pictures.
+
+    python benchmarks/compare.py --grid benchmarks/grids/smoke.yaml --output_dir RUNS
+    OMP_NUM_THREADS=1 python benchmarks/compare.py --grid benchmarks/grids/ml-100k.yaml --set raw=RAW plm=PLM --output_dir RUNS \\
+        --results_dir benchmarks/results/ml-100k
+
+Runs are made one after the other, each in a process of its own; what is finished in RUNS is not made again, so that a comparison that was
+stopped goes on. docs/comparing.md says how the grid is written and how the numbers are made.
+"""
+
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from comparison.figures import draw
+from comparison.grid import GridError, load_grid
+from comparison.results import Comparison
+from comparison.runs import RunFailed, Workshop
+from comparison.tables import tables, write_csv
+from transformers import HfArgumentParser
+
+from flip_ctr.train.arguments import option, required
+
+
+@dataclass
+class CompareArguments:
+    grid: str = required("YAML file that says what is compared")
+    output_dir: str = required("folder for dataset folders and runs")
+    results_dir: str | None = option(None, "folder for results.json, results.csv, table.md and pictures; `results` in the output folder")
+    set: list[str] = option([], "NAME=VALUE: values of the grid's settings", nargs="+")
+    only: list[str] = option([], "labels of the methods to compare; all when not given", nargs="+")
+    peer_python: str = option(sys.executable, "Python interpreter that has the other libraries; this one when not given")
+    bootstrap_samples: int = option(2000, "samples of users for the intervals")
+    delete_weights: bool = option(False, "delete the weights of finished runs that no other run needs")
+    stop_on_error: bool = option(False, "stop at the first run that fails; the others are made otherwise")
+    report_only: bool = option(False, "make no run: report what is finished")
+
+
+def read_settings(given: list[str]) -> dict:
+    """`NAME=VALUE`s as a dict; a value is read as YAML, and a folder that is there made absolute."""
+    settings = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise GridError(f"--set {one}: expected NAME=VALUE")
+        settings[name] = str(Path(value).resolve()) if Path(value).exists() else yaml.safe_load(value)
+    return settings
+
+
+def run(args: CompareArguments) -> dict:
+    """Makes the runs and writes the results, which it returns.
+
+    Raises:
+        GridError: the grid, or an option of a run, is wrong.
+        RunFailed: a run failed, and `--stop_on_error` was given.
+        ValueError: the output folder is in use.
+    """
+    # 1. The grid, checked as a whole
+    grid = load_grid(args.grid, read_settings(args.set), args.only)
+    workshop = Workshop(grid, Path(args.output_dir), args.peer_python, make=not args.report_only)
+    results_dir = Path(args.results_dir) if args.results_dir else Path(args.output_dir) / "results"
+
+    # 2. Dataset folders and runs
+    with workshop.locked():
+        datas = {}
+        for dataset in grid.datasets:
+            for split in dataset.splits:
+                try:
+                    data = workshop.data(dataset, split)
+                except RunFailed as failure:
+                    workshop.failures.append(failure)
+                    if args.stop_on_error:
+                        raise
+                    continue
+                datas.setdefault((dataset.name, split.kind), []).append(data)
+                for seed in grid.seeds:
+                    for number, method in enumerate(grid.methods):
+                        try:
+                            workshop.produce(method.run, data, seed)
+                        except RunFailed:
+                            if args.stop_on_error:
+                                raise
+                        if args.delete_weights:
+                            workshop.delete_weights(data, seed, kept=grid.needed(grid.methods[number + 1 :]))
+
+        # 3. Numbers, from the predictions alone
+        by_name = {dataset.name: dataset for dataset in grid.datasets}
+        comparisons = [Comparison(workshop, grid, by_name[name], group, args.bootstrap_samples).numbers() for (name, _), group in datas.items()]
+    results = {"grid": Path(args.grid).name, "comparisons": comparisons, "failures": [str(one).splitlines()[0] for one in workshop.failures]}
+
+    # 4. Table, CSV and pictures
+    results_dir.mkdir(parents=True, exist_ok=True)
+    text = tables(results)
+    (results_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (results_dir / "table.md").write_text(text, encoding="utf-8")
+    write_csv(results, results_dir / "results.csv")
+    pictures = draw(results, results_dir)
+    print(f"\n{text}\nwritten to {results_dir}: results.json, results.csv, table.md{''.join(f', {name}' for name in pictures)}")
+    for failure in workshop.failures:
+        print(f"\nfailed: {failure}", file=sys.stderr)
+    return results
+
+
+def main() -> int:
+    (args,) = HfArgumentParser(CompareArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the run in progress is ended too
+    try:
+        results = run(args)
+    except (GridError, RunFailed, ValueError, OSError) as error:
+        print(f"compare: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RunFailed) else 2
+    return 1 if results["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

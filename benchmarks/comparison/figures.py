@@ -1,0 +1,141 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of a comparison: quality with intervals and paired differences, and quality against training time. Drawn where matplotlib is
+installed (`plot` extra)."""
+
+from pathlib import Path
+
+import numpy as np
+from comparison.tables import duration, short, title
+
+from flip_ctr.data.figures import COLORS, GRID, INK, MUTED, pyplot, save
+
+ROW = 0.34  # inches of a method
+TIMES = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, *(60 * n for n in (2, 5, 10, 20, 30)), *(3600 * n for n in (1, 2, 5, 10, 20, 50, 100))]
+LABEL = 0.165  # inches that a label beside a plot takes
+
+
+def draw(results: dict, folder: Path) -> list[str]:
+    """Draws `<dataset>-<kind>.png` and `<dataset>-<kind>-time.png` for each comparison; returns their names."""
+    plt = pyplot()
+    if plt is None:
+        return []
+    names = []
+    for comparison in results["comparisons"]:
+        methods = [one for one in comparison["methods"] if one["runs"]]
+        if methods:
+            name = f"{comparison['dataset']}-{comparison['kind']}"
+            names += [Path(save(plt, figure(plt, comparison, methods), folder, f"{name}{suffix}.png")).name
+                      for suffix, figure in (("", quality), ("-time", quality_by_time))]  # fmt: skip
+    return names
+
+
+def group_colors(methods: list[dict]) -> dict[str, str]:
+    groups = dict.fromkeys(one["group"] for one in methods)
+    return dict(zip(groups, COLORS * (1 + len(groups) // len(COLORS))))
+
+
+def quality(plt, comparison: dict, methods: list[dict]):
+    """A row a method: test AUC of each split with the mean and its interval, and the differences to the best baseline with theirs."""
+    colors, reference = group_colors(methods), comparison["reference"]
+    panels = ["auc"] if reference is None else ["auc", "difference of auc", "difference of logloss"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 3.0 * len(panels), ROW * len(methods) + 1.25), sharey=True, squeeze=False,
+                                layout="constrained")  # fmt: skip
+    heights = np.arange(len(methods))[::-1]
+    for axis, panel in zip(axes[0], panels):
+        for height, one in zip(heights, methods):
+            color = colors[one["group"]]
+            if panel == "auc":
+                summary, points = one["test"]["auc"], by_split(one)
+            else:
+                summary = one.get("difference", {}).get(panel.split()[-1])
+                points = list(summary["by_split"].values()) if summary else []
+            if summary is None:
+                continue
+            low, high = summary["interval"]
+            axis.hlines(height, low, high, color=color, linewidth=2)
+            if len(points) > 1:
+                axis.plot(points, np.full(len(points), height - 0.22), "|", color=color, markersize=5, markeredgewidth=0.9, alpha=0.75)
+            axis.plot(summary["mean"], height, "o", color=color, markersize=5.5)
+        if panel != "auc":
+            axis.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            axis.xaxis.set_major_formatter(lambda value, _: "0" if abs(value) < 1e-9 else decimals(value, sign=True))
+        else:
+            axis.xaxis.set_major_formatter(lambda value, _: decimals(value))
+        axis.locator_params(axis="x", nbins=5)
+        axis.grid(False, axis="y")
+        axis.tick_params(left=False)
+        axis.set_ylim(-0.7, len(methods) - 0.4)
+    axes[0, 0].set_yticks(heights, [one["method"] for one in methods], color=INK)
+    titles = {"auc": "Test AUC", "difference of auc": "AUC, difference: right is better",
+              "difference of logloss": "LogLoss, difference: left is better"}  # fmt: skip
+    for axis, panel in zip(axes[0], panels):
+        axis.set_title(titles[panel])
+    lines = f"Lines: 95 % over {comparison['clusters']:,} {comparison['clusters_are']}"
+    lines += f"; ticks: {len(comparison['splits'])} splits" if len(comparison["splits"]) > 1 else "; one split"
+    figure.supxlabel(f"{title(comparison)}. {lines}" + (f"; differences to {reference}" if reference else ""), fontsize=8, color=MUTED)
+    legend_of_groups(plt, figure, colors)
+    return figure
+
+
+def legend_of_groups(plt, figure, colors: dict[str, str]) -> None:
+    """Says which colour a group of methods has, where there are several."""
+    if len(colors) > 1:
+        points = [plt.Line2D([], [], color=color, marker="o", linestyle="", markersize=5, label=group or "other") for group, color in colors.items()]
+        figure.legend(handles=points, loc="outside upper right", ncols=len(points), fontsize=8, handletextpad=0.1, columnspacing=1.2)
+
+
+def quality_by_time(plt, comparison: dict, methods: list[dict]):
+    """Test AUC against all training that the method needs, of the runs that it starts from too, search left out."""
+    colors = group_colors(methods)
+    figure, axis = plt.subplots(figsize=(6.6, max(3.0, 0.26 * len(methods) + 1.0)), layout="constrained")
+    points = []
+    for one in methods:
+        seconds, auc = one["costs"]["train_seconds"] + one["costs"]["before_seconds"], one["test"]["auc"]["mean"]
+        axis.plot(seconds, auc, "o", color=colors[one["group"]], markersize=6)
+        points.append((seconds, auc, one["method"], colors[one["group"]]))
+    axis.set_xscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: decimals(value))
+    axis.margins(x=0.12, y=0.1)
+    ticks = [seconds for seconds in TIMES if axis.get_xlim()[0] <= seconds <= axis.get_xlim()[1]]
+    ticks = ticks[:: 1 + len(ticks) // 7]
+    axis.set_xticks(ticks, [duration(seconds) for seconds in ticks])
+    axis.minorticks_off()
+    axis.set(xlabel="training, with what it starts from", ylabel="test AUC", title=title(comparison))
+    low, high = axis.get_ylim()
+    heights = spread_out([(auc - low) / (high - low) for _, auc, *_ in points], LABEL / (figure.get_figheight() - 0.9))
+    for (seconds, auc, label, color), height in zip(points, heights):
+        line = {"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
+        axis.annotate("", (seconds, auc), xytext=(1.018, height), textcoords="axes fraction", annotation_clip=False, arrowprops=line)
+        axis.plot(1.018, height, "o", color=color, markersize=3.5, transform=axis.transAxes, clip_on=False)
+        axis.text(1.03, height, label, transform=axis.transAxes, va="center", fontsize=8)
+    legend_of_groups(plt, figure, colors)
+    return figure
+
+
+def by_split(method: dict) -> list[float]:
+    """Test AUC of each split, mean over seeds."""
+    found: dict[str, list[float]] = {}
+    for run in method["runs"]:
+        found.setdefault(run["split"], []).append(run["test"]["auc"])
+    return [float(np.mean(values)) for values in found.values()]
+
+
+def decimals(value: float, sign: bool = False) -> str:
+    """A tick's number with as many digits as it has, four at most."""
+    text = short(value, sign=sign).rstrip("0")
+    return text + "0" if text.endswith(".") else text
+
+
+def spread_out(heights: list[float], step: float) -> list[float]:
+    """The heights moved as little as is simple so that any two are at least `step` apart, in the same order."""
+    order = np.argsort(heights)
+    placed = np.asarray(heights, float)[order]
+    for number in range(1, len(placed)):
+        placed[number] = max(placed[number], placed[number - 1] + step)
+    overflow = max(0.0, placed[-1] - 1)  # back down, where the top is passed
+    for number in range(len(placed) - 1, -1, -1):
+        limit = placed[number + 1] - step if number + 1 < len(placed) else placed[-1] - overflow
+        placed[number] = min(placed[number], limit)
+    result = np.empty(len(placed))
+    result[order] = placed
+    return result.tolist()
