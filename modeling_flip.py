@@ -146,7 +146,10 @@ class FlipPreTrainedModel(PreTrainedModel):
             if args and os.path.isfile(os.path.join(str(args[0]), "adapter_config.json")):
                 raise OSError(f"{args[0]} is a LoRA adapter without its base; load it with flip_ctr.train.lora.load_adapter.") from error
             raise
-        align(loaded[0] if isinstance(loaded, tuple) else loaded)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        align(model)
+        if model.base_model.text_field is not None:  # loading makes parameters anew
+            model.base_model.text_encoder.requires_grad_(False)
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -239,14 +242,15 @@ class FlipModel(FlipPreTrainedModel):
     Args:
         config: without a `text_config` the model has only the ID tower.
         text_encoder: a loaded PLM to use instead of a new one of `config.text_config`.
-        use_id, use_text: which towers to build.
+        use_id, use_text: which towers to build; None: the ID tower, where the configuration is not that of a pretraining without it.
         use_projection: whether to build the projections; where ICL has a weight when None.
     """
 
-    def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None, use_id: bool = True,
+    def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None, use_id: bool | None = None,
                  use_text: bool = True, use_projection: bool | None = None):  # fmt: skip
         super().__init__(config)
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
+        use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
         if use_id:
             self.id_tower = build_id_tower(config)
         if use_text and config.text_config is not None:
@@ -291,7 +295,8 @@ class FlipModel(FlipPreTrainedModel):
     def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through the PLM once."""
         length = input_ids.shape[1]
-        distinct, where = torch.cat([input_ids, attention_mask], dim=1).unique(dim=0, return_inverse=True)
+        rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1)
+        distinct, where = rows.unique(dim=0, return_inverse=True)
         input_ids, attention_mask = distinct[:, :length], distinct[:, length:]
         return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)[where]
 

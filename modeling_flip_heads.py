@@ -183,8 +183,9 @@ class TextField(nn.Linear):
 class FlipMLMHead(nn.Module):
     """Predicts masked tokens from `[~H_token ; h_id]` (the paper's MLM).
 
-    Without an `id_dim` it predicts from the text alone. The fusion starts as `~H_token` plus a small part of `h_id`, and what follows is the usual head of a masked language
-    model (dense, activation, LayerNorm, decoder tied to the input embeddings), so that a PLM's own head fits.
+    Without an `id_dim` it predicts from the text alone. The fusion starts as `~H_token` plus a small part of `h_id`, and what follows is the
+    usual head of a masked language model (dense, activation, LayerNorm, decoder tied to the input embeddings), so that a PLM's own head
+    fits.
     """
 
     # the names that transformers' masked language models give to the parts of this head
@@ -250,7 +251,7 @@ class FlipMTMHead(nn.Module):
 
     def __init__(self, config: FlipConfig, id_dim: int, text_dim: int | None):
         super().__init__()
-        self.config = config
+        self.config, self.id_dim = config, id_dim
         self.field_sizes = config.field_sizes
         self.field_starts = [0, *accumulate(self.field_sizes[:-1])]  # first row of each field in the tables
         slots = [0, *accumulate(field.num_slots for field in config.id_fields)]
@@ -291,11 +292,10 @@ class FlipMTMHead(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: "FlipMTMHead") -> None:
-        """Takes over what another head of the same fields has learned of recovering ids from `h_id`, with or without text."""
+        """Takes over what another head of the same fields has learned of recovering ids from `h_id`; how to read a text it learns anew."""
         for ours, theirs in ((self.embeddings, other.embeddings), (self.bias, other.bias)):
             ours.weight.copy_(theirs.weight)
-        size = min(self.project.in_features, other.project.in_features)  # h_id comes first
-        self.project.weight[:, :size].copy_(other.project.weight[:, :size])
+        self.project.weight[:, : self.id_dim].copy_(other.project.weight[:, : self.id_dim])
         self.project.bias.copy_(other.project.bias)
 
     def _noise_tables(self):

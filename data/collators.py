@@ -82,10 +82,10 @@ class FlipPretrainingCollator(FlipCollator):
     numbers of MTM's noise. Labels are left out.
 
     Args:
-        text_mask_ratio, id_mask_ratio: share of the fields to mask in each view, at least one field a row; None leaves the masked view out.
+        text_mask_ratio, id_mask_ratio: share of the units to mask in each view, at least one a row; None leaves the masked view out.
         num_noise: noise features per masked feature.
         mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user, of
-            the item), or a single `token` (the ablation; a field on the ID side). The values of a multi-valued field are masked
+            the item; a view with fields of one entity only is masked by field, as nothing else would be left of it), or a single `token` (the ablation; a field on the ID side). The values of a multi-valued field are masked
             together, and each is a target.
 
     Raises:
@@ -93,7 +93,7 @@ class FlipPretrainingCollator(FlipCollator):
     """
 
     def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0, text_mask_ratio: float | None = 0.15,
-                 id_mask_ratio: float | None = 0.15, mask_unit: str = "field", num_noise: int = 25):  # fmt: skip
+                 id_mask_ratio: float | None = 0.15, mask_unit: str = "entity", num_noise: int = 25):  # fmt: skip
         super().__init__(processor, seed, unk_rate)
         self.mask_token_id = None if text_mask_ratio is None else require_mask_token(processor)
         if mask_unit not in MASK_UNITS:
@@ -108,9 +108,9 @@ class FlipPretrainingCollator(FlipCollator):
 
     def _groups(self, fields) -> np.ndarray:
         """Each field's group `(fields,)`: fields of one group are masked together."""
-        if self.mask_unit != "entity":
-            return np.arange(len(fields))
         entities = list(dict.fromkeys(field.entity for field in fields))
+        if self.mask_unit != "entity" or len(entities) < 2:
+            return np.arange(len(fields))
         return np.array([entities.index(field.entity) for field in fields])
 
     def pick_fields(self, stream: int, rows, eligible: np.ndarray, groups: np.ndarray, ratio: float) -> np.ndarray:

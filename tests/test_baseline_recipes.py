@@ -1,6 +1,7 @@
 """Baselines, ablations and late fusion through the recipes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from flip_ctr.data.dataset_folder import read_split, shard_path
 from flip_ctr.modeling_flip_heads import FlipFusion, click_loss
 from flip_ctr.train import evaluate_ctr, fuse, predict
 from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.hub import without_heads
 from flip_ctr.train.pretrain import PretrainArguments
+from flip_ctr.train.warm_start import check_same_ids
 
 MAP = {"mlm_weight": 0.0, "icl_weight": 0.0, "mtm_text_dropout": 1.0, "mask_unit": "entity"}
 PLAIN_MLM = {"mtm_weight": 0.0, "icl_weight": 0.0, "mlm_id_dropout": 1.0}
@@ -45,8 +48,9 @@ def test_ids_alone(tmp_path, dataset_dir, map_model):
     tiny.finetune(dataset_dir, folder, tmp_path / "m", strategy="id")
     text = card(tmp_path / "m")
     assert "pretrained without labels, each view for itself" in text and "aligned" not in text
-    with pytest.raises(ValueError, match="strategy 'joint' needs a PLM"):
+    with pytest.raises(ValueError, match="--strategy joint needs a PLM, and .* has none; name a PLM .* and this checkpoint with --id_model"):
         tiny.finetune(dataset_dir, folder, tmp_path / "j")
+    assert "views.id_hidden_state    # the ids of the row" in (folder / "README.md").read_text()
 
 
 def test_text_alone(tmp_path, dataset_dir, plm):
@@ -57,6 +61,15 @@ def test_text_alone(tmp_path, dataset_dir, plm):
     assert "pretrained without labels" in card(tmp_path / "m")
     with pytest.raises(ValueError, match="has no ID tower of ids alone"):
         tiny.finetune(dataset_dir, plm, tmp_path / "j", id_model=str(tmp_path / "p"))
+    with pytest.raises(ValueError, match="--strategy id: .* has no ID tower"):
+        tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "j", strategy="id")
+    # as it is published, without its head: no tower appears from nowhere
+    (tmp_path / "public").mkdir()
+    for name, content in without_heads(tmp_path / "p", json.loads((tmp_path / "p" / "config.json").read_text())).items():
+        (tmp_path / "public" / name).write_bytes(content)
+    assert AutoModel.from_pretrained(tmp_path / "public").id_tower is None
+    with pytest.raises(ValueError, match="has no ID tower of ids alone"):
+        tiny.finetune(dataset_dir, plm, tmp_path / "j", id_model=str(tmp_path / "public"))
 
 
 def test_contrast_alone(tmp_path, dataset_dir, plm):
@@ -87,7 +100,7 @@ def test_pretraining_goes_on_from_an_id_tower(tmp_path, dataset_dir, plm, map_mo
     assert torch.equal(embeddings(tmp_path / "p"), embeddings(map_model[0]))
     ours, theirs = (FlipForPretraining.from_pretrained(folder).mtm_head for folder in (tmp_path / "p", map_model[0]))
     assert torch.equal(ours.embeddings.weight, theirs.embeddings.weight)
-    assert "Its ID tower is that of a checkpoint of `flip-ctr pretrain`" in card(tmp_path / "p")
+    assert "Its ID tower started from a checkpoint of `flip-ctr pretrain`" in card(tmp_path / "p")
     assert str(map_model[0]) not in (tmp_path / "p" / "training_args.json").read_text()
 
 
@@ -98,13 +111,26 @@ def test_fine_tuning_starts_from_an_id_tower(tmp_path, dataset_dir, plm, map_mod
     tiny.finetune(dataset_dir, plm, tmp_path / "b", id_model=str(finetuned["id"][0]), **settings)
     ours, theirs = (FlipForCTR.from_pretrained(folder).id_classifier.weight for folder in (tmp_path / "b", finetuned["id"][0]))
     assert torch.equal(ours, theirs)  # a trained click layer comes along
+    text = card(tmp_path / "b")
+    assert "the language model not pretrained and the ID tower aligned with the other view" in text
+    assert "Its ID tower started from a checkpoint of `flip-ctr finetune`" in text and "Its ID tower started from a checkpoint of `flip-ctr pretrain`" in text
+
+
+def test_ids_that_mean_other_things(tmp_path):
+    """Buckets that add up to the same number are not the same ids."""
+    fields = [[{"name": "a", "kind": "hashed", "num_buckets": n}, {"name": "b", "kind": "hashed", "num_buckets": 24 - n}] for n in (16, 12)]
+    rows = [{"a": "x", "b": "y", "label": 1}]
+    ours, theirs = (FlipProcessor.from_dataset(rows, one).feature_extractor for one in fields)
+    check_same_ids(ours, ours, "here")
+    with pytest.raises(ValueError, match="the ids of there are not those of this run: field 1, a string hashed 1 16"):
+        check_same_ids(ours, theirs, "there")
 
 
 def test_an_id_tower_that_does_not_fit(tmp_path, dataset_dir, plm, map_model, finetuned):
     start = {"id_model": str(map_model[0])}
     with pytest.raises(ValueError, match="--id_embedding_size 8 does not fit .*, which has 4; leave the flag out"):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", id_embedding_size=8, **start)
-    with pytest.raises(ValueError, match="the ids of .* are not those of this run: field 1, user_id int categorical, has other values"):
+    with pytest.raises(ValueError, match="the ids of .* are not those of this run: field 1, user_id int categorical.*, has other values"):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", max_train_samples=48, **start)
     with pytest.raises(ValueError, match="is a bert, not a FLIP checkpoint with an ID tower"):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", id_model=str(plm))
@@ -143,10 +169,12 @@ def read_scores(path) -> list[float]:
 
 
 def test_frozen_starts_from_a_plm(tmp_path, dataset_dir, pretrained, finetuned):
-    with pytest.raises(ValueError, match="whose ID tower is of another form than that of --strategy frozen"):
+    with pytest.raises(ValueError, match="the ID tower of .* is of another form than that of --strategy frozen"):
         tiny.finetune(dataset_dir, pretrained, tmp_path / "m", strategy="frozen")
-    with pytest.raises(ValueError, match="whose ID tower is of another form than that of --strategy joint"):
+    with pytest.raises(ValueError, match="the ID tower of .* is of another form than that of --strategy joint"):
         tiny.finetune(dataset_dir, finetuned["frozen"][0], tmp_path / "m")
+    again = AutoModel.from_pretrained(finetuned["frozen"][0])  # it is frozen after loading too: DDP would wait for its gradients
+    assert not any(parameter.requires_grad for parameter in again.flip.text_encoder.parameters())
     with pytest.raises(ValueError, match="--use_lora has no place beside --strategy frozen"):
         FinetuneArguments(dataset_dir="d", output_dir="o", model_name_or_path="m", strategy="frozen", use_lora=True)
 
@@ -159,6 +187,10 @@ def test_ids_in_the_prompt_are_an_argument(tmp_path, dataset_dir, plm, caplog):
     with caplog.at_level("INFO"):
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "m")
     assert "prompts have the checkpoint's fields user_id, movie_id, title; the dataset's schema puts gender" in caplog.text
+    with pytest.raises(ValueError, match="--prompt_fields: the prompts of .* have its own fields"):
+        tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "n", prompt_fields=names)
+    with pytest.raises(ValueError, match="--prompt_fields has no effect with --strategy id"):
+        FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", prompt_fields=names)
     with pytest.raises(ValueError, match="--prompt_fields actor: the dataset's fields are user_id, gender"):
         tiny.pretrain(dataset_dir, plm, tmp_path / "q", prompt_fields=["actor"])
 
@@ -187,7 +219,25 @@ def test_fused_models_keep_their_towers(tmp_path, dataset_dir, finetuned, fusion
     again = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(tmp_path / "m"), max_eval_samples=64))
     assert again["test_auc"] == pytest.approx(results["test_auc"])
     assert json.loads((tmp_path / "m" / "all_results.json").read_text()) == results
-    assert "`flip-ctr fuse`" in card(tmp_path / "m")
+    text = card(tmp_path / "m")
+    assert "`flip-ctr fuse`" in text and "the weights of the towers were fitted on 64 of validation" in text and "cross-fitted" in text
+    assert "aligned in pretraining by" in text and "steps" not in text.split("`flip-ctr fuse`")[1].split("It started")[0]
+
+
+def test_fusing_over_another_run_leaves_nothing_of_it(tmp_path, dataset_dir, finetuned):
+    tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="2")
+    assert (tmp_path / "m" / "history.json").exists() and list((tmp_path / "m").glob("checkpoint-*"))
+    (tmp_path / "m" / "notes.txt").write_text("mine")
+    fuse_models(dataset_dir, finetuned, tmp_path / "m", overwrite_output_dir=True)
+    names = {path.name for path in (tmp_path / "m").iterdir()}
+    assert not names & {"history.json", "training.png"} and not [name for name in names if name.startswith("checkpoint-")]
+    assert "notes.txt" in names and "training.png" not in card(tmp_path / "m")
+
+
+def test_a_plm_model_without_a_record_can_be_fused(tmp_path, dataset_dir, finetuned):
+    shutil.copytree(finetuned["plm"][0], tmp_path / "plm", ignore=shutil.ignore_patterns("training_args.json"))
+    fuse_models(dataset_dir, finetuned, tmp_path / "m", plm_model=str(tmp_path / "plm"))
+    assert (tmp_path / "m" / "README.md").exists()
 
 
 def test_the_towers_of_joint_models_can_be_fused(tmp_path, dataset_dir, finetuned):
@@ -203,6 +253,7 @@ def test_models_that_cannot_be_fused(tmp_path, dataset_dir, finetuned, pretraine
         ({"plm_model": str(finetuned["frozen"][0])}, "has strategy 'frozen': its PLM does not predict"),
         ({"plm_model": str(finetuned["id"][0])}, "has strategy 'id': its PLM does not predict"),
         ({"id_model": str(pretrained)}, "is a FlipForPretraining, not a fine-tuned click model"),
+        ({"per_device_eval_batch_size": 0}, "--per_device_eval_batch_size must be at least 1; got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             fuse_models(dataset_dir, finetuned, tmp_path / "m", **options)

@@ -92,6 +92,17 @@ def test_an_mtm_head_goes_on_from_one_without_text(processor, text_config, share
     assert torch.equal(after.mtm_head.embeddings.weight, before.mtm_head.embeddings.weight)
 
 
+def test_an_mtm_head_does_not_take_over_how_another_one_reads_text(processor, text_config):
+    before, after = (pretraining_model(processor, text_config) for _ in range(2))
+    with torch.no_grad():
+        before.mtm_head.project.weight.add_(1.0)
+    kept = after.mtm_head.project.weight.clone()
+    after.mtm_head.start_from(before.mtm_head)
+    size = after.flip.id_tower.output_dim
+    assert torch.equal(after.mtm_head.project.weight[:, :size], before.mtm_head.project.weight[:, :size])
+    assert torch.equal(after.mtm_head.project.weight[:, size:], kept[:, size:])
+
+
 # --- frozen: the text embedding as a field
 
 

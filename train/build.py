@@ -16,7 +16,7 @@ from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.run_log import logger
-from flip_ctr.train.warm_start import ID_SHAPE, id_model_config, start_id_tower
+from flip_ctr.train.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
 
 # position tables of these models also hold rows for the padding offset
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet", "longformer")
@@ -94,8 +94,15 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     path = args.model_name_or_path
     processor, config = FlipProcessor.from_pretrained(path), FlipConfig.from_pretrained(path)
     if (config.strategy == "frozen") != (settings["strategy"] == "frozen"):
-        raise ValueError(f"{path} has strategy {config.strategy!r}, whose ID tower is of another form than that of --strategy "
-                         f"{settings['strategy']}; frozen starts from a bare PLM, and no other strategy from frozen")  # fmt: skip
+        raise ValueError(f"the ID tower of {path} is of another form than that of --strategy {settings['strategy']}: with frozen the text is "
+                         "one of its fields; frozen starts from a bare PLM (or goes on from frozen)")  # fmt: skip
+    if settings["strategy"] == "id" and not has_id_tower(config):
+        raise ValueError(f"--strategy id: {path} has no ID tower; leave --model_name_or_path out for a new one")
+    if settings["strategy"] in ("plm", "joint") and config.text_config is None:
+        raise ValueError(f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with --model_name_or_path and this "
+                         "checkpoint with --id_model")  # fmt: skip
+    if args.prompt_fields is not None:
+        raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)
     if args.hash_user_values and not processor.feature_extractor.hashed_fields:
         raise ValueError(f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag")
@@ -157,7 +164,8 @@ def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCT
 
 
 def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainArguments) -> nn.Module:
-    """The model with the ID tower of `--id_model` where one is named, and what the arguments ask of its PLM: LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
+    """The model with the ID tower of `--id_model` where one is named, and with what the arguments ask of its PLM: LoRA, frozen layers,
+    gradient checkpointing, compilation; says what trains.
 
     Raises:
         ValueError: an argument asks for something of a PLM, and the model has none, or one without it.

@@ -123,12 +123,12 @@ def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor:
         "title": _title(model, data),
         "summary": _summary(model, record),
         "metrics_table": _metrics(results),
-        "metrics_note": _metrics_note(is_click),
+        "metrics_note": _metrics_note(record, results),
         "pictures": [{"file": file, "alt": alt, "caption": caption} for file, (alt, caption) in PICTURES.items()
                      if os.path.isfile(os.path.join(folder, file))],
         "use": _use(folder, model, processor, rows),
         "model_table": _model_table(model, record),
-        "data": _data(schema, data, results),
+        "data": _data(schema, data, results, record["recipe"] == "fuse"),
         "fields_table": _fields_table(processor),
         "training": _training(record, results),
         "limits": _limits(model, processor),
@@ -180,16 +180,27 @@ def _summary(model: FlipPreTrainedModel, record: dict) -> str:
               "plm": lambda: f"A click model on a language model ({_plm(model, record)})",
               "joint": lambda: f"A click model of an ID tower ({_tower(model)}) and a language model ({_plm(model, record)})",
               "frozen": lambda: f"An ID-based click model ({_tower(model)}) with text embeddings of a language model ({_plm(model, record)})"}  # fmt: skip
-    pretraining = _pretraining_arguments(record)
-    if pretraining is not None and _aligns(pretraining):
-        origin = f", aligned in pretraining by [FLIP]({PAPER})"
-    elif pretraining is not None:
-        origin = ", pretrained without labels, each view for itself"
-    elif record["started_from"] is None and record["plm"] is None and record["arguments"]["model_name_or_path"]:
-        origin = ", fine-tuned from a FLIP checkpoint that does not say how it was made"
-    else:
-        origin = f", trained without FLIP's pretraining ([paper]({PAPER}))"
-    return f"{towers[model.config.strategy]()}{origin}. It predicts the probability of a click from a row of plain columns."
+    return f"{towers[model.config.strategy]()}{_origin(record)}. It predicts the probability of a click from a row of plain columns."
+
+
+def _origin(record: dict) -> str:
+    """What pretraining a click model's parts come from; of one whose ID tower is another checkpoint's, both parts."""
+    start = _pretraining_arguments(record["started_from"])
+    if start is None and record["started_from"] is None and record["plm"] is None and record["arguments"].get("model_name_or_path"):
+        return ", fine-tuned from a FLIP checkpoint that does not say how it was made"
+    tower = _pretraining_arguments(record.get("id_tower_from"))
+    parts = [start] if record.get("id_tower_from") is None else [start, tower]
+    pretrained = [one for one in parts if one is not None]
+    if not pretrained:
+        return f", trained without FLIP's pretraining ([paper]({PAPER}))"
+    if all(one is not None and _aligns(one) for one in parts):
+        return f", aligned in pretraining by [FLIP]({PAPER})"
+    if len(parts) == 1:
+        return ", pretrained without labels, each view for itself"
+    kinds = ["not pretrained" if one is None else "aligned with the other view" if _aligns(one) else "pretrained on its own view" for one in parts]
+    if record["plm"] is None:  # of an ID-based model
+        return f", its ID tower {kinds[1]}"
+    return f", the language model {kinds[0]} and the ID tower {kinds[1]}"
 
 
 def _pretraining_summary(model: FlipPreTrainedModel, record: dict) -> str:
@@ -205,7 +216,7 @@ def _pretraining_summary(model: FlipPreTrainedModel, record: dict) -> str:
     return f"An ID tower ({_tower(model)}) and a language model ({record['plm']}) {how}. {start}{encoder}."
 
 
-def _pretraining_arguments(record: dict) -> dict | None:
+def _pretraining_arguments(record: dict | None) -> dict | None:
     """The arguments of the pretraining that a checkpoint comes from; None where there was none."""
     while record and record["recipe"] != "pretrain":
         record = record["started_from"]
@@ -240,12 +251,17 @@ def _metrics(results: dict) -> str:
     return markdown_table(["validation", "true rows", "shuffled rows"], rows)
 
 
-def _metrics_note(is_click: bool) -> str:
-    if is_click:
+def _metrics_note(record: dict, results: dict) -> str:
+    if record["recipe"] == "fuse":
+        return ("The towers are those of two runs; the weight of each was fitted on validation, whose numbers are cross-fitted: each row's "
+                "weights were fitted on the rows of other users. The test split was scored once.")  # fmt: skip
+    if record["recipe"] != "pretrain":
         return ("One run with one seed. The checkpoint is the one with the best AUC − LogLoss on validation; the test split was "
                 "scored once, with that checkpoint.")  # fmt: skip
-    return ("Share of masked tokens and ids that are recovered, with the other view's true rows and with those of another row. Only the "
-            "gap is alignment.")  # fmt: skip
+    share = "Share of masked tokens and ids that are recovered"
+    if not any(name.endswith("shuffled_accuracy") for name in results):
+        return f"{share}."
+    return f"{share}, with the other view's true rows and with those of another row. Only the gap is alignment."
 
 
 def _example_row(processor: FlipProcessor, rows: SplitRows) -> dict:
@@ -297,7 +313,10 @@ output = model(**processor([row]))
 ```"""
     if not isinstance(model, FlipForCTR):
         aligned = model.config.icl_weight > 0
+        core = model.base_model
         views = ("views.id_embeds, views.text_embeds    # both views of the row, in one space" if aligned else
+                 "views.id_hidden_state    # the ids of the row" if core.text_encoder is None else
+                 "views.text_pooled    # the text of the row" if core.id_tower is None else
                  "views.id_hidden_state, views.text_pooled    # the two views of the row")  # fmt: skip
         return f"""Fine-tune it with `flip-ctr finetune --model_name_or_path {PLACEHOLDER} …`, or take the rows' embeddings:
 
@@ -371,7 +390,7 @@ def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
     return markdown_table(["part", ""], rows, right=False)
 
 
-def _data(schema: DatasetSchema, data: dict, results: dict) -> str:
+def _data(schema: DatasetSchema, data: dict, results: dict, fused: bool) -> str:
     protocol, lines = schema.protocol, [f"* **Dataset** {data['title']} (`{schema.dataset}`)."]
     if "label_rule" in protocol:
         lines.append(f"* **Label** `{schema.label}`: {protocol['label_rule']}.")
@@ -381,7 +400,9 @@ def _data(schema: DatasetSchema, data: dict, results: dict) -> str:
     splits = data["report"].get("splits", {})
     if splits:
         sizes = ", ".join(f"{name} {one['rows']:,}" for name, one in splits.items())
-        lines.append(f"* **Rows** {sizes}; {results['train_rows']:,} of the training rows were used.")
+        used = f"the weights of the towers were fitted on {results['train_rows']:,} of validation" if fused else (
+            f"{results['train_rows']:,} of the training rows were used")  # fmt: skip
+        lines.append(f"* **Rows** {sizes}; {used}.")
     return "\n".join(lines)
 
 
@@ -415,19 +436,17 @@ def _training(record: dict, results: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     processes = f"{results['num_processes']} process{'es' * (results['num_processes'] > 1)}"
     chosen = f" The best checkpoint is of epoch {results['best_epoch']:.1f}." if "best_epoch" in results else ""
+    steps = f"{results['train_steps']:,} steps over " if "train_steps" in results else ""
     text.append(
-        f"`flip-ctr {record['recipe']}`: {results['train_steps']:,} steps over {results['train_rows']:,} rows in "
+        f"`flip-ctr {record['recipe']}`: {steps}{results['train_rows']:,} rows in "
         f"{results['train_seconds'] / 60:.1f} minutes in {processes} on {record['device']}, precision "
         f"{'fp32' if arguments['mixed_precision'] == 'no' else arguments['mixed_precision']}.{chosen} {versions}."
     )
     text.append(_changed_table(record))
-    if record.get("id_tower_from"):
-        text.append(f"Its ID tower is that of a checkpoint of `flip-ctr {record['id_tower_from']['recipe']}`. "
-                    f"{_changed_table(record['id_tower_from'])}")  # fmt: skip
-    before = record["started_from"]
-    while before:
-        text.append(f"It started from a checkpoint of `flip-ctr {before['recipe']}`. {_changed_table(before)}")
-        before = before["started_from"]
+    for what, before in (("It", record["started_from"]), ("Its ID tower", record.get("id_tower_from"))):
+        while before:
+            text.append(f"{what} started from a checkpoint of `flip-ctr {before['recipe']}`. {_changed_table(before)}")
+            before = before["started_from"]
     return "\n\n".join(text)
 
 

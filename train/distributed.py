@@ -110,6 +110,8 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
             "choose the Accelerate config multi_gpu, or leave --use_lora out"
         )
     strategy = getattr(args, "strategy", None)
+    if not getattr(args, "uses_plm", True) and kind == DistributedType.FSDP:
+        raise ValueError("pretraining without a PLM does not run under FSDP, which splits one; choose the Accelerate config multi_gpu")
     if strategy in ("id", "frozen") and kind == DistributedType.FSDP:
         raise ValueError(
             f"--strategy {strategy} does not run under FSDP, which splits a PLM that is trained; choose the Accelerate config multi_gpu"

@@ -72,7 +72,9 @@ class FinetuneArguments(TrainArguments):
             raise ValueError(f"--strategy {self.strategy} needs a PLM or a FLIP checkpoint: --model_name_or_path")
         if self.id_model is not None and self.strategy in ("plm", "frozen"):
             raise ValueError(f"--id_model {self.id_model} has an ID tower, and --strategy {self.strategy} none that could start from it")
-        for name in ("use_lora", "freeze_plm_layers"):
+        if self.strategy == "id" and self.prompt_fields is not None:
+            raise ValueError("--prompt_fields has no effect with --strategy id, which reads no prompts; leave it out")
+        for name in ("use_lora", "freeze_plm_layers", "gradient_checkpointing"):
             if self.strategy == "frozen" and getattr(self, name):
                 raise ValueError(f"--{name} has no place beside --strategy frozen, which trains nothing of the PLM; leave it out")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:

@@ -10,6 +10,7 @@ too much for their weights to be told there.
 import copy
 import dataclasses
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,17 +30,21 @@ from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import option, parse_arguments, public_name, required
 from flip_ctr.train.build import check_fields, load_click_model
 from flip_ctr.train.card import training_record, write_card
-from flip_ctr.train.checkpoint import save
+from flip_ctr.train.checkpoint import clear_reports, save
 from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, make_loader, score
-from flip_ctr.train.metrics import click_metrics, score_metrics
+from flip_ctr.train.metrics import score_metrics
 from flip_ctr.train.plots import plot_reliability
 from flip_ctr.train.results import report
+from flip_ctr.train.resume import step_checkpoints
 from flip_ctr.train.run_log import logger, set_up_logging
 from flip_ctr.train.warm_start import ID_SHAPE, check_same_ids, id_model_config
 
 FOLDS = 5
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of a gate's squared weights, as a share of the mean loss; tried in this order
-STEPS = 100
+MAX_ITERATIONS = 100  # of L-BFGS
+
+
+CHECKPOINTS = ("id_model", "plm_model", "base_model_name_or_path")
 
 
 @dataclass(kw_only=True)
@@ -49,6 +54,7 @@ class FuseArguments:
     dataset_dir: str = required("dataset folder that both models were trained on")
     id_model: str = required("fine-tuned FLIP checkpoint whose ID tower is taken (strategy id or joint): a path or hub id")
     plm_model: str = required("fine-tuned FLIP checkpoint whose PLM is taken (strategy plm or joint)")
+    base_model_name_or_path: str | None = option(None, "base of LoRA adapters among them, where the one that they name cannot be found")
     output_dir: str = required("folder for the checkpoint and results")
     overwrite_output_dir: bool = option(False, "write into an output folder that already holds files")
     fusion: str = option("scalar", "scalar: one weight for all rows; gate: each row its own; raw: one without bounds", choices=list(FUSIONS))
@@ -57,15 +63,20 @@ class FuseArguments:
     seed: int = option(42, "seed of those samples, and of the folds")
     mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
 
+    def __post_init__(self):
+        for name in ("per_device_eval_batch_size", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}")
+
     def published(self) -> dict:
         """The arguments without paths of this machine."""
         values = {name: value for name, value in vars(self).items() if name not in ("dataset_dir", "output_dir", "overwrite_output_dir")}
-        return values | {name: public_name(values[name]) for name in ("id_model", "plm_model")}
+        return values | {name: values[name] and public_name(values[name]) for name in CHECKPOINTS}
 
     def changed(self) -> dict:
         """The arguments that differ from the defaults: name -> `value` and `default`."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        names = [name for name in self.published() if name not in ("id_model", "plm_model")]
+        names = [name for name in self.published() if name not in CHECKPOINTS]
         return {n: {"value": getattr(self, n), "default": defaults[n]} for n in names if getattr(self, n) != defaults[n]}
 
 
@@ -80,7 +91,9 @@ def run(args: FuseArguments) -> dict:
         ValueError: an argument, the dataset folder or a checkpoint does not fit, or the two have other ids; the message names it.
     """
     started = time.perf_counter()
-    if os.path.exists(args.output_dir) and (not os.path.isdir(args.output_dir) or os.listdir(args.output_dir)) and not args.overwrite_output_dir:
+    if os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
+        raise ValueError(f"--output_dir {args.output_dir} is a file; name a folder")
+    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
         raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
     for name in ("id_model", "plm_model"):
         if os.path.exists(args.output_dir) and os.path.exists(getattr(args, name)) and os.path.samefile(getattr(args, name), args.output_dir):
@@ -99,15 +112,21 @@ def run(args: FuseArguments) -> dict:
     model.to(accelerator.device)
     inputs = fusion_inputs(accelerator, model, eval_set, args.per_device_eval_batch_size)
     scores = {name: logits[:, 0].cpu().numpy() for name, logits in zip(("id_logits", "text_logits"), inputs)}
-    labels = torch.tensor(eval_set.labels, device=accelerator.device)
-    scores["logits"], penalty = fit(model.fusion, inputs, labels, folds(eval_set.users, len(labels), args.seed))
+    labels = torch.tensor(eval_set.labels)
+    weights = None if eval_set.weights is None else torch.tensor(eval_set.weights)
+    fusion = copy.deepcopy(model.fusion).cpu()
+    scores["logits"], penalty = fit(fusion, inputs, labels, folds(eval_set.users, len(labels), args.seed), weights)
+    model.fusion.load_state_dict(fusion.state_dict())
     results = score_metrics(scores, eval_set.labels, eval_set.users, "eval")
     test = score(accelerator, model, test_set, args.per_device_eval_batch_size)
     results |= score_metrics(test, test_set.labels, test_set.users, "test")
-    results |= {"id_weight": mean_id_weight(model.fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
-    results |= {"train_rows": len(eval_set), "train_steps": STEPS, "num_processes": 1, "train_seconds": time.perf_counter() - started}
+    results |= {"id_weight": mean_id_weight(fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
+    results |= {"train_rows": len(eval_set), "num_processes": 1, "train_seconds": time.perf_counter() - started}
 
     os.makedirs(args.output_dir, exist_ok=True)
+    clear_reports(args.output_dir)
+    for folder in step_checkpoints(args.output_dir):
+        shutil.rmtree(folder)
     record = training_record(args, args.plm_model)
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)
@@ -119,7 +138,13 @@ def run(args: FuseArguments) -> dict:
 def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
     """The joint model of the two checkpoints' towers and click layers, its fusion new; and its processor, the PLM's."""
     id_model_config(args.id_model)  # its error says what is wrong
-    (id_model, id_processor), (plm_model, processor) = (load_click_model(path) for path in (args.id_model, args.plm_model))
+    models = []
+    for name in ("id_model", "plm_model"):
+        try:
+            models.append(load_click_model(getattr(args, name), args.base_model_name_or_path))
+        except OSError as error:
+            raise OSError(f"--{name} {getattr(args, name)}: {error}") from error
+    (id_model, id_processor), (plm_model, processor) = models
     if plm_model.text_classifier is None:
         raise ValueError(f"--plm_model {args.plm_model} has strategy {plm_model.config.strategy!r}: its PLM does not predict")
     check_same_ids(processor.feature_extractor, id_processor.feature_extractor, args.id_model)
@@ -136,17 +161,23 @@ def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
 
 @torch.no_grad()
 def fusion_inputs(accelerator: Accelerator, model: FlipForCTR, dataset: EncodedDataset, batch_size: int) -> list[torch.Tensor]:
-    """What the fusion is given for every row, in the rows' order: `[id_logits, text_logits, h_id, pooled, feature_ids]`, `(N, ...)`."""
+    """What the fusion is given for every row, in the rows' order and on the CPU: `[id_logits, text_logits, h_id, pooled, feature_ids]`,
+    `(N, ...)`; the last three None where it is no gate, which alone looks at them."""
     loader = make_loader(dataset, FlipCollator(dataset.processor), batch_size, accelerator, shuffle=False)
     batches: list[tuple[torch.Tensor, ...]] = []
-    hook = model.fusion.register_forward_pre_hook(lambda module, inputs: batches.append(inputs))
+    used = 5 if model.fusion.kind == "gate" else 2
+    hook = model.fusion.register_forward_pre_hook(lambda module, inputs: batches.append([one.cpu() for one in inputs[:used]]))
     for batch in tqdm(loader, unit="batch", dynamic_ncols=True):
         with accelerator.autocast():
             model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
     hook.remove()
     place = torch.from_numpy(np.argsort(np.concatenate(loader.batch_sampler.plan())))
-    whole = [torch.cat(parts)[place.to(parts[0].device)] for parts in zip(*batches)]
-    return [one.float() if one.is_floating_point() else one for one in whole]
+    whole = [torch.cat(parts)[place] for parts in zip(*batches)]
+    return [one.float() if one.is_floating_point() else one for one in whole] + [None] * (5 - used)
+
+
+def rows_of(inputs: list[torch.Tensor | None], picked: torch.Tensor) -> list[torch.Tensor | None]:
+    return [None if one is None else one[picked] for one in inputs]
 
 
 def folds(users: np.ndarray | None, rows: int, seed: int) -> np.ndarray:
@@ -159,35 +190,39 @@ def folds(users: np.ndarray | None, rows: int, seed: int) -> np.ndarray:
     return (generator.permutation(len(distinct)) % FOLDS)[where]
 
 
-def fit(fusion: FlipFusion, inputs: list[torch.Tensor], labels: torch.Tensor, fold: np.ndarray) -> tuple[np.ndarray, float]:
+def fit(fusion: FlipFusion, inputs: list[torch.Tensor | None], labels: torch.Tensor, fold: np.ndarray,
+        weights: torch.Tensor | None = None) -> tuple[np.ndarray, float]:  # fmt: skip
     """Fits the fusion's weights to the rows' clicks, its loss that of the joint logit; a gate's squared weights have the penalty that is best
     across the folds.
 
+    Args:
+        labels, fold, weights: `(N,)` clicks, folds and, where rows have them, sample weights.
+
     Returns the cross-fitted log odds `(N,)`, each row's from weights that were fitted on the other folds, and the penalty.
     """
-    penalties = PENALTIES if fusion.kind == "gate" else (0.0,)
     tried = []
-    for penalty in penalties:
-        logits = np.empty(len(labels), np.float32)
+    for penalty in PENALTIES if fusion.kind == "gate" else (0.0,):
+        logits = torch.empty(len(labels))
         for number in range(FOLDS):
-            out = torch.from_numpy(fold == number).to(labels.device)
-            fitted = fit_once(copy.deepcopy(fusion), [one[~out] for one in inputs], labels[~out], penalty)
+            out = torch.from_numpy(fold == number)
+            fitted = fit_once(copy.deepcopy(fusion), rows_of(inputs, ~out), labels[~out], penalty, *rows_of([weights], ~out))
             with torch.no_grad():
-                logits[fold == number] = fitted(*[one[out] for one in inputs])[0][:, 0].cpu().numpy()
-        tried.append((click_metrics(logits, labels.cpu().numpy())["logloss"], penalty, logits))
+                logits[out] = fitted(*rows_of(inputs, out))[0][:, 0]
+        tried.append((click_loss(logits[:, None], labels, weights).item(), penalty, logits.numpy()))
     _, penalty, logits = min(tried, key=lambda one: one[0])
-    fit_once(fusion, inputs, labels, penalty)
+    fit_once(fusion, inputs, labels, penalty, weights)
     return logits, penalty
 
 
-def fit_once(fusion: FlipFusion, inputs: list[torch.Tensor], labels: torch.Tensor, penalty: float) -> FlipFusion:
+def fit_once(fusion: FlipFusion, inputs: list[torch.Tensor | None], labels: torch.Tensor, penalty: float,
+             weights: torch.Tensor | None) -> FlipFusion:  # fmt: skip
     """Minimises the loss with L-BFGS, from the start that the weights have."""
     trained = [fusion.gate.weight, fusion.gate.bias] if fusion.kind == "gate" else [fusion.alpha]
-    optimizer = torch.optim.LBFGS(trained, max_iter=STEPS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(trained, max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = click_loss(fusion(*inputs)[0], labels)
+        value = click_loss(fusion(*inputs)[0], labels, weights)
         if penalty:
             value = value + penalty * fusion.gate.weight.square().sum()
         value.backward()

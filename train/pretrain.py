@@ -45,9 +45,10 @@ class PretrainArguments(TrainArguments):
     icl_weight: float = option(1.0, "weight of instance-level contrastive learning; 0 switches it off")
     mlm_id_dropout: float = option(0.0, "share of rows whose ids MLM does not see; 1: plain masked language modelling on the prompts")
     mtm_text_dropout: float = option(0.0, "share of rows whose text MTM does not see; 1: ids are recovered from the other ids alone (MAP)")
-    text_mask_ratio: float = option(0.15, "share of the fields masked in the text, at least one")
-    id_mask_ratio: float = option(0.15, "share of the fields masked on the ID side, at least one")
-    mask_unit: str = option("entity", "what is masked together: field, entity (all fields of the user, or of the item) or token",
+    text_mask_ratio: float = option(0.15, "share of the units (--mask_unit) masked in the text, at least one")
+    id_mask_ratio: float = option(0.15, "share of the units masked on the ID side, at least one")
+    mask_unit: str = option("entity", "what is masked together: field, entity (all fields of the user, or of the item; of a view with fields of one "
+                                      "entity only: field) or token",
                             choices=list(MASK_UNITS))  # fmt: skip
     mtm_noise: str = option("field", "noise features come from the target's own field, or are global (the paper's)",
                             choices=["field", "global"])  # fmt: skip
@@ -83,6 +84,8 @@ class PretrainArguments(TrainArguments):
         if self.uses_plm and self.model_name_or_path is None:
             raise ValueError("an objective uses the PLM: --model_name_or_path must name it (without one only --mtm_text_dropout 1 "
                              "--mlm_weight 0 --icl_weight 0)")  # fmt: skip
+        if self.prompt_fields is not None and not self.uses_plm:
+            raise ValueError("no objective uses the PLM, which alone reads prompts: leave --prompt_fields out")
         if self.model_name_or_path is not None and not self.uses_plm:
             raise ValueError(f"no objective uses the PLM: leave --model_name_or_path {self.model_name_or_path} out")
         if self.id_model is not None and not self.objectives.pretrains_id_tower:
