@@ -84,9 +84,9 @@ class FlipPretrainingCollator(FlipCollator):
     Args:
         text_mask_ratio, id_mask_ratio: share of the units to mask in each view, at least one a row; None leaves the masked view out.
         num_noise: noise features per masked feature.
-        mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user, of
-            the item; a view with fields of one entity only is masked by field, as nothing else would be left of it), or a single `token` (the ablation; a field on the ID side). The values of a multi-valued field are masked
-            together, and each is a target.
+        mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user, of the item), or a
+            single `token` (the ablation; a field on the ID side). A view with fields of one entity only is masked by field, as nothing else
+            would be left of it. The values of a multi-valued field are masked together, and each is a target.
 
     Raises:
         ValueError: the tokenizer has no mask token, `mask_unit` is unknown, or a ratio is not between 0 and 1.

@@ -118,7 +118,8 @@ def test_fine_tuning_starts_from_an_id_tower(tmp_path, dataset_dir, plm, map_mod
 
 def test_ids_that_mean_other_things(tmp_path):
     """Buckets that add up to the same number are not the same ids."""
-    fields = [[{"name": "a", "kind": "hashed", "num_buckets": n}, {"name": "b", "kind": "hashed", "num_buckets": 24 - n}] for n in (16, 12)]
+    sizes = [(16, 8), (12, 12)]
+    fields = [[{"name": name, "kind": "hashed", "num_buckets": size} for name, size in zip("ab", pair)] for pair in sizes]
     rows = [{"a": "x", "b": "y", "label": 1}]
     ours, theirs = (FlipProcessor.from_dataset(rows, one).feature_extractor for one in fields)
     check_same_ids(ours, ours, "here")

@@ -1,5 +1,7 @@
 """Masks of pretraining: whole values, enough of them, and a pure function of (seed, epoch, row)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -292,3 +294,13 @@ def test_a_tokenizer_without_a_mask_token_is_refused():
 def test_wrong_settings_are_refused(processor, masks, message):
     with pytest.raises(ValueError, match=message):
         FlipPretrainingCollator(processor, **masks)
+
+
+def test_a_view_of_one_entity_is_masked_by_field(tokenizer):
+    """Else all of it would be masked, and nothing to recover it from."""
+    fields = [dataclasses.replace(field, entity="context") for field in tiny.FIELDS]
+    rows = tiny.toy_rows()
+    processor = FlipProcessor.from_dataset(rows, fields, tokenizer, max_length=96)
+    for unit in ("entity", "field"):
+        batch = tiny.pretraining_batch(processor, rows, mask_unit=unit)
+        assert ((batch["mtm_labels"] != -100).sum(1) == 1).all()  # .15 of six fields
