@@ -30,7 +30,8 @@ BOOK_COLUMNS = {
 RATING_COLUMNS = {"user_id": pa.int64(), "isbn": pa.string(), "rating": pa.int64()}
 
 SEPARATOR = ";"
-QUOTED = re.compile(r'"((?:[^"\\]++|\\.|"(?!;|\Z))*+)"(?:;|\Z)')
+# no possessive quantifiers: Python before 3.11.4 gets them wrong; each way on is told by its first character, so that none is tried twice
+QUOTED = re.compile(r'"([^"\\]*(?:(?:\\.|"(?!;|\Z))[^"\\]*)*)"(?:;|\Z)')
 UNQUOTED = re.compile(r'([^";]*)(?:;|\Z)')
 ESCAPED = re.compile(r"""\\(["'\\])""")
 # UTF-8 that was read as latin-1: the two bytes of a letter with an accent, the three of a typographic quote or dash.
