@@ -116,6 +116,40 @@ def test_fine_tuning_starts_from_an_id_tower(tmp_path, dataset_dir, plm, map_mod
     assert "Its ID tower started from a checkpoint of `flip-ctr finetune`" in text and "Its ID tower started from a checkpoint of `flip-ctr pretrain`" in text
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"embedding_optimizer": "rowwise_adagrad"}, {"embedding_l2": 1e-2}, {"use_lora": True}, {"grad_cache_chunk_size": 16},
+])  # fmt: skip
+def test_a_tower_whose_rate_is_0_stays_as_it_is(tmp_path, dataset_dir, plm, map_model, options):
+    def tower(folder):
+        return AutoModel.from_pretrained(folder).base_model.id_tower.state_dict()
+
+    start = {"id_model": str(map_model[0]), "id_learning_rate": 0.0, "max_train_steps": 3}
+    tiny.pretrain(dataset_dir, plm, tmp_path / "p", **start, **options)
+    before, after = tower(map_model[0]), tower(tmp_path / "p")
+    assert all(torch.equal(before[name], after[name]) for name in before) and before.keys() == after.keys()
+    ours, theirs = (FlipForPretraining.from_pretrained(folder).mtm_head for folder in (tmp_path / "p", map_model[0]))
+    assert not torch.equal(ours.embeddings.weight, theirs.embeddings.weight)
+    if "grad_cache_chunk_size" not in options:
+        tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "m", **start, **options)
+        after = tower(tmp_path / "m")
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_rate_of_the_tower_that_has_no_effect():
+    folders = {"dataset_dir": "d", "output_dir": "o", "model_name_or_path": "m"}
+    for new in ({}, {"id_learning_rate": 0.0}):
+        with pytest.raises(ValueError, match="--id_learning_rate 0.* no objective uses the ID tower"):
+            PretrainArguments(**folders, **PLAIN_MLM, **({"id_learning_rate": 0.01} | new))
+    with pytest.raises(ValueError, match="--id_learning_rate 0 would leave a new ID tower as it was drawn"):
+        PretrainArguments(**folders, id_learning_rate=0.0)
+    with pytest.raises(ValueError, match="--id_learning_rate 0 would leave a new ID tower as it was drawn"):
+        FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", id_learning_rate=0.0)
+    with pytest.raises(ValueError, match="--id_learning_rate 0.01 has no effect with --strategy plm"):
+        FinetuneArguments(**folders, strategy="plm", id_learning_rate=0.01)
+    with pytest.raises(ValueError, match="--id_learning_rate must be at least 0; got -1"):
+        FinetuneArguments(**folders, id_learning_rate=-1.0)
+
+
 def test_ids_that_mean_other_things(tmp_path):
     """Buckets that add up to the same number are not the same ids."""
     sizes = [(16, 8), (12, 12)]
@@ -259,10 +293,10 @@ def test_models_that_cannot_be_fused(tmp_path, dataset_dir, finetuned, pretraine
         with pytest.raises(ValueError, match=message):
             fuse_models(dataset_dir, finetuned, tmp_path / "m", **options)
     assert not (tmp_path / "m").exists()
-    with pytest.raises(ValueError, match="is --plm_model: the joint model would take its place"):
+    with pytest.raises(ValueError, match="is --plm_model: the new checkpoint would take the place"):
         fuse_models(dataset_dir, finetuned, plm_model, overwrite_output_dir=True)
     with pytest.raises(ValueError, match="is not empty; choose another or add --overwrite_output_dir"):
-        fuse_models(dataset_dir, finetuned, plm_model)
+        fuse_models(dataset_dir, finetuned, str(pretrained))
 
 
 def fusion_rows(count: int, processor, text_config, kind: str):

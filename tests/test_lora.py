@@ -244,7 +244,7 @@ def test_gradient_checkpointing_reaches_the_updates(processor, text_config, batc
 def test_a_run_may_not_replace_its_own_base(tmp_path, dataset_dir, plm):
     tiny.finetune(dataset_dir, plm, tmp_path / "m", num_train_epochs=1)
     with pytest.raises(
-        ValueError, match="--output_dir .* is --model_name_or_path: the adapter would take the place of its own base"
+        ValueError, match="--output_dir .* is --model_name_or_path: the new checkpoint would take the place of what it is made from"
     ):
         tiny.finetune(dataset_dir, tmp_path / "m", tmp_path / "m", overwrite_output_dir=True, **LORA)
     assert AutoModel.from_pretrained(tmp_path / "m")

@@ -208,6 +208,8 @@ def test_defaults_follow_the_embedding_optimizer():
     assert rate(args) == 0.3 and not {"embedding_learning_rate", "embedding_l2"} & set(args.changed())
     args.use_dense_tables()
     assert args.embedding_optimizer == "dense" and rate(args) == args.learning_rate
+    assert rate(of("dense", id_learning_rate=1e-4)) == rate(of("lazy_adam", id_learning_rate=1e-4)) == 1e-4
+    assert rate(of("dense", id_learning_rate=1e-4, embedding_learning_rate=0.5)) == 0.5
     args = of("rowwise_adagrad", embedding_learning_rate=0.5)
     args.use_dense_tables()
     assert rate(of("dense", embedding_learning_rate=0.5)) == rate(args) == 0.5

@@ -9,7 +9,7 @@ from transformers import AlbertConfig, AutoModel, MegatronBertConfig, MPNetConfi
 
 from flip_ctr import FlipForCTR
 from flip_ctr.train import finetune as finetune_recipe
-from flip_ctr.train.build import freeze_layers
+from flip_ctr.train.build import freeze_layers, set_dropout
 from flip_ctr.train.step import TrainingStep
 
 
@@ -74,6 +74,33 @@ def test_a_norm_after_the_last_layer_trains(config, after):
     assert {name for name in trained if ".layer.2." not in name} == after and len(trained) > 10
 
 
+@pytest.mark.parametrize("kind", tiny.PLM_CONFIGS)
+def test_dropout_of_the_plm_is_what_was_asked_for(kind):
+    text_encoder = tiny.random_mlm(kind).base_model.train()
+
+    def varies() -> bool:
+        states = [text_encoder(input_ids=torch.arange(5, 17).view(2, 6)).last_hidden_state for _ in range(2)]
+        return not torch.equal(*states)
+
+    set_dropout(text_encoder, 0.5)
+    assert varies()
+    set_dropout(text_encoder, 0.0)
+    again = type(text_encoder)(text_encoder.config)  # from what is saved
+    assert not varies()
+    assert not any(module.p for module in again.modules() if isinstance(module, torch.nn.Dropout))
+
+
+def test_dropout_of_the_plm_is_saved_with_the_checkpoint(trained):
+    _, folder = trained(tiny.pretrain, plm_dropout=0.25, use_lora=True, lora_dropout=0.5)
+    config = AutoModel.from_pretrained(folder).config.text_config
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.25
+    _, folder = trained(strategy="plm", plm_dropout=0.0)
+    model = FlipForCTR.from_pretrained(folder)
+    assert model.config.text_config.hidden_dropout_prob == 0 and model.config.classifier_dropout == 0
+    with pytest.raises(ValueError, match="--plm_dropout must be at least 0 and below 1; got 1"):
+        trained(plm_dropout=1.0)
+
+
 @pytest.mark.parametrize("config", [XLMConfig(vocab_size=20, emb_dim=8, n_layers=3, n_heads=2), AlbertConfig(
     vocab_size=20, hidden_size=8, embedding_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)])  # fmt: skip
 def test_layers_that_cannot_be_told_are_not_frozen(config):
@@ -88,7 +115,9 @@ def test_freezing_asks_for_layers_that_there_are(trained):
         trained(freeze_plm_layers=2)
 
 
-@pytest.mark.parametrize("option", [{"freeze_plm_layers": 1}, {"gradient_checkpointing": True}, {"torch_compile": True}])
+@pytest.mark.parametrize("option", [
+    {"freeze_plm_layers": 1}, {"gradient_checkpointing": True}, {"torch_compile": True}, {"plm_dropout": 0.0},
+])
 def test_switches_of_the_plm_need_one(tmp_path, dataset_dir, option):
     with pytest.raises(ValueError, match=f"--{next(iter(option))} is of the PLM, and an ID-only model has none"):
         tiny.finetune(dataset_dir, None, tmp_path / "m", **option)

@@ -148,6 +148,8 @@ class TrainArguments:
     min_frequency: int = option(1, "values in fewer training rows share the id [UNK]")
     unk_rate: float = option(0.01, "share of training rows whose user's, or item's, key ids are dropped to [UNK]")
     text_pooling: str | None = option(None, "the PLM's pooled state: cls (of a new model, by default) or mean")
+    plm_dropout: float | None = option(None, "every dropout of the PLM; its own rates when not given. In a few passes over the rows 0 learns more, and "
+                                             "is faster")  # fmt: skip
     attn_implementation: str | None = option(None, "attention of the PLM: eager, sdpa, flash_attention_2, ...")
 
     per_device_train_batch_size: int | None = option(None, "rows a process takes in one forward pass")
@@ -164,7 +166,8 @@ class TrainArguments:
     weight_decay: float = option(1e-3, "AdamW's, on weight matrices outside the embedding tables")
     embedding_optimizer: str = option("dense", "of the feature tables: dense (AdamW; a step costs as much as the vocabulary is large), "
                                                "rowwise_adagrad or lazy_adam (touched rows only)", choices=list(EMBEDDING_OPTIMIZERS))  # fmt: skip
-    embedding_learning_rate: float | None = option(None, "of the feature tables; --learning_rate when not given, but 0.3 with rowwise_adagrad")
+    id_learning_rate: float | None = option(None, "of the ID tower; --learning_rate when not given; 0: the tower stays as it is (--id_model)")
+    embedding_learning_rate: float | None = option(None, "of the feature tables; the tower's when not given, but 0.3 with rowwise_adagrad")
     embedding_l2: float | None = option(None, "factor of the sum of squares of the whole feature tables, added to the loss")
     lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
     warmup_ratio: float = option(0.05, "share of the steps with a rising learning rate")
@@ -276,8 +279,10 @@ class TrainArguments:
         for name in ("learning_rate", "plm_learning_rate", "embedding_learning_rate", "num_train_epochs"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0; got {getattr(self, name)}")
+        if self.id_learning_rate is not None and self.id_learning_rate < 0:
+            raise ValueError(f"--id_learning_rate must be at least 0; got {self.id_learning_rate}")
         if self.embedding_l2 < 0:
             raise ValueError(f"--embedding_l2 must be at least 0; got {self.embedding_l2}")
-        for name in ("unk_rate", "warmup_ratio", "id_dropout", "id_embedding_dropout"):
+        for name in ("unk_rate", "warmup_ratio", "id_dropout", "id_embedding_dropout", "plm_dropout"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 0 and below 1; got {getattr(self, name)}")

@@ -164,22 +164,27 @@ def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCT
 
 
 def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainArguments) -> nn.Module:
-    """The model with the ID tower of `--id_model` where one is named, and with what the arguments ask of its PLM: LoRA, frozen layers,
-    gradient checkpointing, compilation; says what trains.
+    """The model with the ID tower of `--id_model` where one is named, which stays as it is with `--id_learning_rate 0`, and with what the
+    arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
 
     Raises:
         ValueError: an argument asks for something of a PLM, and the model has none, or one without it.
     """
     if args.id_model is not None:
         start_id_tower(model, processor, args.id_model)
+    if args.plm_dropout is not None and model.base_model.text_encoder is not None:
+        set_dropout(model.base_model.text_encoder, args.plm_dropout)  # LoRA has a rate of its own
     if args.use_lora:
         model = add_lora(model, args)
     text_encoder = plain(model).base_model.text_encoder
-    asked = [name for name in ("freeze_plm_layers", "gradient_checkpointing", "torch_compile") if getattr(args, name)]
+    switches = ("freeze_plm_layers", "gradient_checkpointing", "torch_compile")
+    asked = [name for name in switches if getattr(args, name)] + (["plm_dropout"] if args.plm_dropout is not None else [])
     if asked and text_encoder is None:
         raise ValueError(f"--{asked[0]} is of the PLM, and an ID-only model has none; leave the flag out")
     if args.freeze_plm_layers:
         freeze_layers(text_encoder, args.freeze_plm_layers)
+    if args.id_learning_rate == 0:
+        plain(model).base_model.id_tower.requires_grad_(False)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if args.torch_compile:
@@ -188,6 +193,20 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info(f"{plain(model).num_parameters():,} parameters, {trained:,} of them trained")
     return model
+
+
+def set_dropout(text_encoder: PreTrainedModel, rate: float) -> None:
+    """Gives all dropouts of a PLM that rate: its modules, the numbers that its attention reads, and its configuration, which is saved."""
+    for module in text_encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(module, name, rate)
+        config = getattr(module, "config", None)
+        for name, value in vars(config).items() if config is not None else ():
+            if "dropout" in name and "classifier" not in name and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(config, name, rate)
 
 
 def freeze_layers(text_encoder: PreTrainedModel, number: int) -> None:

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,28 @@ def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
     return accelerator
 
 
+def check_output_dir(args: Any, *sources: str, goes_on: bool = False) -> None:
+    """Raises `ValueError` where the output folder is a file, holds files that the run was not told to overwrite, or is the checkpoint
+    that one of the arguments `sources` names, whose place the new one would take."""
+    folder = args.output_dir
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"--output_dir {folder} is a file; name a folder")
+    for name in sources:
+        source = getattr(args, name)
+        if source and os.path.exists(source) and os.path.exists(folder) and os.path.samefile(source, folder):
+            raise ValueError(f"--output_dir {folder} is --{name}: the new checkpoint would take the place of what it is made from")
+    if os.path.isdir(folder) and os.listdir(folder) and not (args.overwrite_output_dir or goes_on):
+        raise ValueError(f"--output_dir {folder} is not empty; choose another or add --overwrite_output_dir")
+
+
+def clear_output_dir(folder: str, goes_on: bool = False) -> None:
+    """Makes the output folder where it is not there, and takes out of it what a former run left."""
+    os.makedirs(folder, exist_ok=True)
+    clear_reports(folder)
+    for checkpoint in [] if goes_on else step_checkpoints(folder):  # of a former run: `latest` must not find them
+        shutil.rmtree(checkpoint)
+
+
 def start(args: TrainArguments) -> Accelerator:
     """Checks the output folder and the Hub's arguments, starts Accelerate and logging, and sets the seed. Writes nothing yet, not even
     the folder, see [`begin`].
@@ -62,14 +85,8 @@ def start(args: TrainArguments) -> Accelerator:
             nothing could be pushed; or the tracker is not installed; or Accelerate was started in a way that does not fit the run.
     """
     check_hub_arguments(args)
-    source = args.model_name_or_path
-    if args.use_lora and source and os.path.exists(source) and os.path.exists(args.output_dir) and os.path.samefile(source, args.output_dir):
-        raise ValueError(f"--output_dir {args.output_dir} is --model_name_or_path: the adapter would take the place of its own base")
-    if os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
-        raise ValueError(f"--output_dir {args.output_dir} is a file; name a folder")
     goes_on = args.resume_from_checkpoint is not None
-    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not (args.overwrite_output_dir or goes_on):
-        raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
+    check_output_dir(args, *(["model_name_or_path"] if args.use_lora else []), goes_on=goes_on)
     log_with = None if args.report_to == "none" else args.report_to
     if log_with and importlib.util.find_spec(log_with) is None:
         raise ValueError(f"--report_to {log_with}: the package {log_with} is not installed (pip install 'flip-ctr[{log_with}]')")
@@ -93,11 +110,8 @@ def begin(accelerator: Accelerator, args: TrainArguments) -> None:
     """All was checked, and training begins: what a former run left in the output folder goes, the log is a file from here on, and the
     tracker starts."""
     if accelerator.is_main_process:
-        os.makedirs(args.output_dir, exist_ok=True)  # not before: a run that is refused leaves nothing behind
-        clear_reports(args.output_dir)
-        if args.resume_from_checkpoint is None:
-            for folder in step_checkpoints(args.output_dir):  # of a former run: `latest` must not find them
-                shutil.rmtree(folder)
+        # not before: a run that is refused leaves nothing behind
+        clear_output_dir(args.output_dir, goes_on=args.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()
     write_log()
     if args.report_to != "none":

@@ -72,10 +72,14 @@ class FinetuneArguments(TrainArguments):
             raise ValueError(f"--strategy {self.strategy} needs a PLM or a FLIP checkpoint: --model_name_or_path")
         if self.id_model is not None and self.strategy in ("plm", "frozen"):
             raise ValueError(f"--id_model {self.id_model} has an ID tower, and --strategy {self.strategy} none that could start from it")
+        if self.id_learning_rate is not None and self.strategy == "plm":
+            raise ValueError(f"--id_learning_rate {self.id_learning_rate} has no effect with --strategy plm, which has no ID tower; leave it out")
+        if self.id_learning_rate == 0 and self.id_model is None and self.model_name_or_path is None:
+            raise ValueError("--id_learning_rate 0 would leave a new ID tower as it was drawn: name one that was trained with --id_model")
         if self.strategy == "id" and self.prompt_fields is not None:
             raise ValueError("--prompt_fields has no effect with --strategy id, which reads no prompts; leave it out")
-        for name in ("use_lora", "freeze_plm_layers", "gradient_checkpointing"):
-            if self.strategy == "frozen" and getattr(self, name):
+        for name, without in {"use_lora": False, "freeze_plm_layers": 0, "gradient_checkpointing": False, "plm_dropout": None}.items():
+            if self.strategy == "frozen" and getattr(self, name) != without:
                 raise ValueError(f"--{name} has no place beside --strategy frozen, which trains nothing of the PLM; leave it out")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise ValueError(f"--early_stopping_patience must be at least 1; got {self.early_stopping_patience}")

@@ -9,8 +9,6 @@ too much for their weights to be told there.
 
 import copy
 import dataclasses
-import os
-import shutil
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,12 +28,11 @@ from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import option, parse_arguments, public_name, required
 from flip_ctr.train.build import check_fields, load_click_model
 from flip_ctr.train.card import training_record, write_card
-from flip_ctr.train.checkpoint import clear_reports, save
-from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, make_loader, score
+from flip_ctr.train.checkpoint import save
+from flip_ctr.train.engine import check_clicks, check_output_dir, clear_output_dir, encode_split, make_accelerator, make_loader, score
 from flip_ctr.train.metrics import score_metrics
 from flip_ctr.train.plots import plot_reliability
 from flip_ctr.train.results import report
-from flip_ctr.train.resume import step_checkpoints
 from flip_ctr.train.run_log import logger, set_up_logging
 from flip_ctr.train.warm_start import ID_SHAPE, check_same_ids, id_model_config
 
@@ -91,13 +88,7 @@ def run(args: FuseArguments) -> dict:
         ValueError: an argument, the dataset folder or a checkpoint does not fit, or the two have other ids; the message names it.
     """
     started = time.perf_counter()
-    if os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
-        raise ValueError(f"--output_dir {args.output_dir} is a file; name a folder")
-    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not args.overwrite_output_dir:
-        raise ValueError(f"--output_dir {args.output_dir} is not empty; choose another or add --overwrite_output_dir")
-    for name in ("id_model", "plm_model"):
-        if os.path.exists(args.output_dir) and os.path.exists(getattr(args, name)) and os.path.samefile(getattr(args, name), args.output_dir):
-            raise ValueError(f"--output_dir {args.output_dir} is --{name}: the joint model would take its place")
+    check_output_dir(args, "id_model", "plm_model")
     accelerator = make_accelerator(args.mixed_precision)
     if accelerator.num_processes > 1:
         raise ValueError(f"fuse fits a few numbers in one process; it was started in {accelerator.num_processes}")
@@ -123,10 +114,7 @@ def run(args: FuseArguments) -> dict:
     results |= {"id_weight": mean_id_weight(fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
     results |= {"train_rows": len(eval_set), "num_processes": 1, "train_seconds": time.perf_counter() - started}
 
-    os.makedirs(args.output_dir, exist_ok=True)
-    clear_reports(args.output_dir)
-    for folder in step_checkpoints(args.output_dir):
-        shutil.rmtree(folder)
+    clear_output_dir(args.output_dir)
     record = training_record(args, args.plm_model)
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)

@@ -151,17 +151,18 @@ def feature_tables(model: nn.Module) -> dict[str, nn.Embedding]:
 
 
 def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device) -> Optimizer:
-    """AdamW with its own learning rate for the PLM; no weight decay on tables, biases, norms and single scalars. Feature tables are
+    """AdamW with learning rates of their own for the PLM and the ID tower; no weight decay on tables, biases, norms and single scalars. Feature tables are
     left to a row-wise optimizer where `--embedding_optimizer` asks for one; it needs [`use_sparse_tables`] first."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     tables = list(feature_tables(model).values())
     features = {id(table.weight) for table in tables}
-    row_wise = [table.weight for table in tables if table.sparse]
+    row_wise = [table.weight for table in tables if table.sparse and table.weight.requires_grad]
     elsewhere = {id(weight) for weight in row_wise}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in elsewhere:
-            rate = (args.embedding_learning_rate if id(parameter) in features else None) or args.learning_rate
+            rate = (args.id_learning_rate if ".id_tower." in name else None) or args.learning_rate
+            rate = (args.embedding_learning_rate if id(parameter) in features else None) or rate
             rate = args.plm_learning_rate if ".text_encoder." in name else rate
             decay = args.weight_decay if parameter.ndim > 1 and id(parameter) not in embeddings else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
@@ -171,8 +172,12 @@ def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device)
         return dense
     kind = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}[args.embedding_optimizer]
     penalised = {id(table.weight) for table in input_tables(model).values()}
-    of_rows = [{"params": [weight], "l2": args.embedding_l2 * (id(weight) in penalised)} for weight in row_wise]
-    return CombinedOptimizer(dense, kind(of_rows, lr=args.embedding_learning_rate or args.learning_rate))
+    of_rows = [
+        {"params": [weight], "l2": args.embedding_l2 * (id(weight) in penalised),
+         "lr": args.embedding_learning_rate or (id(weight) in penalised and args.id_learning_rate) or args.learning_rate}
+        for weight in row_wise
+    ]  # fmt: skip
+    return CombinedOptimizer(dense, kind(of_rows, lr=args.learning_rate))
 
 
 def use_sparse_tables(model: nn.Module) -> None:
@@ -196,8 +201,9 @@ class FeatureTables:
 
     def __init__(self, model: nn.Module, l2: float):
         tables = feature_tables(model)
-        self.sparse = {name: table.weight for name, table in tables.items() if table.sparse}
-        self.penalised = [table.weight for table in input_tables(model).values() if not table.sparse] if l2 > 0 else []
+        self.sparse = {name: table.weight for name, table in tables.items() if table.sparse and table.weight.requires_grad}
+        dense = [table.weight for table in input_tables(model).values() if not table.sparse and table.weight.requires_grad]
+        self.penalised = dense if l2 > 0 else []
         self.l2 = l2
         if world_size() > 1:
             for weight in self.sparse.values():  # DDP does this for what it keeps in step

@@ -90,6 +90,10 @@ class PretrainArguments(TrainArguments):
             raise ValueError(f"no objective uses the PLM: leave --model_name_or_path {self.model_name_or_path} out")
         if self.id_model is not None and not self.objectives.pretrains_id_tower:
             raise ValueError(f"--id_model {self.id_model}: no objective uses the ID tower (--mtm_weight, --icl_weight, --mlm_id_dropout)")
+        if self.id_learning_rate is not None and not self.objectives.pretrains_id_tower:
+            raise ValueError(f"--id_learning_rate {self.id_learning_rate}: no objective uses the ID tower; leave it out")
+        if self.id_learning_rate == 0 and self.id_model is None:
+            raise ValueError("--id_learning_rate 0 would leave a new ID tower as it was drawn: name one that was trained with --id_model")
         if self.grad_cache_chunk_size is not None and self.grad_cache_chunk_size < 1:
             raise ValueError(f"--grad_cache_chunk_size must be at least 1; got {self.grad_cache_chunk_size}")
         if self.grad_cache_chunk_size is not None and not self.icl_weight:
