@@ -411,6 +411,11 @@ class FlipForPretraining(FlipPreTrainedModel):
         if self.mtm_head is not None:
             self.mtm_head.set_feature_counts(counts)
 
+    def set_mlm_vocabulary(self, token_ids: torch.Tensor | None) -> None:
+        """Gives MLM the tokens that its softmax is over, see [`FlipMLMHead.set_vocabulary`]."""
+        if self.mlm_head is not None:
+            self.mlm_head.set_vocabulary(token_ids)
+
     def icl_scale(self) -> torch.Tensor | float:
         """What similarities are multiplied by: 1 / temperature."""
         if self.logit_scale is None:
@@ -509,8 +514,9 @@ class FlipForPretraining(FlipPreTrainedModel):
         rows, positions = nn.functional.pad(rows, padding), nn.functional.pad(positions, padding)
         tokens, targets = masked_states[rows, positions], labels[rows, positions]
         targets[found:] = IGNORE_INDEX
+        candidates, targets = self.mlm_head.candidates(targets)
         row_vectors = None if self.mlm_head.fuse_id is None else self.mlm_head.row_dropout(id_state)[rows]
-        logits = self.mlm_head(tokens, row_vectors)
+        logits = self.mlm_head(tokens, row_vectors, candidates)
         total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         output["mlm_loss"] = total / (share_of_total(count, self.training) if divisor is None else divisor)
         output["num_mlm_targets"] = count
@@ -518,7 +524,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         if not self.training:
             output["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count.clamp(min=1)
             if self.mlm_head.fuse_id is not None:
-                shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows])
+                shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows], candidates)
                 output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
 
     def _masked_tabular_modelling(

@@ -186,6 +186,9 @@ class FlipMLMHead(nn.Module):
     Without an `id_dim` it predicts from the text alone. The fusion starts as `~H_token` plus a small part of `h_id`, and what follows is the
     usual head of a masked language model (dense, activation, LayerNorm, decoder tied to the input embeddings), so that a PLM's own head
     fits.
+
+    While pretraining on a dataset its softmax may be over the tokens that occur there ([`set_vocabulary`]): they are few beside all of
+    the PLM's, whose logits would take much of a step. What they are is not saved.
     """
 
     # the names that transformers' masked language models give to the parts of this head
@@ -210,16 +213,49 @@ class FlipMLMHead(nn.Module):
         eps = getattr(text_config, "layer_norm_eps", getattr(text_config, "norm_eps", 1e-12))
         self.norm = nn.LayerNorm(embedding_dim, eps=eps)
         self.decoder = nn.Linear(embedding_dim, vocab_size)
+        self.register_buffer("vocabulary", None, persistent=False)
+        self.register_buffer("places", None, persistent=False)
 
-    def forward(self, token_states: torch.Tensor, id_hidden_state: torch.Tensor | None = None) -> torch.Tensor:
-        """`(M, H)` states of the masked tokens and `(M, D_id)` vectors of their rows -> `(M, vocabulary)` logits.
+    @torch.no_grad()
+    def set_vocabulary(self, token_ids: torch.Tensor | None) -> None:
+        """The softmax is over these tokens `(n,)`, ascending, from here on; None: over all of the PLM's."""
+        self.vocabulary = self.places = None
+        if token_ids is not None:
+            device = self.decoder.bias.device
+            self.vocabulary = token_ids.to(device)
+            self.places = torch.full((len(self.decoder.bias),), -1, device=device)
+            self.places[self.vocabulary] = torch.arange(len(token_ids), device=device)
+
+    def candidates(self, targets: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The tokens that masked ones are told from, None for all, and where among them the targets `(M,)` are.
+
+        In training all targets are in the vocabulary, and another would be an error of the loss; in evaluation those that are not
+        come in addition.
+        """
+        if self.vocabulary is None:
+            return None, targets
+        known = targets != IGNORE_INDEX
+        places = torch.where(known, self.places[targets.clamp(min=0)], IGNORE_INDEX)
+        if self.training:
+            return self.vocabulary, places
+        new = targets[places == -1].unique()
+        places[places == -1] = len(self.vocabulary) + torch.searchsorted(new, targets[places == -1])
+        return torch.cat([self.vocabulary, new]), places
+
+    def forward(self, token_states: torch.Tensor, id_hidden_state: torch.Tensor | None = None,
+                candidates: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+        """`(M, H)` states of the masked tokens and `(M, D_id)` vectors of their rows -> logits `(M, vocabulary)`, or `(M, n)` of the
+        tokens `candidates` `(n,)`.
 
         While training some of the rows' vectors are to be dropped before, with `row_dropout`.
         """
         fused = self.fuse_text(token_states)
         if self.fuse_id is not None:
             fused = fused + self.fuse_id(id_hidden_state)
-        return self.decoder(self.norm(self.activation(self.dense(fused))))
+        states = self.norm(self.activation(self.dense(fused)))
+        if candidates is None:
+            return self.decoder(states)
+        return nn.functional.linear(states, self.decoder.weight[candidates], self.decoder.bias[candidates])
 
     @torch.no_grad()
     def load_plm_head(self, mlm_model: PreTrainedModel) -> bool:

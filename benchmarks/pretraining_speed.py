@@ -22,7 +22,7 @@ from flip_ctr.data.collators import FlipPretrainingCollator
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import option, parse_arguments
-from flip_ctr.train.build import new_pretraining_model, new_processor
+from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.engine import make_accelerator, make_loader
 from flip_ctr.train.optimizer import make_optimizer
 from flip_ctr.train.pretrain import PretrainArguments
@@ -44,8 +44,7 @@ def run(args: SpeedArguments) -> dict:
     rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     processor = new_processor(rows, rows.schema, args, args.model_name_or_path)
     dataset = EncodedDataset(processor, rows)
-    model = new_pretraining_model(processor, args)
-    model.set_feature_counts(torch.from_numpy(dataset.feature_counts()))
+    model = ready_to_train(new_pretraining_model(processor, args, dataset), processor, args)
     model, optimizer = accelerator.prepare(model, make_optimizer(model, args, accelerator.device))
     step = TrainingStep(accelerator, model, optimizer, args)
     bare = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(accelerator.device)

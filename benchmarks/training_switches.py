@@ -37,7 +37,12 @@ SWITCHES = {
     "--attn_implementation eager": {"attn_implementation": "eager"},
     "--freeze_plm_layers, half of them": {"freeze_plm_layers": -1},
     "--use_lora": {"use_lora": True},
+    "--plm_dropout 0": {"plm_dropout": 0.0},
     "--torch_compile": {"torch_compile": True},
+    "bf16, eager, --plm_dropout 0": {"mixed_precision": "bf16", "attn_implementation": "eager", "plm_dropout": 0.0},
+    "bf16, eager, --plm_dropout 0, --torch_compile": {"mixed_precision": "bf16", "attn_implementation": "eager", "plm_dropout": 0.0,
+                                                      "torch_compile": True},
+    "--mlm_vocabulary plm": {"mlm_vocabulary": "plm"},
     "--embedding_optimizer lazy_adam": {"embedding_optimizer": "lazy_adam"},
 }
 
@@ -67,8 +72,7 @@ class Run:
         self.accelerator: Accelerator = make_accelerator(args.mixed_precision)
         gc.collect()
         self.before = peak_gb()
-        model = new_pretraining_model(processor, args)
-        model.set_feature_counts(torch.from_numpy(dataset.feature_counts()))
+        model = new_pretraining_model(processor, args, dataset)
         if "freeze_plm_layers" in options:
             args.freeze_plm_layers = model.flip.text_encoder.config.num_hidden_layers // 2
         model = ready_to_train(model, processor, args)

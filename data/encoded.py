@@ -96,6 +96,10 @@ class EncodedDataset(Dataset):
         ids = self.encoded.feature_ids
         return count_features(self.processor, (ids[start : start + PART_ROWS] for start in range(0, len(ids), PART_ROWS)))
 
+    def token_ids(self) -> np.ndarray:
+        """The tokens that the prompts have, ascending."""
+        return np.unique(self.encoded.prompt_table.tokens)
+
 
 def count_features(processor: FlipProcessor, parts) -> np.ndarray:
     """How often each feature occurs in parts of feature ids `(rows, S)`: `(sum of field sizes,)`, in the order of the ID tower's table."""

@@ -306,6 +306,45 @@ def test_mlm_is_the_cross_entropy_at_masked_positions_only(processor, batch, tex
     assert output.mlm_accuracy.item() == pytest.approx(np.mean(hits), abs=1e-6)
 
 
+def test_mlm_over_the_tokens_of_a_dataset(processor, batch, text_config):
+    """Is MLM over all tokens, with the others' logits at minus infinity; in evaluation a token from outside comes in addition."""
+    config = tiny.flip_config(processor.fields, text_config, mtm_weight=0, icl_weight=0)
+    model = tiny.shake(FlipForPretraining(config))
+    labels = batch["mlm_labels"]
+    tokens = labels[labels != -100].unique()
+    vocabulary = torch.cat([tokens, torch.arange(3)]).unique()
+    outside = torch.ones(len(model.mlm_head.decoder.bias), dtype=torch.bool)
+    outside[vocabulary] = False
+    results = {}
+    for name in ("all", "some"):
+        if name == "some":
+            model.set_mlm_vocabulary(vocabulary)
+        else:
+            with torch.no_grad():
+                bias = model.mlm_head.decoder.bias.clone()
+                model.mlm_head.decoder.bias[outside] = -1e9
+        model.train().zero_grad()
+        torch.manual_seed(0)
+        output = model(**batch)
+        output.loss.backward()
+        model.mlm_head.decoder.bias.data = bias.clone()
+        results[name] = output.loss.item(), {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    assert results["some"][0] == pytest.approx(results["all"][0], rel=1e-5)
+    for name, gradient in results["all"][1].items():
+        torch.testing.assert_close(results["some"][1][name], gradient, atol=1e-6, rtol=1e-4)
+
+    model.eval().set_mlm_vocabulary(vocabulary)
+    whole = model(**batch)
+    model.set_mlm_vocabulary(vocabulary[~torch.isin(vocabulary, tokens[:2])])  # two labels are unknown
+    torch.testing.assert_close(model(**batch).mlm_loss, whole.mlm_loss)
+    assert model(**batch).mlm_accuracy == whole.mlm_accuracy
+    with pytest.raises(IndexError, match="Target -1"):
+        model.train()(**batch)
+    assert not {"mlm_head.vocabulary", "mlm_head.places"} & model.state_dict().keys()
+    model.set_mlm_vocabulary(None)
+    assert model.mlm_head(torch.zeros(1, 16), torch.zeros(1, model.flip.id_tower.output_dim)).shape[1] == len(outside)
+
+
 def test_the_loss_is_the_weighted_sum(processor, batch, text_config):
     weights = {"mlm_weight": 0.5, "mtm_weight": 2.0, "icl_weight": 3.0}
     model = FlipForPretraining(tiny.flip_config(processor.fields, text_config, mtm_full_softmax_size=999, **weights)).eval()

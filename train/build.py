@@ -9,8 +9,10 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from flip_ctr.configuration_flip import FlipConfig, FlipField
+from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.data.shards import SplitRows
+from flip_ctr.data.streaming import StreamedDataset
 from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
@@ -149,11 +151,20 @@ def loading_arguments(args: TrainArguments) -> dict:
     return kwargs | ({"attn_implementation": args.attn_implementation} if args.attn_implementation else {})
 
 
-def new_pretraining_model(processor: FlipProcessor, args: TrainArguments) -> FlipForPretraining:
+def new_pretraining_model(processor: FlipProcessor, args: TrainArguments, train_set: EncodedDataset | StreamedDataset) -> FlipForPretraining:
+    """A new model, or one around the PLM, that knows how often each feature occurs in the training rows, and which tokens (a stream does
+    not know the tokens)."""
     config = new_config(processor, args)
     if args.model_name_or_path is None:
-        return FlipForPretraining(config)
-    return FlipForPretraining.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
+        model = FlipForPretraining(config)
+    else:
+        model = FlipForPretraining.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
+    model.set_feature_counts(torch.from_numpy(train_set.feature_counts()))
+    if args.mlm_vocabulary == "dataset" and args.mlm_weight and isinstance(train_set, EncodedDataset):
+        tokens = torch.from_numpy(train_set.token_ids()).long()
+        model.set_mlm_vocabulary(tokens)
+        logger.info(f"MLM tells {len(tokens):,} tokens apart, those of the training prompts; the PLM has {model.config.text_config.vocab_size:,}")
+    return model
 
 
 def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCTR:

@@ -27,9 +27,9 @@ from flip_ctr.train.run_log import logger
 
 DEFAULTS = {
     "pretraining": {"per_device_train_batch_size": 128, "num_train_epochs": 10, "learning_rate": 1e-3,
-                    "plm_learning_rate": 1e-4, "embedding_l2": 0.0},
+                    "plm_learning_rate": 1e-4, "embedding_l2": 0.0, "mlm_vocabulary": "dataset"},
     "--preset paper": {"per_device_train_batch_size": 128, "num_train_epochs": 30, "learning_rate": 1e-4,
-                       "plm_learning_rate": 1e-4, "embedding_l2": 0.0},
+                       "plm_learning_rate": 1e-4, "embedding_l2": 0.0, "mlm_vocabulary": "plm"},
 }  # fmt: skip
 
 
@@ -47,6 +47,9 @@ class PretrainArguments(TrainArguments):
     mtm_text_dropout: float = option(0.0, "share of rows whose text MTM does not see; 1: ids are recovered from the other ids alone (MAP)")
     text_mask_ratio: float = option(0.15, "share of the units (--mask_unit) masked in the text, at least one")
     id_mask_ratio: float = option(0.15, "share of the units masked on the ID side, at least one")
+    mlm_vocabulary: str | None = option(None, "MLM's softmax is over the tokens that the training prompts have (dataset; with --streaming it does "
+                                              "not know them), or over all of the PLM's (plm): dataset, and plm with --preset paper",
+                                        choices=["dataset", "plm"])  # fmt: skip
     mask_unit: str = option("entity", "what is masked together: field, entity (all fields of the user, or of the item; of a view with fields of one "
                                       "entity only: field) or token",
                             choices=list(MASK_UNITS))  # fmt: skip
@@ -134,9 +137,7 @@ def run(args: PretrainArguments) -> dict:
     logger.info(f"{train_set.num_rows:,} training rows{tokens}")
 
     # 4. Model, and batches
-    model = new_pretraining_model(processor, args)
-    model.set_feature_counts(torch.from_numpy(train_set.feature_counts()))
-    model = ready_to_train(model, processor, args)
+    model = ready_to_train(new_pretraining_model(processor, args, train_set), processor, args)
     loader = make_loader(train_set, collator, args.per_device_train_batch_size, accelerator, args.seed, workers=args.dataloader_num_workers)
     # negatives of a random batch, as in training
     eval_loader = make_loader(eval_set, eval_collator, args.per_device_train_batch_size, accelerator, complete=True)
