@@ -250,6 +250,7 @@ class FlipModel(FlipPreTrainedModel):
                  use_text: bool = True, use_projection: bool | None = None):  # fmt: skip
         super().__init__(config)
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
+        self.text_memory: dict[bytes, torch.Tensor] = {}
         use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
         if use_id:
             self.id_tower = build_id_tower(config)
@@ -293,12 +294,31 @@ class FlipModel(FlipPreTrainedModel):
 
     @torch.no_grad()
     def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through the PLM once."""
+        """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through the PLM once, and
+        those of [`remember_text`] not at all."""
         length = input_ids.shape[1]
         rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1)
         distinct, where = rows.unique(dim=0, return_inverse=True)
         input_ids, attention_mask = distinct[:, :length], distinct[:, length:]
-        return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)[where]
+        if not self.text_memory:
+            return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)[where]
+        states = [self.text_memory.get(key) for key in _prompt_keys(input_ids, attention_mask)]
+        new = [number for number, state in enumerate(states) if state is None]
+        if new:
+            pooled = self.pool(self.encode_text(input_ids[new], attention_mask[new]), attention_mask[new])
+            for number, state in zip(new, pooled):
+                states[number] = state
+        return torch.stack(states)[where]
+
+    @torch.no_grad()
+    def remember_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """Encodes prompts `(B, L)`, whose pooled states [`frozen_text`] then takes from memory. They are valid as long as the PLM stays as
+        it is, and are not saved."""
+        keys = _prompt_keys(input_ids, attention_mask)
+        new = list({key: number for number, key in enumerate(keys) if key not in self.text_memory}.values())
+        if new:
+            pooled = self.pool(self.encode_text(input_ids[new], attention_mask[new]), attention_mask[new])
+            self.text_memory |= zip([keys[number] for number in new], pooled)
 
     def encode_ids(self, feature_ids: torch.Tensor, input_ids: torch.Tensor | None = None,
                    attention_mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
@@ -350,6 +370,11 @@ class FlipModel(FlipPreTrainedModel):
             if self.text_projection is not None:
                 output["text_embeds"] = self.project(output.text_pooled, self.text_projection)
         return _return(output, self.config, return_dict)
+
+
+def _prompt_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[bytes]:
+    """The tokens of each prompt, whatever its padding."""
+    return [ids[mask == 1].tobytes() for ids, mask in zip(input_ids.cpu().numpy(), attention_mask.cpu().numpy())]
 
 
 def _return(output: ModelOutput, config: FlipConfig, return_dict: bool | None):

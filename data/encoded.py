@@ -96,6 +96,16 @@ class EncodedDataset(Dataset):
         ids = self.encoded.feature_ids
         return count_features(self.processor, (ids[start : start + PART_ROWS] for start in range(0, len(ids), PART_ROWS)))
 
+    def distinct_prompts(self, limit: int) -> np.ndarray | None:
+        """The number of one row for each distinct prompt, ascending; None where there are more than `limit`."""
+        entries, found = self.encoded.entries, np.empty(0, np.int64)
+        for start in range(0, len(entries), PART_ROWS):
+            rows = np.concatenate([found, np.arange(start, min(start + PART_ROWS, len(entries)))])
+            found = np.sort(rows[np.unique(entries[rows], axis=0, return_index=True)[1]])
+            if len(found) > limit:
+                return None
+        return found
+
     def token_ids(self) -> np.ndarray:
         """The tokens that the prompts have, ascending."""
         return np.unique(self.encoded.prompt_table.tokens)

@@ -14,7 +14,7 @@ from flip_ctr.configuration_flip import FUSIONS, STRATEGIES
 from flip_ctr.data.collators import FlipCollator
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments
-from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor, ready_to_train
+from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor, ready_to_train, remember_prompts
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import best_model, save
 from flip_ctr.train.engine import check_clicks, encode_split, make_loader, recipe, score, start, train, training_split
@@ -126,6 +126,9 @@ def run(args: FinetuneArguments) -> dict:
     # the test split too: a value in it that cannot be read is found now, and not after training
     eval_set, test_set = (encode_split(accelerator, processor, rows, prompts) for rows in (eval_rows, test_rows))
     logger.info(f"{args.strategy}: {train_set.num_rows:,} training rows")
+
+    if args.strategy == "frozen":
+        remember_prompts(accelerator, model, [train_set, eval_set, test_set], args.per_device_eval_batch_size)
 
     # 4. Train; validation decides what is kept
     collator = FlipCollator(processor, args.seed, args.unk_rate)
