@@ -123,16 +123,22 @@ def test_a_tower_whose_rate_is_0_stays_as_it_is(tmp_path, dataset_dir, plm, map_
     def tower(folder):
         return AutoModel.from_pretrained(folder).base_model.id_tower.state_dict()
 
-    start = {"id_model": str(map_model[0]), "id_learning_rate": 0.0, "max_train_steps": 3}
-    tiny.pretrain(dataset_dir, plm, tmp_path / "p", **start, **options)
+    start = {"id_model": str(map_model[0]), "max_train_steps": 3}
+    tiny.pretrain(dataset_dir, plm, tmp_path / "p", **start, **options)  # 0 is the default there
     before, after = tower(map_model[0]), tower(tmp_path / "p")
     assert all(torch.equal(before[name], after[name]) for name in before) and before.keys() == after.keys()
     ours, theirs = (FlipForPretraining.from_pretrained(folder).mtm_head for folder in (tmp_path / "p", map_model[0]))
     assert not torch.equal(ours.embeddings.weight, theirs.embeddings.weight)
     if "grad_cache_chunk_size" not in options:
-        tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "m", **start, **options)
+        tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "m", id_learning_rate=0.0, **start, **options)
         after = tower(tmp_path / "m")
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_id_tower_goes_on_learning_where_no_plm_is_aligned_to_it(tmp_path, dataset_dir, plm, map_model):
+    for folder, model, options in (("a", None, MAP), ("b", plm, {"id_learning_rate": 0.01})):
+        tiny.pretrain(dataset_dir, model, tmp_path / folder, id_model=str(map_model[0]), max_train_steps=3, **options)
+        assert not torch.equal(embeddings(tmp_path / folder), embeddings(map_model[0]))
 
 
 def test_a_rate_of_the_tower_that_has_no_effect():

@@ -166,7 +166,8 @@ class TrainArguments:
     weight_decay: float = option(1e-3, "AdamW's, on weight matrices outside the embedding tables")
     embedding_optimizer: str = option("dense", "of the feature tables: dense (AdamW; a step costs as much as the vocabulary is large), "
                                                "rowwise_adagrad or lazy_adam (touched rows only)", choices=list(EMBEDDING_OPTIMIZERS))  # fmt: skip
-    id_learning_rate: float | None = option(None, "of the ID tower; --learning_rate when not given; 0: the tower stays as it is (--id_model)")
+    id_learning_rate: float | None = option(None, "of the ID tower; --learning_rate when not given, but 0, which leaves the tower as it is, where "
+                                                  "pretraining aligns a PLM to --id_model")  # fmt: skip
     embedding_learning_rate: float | None = option(None, "of the feature tables; the tower's when not given, but 0.3 with rowwise_adagrad")
     embedding_l2: float | None = option(None, "factor of the sum of squares of the whole feature tables, added to the loss")
     lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")

@@ -31,6 +31,9 @@ DEFAULTS = {
     "--preset paper": {"per_device_train_batch_size": 128, "num_train_epochs": 30, "learning_rate": 1e-4,
                        "plm_learning_rate": 1e-4, "embedding_l2": 0.0, "mlm_vocabulary": "plm"},
 }  # fmt: skip
+# A tower that was pretrained on ids alone loses some of what it knows when a PLM is aligned to it, and the PLM learns no more of it: ml-100k,
+# validation AUC of FLIP_ID .8750 with the tower as it is and .8725 with a rate of 1e-4, of FLIP_PLM .8094 and .8037.
+DEFAULTS["a PLM is aligned to --id_model"] = DEFAULTS["pretraining"] | {"id_learning_rate": 0.0}
 
 
 @dataclass(kw_only=True)
@@ -78,7 +81,8 @@ class PretrainArguments(TrainArguments):
         return self.objectives.pretrains_text
 
     def recipe_defaults(self) -> dict:
-        return DEFAULTS["--preset paper" if self.preset == "paper" else "pretraining"]
+        aligned = self.id_model is not None and self.uses_plm
+        return DEFAULTS["--preset paper" if self.preset == "paper" else "a PLM is aligned to --id_model" if aligned else "pretraining"]
 
     def __post_init__(self):
         super().__post_init__()
