@@ -334,12 +334,19 @@ class FlipModel(FlipPreTrainedModel):
         embeds = projection(hidden)
         return nn.functional.normalize(embeds, dim=-1) if self.config.icl_similarity == "cosine" else embeds
 
+    def _check_projection(self, projection: FlipProjection | None) -> None:
+        if projection is None:
+            raise ValueError("this model has no projections, which only contrastive learning trains (two towers, `icl_weight` above 0, "
+                             "`strategy` other than frozen); the towers' own vectors are in the output of `forward`.")  # fmt: skip
+
     def get_id_features(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        """Feature ids `(B, S)` -> `(B, projection_dim)`."""
+        """Feature ids `(B, S)` -> `(B, projection_dim)`. `ValueError` where the model has no projections (see `icl_weight`)."""
+        self._check_projection(self.id_projection)
         return self.project(self.id_tower(feature_ids), self.id_projection)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Token ids and mask `(B, L)` -> `(B, projection_dim)`."""
+        """Token ids and mask `(B, L)` -> `(B, projection_dim)`. `ValueError` where the model has no projections."""
+        self._check_projection(self.text_projection)
         pooled = self.pool(self.encode_text(input_ids, attention_mask), attention_mask)
         return self.project(pooled, self.text_projection)
 
@@ -357,18 +364,22 @@ class FlipModel(FlipPreTrainedModel):
             feature_ids: `(B, S)` local feature ids.
             input_ids, attention_mask: `(B, L)` token ids, and 1 for tokens, 0 for padding.
         """
-        output = FlipModelOutput()
-        if self.id_tower is not None and feature_ids is not None:
-            output["id_hidden_state"] = self.encode_ids(feature_ids, input_ids, attention_mask)
-            if self.id_projection is not None:
-                output["id_embeds"] = self.project(output.id_hidden_state, self.id_projection)
+        id_embeds = text_embeds = id_state = text_states = pooled = None
         if self.text_encoder is not None and input_ids is not None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            output["text_hidden_states"] = self.encode_text(input_ids, attention_mask)
-            output["text_pooled"] = self.pool(output.text_hidden_states, attention_mask)
+            text_states = self.encode_text(input_ids, attention_mask)
+            pooled = self.pool(text_states, attention_mask)
             if self.text_projection is not None:
-                output["text_embeds"] = self.project(output.text_pooled, self.text_projection)
+                text_embeds = self.project(pooled, self.text_projection)
+        if self.id_tower is not None and feature_ids is not None:
+            if self.text_field is None or pooled is None:
+                id_state = self.encode_ids(feature_ids)
+            else:
+                id_state = self.id_tower(feature_ids, self.text_field(pooled.detach()))
+            if self.id_projection is not None:
+                id_embeds = self.project(id_state, self.id_projection)
+        output = FlipModelOutput(id_embeds, text_embeds, id_state, text_states, pooled)
         return _return(output, self.config, return_dict)
 
 

@@ -166,7 +166,13 @@ def test_a_bare_model_of_a_frozen_checkpoint_encodes_rows(tmp_path, processor, t
     model = frozen_model(processor, text_config).eval()
     model.save_pretrained(tmp_path)
     views = {name: batch[name] for name in VIEWS}
-    output = FlipModel.from_pretrained(tmp_path).eval()(**views)
+    bare, passes = FlipModel.from_pretrained(tmp_path).eval(), []
+    bare.text_encoder.register_forward_hook(lambda *_: passes.append(1))
+    output = bare(**views)
+    assert len(passes) == 1
+    for method, given in ((bare.get_id_features, ["feature_ids"]), (bare.get_text_features, VIEWS[1:])):
+        with pytest.raises(ValueError, match="this model has no projections"):
+            method(*(views[name] for name in given))
     assert output.id_hidden_state.shape == (len(batch["input_ids"]), model.flip.id_tower.output_dim) and output.id_embeds is None
     torch.testing.assert_close(model.id_classifier(output.id_hidden_state), model(**views).logits)
 
