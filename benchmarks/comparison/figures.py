@@ -42,20 +42,24 @@ def quality(plt, comparison: dict, methods: list[dict]):
                                 layout="constrained")  # fmt: skip
     heights = np.arange(len(methods))[::-1]
     for axis, panel in zip(axes[0], panels):
-        for height, one in zip(heights, methods):
-            color = colors[one["group"]]
-            if panel == "auc":
-                summary, points = one["test"]["auc"], by_split(one)
-            else:
-                summary = one.get("difference", {}).get(panel.split()[-1])
-                points = list(summary["by_split"].values()) if summary else []
-            if summary is None:
+        shown = [(height, *measured(one, panel), colors[one["group"]]) for height, one in zip(heights, methods)]
+        shown = [row for row in shown if row[1] is not None]
+        near = set(not_far_off([summary["mean"] for _, summary, *_ in shown]))
+        for number, (height, summary, points, color) in enumerate(shown):
+            if number not in near:
                 continue
             low, high = summary["interval"]
             axis.hlines(height, low, high, color=color, linewidth=2)
             if len(points) > 1:
                 axis.plot(points, np.full(len(points), height - 0.22), "|", color=color, markersize=5, markeredgewidth=0.9, alpha=0.75)
             axis.plot(summary["mean"], height, "o", color=color, markersize=5.5)
+        left, right = axis.get_xlim()
+        for number, (height, summary, _, color) in enumerate(shown):
+            if number not in near:  # its number, where the axis ends
+                value = decimals(summary["mean"], sign=panel != "auc")
+                below = summary["mean"] < left
+                axis.text(0.015 if below else 0.985, height, f"◂ {value}" if below else f"{value} ▸", color=color, fontsize=9, va="center",
+                          ha="left" if below else "right", transform=axis.get_yaxis_transform())  # fmt: skip
         if panel != "auc":
             axis.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
             axis.xaxis.set_major_formatter(lambda value, _: "0" if abs(value) < 1e-9 else decimals(value, sign=True))
@@ -77,6 +81,21 @@ def quality(plt, comparison: dict, methods: list[dict]):
     return figure
 
 
+def measured(method: dict, panel: str) -> tuple[dict | None, list[float]]:
+    """What a panel shows of a method, None where it has no difference, and the same of each split."""
+    if panel == "auc":
+        return method["test"]["auc"], by_split(method)
+    summary = method.get("difference", {}).get(panel.split()[-1])
+    return summary, list(summary["by_split"].values()) if summary else []
+
+
+def not_far_off(means: list[float]) -> list[int]:
+    """Which of the means can share an axis: all, or those not far from most where a few would press the others together."""
+    far = np.abs(means - np.median(means)) if means else np.empty(0)
+    near = far <= 8 * np.median(far)
+    return [number for number in range(len(means)) if near[number] or 3 * (~near).sum() > len(means)]
+
+
 def legend_of_groups(plt, figure, colors: dict[str, str]) -> None:
     """Says which colour a group of methods has, where there are several."""
     if len(colors) > 1:
@@ -85,23 +104,29 @@ def legend_of_groups(plt, figure, colors: dict[str, str]) -> None:
 
 
 def quality_by_time(plt, comparison: dict, methods: list[dict]):
-    """Test AUC against all training that the method needs, of the runs that it starts from too, search left out."""
+    """Test AUC against all training that the method needs, of the runs that it starts from too, search left out. What is far off the others
+    stands at the edge, with its number."""
     colors = group_colors(methods)
     figure, axis = plt.subplots(figsize=(6.6, max(3.0, 0.26 * len(methods) + 1.0)), layout="constrained")
-    points = []
-    for one in methods:
-        seconds, auc = one["costs"]["train_seconds"] + one["costs"]["before_seconds"], one["test"]["auc"]["mean"]
-        axis.plot(seconds, auc, "o", color=colors[one["group"]], markersize=6)
-        points.append((seconds, auc, one["method"], colors[one["group"]]))
+    means = [one["test"]["auc"]["mean"] for one in methods]
+    near, points = set(not_far_off(means)), []
+    shown = [means[number] for number in near]
+    room = 0.1 * (max(shown) - min(shown)) or 0.01
+    low, high = min(shown) - room, max(shown) + room
+    for number, (one, mean) in enumerate(zip(methods, means)):
+        seconds, auc = one["costs"]["train_seconds"] + one["costs"]["before_seconds"], min(max(mean, low), high)
+        marker, label = ("o", one["method"]) if number in near else ("v" if mean < low else "^", f"{one['method']} ({decimals(mean)})")
+        axis.plot(seconds, auc, marker, color=colors[one["group"]], markersize=6, clip_on=False, zorder=3)
+        points.append((seconds, auc, label, colors[one["group"]]))
     axis.set_xscale("log")
     axis.yaxis.set_major_formatter(lambda value, _: decimals(value))
-    axis.margins(x=0.12, y=0.1)
+    axis.margins(x=0.12)
+    axis.set_ylim(low, high)
     ticks = [seconds for seconds in TIMES if axis.get_xlim()[0] <= seconds <= axis.get_xlim()[1]]
     ticks = ticks[:: 1 + len(ticks) // 7]
     axis.set_xticks(ticks, [duration(seconds) for seconds in ticks])
     axis.minorticks_off()
     axis.set(xlabel="training, with what it starts from", ylabel="test AUC", title=title(comparison))
-    low, high = axis.get_ylim()
     heights = spread_out([(auc - low) / (high - low) for _, auc, *_ in points], LABEL / (figure.get_figheight() - 0.9))
     for (seconds, auc, label, color), height in zip(points, heights):
         line = {"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
