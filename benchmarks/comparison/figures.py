@@ -91,7 +91,9 @@ def measured(method: dict, panel: str) -> tuple[dict | None, list[float]]:
 
 def not_far_off(means: list[float]) -> list[int]:
     """Which of the means can share an axis: all, or those not far from most where a few would press the others together."""
-    far = np.abs(means - np.median(means)) if means else np.empty(0)
+    if not means:
+        return []
+    far = np.abs(means - np.median(means))
     near = far <= 8 * np.median(far)
     return [number for number in range(len(means)) if near[number] or 3 * (~near).sum() > len(means)]
 
