@@ -23,6 +23,9 @@ RUNS = {
     # without ICL: the dropout of its projections differs between processes
     "mlm": {"icl_weight": 0.0, "mtm_weight": 0.0},
     "mtm": {"icl_weight": 0.0, "mlm_weight": 0.0},
+    "frozen": {"strategy": "frozen", "early_stopping_patience": None},
+    "map": {"icl_weight": 0.0, "mlm_weight": 0.0, "mtm_text_dropout": 1.0},
+    "locked": {"icl_weight": 0.0, "id_model": "OUT/map"},
     # with dropout: each process has a random state of its own
     "whole": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1"},
     "resumed": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1",
@@ -35,15 +38,16 @@ RUNS = {
     "measured": {"max_train_steps": 1, "learning_rate": 1e-12, "plm_learning_rate": 1e-12},
 }
 SCRIPT = """
-import sys, tiny
+import sys, tiny, torch
 from accelerate import Accelerator
 Accelerator.end_training = lambda self: None  # a recipe ends its process group; the next one needs it
 data, plm, out, runs, shared = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.argv[4]), eval(sys.argv[5])
 for name, options in runs.items():
     recipe = tiny.finetune if "strategy" in options else tiny.pretrain
-    if "resume_from_checkpoint" in options:
-        options["resume_from_checkpoint"] = options["resume_from_checkpoint"].replace("OUT", out)
-    recipe(data, plm, f"{out}/{name}", **shared, **options)
+    options = {key: value.replace("OUT", out) if isinstance(value, str) else value for key, value in options.items()}
+    recipe(data, None if name == "map" else plm, f"{out}/{name}", **shared, **options)
+torch.distributed.barrier()  # a process that ends while another still talks to it makes that one abort
+torch.distributed.destroy_process_group()
 """
 
 
@@ -65,10 +69,11 @@ def two_processes(tmp_path_factory, dataset_dir, calm_plm):
     return out
 
 
-@pytest.mark.parametrize("name", ["finetune", "rows", "lora", "mlm", "mtm"])
+@pytest.mark.parametrize("name", ["finetune", "rows", "lora", "mlm", "mtm", "frozen", "map", "locked"])
 def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, calm_plm, two_processes, name):
     recipe = tiny.finetune if "strategy" in RUNS[name] else tiny.pretrain
-    recipe(dataset_dir, calm_plm, tmp_path / name, **SHARED, **RUNS[name], per_device_train_batch_size=32)
+    options = {key: value.replace("OUT", str(two_processes)) if isinstance(value, str) else value for key, value in RUNS[name].items()}
+    recipe(dataset_dir, None if name == "map" else calm_plm, tmp_path / name, **SHARED, **options, per_device_train_batch_size=32)
     one, two = (AutoModel.from_pretrained(folder / name).state_dict() for folder in (tmp_path, two_processes))
     logged = [[entry["loss"] for entry in json.loads((folder / name / "history.json").read_text()) if "loss" in entry]
               for folder in (tmp_path, two_processes)]  # fmt: skip
@@ -99,8 +104,8 @@ def test_alignment_is_measured_on_every_row_once(tmp_path, dataset_dir, calm_plm
 def test_only_the_main_process_talks(two_processes):
     printed = (two_processes / "printed").read_text()
     runs = sum("strategy" in options for options in RUNS.values())
-    assert printed.count("\ntest_auc ") == runs and printed.count("\neval_mlm_loss ") == 3
-    assert printed.count("joint: 96 training rows") == runs
+    assert printed.count("\ntest_auc ") == runs and printed.count("\neval_mlm_loss ") == 4
+    assert printed.count("joint: 96 training rows") + printed.count("frozen: 96 training rows") == runs
 
 
 def test_all_objectives_run_on_two_processes(two_processes):

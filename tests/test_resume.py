@@ -157,6 +157,19 @@ def test_from_any_step_to_the_same_end(tmp_path, stopped, dataset_dir):
         same_results(stopped, tmp_path / str(step))
 
 
+@pytest.mark.parametrize("kind", ["frozen", "map", "locked"])
+def test_every_kind_of_run_goes_on(tmp_path, dataset_dir, plm, kind):
+    alone = {"mlm_weight": 0.0, "icl_weight": 0.0, "mtm_text_dropout": 1.0}
+    options = {"frozen": {"strategy": "frozen"}, "map": alone, "locked": {"id_model": str(tmp_path / "start")}}[kind]
+    if kind == "locked":
+        tiny.pretrain(dataset_dir, None, tmp_path / "start", max_train_steps=1, **alone)
+    recipe, model = tiny.finetune if kind == "frozen" else tiny.pretrain, None if kind == "map" else plm
+    recipe(dataset_dir, model, tmp_path / "whole", checkpointing_steps="1", **options)
+    start = str(tmp_path / "whole" / "checkpoint-2")
+    recipe(dataset_dir, model, tmp_path / "m", checkpointing_steps="1", resume_from_checkpoint=start, **options)
+    same_results(tmp_path / "whole", tmp_path / "m")
+
+
 def test_a_continuation_elsewhere_without_the_best_model_is_refused(tmp_path, stopped, dataset_dir):
     shutil.copytree(stopped / "checkpoint-5", tmp_path / "moved" / "checkpoint-5")  # after an evaluation
     with pytest.raises(ValueError, match="the best model of that run so far is not in .*moved, where it was saved; put it there"):
