@@ -5,21 +5,22 @@
     OMP_NUM_THREADS=1 python benchmarks/compare.py --grid benchmarks/grids/ml-100k.yaml --set raw=RAW plm=PLM --output_dir RUNS \\
         --results_dir benchmarks/results/ml-100k
 
-Runs are made one after the other, each in a process of its own; what is finished in RUNS is not made again, so that a comparison that was
-stopped goes on. docs/comparing.md says how the grid is written and how the numbers are made.
+Each run is made in a process of its own, those of one split one after the other; what is finished in RUNS is not made again, so that a
+comparison that was stopped goes on. docs/comparing.md says how the grid is written and how the numbers are made.
 """
 
 import json
 import signal
 import sys
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from comparison.figures import draw
-from comparison.grid import GridError, load_grid
+from comparison.grid import Dataset, GridError, Split, load_grid
 from comparison.results import Comparison
-from comparison.runs import RunFailed, Workshop
+from comparison.runs import Data, RunFailed, Workshop
 from comparison.tables import tables, write_csv
 from transformers import HfArgumentParser
 
@@ -33,6 +34,8 @@ class CompareArguments:
     results_dir: str | None = option(None, "folder for results.json, results.csv, table.md and pictures; `results` in the output folder")
     set: list[str] = option([], "NAME=VALUE: values of the grid's settings", nargs="+")
     only: list[str] = option([], "labels of the methods to compare; all when not given", nargs="+")
+    splits: list[str] = option([], "splits to compare on, e.g. random-42 cold_items-42; all when not given", nargs="+")
+    jobs: int = option(1, "splits to work on at a time; give each run its share of the cores (OMP_NUM_THREADS)")
     peer_python: str = option(sys.executable, "Python interpreter that has the other libraries; this one when not given")
     bootstrap_samples: int = option(2000, "samples of users for the intervals")
     delete_weights: bool = option(False, "delete the weights of finished runs that no other run needs")
@@ -60,34 +63,48 @@ def run(args: CompareArguments) -> dict:
         ValueError: the output folder is in use.
     """
     # 1. The grid, checked as a whole
-    grid = load_grid(args.grid, read_settings(args.set), args.only)
+    if args.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1; got {args.jobs}")
+    grid = load_grid(args.grid, read_settings(args.set), args.only, args.splits)
     workshop = Workshop(grid, Path(args.output_dir), args.peer_python, make=not args.report_only)
     results_dir = Path(args.results_dir) if args.results_dir else Path(args.output_dir) / "results"
 
     # 2. Dataset folders and runs
-    with workshop.locked():
-        datas = {}
-        for dataset in grid.datasets:
-            for split in dataset.splits:
+    def make(dataset: Dataset, split: Split) -> Data | None:
+        """All runs on a split; None where it cannot be had."""
+        try:
+            data = workshop.data(dataset, split)
+        except RunFailed as failure:
+            workshop.failures.append(failure)
+            if args.stop_on_error:
+                raise
+            return None
+        for seed in grid.seeds:
+            for number, method in enumerate(grid.methods):
                 try:
-                    data = workshop.data(dataset, split)
-                except RunFailed as failure:
-                    workshop.failures.append(failure)
+                    workshop.produce(method.run, data, seed)
+                except RunFailed:
                     if args.stop_on_error:
                         raise
-                    continue
-                datas.setdefault((dataset.name, split.kind), []).append(data)
-                for seed in grid.seeds:
-                    for number, method in enumerate(grid.methods):
-                        try:
-                            workshop.produce(method.run, data, seed)
-                        except RunFailed:
-                            if args.stop_on_error:
-                                raise
-                        if args.delete_weights:
-                            workshop.delete_weights(data, seed, kept=grid.needed(grid.methods[number + 1 :]))
+                if args.delete_weights:
+                    workshop.delete_weights(data, seed, kept=grid.needed(grid.methods[number + 1 :]))
+        return data
 
-        # 3. Numbers, from the predictions alone
+    with workshop.locked():
+        datas: dict[tuple[str, str], list[Data]] = {}
+        with ThreadPoolExecutor(args.jobs) as pool:
+            try:
+                tasks = [(dataset, split, pool.submit(make, dataset, split)) for dataset in grid.datasets for split in dataset.splits]
+                wait([task for *_, task in tasks], return_when=FIRST_EXCEPTION)
+                for dataset, split, task in tasks:
+                    if task.done() and (data := task.result()) is not None:
+                        datas.setdefault((dataset.name, split.kind), []).append(data)
+            except BaseException:
+                workshop.end()  # the threads end with their runs
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    # 3. Numbers, from the predictions alone
         by_name = {dataset.name: dataset for dataset in grid.datasets}
         comparisons = [Comparison(workshop, grid, by_name[name], group, args.bootstrap_samples).numbers() for (name, _), group in datas.items()]
     results = {"grid": Path(args.grid).name, "comparisons": comparisons, "failures": [str(one).splitlines()[0] for one in workshop.failures]}
@@ -107,7 +124,7 @@ def run(args: CompareArguments) -> dict:
 
 def main() -> int:
     (args,) = HfArgumentParser(CompareArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the run in progress is ended too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the runs in progress are ended too
     try:
         results = run(args)
     except (GridError, RunFailed, ValueError, OSError) as error:

@@ -32,10 +32,10 @@ def changed(**sections) -> dict:
     return {**GRID, **sections, "runs": {**GRID["runs"], **runs}}
 
 
-def load(tmp_path, content, only=None, **settings):
+def load(tmp_path, content, only=None, splits=None, **settings):
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return load_grid(path, settings, only)
+    return load_grid(path, settings, only, splits)
 
 
 def test_a_grid_is_read(tmp_path):
@@ -53,6 +53,15 @@ def test_only_some_methods_need_only_their_settings(tmp_path):
     assert [method.label for method in load(tmp_path, GRID, ["ID-only"]).methods] == ["ID-only"]
     with pytest.raises(GridError, match="the setting plm has no value; give one with --set plm=VALUE"):
         load(tmp_path, GRID)
+
+
+def test_some_splits_only(tmp_path):
+    grid = load(tmp_path, GRID, ["ID-only"], ["random-2", "cold_items-1"])
+    assert [split.name for split in grid.datasets[0].splits] == ["random-2", "cold_items-1"]
+    two = GRID | {"datasets": GRID["datasets"] | {"other": GRID["datasets"]["made"] | {"splits": [{"split": "random", "split_seed": 3}]}}}
+    assert [one.name for one in load(tmp_path, two, ["ID-only"], ["random-3"]).datasets] == ["other"]
+    with pytest.raises(GridError, match="--splits random-4: no such split; there are random-1, random-2, cold_items-1"):
+        load(tmp_path, GRID, ["ID-only"], ["random-4"])
 
 
 @pytest.mark.parametrize(

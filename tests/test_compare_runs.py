@@ -4,6 +4,8 @@ import csv
 import json
 import subprocess
 import sys
+import threading
+import time
 from hashlib import blake2b
 from pathlib import Path
 
@@ -188,6 +190,47 @@ def test_weights_go_when_nothing_needs_them_and_come_back_when_something_does(ru
     assert maker.made == ["pretrained", "flip"]
     run(grid, only=["FLIP_ID"])
     assert maker.made == ["pretrained", "flip", "pretrained", "flip-id"]
+
+
+def split_grid(grid, dataset_dir, number=3) -> dict:
+    """The grid with several dataset folders."""
+    return grid | {"datasets": {f"ml{n}": grid["datasets"]["ml"] for n in range(number)}}
+
+
+def test_several_splits_at_a_time(run, grid, maker, dataset_dir, monkeypatch):
+    at_once, barrier = [], threading.Barrier(2, timeout=30)
+
+    def child(self, command, log, title):
+        if not at_once:
+            barrier.wait()  # passes when two runs are being made at once
+            at_once.append(title)
+        maker(self, command, log, title)
+
+    monkeypatch.setattr(Workshop, "child", child)
+    results = run(split_grid(grid, dataset_dir), jobs=2)
+    assert at_once and len(maker.made) == 3 * 4 and results["failures"] == []
+    assert [one["dataset"] for one in results["comparisons"]] == ["ml0", "ml1", "ml2"]
+    maker.made.clear()
+    assert run(split_grid(grid, dataset_dir), jobs=1) == results and maker.made == []
+    with pytest.raises(ValueError, match="--jobs must be at least 1; got 0"):
+        run(grid, jobs=0)
+
+
+def test_a_failure_that_stops_ends_the_runs_of_other_splits(run, grid, dataset_dir, monkeypatch, tmp_path):
+    """Real child processes: one fails while the other sleeps."""
+    real, started = Workshop.child, threading.Barrier(2, timeout=30)
+
+    def child(self, command, log, title):
+        started.wait()
+        code = "raise SystemExit(3)" if title.startswith("ml0") else "import time; time.sleep(120)"
+        real(self, [sys.executable, "-c", code], log, title)
+
+    monkeypatch.setattr(Workshop, "child", child)
+    before = time.monotonic()
+    with pytest.raises(RunFailed, match="ml0, .*: exit code 3"):
+        run(split_grid(grid, dataset_dir, 2), jobs=2, stop_on_error=True, only=["ID-only"])
+    assert time.monotonic() - before < 60
+    assert not list((tmp_path / "runs").rglob("result.json"))
 
 
 def test_an_output_folder_has_one_comparison_at_a_time(grid, run, maker, tmp_path):

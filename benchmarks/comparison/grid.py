@@ -9,7 +9,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,22 +123,23 @@ def references(value: Any) -> Iterator[str]:
             yield from references(one)
 
 
-def load_grid(path: str | Path, settings: dict[str, Any], only: list[str] | None = None) -> Grid:
+def load_grid(path: str | Path, settings: dict[str, Any], only: list[str] | None = None, splits: list[str] | None = None) -> Grid:
     """Reads and checks a grid.
 
     Args:
         settings: values that win over the grid's own `settings`.
-        only: labels of the methods to keep; all where None.
+        only: labels of the methods to keep; all where there are none.
+        splits: names of the splits to keep, likewise.
 
     Raises:
         GridError: see there.
     """
-    return _Reader(Path(path), settings, only).read()
+    return _Reader(Path(path), settings, only, splits).read()
 
 
 class _Reader:
-    def __init__(self, path: Path, settings: dict[str, Any], only: list[str] | None):
-        self.path, self.only = path, only
+    def __init__(self, path: Path, settings: dict[str, Any], only: list[str] | None, splits: list[str] | None):
+        self.path, self.only, self.splits = path, only, splits
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
@@ -201,6 +202,13 @@ class _Reader:
         for name in grid.needed(methods):  # settings of the others need no value
             plans[name] = self.resolved(plans[name], common)
         datasets = tuple(self.dataset(name, given) for name, given in self.section("datasets").items())
+        if self.splits:
+            names = list(dict.fromkeys(split.name for dataset in datasets for split in dataset.splits))
+            unknown = [name for name in self.splits if name not in names]
+            if unknown:
+                self.fail("splits", f"--splits {unknown[0]}: no such split; there are {', '.join(names)}")
+            kept = (replace(one, splits=tuple(split for split in one.splits if split.name in self.splits)) for one in datasets)
+            datasets = tuple(one for one in kept if one.splits)
         return Grid(self.path, datasets, tuple(seeds), plans, methods)
 
     def common(self) -> dict:

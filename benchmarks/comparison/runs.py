@@ -122,6 +122,7 @@ class Workshop:
         self._known: dict[tuple, Finished | RunFailed] = {}
         self._digests: dict[str, str] = {}
         self.failures: list[RunFailed] = []
+        self._processes: set[subprocess.Popen] = set()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -147,7 +148,7 @@ class Workshop:
         folder, title = runs / "data", f"{dataset.name}, {split.name}: the dataset folder"
         if not (folder / SCHEMA_NAME).exists():
             self.check_making(title)
-            print(title, end=" … ", flush=True)
+            print(f"{title} …", flush=True)
             runs.mkdir(parents=True, exist_ok=True)
             if dataset.source == "catalogue":
                 settings, seed = CatalogueSettings(**dataset.options or {}), split.options.get(SPLIT_SEED, SEED)
@@ -155,7 +156,6 @@ class Workshop:
             else:
                 argv = ["-m", "flip_ctr.train.cli", "prepare", *flags(dataset.options | split.options | {"output_dir": folder})]
                 self.child([sys.executable, *argv], runs / "prepare.log", title)
-            print("done", flush=True)
         return Data(dataset, split, folder, runs, self.content(folder))
 
     def content(self, folder: Path) -> str:
@@ -174,7 +174,7 @@ class Workshop:
         Raises:
             RunFailed: it, or one that it starts from, failed; now or before in this process.
         """
-        key = (name, data.folder, seed)
+        key = (name, data.runs, seed)
         known = self._known.get(key)
         if isinstance(known, RunFailed):
             raise known
@@ -254,7 +254,7 @@ class Workshop:
         shown = {name: public_name(value) if isinstance(value, str) else value for name, value in options.items()}
         content = {"run": plan.name, "recipe": plan.recipe, "options": shown, "seed": seed + plan.seed_offset, "argv": flags(given | filled)}
         (folder / RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        print(title, end=" … ", flush=True)
+        print(f"{title} …", flush=True)
         if recipe.quick:
             execute(folder)
         else:
@@ -265,17 +265,28 @@ class Workshop:
         if recipe.predicts:
             metrics = Predictions.load(folder, "validation").metrics()
             said += f", validation AUC {metrics['auc']:.4f}, LogLoss {metrics['logloss']:.4f}"
-        print(said, flush=True)
+        print(f"{title}: {said}", flush=True)
 
     def child(self, command: list[str], log: Path, title: str) -> None:
         """Runs a command with its output in a log. `RunFailed` with the log's last lines where it fails."""
         paths = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        with open(log, "w", encoding="utf-8") as file:
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
-        if done.returncode:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        with open(log, "w", encoding="utf-8") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment) as process:
+            self._processes.add(process)
+            if not self.make:  # `end` came before
+                process.kill()
+            code = process.wait()
+            self._processes.discard(process)
+        if code:
             tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-TAIL_LINES:]
-            print("failed", flush=True)
-            raise RunFailed("\n".join([f"{title}: exit code {done.returncode}", f"  {log} ends with", *(f"    {line}" for line in tail)]))
+            print(f"{title}: failed", flush=True)
+            raise RunFailed("\n".join([f"{title}: exit code {code}", f"  {log} ends with", *(f"    {line}" for line in tail)]))
+
+    def end(self) -> None:
+        """Ends the runs in progress, and makes no other."""
+        self.make = False
+        for process in list(self._processes):
+            process.kill()
 
     def check_making(self, title: str) -> None:
         """`RunFailed` where nothing is to be made."""
@@ -285,8 +296,8 @@ class Workshop:
     def delete_weights(self, data: Data, seed: int, kept: set[str]) -> None:
         """Deletes the weights of all runs on that data but those of the names to keep; what they predicted and cost stays. Of a searched
         run only the trial that was chosen is kept."""
-        for (name, folder, of_seed), run in self._known.items():
-            if folder == data.folder and of_seed == seed and isinstance(run, Finished):
+        for (name, runs, of_seed), run in list(self._known.items()):
+            if runs == data.runs and of_seed == seed and isinstance(run, Finished):
                 for trial in run.trials if name not in kept else [trial for trial in run.trials if trial != run.folder]:
                     for path in weight_files(trial):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
