@@ -318,7 +318,7 @@ class FlipModel(FlipPreTrainedModel):
         new = list({key: number for number, key in enumerate(keys) if key not in self.text_memory}.values())
         if new:
             pooled = self.pool(self.encode_text(input_ids[new], attention_mask[new]), attention_mask[new])
-            self.text_memory |= zip([keys[number] for number in new], pooled)
+            self.text_memory |= zip([keys[number] for number in new], pooled.clone())  # a view would hold the states of all tokens
 
     def encode_ids(self, feature_ids: torch.Tensor, input_ids: torch.Tensor | None = None,
                    attention_mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
