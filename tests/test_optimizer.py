@@ -210,6 +210,12 @@ def test_defaults_follow_the_embedding_optimizer():
     assert args.embedding_optimizer == "dense" and rate(args) == args.learning_rate
     assert rate(of("dense", id_learning_rate=1e-4)) == rate(of("lazy_adam", id_learning_rate=1e-4)) == 1e-4
     assert rate(of("dense", id_learning_rate=1e-4, embedding_learning_rate=0.5)) == 0.5
+    for kind in ("dense", "lazy_adam"):  # first-order weights are a head's, whatever the optimizer of their table
+        args, model = of(kind, id_learning_rate=1e-4), new_model({"strategy": "id", "id_tower": "deepfm"}, processor().fields)
+        if kind != "dense":
+            use_sparse_tables(model)
+        groups = make_optimizer(model, args, torch.device("cpu")).param_groups
+        assert next(g["lr"] for g in groups if any(one is model.first_order.weight for one in g["params"])) == args.learning_rate
     args = of("rowwise_adagrad", embedding_learning_rate=0.5)
     args.use_dense_tables()
     assert rate(of("dense", embedding_learning_rate=0.5)) == rate(args) == 0.5

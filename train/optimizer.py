@@ -151,32 +151,31 @@ def feature_tables(model: nn.Module) -> dict[str, nn.Embedding]:
 
 
 def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device) -> Optimizer:
-    """AdamW with learning rates of their own for the PLM and the ID tower; no weight decay on tables, biases, norms and single scalars. Feature tables are
-    left to a row-wise optimizer where `--embedding_optimizer` asks for one; it needs [`use_sparse_tables`] first."""
+    """AdamW with learning rates of their own for the PLM and the ID tower; no weight decay on tables, biases, norms and single scalars.
+    Feature tables are left to a row-wise optimizer where `--embedding_optimizer` asks for one; it needs [`use_sparse_tables`] first."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    tables = list(feature_tables(model).values())
-    features = {id(table.weight) for table in tables}
-    row_wise = [table.weight for table in tables if table.sparse and table.weight.requires_grad]
-    elsewhere = {id(weight) for weight in row_wise}
+    tables = feature_tables(model)
+    row_wise = {name: table.weight for name, table in tables.items() if table.sparse and table.weight.requires_grad}
+    elsewhere = {id(weight) for weight in row_wise.values()}
+
+    def rate(name: str) -> float:
+        if ".text_encoder." in name:
+            return args.plm_learning_rate
+        of_tower = args.id_learning_rate if ".id_tower." in name else None
+        return (args.embedding_learning_rate if name in tables else None) or of_tower or args.learning_rate
+
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in elsewhere:
-            rate = (args.id_learning_rate if ".id_tower." in name else None) or args.learning_rate
-            rate = (args.embedding_learning_rate if id(parameter) in features else None) or rate
-            rate = args.plm_learning_rate if ".text_encoder." in name else rate
             decay = args.weight_decay if parameter.ndim > 1 and id(parameter) not in embeddings else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
+            groups.setdefault((rate(name), decay), []).append(parameter)
     listed = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
     dense = AdamW(listed, fused=device.type in FUSED_ON)
     if not row_wise:
         return dense
     kind = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}[args.embedding_optimizer]
-    penalised = {id(table.weight) for table in input_tables(model).values()}
-    of_rows = [
-        {"params": [weight], "l2": args.embedding_l2 * (id(weight) in penalised),
-         "lr": args.embedding_learning_rate or (id(weight) in penalised and args.id_learning_rate) or args.learning_rate}
-        for weight in row_wise
-    ]  # fmt: skip
+    penalised = input_tables(model)
+    of_rows = [{"params": [weight], "l2": args.embedding_l2 * (name in penalised), "lr": rate(name)} for name, weight in row_wise.items()]
     return CombinedOptimizer(dense, kind(of_rows, lr=args.learning_rate))
 
 
