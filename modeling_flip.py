@@ -285,6 +285,10 @@ class FlipModel(FlipPreTrainedModel):
         mask = attention_mask[..., None].to(text_hidden_states.dtype)
         return (text_hidden_states * mask).sum(1) / mask.sum(1)
 
+    def pooled_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask `(B, L)` -> pooled states `(B, H)`."""
+        return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)
+
     def train(self, mode: bool = True) -> "FlipModel":
         """As in torch, but a frozen PLM has no dropout."""
         super().train(mode)
@@ -301,11 +305,11 @@ class FlipModel(FlipPreTrainedModel):
         distinct, where = rows.unique(dim=0, return_inverse=True)
         input_ids, attention_mask = distinct[:, :length], distinct[:, length:]
         if not self.text_memory:
-            return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)[where]
+            return self.pooled_text(input_ids, attention_mask)[where]
         states = [self.text_memory.get(key) for key in _prompt_keys(input_ids, attention_mask)]
         new = [number for number, state in enumerate(states) if state is None]
         if new:
-            pooled = self.pool(self.encode_text(input_ids[new], attention_mask[new]), attention_mask[new])
+            pooled = self.pooled_text(input_ids[new], attention_mask[new])
             for number, state in zip(new, pooled):
                 states[number] = state
         return torch.stack(states)[where]
@@ -317,7 +321,7 @@ class FlipModel(FlipPreTrainedModel):
         keys = _prompt_keys(input_ids, attention_mask)
         new = list({key: number for number, key in enumerate(keys) if key not in self.text_memory}.values())
         if new:
-            pooled = self.pool(self.encode_text(input_ids[new], attention_mask[new]), attention_mask[new])
+            pooled = self.pooled_text(input_ids[new], attention_mask[new])
             self.text_memory |= zip([keys[number] for number in new], pooled.clone())  # a view would hold the states of all tokens
 
     def encode_ids(self, feature_ids: torch.Tensor, input_ids: torch.Tensor | None = None,
@@ -347,8 +351,7 @@ class FlipModel(FlipPreTrainedModel):
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Token ids and mask `(B, L)` -> `(B, projection_dim)`. `ValueError` where the model has no projections."""
         self._check_projection(self.text_projection)
-        pooled = self.pool(self.encode_text(input_ids, attention_mask), attention_mask)
-        return self.project(pooled, self.text_projection)
+        return self.project(self.pooled_text(input_ids, attention_mask), self.text_projection)
 
     def forward(
         self,
@@ -642,7 +645,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.text_classifier is not None:
             if attention_mask is None and input_ids is not None:
                 attention_mask = torch.ones_like(input_ids)
-            pooled = self.flip.pool(self.flip.encode_text(input_ids, attention_mask), attention_mask)
+            pooled = self.flip.pooled_text(input_ids, attention_mask)
             output["text_logits"] = self.text_classifier(self.dropout(pooled)).float()
         if self.fusion is not None:
             output["logits"], output["id_weight"] = self.fusion(

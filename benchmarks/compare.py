@@ -104,7 +104,7 @@ def run(args: CompareArguments) -> dict:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    # 3. Numbers, from the predictions alone
+        # 3. Numbers, from the predictions alone
         by_name = {dataset.name: dataset for dataset in grid.datasets}
         comparisons = [Comparison(workshop, grid, by_name[name], group, args.bootstrap_samples).numbers() for (name, _), group in datas.items()]
     results = {"grid": Path(args.grid).name, "comparisons": comparisons, "failures": [str(one).splitlines()[0] for one in workshop.failures]}

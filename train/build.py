@@ -213,13 +213,10 @@ def set_dropout(text_encoder: PreTrainedModel, rate: float) -> None:
     for module in text_encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
-                setattr(module, name, rate)
-        config = getattr(module, "config", None)
-        for name, value in vars(config).items() if config is not None else ():
-            if "dropout" in name and "classifier" not in name and isinstance(value, int | float) and not isinstance(value, bool):
-                setattr(config, name, rate)
+        for holder in (module, *filter(None, [getattr(module, "config", None)])):
+            for name, value in vars(holder).items():
+                if "dropout" in name and "classifier" not in name and isinstance(value, int | float) and not isinstance(value, bool):
+                    setattr(holder, name, rate)
 
 
 MAX_REMEMBERED = 100_000  # distinct prompts of a split; with 384 numbers each that is 150 MB

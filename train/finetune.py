@@ -147,6 +147,8 @@ def run(args: FinetuneArguments) -> dict:
 
     # 5. The test split, once, with the best checkpoint
     best = best_model(accelerator, model, processor, args, record)
+    if args.strategy == "frozen":
+        best.flip.text_memory = model.flip.text_memory  # of the same PLM
     scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
     test = score_metrics(scores, test_set.labels, test_set.users, "test")
 
