@@ -345,6 +345,11 @@ class FlipConfig(PreTrainedConfig):
         return self.mlm_weight > 0 or self.icl_weight > 0 or self.mtm_uses_text
 
     @property
+    def aligns(self) -> bool:
+        """Whether an objective of pretraining sees both views."""
+        return self.mlm_uses_ids or self.mtm_uses_text or self.icl_weight > 0
+
+    @property
     def id_fields(self) -> list[FlipField]:
         """Fields of the tabular view, in order; each has one column of `feature_ids`, a multi-valued one `max_values`."""
         return [field for field in read_fields(self.fields) if field.on_id_side]

@@ -251,6 +251,8 @@ class FlipModel(FlipPreTrainedModel):
         super().__init__(config)
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
         self.text_memory: dict[bytes, torch.Tensor] = {}
+        self.text_memory_of: float | None = None
+        self.register_load_state_dict_post_hook(_forget_text_of_other_weights)
         use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
         if use_id:
             self.id_tower = build_id_tower(config)
@@ -290,10 +292,11 @@ class FlipModel(FlipPreTrainedModel):
         return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)
 
     def train(self, mode: bool = True) -> "FlipModel":
-        """As in torch, but a frozen PLM has no dropout."""
+        """As in torch, but a tower of which nothing trains stays as it is: it has no dropout, and its batch norm counts nothing."""
         super().train(mode)
-        if self.text_field is not None:
-            self.text_encoder.eval()
+        for tower in (self.text_encoder, self.id_tower):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
         return self
 
     @torch.no_grad()
@@ -317,7 +320,9 @@ class FlipModel(FlipPreTrainedModel):
     @torch.no_grad()
     def remember_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
         """Encodes prompts `(B, L)`, whose pooled states [`frozen_text`] then takes from memory. They are valid as long as the PLM stays as
-        it is, and are not saved."""
+        it is (loading other weights forgets them), and are not saved."""
+        if not self.text_memory:
+            self.text_memory_of = _sum_of_weights(self.text_encoder)
         keys = _prompt_keys(input_ids, attention_mask)
         new = list({key: number for number, key in enumerate(keys) if key not in self.text_memory}.values())
         if new:
@@ -384,6 +389,17 @@ class FlipModel(FlipPreTrainedModel):
                 id_embeds = self.project(id_state, self.id_projection)
         output = FlipModelOutput(id_embeds, text_embeds, id_state, text_states, pooled)
         return _return(output, self.config, return_dict)
+
+
+def _sum_of_weights(module: nn.Module) -> float:
+    """A number that tells one set of weights from another."""
+    return sum(parameter.double().sum().item() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def _forget_text_of_other_weights(model: FlipModel, _) -> None:
+    if model.text_memory and _sum_of_weights(model.text_encoder) != model.text_memory_of:
+        model.text_memory.clear()
 
 
 def _prompt_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[bytes]:

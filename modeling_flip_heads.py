@@ -177,6 +177,7 @@ class TextField(nn.Linear):
         init.zeros_(self.bias)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        pooled = pooled.to(self.weight.dtype)  # remembered states have that of before DeepSpeed rounded the model
         return super().forward(nn.functional.layer_norm(pooled, pooled.shape[-1:]))
 
 

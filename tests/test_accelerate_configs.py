@@ -40,7 +40,7 @@ ALIKE = {
                  "max_grad_norm": 0.02, "embedding_l2": 0.01},  # fmt: skip
     "gate": {"strategy": "joint", "fusion": "gate", "id_tower": "deepfm", "id_tower_kwargs": "{}", "early_stopping_patience": None,
              "gradient_accumulation_steps": 2, "freeze_plm_layers": 1},  # fmt: skip
-    "pretrain": {"eval_steps": 2},
+    "pretrain": {"eval_steps": 2, "checkpointing_steps": "2"},  # weights are looked at after an evaluation
 }
 BF16 = {"bf16": {"strategy": "joint", "mixed_precision": "bf16", "max_train_steps": 2, "logging_steps": 1}}
 

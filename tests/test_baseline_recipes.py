@@ -47,7 +47,7 @@ def test_ids_alone(tmp_path, dataset_dir, map_model):
     assert "trained to recover masked ids of a row from its other ids (MAP)" in card(folder)
     tiny.finetune(dataset_dir, folder, tmp_path / "m", strategy="id")
     text = card(tmp_path / "m")
-    assert "pretrained without labels, each view for itself" in text and "aligned" not in text
+    assert "pretrained without labels on its own view" in text and "aligned" not in text
     with pytest.raises(ValueError, match="--strategy joint needs a PLM, and .* has none; name a PLM .* and this checkpoint with --id_model"):
         tiny.finetune(dataset_dir, folder, tmp_path / "j")
     assert "views.id_hidden_state    # the ids of the row" in (folder / "README.md").read_text()
@@ -83,6 +83,10 @@ def test_contrast_alone(tmp_path, dataset_dir, plm):
         ({"model_name_or_path": "m", **MAP}, "no objective uses the PLM: leave --model_name_or_path m out"),
         ({**MAP, "mtm_text_dropout": 0.5}, "an objective uses the PLM: --model_name_or_path must name it"),
         ({"model_name_or_path": "m", "id_model": "x", **PLAIN_MLM}, "--id_model x: no objective uses the ID tower"),
+        ({"model_name_or_path": "m", "mtm_text_dropout": 0.5, "mtm_weight": 0.0}, "--mtm_text_dropout 0.5 has no effect with --mtm_weight 0"),
+        ({"model_name_or_path": "m", "mlm_id_dropout": 0.5, "mlm_weight": 0.0}, "--mlm_id_dropout 0.5 has no effect with --mlm_weight 0"),
+        ({"model_name_or_path": "m", "mlm_vocabulary": "plm", "mlm_weight": 0.0}, "--mlm_vocabulary plm has no effect without MLM"),
+        ({"model_name_or_path": "m", "mlm_vocabulary": "dataset", "streaming": True}, "--mlm_vocabulary dataset needs the rows encoded"),
         ({"model_name_or_path": "m", "mlm_id_dropout": -0.1}, "`mlm_id_dropout` must lie between 0 and 1; got -0.1"),
     ],
 )
@@ -117,7 +121,7 @@ def test_fine_tuning_starts_from_an_id_tower(tmp_path, dataset_dir, plm, map_mod
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"embedding_optimizer": "rowwise_adagrad"}, {"embedding_l2": 1e-2}, {"use_lora": True}, {"grad_cache_chunk_size": 16},
+    {}, {"embedding_optimizer": "rowwise_adagrad"}, {"use_lora": True}, {"grad_cache_chunk_size": 16},
 ])  # fmt: skip
 def test_a_tower_whose_rate_is_0_stays_as_it_is(tmp_path, dataset_dir, plm, map_model, options):
     def tower(folder):
@@ -133,6 +137,24 @@ def test_a_tower_whose_rate_is_0_stays_as_it_is(tmp_path, dataset_dir, plm, map_
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "m", id_learning_rate=0.0, **start, **options)
         after = tower(tmp_path / "m")
         assert all(torch.equal(before[name], after[name]) for name in before)
+        assert "the language model aligned with the other view and the ID tower pretrained on its own view" in card(tmp_path / "m")
+        tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "i", strategy="id", max_train_steps=1)
+        assert "pretrained without labels on its own view. It predicts" in card(tmp_path / "i")
+    assert "the language model was aligned to the ID tower, which stayed as it was" in card(tmp_path / "p")
+
+
+@pytest.mark.parametrize("tower", ["afn", "deepfm"])
+def test_a_tower_that_stays_as_it_is_counts_and_drops_nothing(tmp_path, dataset_dir, plm, tower):
+    """AFN's batch norm counts nothing, and DeepFM's weights of single features stay too."""
+    new = {"strategy": "id", "id_tower": tower, "id_tower_kwargs": None, "id_dropout": 0.5, "max_train_steps": 2}
+    tiny.finetune(dataset_dir, None, tmp_path / "i", **new)
+    tiny.finetune(dataset_dir, plm, tmp_path / "j", id_model=str(tmp_path / "i"), id_learning_rate=0.0, max_train_steps=2)
+    before, after = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("i", "j"))
+    for name in before:
+        assert torch.equal(before[name], after[name]) == (not name.startswith("id_classifier")), name
+    model = AutoModel.from_pretrained(tmp_path / "j")
+    build.lock_id_tower(model)
+    assert not any(module.training for module in model.train().flip.id_tower.modules()) and model.flip.text_encoder.training
 
 
 def test_an_id_tower_goes_on_learning_where_no_plm_is_aligned_to_it(tmp_path, dataset_dir, plm, map_model):
@@ -150,6 +172,10 @@ def test_a_rate_of_the_tower_that_has_no_effect():
         PretrainArguments(**folders, id_learning_rate=0.0)
     with pytest.raises(ValueError, match="--id_learning_rate 0 would leave a new ID tower as it was drawn"):
         FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", id_learning_rate=0.0)
+    with pytest.raises(ValueError, match="--embedding_l2 0.01 has no effect on a tower that stays as it is"):
+        PretrainArguments(**folders, id_model="i", embedding_l2=1e-2)
+    odd = {"id_model": "i", "icl_weight": 0.0, "mlm_id_dropout": 1.0, "mtm_text_dropout": 1.0}  # no objective sees both views
+    assert PretrainArguments(**folders, **odd).id_learning_rate is None and PretrainArguments(**folders, id_model="i").id_learning_rate == 0
     with pytest.raises(ValueError, match="--id_learning_rate 0.01 has no effect with --strategy plm"):
         FinetuneArguments(**folders, strategy="plm", id_learning_rate=0.01)
     with pytest.raises(ValueError, match="--id_learning_rate must be at least 0; got -1"):
@@ -236,6 +262,10 @@ def test_what_is_not_remembered_is_read(tmp_path, finetuned, dataset_dir):
     same = [any(torch.equal(one, other) for other in prompts["input_ids"][:5]) for one in prompts["input_ids"]]
     assert changed.tolist() == same and not all(same)
     assert not [name for name in model.state_dict() if "memory" in name]
+    model.load_state_dict(model.state_dict())
+    assert model.flip.text_memory
+    model.load_state_dict({name: tensor + (".text_encoder." in name) for name, tensor in model.state_dict().items()})
+    assert not model.flip.text_memory  # they were of other weights
 
 
 def read_scores(path) -> list[float]:

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from transformers import AlbertConfig, AutoModel, MegatronBertConfig, MPNetConfig, RobertaPreLayerNormConfig, XLMConfig
+from transformers import AlbertConfig, AutoModel, GPT2Config, MegatronBertConfig, MPNetConfig, RobertaPreLayerNormConfig, XLMConfig
 
 from flip_ctr import FlipForCTR
 from flip_ctr.train import finetune as finetune_recipe
@@ -85,9 +85,20 @@ def test_dropout_of_the_plm_is_what_was_asked_for(kind):
     set_dropout(text_encoder, 0.5)
     assert varies()
     set_dropout(text_encoder, 0.0)
-    again = type(text_encoder)(text_encoder.config)  # from what is saved
+    again = type(text_encoder)(text_encoder.config).train()  # from what is saved
     assert not varies()
     assert not any(module.p for module in again.modules() if isinstance(module, torch.nn.Dropout))
+    set_dropout(again, 0.25)  # ModernBERT has no module for a dropout of 0
+    rates = [[module.p for module in one.modules() if isinstance(module, torch.nn.Dropout)] for one in (text_encoder, again)]
+    assert set(rates[1]) == {0.25} and len(rates[0]) == len(rates[1])
+
+
+def test_dropouts_by_the_names_of_gpt2():
+    text_encoder = AutoModel.from_config(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, summary_first_dropout=0.1))
+    set_dropout(text_encoder, 0.25)
+    config = text_encoder.config
+    assert config.attn_pdrop == config.embd_pdrop == config.resid_pdrop == 0.25 and config.layer_norm_epsilon == 1e-5
+    assert {module.p for module in text_encoder.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
 
 
 def test_dropout_of_the_plm_is_saved_with_the_checkpoint(trained):

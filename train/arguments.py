@@ -25,6 +25,9 @@ EMBEDDING_OPTIMIZERS = {"dense": {}, "rowwise_adagrad": {"embedding_learning_rat
 PRIVATE = ("checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "dataset_dir", "output_dir", "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token",
            "hub_pretraining_heads", "report_to")  # fmt: skip
 
+# arguments of pretraining, and settings of FlipConfig, that say what its objectives see
+OBJECTIVES = ("mlm_weight", "mtm_weight", "icl_weight", "mlm_id_dropout", "mtm_text_dropout")
+
 # arguments that name a checkpoint: what is published of a local one is its folder's own name
 MODELS = ("model_name_or_path", "base_model_name_or_path", "id_model")
 
@@ -167,7 +170,7 @@ class TrainArguments:
     embedding_optimizer: str = option("dense", "of the feature tables: dense (AdamW; a step costs as much as the vocabulary is large), "
                                                "rowwise_adagrad or lazy_adam (touched rows only)", choices=list(EMBEDDING_OPTIMIZERS))  # fmt: skip
     id_learning_rate: float | None = option(None, "of the ID tower; --learning_rate when not given, but 0, which leaves the tower as it is, where "
-                                                  "pretraining aligns a PLM to --id_model")  # fmt: skip
+                                                  "pretraining aligns a PLM to --id_model (not with --preset paper)")  # fmt: skip
     embedding_learning_rate: float | None = option(None, "of the feature tables; the tower's when not given, but 0.3 with rowwise_adagrad")
     embedding_l2: float | None = option(None, "factor of the sum of squares of the whole feature tables, added to the loss")
     lr_scheduler_type: str = option("linear", "shape of the learning rate: linear, cosine, constant_with_warmup, ...")
@@ -218,6 +221,11 @@ class TrainArguments:
         for name, value in (dict.fromkeys(before) | self.defaults_by_case()).items():
             if getattr(self, name) == before[name]:
                 setattr(self, name, value)
+
+    def check_id_tower(self, new: bool) -> None:
+        """Raises `ValueError` where a new ID tower, one that `--id_model` does not start either, is to stay as it is."""
+        if new and self.id_model is None and self.id_learning_rate == 0:
+            raise ValueError("--id_learning_rate 0 would leave a new ID tower as it was drawn: name one that was trained with --id_model")
 
     def published(self) -> dict:
         """All arguments that may be published: no paths of this machine, no token."""

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import torch
@@ -105,6 +106,7 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     if settings["strategy"] in ("plm", "joint") and config.text_config is None:
         raise ValueError(f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with --model_name_or_path and this "
                          "checkpoint with --id_model")  # fmt: skip
+    args.check_id_tower(new=not has_id_tower(config) and settings["strategy"] == "joint")
     if args.prompt_fields is not None:
         raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)
@@ -154,15 +156,15 @@ def loading_arguments(args: TrainArguments) -> dict:
 
 
 def new_pretraining_model(processor: FlipProcessor, args: TrainArguments, train_set: EncodedDataset | StreamedDataset) -> FlipForPretraining:
-    """A new model, or one around the PLM, that knows how often each feature occurs in the training rows, and which tokens (a stream does
-    not know the tokens)."""
+    """A new model, or one around the PLM, that knows how often each feature occurs in the training rows, and which tokens where MLM's
+    softmax is over those."""
     config = new_config(processor, args)
     if args.model_name_or_path is None:
         model = FlipForPretraining(config)
     else:
         model = FlipForPretraining.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
     model.set_feature_counts(torch.from_numpy(train_set.feature_counts()))
-    if args.mlm_vocabulary == "dataset" and args.mlm_weight and isinstance(train_set, EncodedDataset):
+    if args.mlm_vocabulary == "dataset":
         tokens = torch.from_numpy(train_set.token_ids()).long()
         model.set_mlm_vocabulary(tokens)
         logger.info(f"MLM tells {len(tokens):,} tokens apart, those of the training prompts; the PLM has {model.config.text_config.vocab_size:,}")
@@ -197,7 +199,7 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
     if args.freeze_plm_layers:
         freeze_layers(text_encoder, args.freeze_plm_layers)
     if args.id_learning_rate == 0:
-        plain(model).base_model.id_tower.requires_grad_(False)
+        lock_id_tower(plain(model))
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if args.torch_compile:
@@ -208,24 +210,38 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
     return model
 
 
+def lock_id_tower(model: FlipPreTrainedModel) -> None:
+    """Leaves the ID tower as it is, and the weights of single features that a click model such as DeepFM has beside it."""
+    for part in (model.base_model.id_tower, getattr(model, "first_order", None)):
+        if part is not None:
+            part.requires_grad_(False)
+
+
 def set_dropout(text_encoder: PreTrainedModel, rate: float) -> None:
     """Gives all dropouts of a PLM that rate: its modules, the numbers that its attention reads, and its configuration, which is saved."""
-    for module in text_encoder.modules():
+    def is_rate(name: str, value) -> bool:
+        named = "dropout" in name or name.endswith("_pdrop")  # GPT-2's name for it
+        return named and "classifier" not in name and isinstance(value, int | float) and not isinstance(value, bool)
+
+    for module in list(text_encoder.modules()):
         if isinstance(module, nn.Dropout):
             module.p = rate
+        for name, child in module.named_children():
+            if "drop" in name and isinstance(child, nn.Identity):  # ModernBERT's, of a configuration that had 0
+                setattr(module, name, nn.Dropout(rate))
         for holder in (module, *filter(None, [getattr(module, "config", None)])):
-            for name, value in vars(holder).items():
-                if "dropout" in name and "classifier" not in name and isinstance(value, int | float) and not isinstance(value, bool):
-                    setattr(holder, name, rate)
+            for name in [name for name, value in vars(holder).items() if is_rate(name, value)]:
+                setattr(holder, name, rate)
 
 
 MAX_REMEMBERED = 100_000  # distinct prompts of a split; with 384 numbers each that is 150 MB
 
 
 @torch.no_grad()
-def remember_prompts(accelerator: Accelerator, model: FlipForCTR, datasets: list[EncodedDataset | StreamedDataset], batch_size: int) -> None:
+def remember_prompts(accelerator: Accelerator, model: FlipForCTR, datasets: list[EncodedDataset | StreamedDataset], batch_size: int) -> float:
     """Encodes the distinct prompts of each split once, in an order that depends on the split alone, for a model whose PLM is frozen. Splits
-    with too many of them, and streams, are left to the batches."""
+    with too many of them, and streams, are left to the batches. Returns the seconds that it took."""
+    started = time.perf_counter()
     model.to(accelerator.device).eval()
     for dataset in datasets:
         rows = dataset.distinct_prompts(MAX_REMEMBERED) if isinstance(dataset, EncodedDataset) else None
@@ -239,6 +255,7 @@ def remember_prompts(accelerator: Accelerator, model: FlipForCTR, datasets: list
                 model.flip.remember_text(*prompts)
     if model.flip.text_memory:
         logger.info(f"the PLM is frozen: {len(model.flip.text_memory):,} distinct prompts were encoded")
+    return time.perf_counter() - started
 
 
 def freeze_layers(text_encoder: PreTrainedModel, number: int) -> None:

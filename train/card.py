@@ -14,13 +14,13 @@ from transformers.utils import cached_file
 
 import flip_ctr
 from flip_ctr.columns_flip import canonical_value
-from flip_ctr.configuration_flip import NUM_RESERVED_IDS, PIPELINE_TASK
+from flip_ctr.configuration_flip import NUM_RESERVED_IDS, PIPELINE_TASK, FlipConfig
 from flip_ctr.data.dataset_folder import CARD_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import TrainArguments, public_name
+from flip_ctr.train.arguments import OBJECTIVES, TrainArguments, public_name
 from flip_ctr.train.lora import ADAPTER_CONFIG, is_flip_checkpoint
 from flip_ctr.train.plots import CURVES_FILE, RELIABILITY_FILE
 
@@ -180,27 +180,24 @@ def _summary(model: FlipPreTrainedModel, record: dict) -> str:
               "plm": lambda: f"A click model on a language model ({_plm(model, record)})",
               "joint": lambda: f"A click model of an ID tower ({_tower(model)}) and a language model ({_plm(model, record)})",
               "frozen": lambda: f"An ID-based click model ({_tower(model)}) with text embeddings of a language model ({_plm(model, record)})"}  # fmt: skip
-    return f"{towers[model.config.strategy]()}{_origin(record)}. It predicts the probability of a click from a row of plain columns."
+    return f"{towers[model.config.strategy]()}{_origin(model, record)}. It predicts the probability of a click from a row of plain columns."
 
 
-def _origin(record: dict) -> str:
-    """What pretraining a click model's parts come from; of one whose ID tower is another checkpoint's, both parts."""
-    start = _pretraining_arguments(record["started_from"])
-    if start is None and record["started_from"] is None and record["plm"] is None and record["arguments"].get("model_name_or_path"):
+def _origin(model: FlipForCTR, record: dict) -> str:
+    """What pretraining the towers of a click model come from."""
+    strategy, start = model.config.strategy, record["started_from"]
+    if start is None and record["plm"] is None and record["arguments"].get("model_name_or_path"):
         return ", fine-tuned from a FLIP checkpoint that does not say how it was made"
-    tower = _pretraining_arguments(record.get("id_tower_from"))
-    parts = [start] if record.get("id_tower_from") is None else [start, tower]
-    pretrained = [one for one in parts if one is not None]
-    if not pretrained:
+    of_text, of_ids = _pretraining_arguments(start), _tower_pretraining(record)
+    parts = {"id": [of_ids], "plm": [of_text], "joint": [of_text, of_ids], "frozen": []}[strategy]
+    if not any(parts):
         return f", trained without FLIP's pretraining ([paper]({PAPER}))"
-    if all(one is not None and _aligns(one) for one in parts):
+    if all(one and _objectives(one).aligns for one in parts):
         return f", aligned in pretraining by [FLIP]({PAPER})"
     if len(parts) == 1:
-        return ", pretrained without labels, each view for itself"
-    kinds = ["not pretrained" if one is None else "aligned with the other view" if _aligns(one) else "pretrained on its own view" for one in parts]
-    if record["plm"] is None:  # of an ID-based model
-        return f", its ID tower {kinds[1]}"
-    return f", the language model {kinds[0]} and the ID tower {kinds[1]}"
+        return ", pretrained without labels on its own view"
+    text, ids = ("not pretrained" if one is None else "aligned with the other view" if _objectives(one).aligns else "pretrained on its own view" for one in parts)
+    return f", the language model {text} and the ID tower {ids}"
 
 
 def _pretraining_summary(model: FlipPreTrainedModel, record: dict) -> str:
@@ -210,8 +207,10 @@ def _pretraining_summary(model: FlipPreTrainedModel, record: dict) -> str:
     if model.base_model.id_tower is None:
         return f"A language model ({record['plm']}) trained on rows as sentences by masked language modelling, without labels. {start}."
     how = f"aligned on the same rows without labels, by [FLIP]({PAPER})"
-    if not _aligns(record["arguments"]):
+    if not _objectives(record["arguments"]).aligns:
         how = "pretrained on the same rows without labels, each on its own view"
+    elif record["arguments"].get("id_learning_rate") == 0:
+        how += ": the language model was aligned to the ID tower, which stayed as it was"
     encoder = ", and an encoder of rows from either view" if model.base_model.id_projection is not None else ""
     return f"An ID tower ({_tower(model)}) and a language model ({record['plm']}) {how}. {start}{encoder}."
 
@@ -223,11 +222,18 @@ def _pretraining_arguments(record: dict | None) -> dict | None:
     return record["arguments"] if record else None
 
 
-def _aligns(pretraining: dict) -> bool:
-    """Whether an objective saw both views (records of before could not do without)."""
-    both = [pretraining[f"{kind}_weight"] and pretraining.get(name, 0.0) < 1 for kind, name in
-            (("mlm", "mlm_id_dropout"), ("mtm", "mtm_text_dropout"))]  # fmt: skip
-    return bool(pretraining["icl_weight"] or any(both))
+def _tower_pretraining(record: dict | None) -> dict | None:
+    """The arguments of the pretraining that shaped a checkpoint's ID tower; None where there was none."""
+    while record and record["recipe"] != "pretrain":
+        record = record.get("id_tower_from") or record["started_from"]
+    if record and record["arguments"].get("id_learning_rate") == 0:  # which left the tower as it was
+        return _tower_pretraining(record.get("id_tower_from"))
+    return record["arguments"] if record and _objectives(record["arguments"]).pretrains_id_tower else None
+
+
+def _objectives(pretraining: dict) -> FlipConfig:
+    """A configuration that says what the objectives of a pretraining saw (records of before lack some settings)."""
+    return FlipConfig(**{name: pretraining[name] for name in OBJECTIVES if name in pretraining})
 
 
 def _number(value) -> str:
@@ -259,6 +265,8 @@ def _metrics_note(record: dict, results: dict) -> str:
         return ("One run with one seed. The checkpoint is the one with the best AUC − LogLoss on validation; the test split was "
                 "scored once, with that checkpoint.")  # fmt: skip
     share = "Share of masked tokens and ids that are recovered"
+    if record["arguments"].get("mlm_vocabulary") == "dataset":
+        share += " (tokens among those that occur in the training prompts)"
     if not any(name.endswith("shuffled_accuracy") for name in results):
         return f"{share}."
     return f"{share}, with the other view's true rows and with those of another row. Only the gap is alignment."

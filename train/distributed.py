@@ -187,6 +187,13 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def split(model: nn.Module) -> None:
+    """Has each process hold its shares alone, where parameters are split: after a forward pass without a backward one the root's are whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole_model(accelerator: Accelerator, model: nn.Module) -> nn.Module | None:
     """The model as one process trains it, to save it. All processes must call it; where weights are gathered (FSDP, DeepSpeed) all
     but the main process get None."""

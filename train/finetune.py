@@ -74,8 +74,7 @@ class FinetuneArguments(TrainArguments):
             raise ValueError(f"--id_model {self.id_model} has an ID tower, and --strategy {self.strategy} none that could start from it")
         if self.id_learning_rate is not None and self.strategy == "plm":
             raise ValueError(f"--id_learning_rate {self.id_learning_rate} has no effect with --strategy plm, which has no ID tower; leave it out")
-        if self.id_learning_rate == 0 and self.id_model is None and self.model_name_or_path is None:
-            raise ValueError("--id_learning_rate 0 would leave a new ID tower as it was drawn: name one that was trained with --id_model")
+        self.check_id_tower(new=self.model_name_or_path is None)
         if self.strategy == "id" and self.prompt_fields is not None:
             raise ValueError("--prompt_fields has no effect with --strategy id, which reads no prompts; leave it out")
         for name, without in {"use_lora": False, "freeze_plm_layers": 0, "gradient_checkpointing": False, "plm_dropout": None}.items():
@@ -117,6 +116,7 @@ def run(args: FinetuneArguments) -> dict:
     elif source is not None and args.strategy == "id":
         raise ValueError(f"--strategy id uses no PLM, and {source} is no FLIP checkpoint; leave out --model_name_or_path")
     else:
+        args.check_id_tower(new=True)
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
     check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
@@ -127,8 +127,9 @@ def run(args: FinetuneArguments) -> dict:
     eval_set, test_set = (encode_split(accelerator, processor, rows, prompts) for rows in (eval_rows, test_rows))
     logger.info(f"{args.strategy}: {train_set.num_rows:,} training rows")
 
+    encoding = 0.0
     if args.strategy == "frozen":
-        remember_prompts(accelerator, model, [train_set, eval_set, test_set], args.per_device_eval_batch_size)
+        encoding = remember_prompts(accelerator, model, [train_set, eval_set, test_set], args.per_device_eval_batch_size)
 
     # 4. Train; validation decides what is kept
     collator = FlipCollator(processor, args.seed, args.unk_rate)
@@ -157,7 +158,7 @@ def run(args: FinetuneArguments) -> dict:
     chosen = max(evaluations, key=criterion)
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
     results |= test | {"best_step": chosen["step"], "best_epoch": chosen["epoch"], "train_rows": train_set.num_rows,
-                "train_steps": history[-1]["step"], "train_seconds": history[-1]["seconds"],
+                "train_steps": history[-1]["step"], "train_seconds": encoding + history[-1]["seconds"],
                 "num_processes": accelerator.num_processes}  # fmt: skip
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:

@@ -13,7 +13,7 @@ import torch
 from flip_ctr.configuration_flip import FlipConfig
 from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator
 from flip_ctr.data.shards import SplitRows
-from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments
+from flip_ctr.train.arguments import OBJECTIVES, TrainArguments, listed, option, parse_arguments
 from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
@@ -50,8 +50,8 @@ class PretrainArguments(TrainArguments):
     mtm_text_dropout: float = option(0.0, "share of rows whose text MTM does not see; 1: ids are recovered from the other ids alone (MAP)")
     text_mask_ratio: float = option(0.15, "share of the units (--mask_unit) masked in the text, at least one")
     id_mask_ratio: float = option(0.15, "share of the units masked on the ID side, at least one")
-    mlm_vocabulary: str | None = option(None, "MLM's softmax is over the tokens that the training prompts have (dataset; with --streaming it does "
-                                              "not know them), or over all of the PLM's (plm): dataset, and plm with --preset paper",
+    mlm_vocabulary: str | None = option(None, "MLM's softmax is over the tokens that the training prompts have (dataset), or over all of the "
+                                              "PLM's (plm): dataset, but plm with --streaming or --preset paper",
                                         choices=["dataset", "plm"])  # fmt: skip
     mask_unit: str = option("entity", "what is masked together: field, entity (all fields of the user, or of the item; of a view with fields of one "
                                       "entity only: field) or token",
@@ -72,8 +72,7 @@ class PretrainArguments(TrainArguments):
     @property
     def objectives(self) -> FlipConfig:
         """A configuration that says what the objectives use."""
-        names = ("mlm_weight", "mtm_weight", "icl_weight", "mlm_id_dropout", "mtm_text_dropout")
-        return FlipConfig(**{name: getattr(self, name) for name in names})
+        return FlipConfig(**{name: getattr(self, name) for name in OBJECTIVES})
 
     @property
     def uses_plm(self) -> bool:
@@ -81,8 +80,10 @@ class PretrainArguments(TrainArguments):
         return self.objectives.pretrains_text
 
     def recipe_defaults(self) -> dict:
-        aligned = self.id_model is not None and self.uses_plm
-        return DEFAULTS["--preset paper" if self.preset == "paper" else "a PLM is aligned to --id_model" if aligned else "pretraining"]
+        aligned = self.id_model is not None and self.objectives.aligns
+        defaults = DEFAULTS["--preset paper" if self.preset == "paper" else "a PLM is aligned to --id_model" if aligned else "pretraining"]
+        vocabulary = None if not self.mlm_weight else "plm" if self.streaming else defaults["mlm_vocabulary"]
+        return defaults | {"mlm_vocabulary": vocabulary}
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,8 +100,18 @@ class PretrainArguments(TrainArguments):
             raise ValueError(f"--id_model {self.id_model}: no objective uses the ID tower (--mtm_weight, --icl_weight, --mlm_id_dropout)")
         if self.id_learning_rate is not None and not self.objectives.pretrains_id_tower:
             raise ValueError(f"--id_learning_rate {self.id_learning_rate}: no objective uses the ID tower; leave it out")
-        if self.id_learning_rate == 0 and self.id_model is None:
-            raise ValueError("--id_learning_rate 0 would leave a new ID tower as it was drawn: name one that was trained with --id_model")
+        self.check_id_tower(new=True)
+        if self.id_learning_rate == 0 and self.embedding_l2:
+            raise ValueError(f"--embedding_l2 {self.embedding_l2} has no effect on a tower that stays as it is (--id_learning_rate 0, the default "
+                             "where a PLM is aligned to --id_model); leave it out")  # fmt: skip
+        for kind, name in (("mlm", "mlm_id_dropout"), ("mtm", "mtm_text_dropout")):
+            if getattr(self, name) and not getattr(self, f"{kind}_weight"):
+                raise ValueError(f"--{name} {getattr(self, name)} has no effect with --{kind}_weight 0; leave it out")
+        if self.mlm_vocabulary is not None and not self.mlm_weight:
+            raise ValueError(f"--mlm_vocabulary {self.mlm_vocabulary} has no effect without MLM (--mlm_weight 0); leave it out")
+        if self.mlm_vocabulary == "dataset" and self.streaming:
+            raise ValueError("--mlm_vocabulary dataset needs the rows encoded beforehand, to know which tokens they have; leave it, or "
+                             "--streaming, out")  # fmt: skip
         if self.grad_cache_chunk_size is not None and self.grad_cache_chunk_size < 1:
             raise ValueError(f"--grad_cache_chunk_size must be at least 1; got {self.grad_cache_chunk_size}")
         if self.grad_cache_chunk_size is not None and not self.icl_weight:

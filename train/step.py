@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.distributed import accumulating
+from flip_ctr.train.distributed import accumulating, split
 from flip_ctr.train.grad_cache import chunked_losses
 from flip_ctr.train.optimizer import FeatureTables
 
@@ -87,6 +87,7 @@ class TrainingStep:
 
 def weights_are_finite(model: nn.Module) -> bool:
     """Whether all weights are numbers, and none so large that its square is not (1e19). Under FSDP all processes must call it."""
+    split(model)
     return bool(_whole(get_total_norm([parameter.detach() for parameter in model.parameters()])).isfinite())
 
 
