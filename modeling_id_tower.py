@@ -32,7 +32,7 @@ PUBLIC_NAMES = {
     "processing_flip": ("FlipProcessor",),
 }
 TOWER_MODULES = ("modeling_id_towers_pairs", "modeling_id_towers_cross", "modeling_id_towers_deep")
-FLAT_MODULES = (*PUBLIC_NAMES, *TOWER_MODULES, "columns_flip", "modeling_flip_heads", "pipeline_flip", CUSTOM_ENTRY)
+FLAT_MODULES = (*PUBLIC_NAMES, *TOWER_MODULES, "columns_flip", "modeling_flip_base", "modeling_flip_heads", "pipeline_flip", CUSTOM_ENTRY)
 ID_TOWERS: dict[str, type["IdTower"]] = {}
 
 

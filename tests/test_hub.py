@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 from flip_ctr.train import hub as publishing
 
 TOKEN = "hf_a-secret-token"
-CODE = {"configuration_flip.py", "modeling_flip.py", "modeling_flip_heads.py", "modeling_id_tower.py", "modeling_id_towers_cross.py",
+CODE = {"configuration_flip.py", "modeling_flip.py", "modeling_flip_base.py", "modeling_flip_heads.py", "modeling_id_tower.py", "modeling_id_towers_cross.py",
         "modeling_id_towers_deep.py", "modeling_id_towers_pairs.py", "columns_flip.py", "feature_extraction_flip.py", "processing_flip.py", "pipeline_flip.py"}  # fmt: skip
 REPORTS = {"README.md", "all_results.json", "history.json", "training_args.json", "training.png"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
