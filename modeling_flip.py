@@ -6,6 +6,7 @@ H the PLM's hidden size, D_id the size of `h_id`.
 """
 
 import copy
+import zlib
 
 import torch
 from torch import nn
@@ -49,8 +50,7 @@ class FlipModel(FlipPreTrainedModel):
         super().__init__(config)
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
         self.text_memory: dict[bytes, torch.Tensor] = {}
-        self.text_memory_of: float | None = None
-        self.register_load_state_dict_post_hook(_forget_text_of_other_weights)
+        self.text_memory_of: tuple[list, list] = ([], [])  # versions and checksums of the PLM's weights
         use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
         if use_id:
             self.id_tower = build_id_tower(config)
@@ -95,6 +95,8 @@ class FlipModel(FlipPreTrainedModel):
         for tower in (self.text_encoder, self.id_tower):
             if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
+        if self.text_field is not None:
+            self.text_encoder.eval()
         return self
 
     @torch.no_grad()
@@ -105,6 +107,8 @@ class FlipModel(FlipPreTrainedModel):
         rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1)
         distinct, where = rows.unique(dim=0, return_inverse=True)
         input_ids, attention_mask = distinct[:, :length], distinct[:, length:]
+        if self.text_memory:
+            self._forget_text_of_other_weights()
         if not self.text_memory:
             return self.pooled_text(input_ids, attention_mask)[where]
         states = [self.text_memory.get(key) for key in _prompt_keys(input_ids, attention_mask)]
@@ -118,14 +122,21 @@ class FlipModel(FlipPreTrainedModel):
     @torch.no_grad()
     def remember_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
         """Encodes prompts `(B, L)`, whose pooled states [`frozen_text`] then takes from memory. They are valid as long as the PLM stays as
-        it is (loading other weights forgets them), and are not saved."""
-        if not self.text_memory:
-            self.text_memory_of = _sum_of_weights(self.text_encoder)
+        it is (with other weights they are forgotten), and are not saved."""
+        self._forget_text_of_other_weights()
         keys = _prompt_keys(input_ids, attention_mask)
         new = list({key: number for number, key in enumerate(keys) if key not in self.text_memory}.values())
         if new:
             pooled = self.pooled_text(input_ids[new], attention_mask[new])
             self.text_memory |= zip([keys[number] for number in new], pooled.clone())  # a view would hold the states of all tokens
+
+    def _forget_text_of_other_weights(self) -> None:
+        versions = [(parameter.data_ptr(), parameter._version) for parameter in self.text_encoder.parameters()]
+        if versions != self.text_memory_of[0]:  # something was written; what was written may be the same
+            sums = [zlib.crc32(one.detach().cpu().flatten().view(torch.uint8).numpy()) for one in self.text_encoder.parameters()]
+            if sums != self.text_memory_of[1]:
+                self.text_memory = {}
+            self.text_memory_of = versions, sums
 
     def encode_ids(self, feature_ids: torch.Tensor, input_ids: torch.Tensor | None = None,
                    attention_mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
@@ -187,17 +198,6 @@ class FlipModel(FlipPreTrainedModel):
                 id_embeds = self.project(id_state, self.id_projection)
         output = FlipModelOutput(id_embeds, text_embeds, id_state, text_states, pooled)
         return returned(output, self.config, return_dict)
-
-
-def _sum_of_weights(module: nn.Module) -> float:
-    """A number that tells one set of weights from another."""
-    return sum(parameter.double().sum().item() for parameter in module.parameters())
-
-
-@torch.no_grad()
-def _forget_text_of_other_weights(model: FlipModel, _) -> None:
-    if model.text_memory and _sum_of_weights(model.text_encoder) != model.text_memory_of:
-        model.text_memory.clear()
 
 
 def _prompt_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[bytes]:

@@ -35,6 +35,7 @@ class CompareArguments:
     set: list[str] = option([], "NAME=VALUE: values of the grid's settings", nargs="+")
     only: list[str] = option([], "labels of the methods to compare; all when not given", nargs="+")
     splits: list[str] = option([], "splits to compare on, e.g. random-42 cold_items-42; all when not given", nargs="+")
+    reference: str | None = option(None, "label of the method that differences are to; the best baseline on validation when not given")
     jobs: int = option(1, "splits to work on at a time; give each run its share of the cores (OMP_NUM_THREADS)")
     peer_python: str = option(sys.executable, "Python interpreter that has the other libraries; this one when not given")
     bootstrap_samples: int = option(2000, "samples of users for the intervals")
@@ -66,6 +67,8 @@ def run(args: CompareArguments) -> dict:
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1; got {args.jobs}")
     grid = load_grid(args.grid, read_settings(args.set), args.only, args.splits)
+    if args.reference is not None and args.reference not in [method.label for method in grid.methods]:
+        raise GridError(f"--reference {args.reference}: the methods compared are {', '.join(method.label for method in grid.methods)}")
     workshop = Workshop(grid, Path(args.output_dir), args.peer_python, make=not args.report_only)
     results_dir = Path(args.results_dir) if args.results_dir else Path(args.output_dir) / "results"
 
@@ -106,7 +109,7 @@ def run(args: CompareArguments) -> dict:
 
         # 3. Numbers, from the predictions alone
         by_name = {dataset.name: dataset for dataset in grid.datasets}
-        comparisons = [Comparison(workshop, grid, by_name[name], group, args.bootstrap_samples).numbers() for (name, _), group in datas.items()]
+        comparisons = [Comparison(workshop, grid, by_name[name], group, args.bootstrap_samples, args.reference).numbers() for (name, _), group in datas.items()]
     results = {"grid": Path(args.grid).name, "comparisons": comparisons, "failures": [str(one).splitlines()[0] for one in workshop.failures]}
 
     # 4. Table, CSV and pictures

@@ -129,6 +129,25 @@ def test_every_run_in_the_chain_is_told(cards, tmp_path, dataset_dir):
     )
 
 
+def test_what_an_id_tower_was_pretrained_by():
+    def record(recipe, before=None, tower=None, **arguments):
+        objectives = {"mlm_weight": 1.0, "mtm_weight": 1.0, "icl_weight": 1.0} if recipe == "pretrain" else {}
+        return {"recipe": recipe, "started_from": before, "id_tower_from": tower, "arguments": objectives | arguments}
+
+    alone = record("pretrain", mlm_weight=0.0, icl_weight=0.0, mtm_text_dropout=1.0)
+    locked = record("pretrain", None, alone, id_model="MAP", id_learning_rate=0.0)
+    whole = record("pretrain")
+    assert card._tower_pretraining(record("finetune", locked, strategy="id")) == alone["arguments"]
+    assert card._tower_pretraining(record("finetune", whole, strategy="joint")) == whole["arguments"]
+    assert card._tower_pretraining(record("fuse", record("finetune", whole, strategy="plm"), record("finetune", locked), id_model="I")) == alone["arguments"]
+    # a PLM alone has no tower to go on with, and plain MLM trains none
+    assert card._tower_pretraining(record("finetune", record("finetune", whole, strategy="plm"), strategy="joint")) is None
+    assert card._tower_pretraining(record("finetune", record("pretrain", mtm_weight=0.0, icl_weight=0.0, mlm_id_dropout=1.0), strategy="joint")) is None
+    # a tower whose checkpoint has no record
+    for one in (record("finetune", whole, strategy="joint", id_model="I"), record("finetune", record("pretrain", id_model="I", id_learning_rate=0.0))):
+        assert card._tower_pretraining(one) is card.UNKNOWN
+
+
 def test_a_metric_that_is_no_number_is_left_out(cards, tmp_path, dataset_dir):
     _, folder, results = cards["id"]
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

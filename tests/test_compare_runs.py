@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import compare  # noqa: E402
 from comparison.child import execute  # noqa: E402
 from comparison.predictions import Predictions  # noqa: E402
+from comparison.grid import GridError  # noqa: E402
 from comparison.runs import RunFailed, Workshop  # noqa: E402
 
 from flip_ctr.data.dataset_folder import read_split  # noqa: E402
@@ -251,6 +252,10 @@ def test_the_baseline_is_the_best_on_validation_and_pairs_share_samples(run, gri
     assert bad["difference"]["auc"]["mean"] == pytest.approx(bad["runs"][0]["test"]["auc"] - good["runs"][0]["test"]["auc"])
     low, high = bad["difference"]["auc"]["interval"]
     assert low < bad["difference"]["auc"]["mean"] < high < 0
+    other = run(grid, reference="bad")["comparisons"][0]
+    assert other["reference"] == "bad" and other["methods"][0]["difference"]["auc"]["interval"] == pytest.approx([-high, -low])
+    with pytest.raises(GridError, match="--reference best: the methods compared are good, bad, again"):
+        run(grid, reference="best")
 
 
 def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
@@ -299,7 +304,8 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
     assert both["before_seconds"] == pytest.approx(id_only["train_seconds"] + flip["train_seconds"] + flip["before_seconds"])
     split = comparison["splits"][0]
     assert split["new_items"] == split["items"] > 0 and split["new_item_rows"] == split["rows"] and split["new_users"] == 0
-    assert comparison["clusters"] == split["users"] and comparison["reference"] == "ID-only"
+    assert (comparison["clusters"], comparison["clusters_are"]) == (split["items"], "items")  # that are new
+    assert comparison["reference"] == "ID-only"
 
     assert {path.name for path in (tmp_path / "results").iterdir()} >= {"results.json", "results.csv", "table.md", "made-cold_items.png"}
     table = (tmp_path / "results" / "table.md").read_text()

@@ -73,7 +73,7 @@ def test_unknown_layers_and_models_without_a_plm_are_refused(processor, text_con
     ("options", "message"),
     [
         ({"use_lora": False, "lora_adapter_only": True}, "--lora_adapter_only has no effect without --use_lora"),
-        ({"use_lora": False, "lora_target_modules": ["query"]}, "--lora_target_modules has no effect"),
+        ({"use_lora": False, "lora_target_modules": ["query"]}, "--lora_target_modules query has no effect"),
         ({"lora_r": 0}, "--lora_r must be at least 1"),
         ({"lora_dropout": 1.0}, "--lora_dropout at least 0 and below 1"),
     ],

@@ -3,14 +3,15 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, SchedulerType
 
 from flip_ctr.configuration_flip import FlipConfig
 
@@ -70,6 +71,32 @@ def listed(defaults: dict[str, dict]) -> str:
     return f"defaults that depend on the case: {'; '.join(cases)}"
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Says an option's default where it has one, and that it is required where it is."""
+
+    def _get_help_string(self, action):
+        if action.required:
+            return f"{action.help} (required)"
+        shown = action.default is not None and action.default is not argparse.SUPPRESS and "%(default)" not in (action.help or "")
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+class RecipeParser(HfArgumentParser):
+    """Says what is wrong in one line, without all options before it, and which option may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if message.startswith("unrecognized arguments: ") else ""
+        hint = f"; did you mean {near}?" if (near := self.nearest(unknown)) else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} ({self.prog} --help lists the options)\n")
+
+    def nearest(self, option: str) -> str | None:
+        """The option whose name is like the given one, or has it as a part."""
+        names = [name for action in self._actions for name in action.option_strings if name.startswith("--") and "-" not in name[2:]]
+        word = option.lstrip("-").split("=")[0].replace("-", "_")
+        parts = [name for name in names if len(word) > 2 and f"_{word}_" in f"_{name[2:]}_"]
+        return next(iter(parts or (difflib.get_close_matches(f"--{word}", names, n=1) if word else [])), None)
+
+
 def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, prog: str | None = None,
                     description: str | None = None, epilog: str | None = None) -> Arguments:  # fmt: skip
     """Reads a dataclass from flags over `--config FILE.yaml` over `--preset NAME` over the defaults.
@@ -77,8 +104,7 @@ def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, p
     Exits with a message that names the flag, key or file where a value is wrong or a key unknown.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = HfArgumentParser(arguments, prog=prog, description=description, epilog=epilog,
-                              formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)  # fmt: skip
+    parser = RecipeParser(arguments, prog=prog, description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags win over it")
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
@@ -227,6 +253,14 @@ class TrainArguments:
         if new and self.id_model is None and self.id_learning_rate == 0:
             raise ValueError("--id_learning_rate 0 would leave a new ID tower as it was drawn: name one that was trained with --id_model")
 
+    def check_effect(self, why: str, **without) -> None:
+        """Raises `ValueError` where one of the options has another value than the given one, with which it does nothing, and no preset set it."""
+        for name, default in without.items():
+            value = getattr(self, name)
+            if value != default and value != PRESETS.get(self.preset, {}).get(name):
+                shown = "" if value is True else f" {' '.join(value)}" if isinstance(value, list) else f" {value}"
+                raise ValueError(f"--{name}{shown} has no effect {why}; leave it out")
+
     def published(self) -> dict:
         """All arguments that may be published: no paths of this machine, no token."""
         values = {name: value for name, value in vars(self).items() if name not in PRIVATE}
@@ -247,9 +281,11 @@ class TrainArguments:
         }
 
     def __post_init__(self):
-        lora = [name for name in ("lora_target_modules", "lora_adapter_only") if getattr(self, name)]
-        if lora and not self.use_lora:
-            raise ValueError(f"--{lora[0]} has no effect without --use_lora")
+        if not self.use_lora:
+            self.check_effect("without --use_lora", lora_r=8, lora_alpha=16, lora_dropout=0.0, lora_target_modules=None, lora_adapter_only=False)
+        schedules = [one.value for one in SchedulerType]
+        if self.lr_scheduler_type not in schedules:
+            raise ValueError(f"--lr_scheduler_type must be one of {', '.join(schedules)}; got {self.lr_scheduler_type}")
         if self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
             raise ValueError("--lora_r must be at least 1, --lora_alpha above 0, --lora_dropout at least 0 and below 1; got "
                              f"{self.lora_r}, {self.lora_alpha}, {self.lora_dropout}")  # fmt: skip

@@ -107,6 +107,7 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
         raise ValueError(f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with --model_name_or_path and this "
                          "checkpoint with --id_model")  # fmt: skip
     args.check_id_tower(new=not has_id_tower(config) and settings["strategy"] == "joint")
+    args.check_effect(f"where {path} brings its own vocabulary", min_frequency=1)
     if args.prompt_fields is not None:
         raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)
@@ -119,12 +120,23 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     return model, processor.without_tokenizer() if model.config.strategy == "id" else processor
 
 
-def load_click_model(name_or_path: str, base_model_name_or_path: str | None = None) -> tuple[FlipForCTR, FlipProcessor]:
-    """A fine-tuned checkpoint, to score with: whole, or a LoRA adapter with its base. `ValueError` where it is not one."""
+def check_model(flag: str, name_or_path: str) -> None:
+    """Raises `OSError` that names the flag where there is no model of that name or path."""
+    try:
+        AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:  # (a path that is no name of a repository is a ValueError)
+        raise OSError(f"--{flag} {name_or_path}: no model folder, and none that could be read from the Hub ({str(error).splitlines()[0]})") from error
+
+
+def load_click_model(name_or_path: str, base_model_name_or_path: str | None = None,
+                     flag: str = "model_name_or_path") -> tuple[FlipForCTR, FlipProcessor]:  # fmt: skip
+    """A fine-tuned checkpoint, to score with: whole, or a LoRA adapter with its base. `ValueError` where it is not one, `OSError` where there
+    is none."""
+    check_model(flag, name_or_path)
     config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type != FlipConfig.model_type or FlipForCTR.__name__ not in (config.architectures or []):
         kind = ", ".join(config.architectures or [config.model_type])
-        raise ValueError(f"{name_or_path} is a {kind}, not a fine-tuned click model; run `flip-ctr finetune` first")
+        raise ValueError(f"--{flag} {name_or_path} is a {kind}, not a fine-tuned click model; run `flip-ctr finetune` first")
     adapter = is_adapter(name_or_path)
     model = load_adapter(name_or_path, base_model_name_or_path) if adapter else FlipForCTR.from_pretrained(name_or_path)
     return model, FlipProcessor.from_pretrained(name_or_path)

@@ -58,6 +58,7 @@ PICTURES = {
     RELIABILITY_FILE: ("reliability diagram", "Reliability on the test split: of rows with a predicted click probability of p, a "
                                               "share p should be clicks. Bins of equal size, with 95 % intervals."),
 }  # fmt: skip
+UNKNOWN: dict = {}  # in place of a pretraining's arguments: there may have been one
 CITATION = """@inproceedings{wang2024flip,
   title     = {{FLIP}: Fine-grained Alignment between ID-based Models and Pretrained Language Models for CTR Prediction},
   author    = {Wang, Hangyu and Lin, Jianghao and Li, Xiangyang and Chen, Bo and Zhu, Chenxu and Tang, Ruiming and Zhang, Weinan and Yu, Yong},
@@ -186,18 +187,25 @@ def _summary(model: FlipPreTrainedModel, record: dict) -> str:
 def _origin(model: FlipForCTR, record: dict) -> str:
     """What pretraining the towers of a click model come from."""
     strategy, start = model.config.strategy, record["started_from"]
-    if start is None and record["plm"] is None and record["arguments"].get("model_name_or_path"):
+    arguments = record["arguments"]
+    if start is None and record["plm"] is None and (arguments.get("model_name_or_path") or arguments.get("plm_model")):
         return ", fine-tuned from a FLIP checkpoint that does not say how it was made"
     of_text, of_ids = _pretraining_arguments(start), _tower_pretraining(record)
     parts = {"id": [of_ids], "plm": [of_text], "joint": [of_text, of_ids], "frozen": []}[strategy]
-    if not any(parts):
+    if parts == [UNKNOWN]:
+        return ", its ID tower from a checkpoint that does not say how it was made"
+    if not any(one is not None for one in parts):
         return f", trained without FLIP's pretraining ([paper]({PAPER}))"
-    if all(one and _objectives(one).aligns for one in parts):
+    if all(one is not None and one is not UNKNOWN and _objectives(one).aligns for one in parts):
         return f", aligned in pretraining by [FLIP]({PAPER})"
     if len(parts) == 1:
         return ", pretrained without labels on its own view"
-    text, ids = ("not pretrained" if one is None else "aligned with the other view" if _objectives(one).aligns else "pretrained on its own view" for one in parts)
-    return f", the language model {text} and the ID tower {ids}"
+    def how(one: dict | None) -> str:
+        if one is UNKNOWN:
+            return "from a checkpoint that does not say how it was made"
+        return "not pretrained" if one is None else "aligned with the other view" if _objectives(one).aligns else "pretrained on its own view"
+
+    return f", the language model {how(of_text)} and the ID tower {how(of_ids)}"
 
 
 def _pretraining_summary(model: FlipPreTrainedModel, record: dict) -> str:
@@ -224,11 +232,15 @@ def _pretraining_arguments(record: dict | None) -> dict | None:
 
 def _tower_pretraining(record: dict | None) -> dict | None:
     """The arguments of the pretraining that shaped a checkpoint's ID tower; None where there was none."""
-    while record and record["recipe"] != "pretrain":
-        record = record.get("id_tower_from") or record["started_from"]
-    if record and record["arguments"].get("id_learning_rate") == 0:  # which left the tower as it was
+    arguments = record["arguments"] if record else {}
+    if arguments.get("id_model") and not record.get("id_tower_from"):
+        return UNKNOWN  # a checkpoint without a record
+    if record and record["recipe"] != "pretrain":
+        before = record.get("id_tower_from") or record["started_from"]
+        return None if before and before["arguments"].get("strategy") == "plm" else _tower_pretraining(before)  # (which has no ID tower)
+    if arguments.get("id_learning_rate") == 0:  # which left the tower as it was
         return _tower_pretraining(record.get("id_tower_from"))
-    return record["arguments"] if record and _objectives(record["arguments"]).pretrains_id_tower else None
+    return arguments if record and _objectives(arguments).pretrains_id_tower else None
 
 
 def _objectives(pretraining: dict) -> FlipConfig:

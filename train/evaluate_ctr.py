@@ -25,7 +25,7 @@ from flip_ctr.train.run_log import set_up_logging
 class EvaluateArguments:
     dataset_dir: str = required("dataset folder written by `flip-ctr prepare`")
     model_name_or_path: str = required("a fine-tuned FLIP checkpoint: a path or hub id")
-    split: str = option("test", "train, validation or test")
+    split: str = option("test", "rows to score", choices=["train", "validation", "test"])
     output_dir: str | None = option(None, "folder for all_results.json and reliability.png; only printed when not given")
     base_model_name_or_path: str | None = option(None, "base of a LoRA adapter, where the one that it names cannot be found")
     per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")

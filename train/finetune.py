@@ -14,7 +14,7 @@ from flip_ctr.configuration_flip import FUSIONS, STRATEGIES
 from flip_ctr.data.collators import FlipCollator
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import TrainArguments, listed, option, parse_arguments
-from flip_ctr.train.build import load_checkpoint, new_click_model, new_processor, ready_to_train, remember_prompts
+from flip_ctr.train.build import check_model, load_checkpoint, new_click_model, new_processor, ready_to_train, remember_prompts
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import best_model, save
 from flip_ctr.train.engine import check_clicks, encode_split, make_loader, recipe, score, start, train, training_split
@@ -75,6 +75,12 @@ class FinetuneArguments(TrainArguments):
         if self.id_learning_rate is not None and self.strategy == "plm":
             raise ValueError(f"--id_learning_rate {self.id_learning_rate} has no effect with --strategy plm, which has no ID tower; leave it out")
         self.check_id_tower(new=self.model_name_or_path is None)
+        if self.strategy != "joint":
+            self.check_effect(f"with --strategy {self.strategy}, of which one tower predicts", fusion="scalar")
+        if self.strategy in ("id", "frozen"):
+            self.check_effect(f"with --strategy {self.strategy}, in which the PLM has no click layer", classifier_dropout=0.0)
+        if self.strategy == "id":
+            self.check_effect("with --strategy id, which has no PLM", text_pooling=None)
         if self.strategy == "id" and self.prompt_fields is not None:
             raise ValueError("--prompt_fields has no effect with --strategy id, which reads no prompts; leave it out")
         for name, without in {"use_lora": False, "freeze_plm_layers": 0, "gradient_checkpointing": False, "plm_dropout": None}.items():
@@ -106,6 +112,8 @@ def run(args: FinetuneArguments) -> dict:
     eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
     test_rows = SplitRows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
     schema = train_rows.schema
+    if args.model_name_or_path is not None:
+        check_model("model_name_or_path", args.model_name_or_path)
     record = training_record(args)
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
@@ -149,7 +157,7 @@ def run(args: FinetuneArguments) -> dict:
     # 5. The test split, once, with the best checkpoint
     best = best_model(accelerator, model, processor, args, record)
     if args.strategy == "frozen":
-        best.flip.text_memory = model.flip.text_memory  # of the same PLM
+        best.flip.text_memory, best.flip.text_memory_of = model.flip.text_memory, model.flip.text_memory_of  # of the same PLM
     scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
     test = score_metrics(scores, test_set.labels, test_set.users, "test")
 

@@ -126,13 +126,9 @@ def run(args: FuseArguments) -> dict:
 def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
     """The joint model of the two checkpoints' towers and click layers, its fusion new; and its processor, the PLM's."""
     id_model_config(args.id_model)  # its error says what is wrong
-    models = []
-    for name in ("id_model", "plm_model"):
-        try:
-            models.append(load_click_model(getattr(args, name), args.base_model_name_or_path))
-        except OSError as error:
-            raise OSError(f"--{name} {getattr(args, name)}: {error}") from error
-    (id_model, id_processor), (plm_model, processor) = models
+    (id_model, id_processor), (plm_model, processor) = (
+        load_click_model(getattr(args, flag), args.base_model_name_or_path, flag) for flag in ("id_model", "plm_model")
+    )
     if plm_model.text_classifier is None:
         raise ValueError(f"--plm_model {args.plm_model} has strategy {plm_model.config.strategy!r}: its PLM does not predict")
     check_same_ids(processor.feature_extractor, id_processor.feature_extractor, args.id_model)

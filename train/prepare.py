@@ -89,7 +89,7 @@ class PrepareArguments:
     split_seed: int | None = field(default=None, metadata={"help": f"Part of what is hashed; {SEED} when neither this nor a schema says."})
     ratios: list[int] | None = field(
         default=None,
-        metadata={"help": "Shares of train, validation and test as whole numbers; 8 1 1 when neither this nor a schema says.", "nargs": 3},
+        metadata={"help": "Three whole numbers, the shares of train, validation and test; 8 1 1 when neither this nor a schema says.", "nargs": 3},
     )
     drop_ratings: str | None = field(
         default=None,

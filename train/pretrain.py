@@ -14,7 +14,7 @@ from flip_ctr.configuration_flip import FlipConfig
 from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import OBJECTIVES, TrainArguments, listed, option, parse_arguments
-from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.build import check_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
 from flip_ctr.train.engine import encode_split, make_loader, recipe, start, train, training_split
@@ -101,9 +101,9 @@ class PretrainArguments(TrainArguments):
         if self.id_learning_rate is not None and not self.objectives.pretrains_id_tower:
             raise ValueError(f"--id_learning_rate {self.id_learning_rate}: no objective uses the ID tower; leave it out")
         self.check_id_tower(new=True)
-        if self.id_learning_rate == 0 and self.embedding_l2:
-            raise ValueError(f"--embedding_l2 {self.embedding_l2} has no effect on a tower that stays as it is (--id_learning_rate 0, the default "
-                             "where a PLM is aligned to --id_model); leave it out")  # fmt: skip
+        if self.id_learning_rate == 0:
+            self.check_effect("on a tower that stays as it is (--id_learning_rate 0, the default where a PLM is aligned to --id_model)",
+                              embedding_l2=0.0, id_dropout=None, id_embedding_dropout=None)  # fmt: skip
         for kind, name in (("mlm", "mlm_id_dropout"), ("mtm", "mtm_text_dropout")):
             if getattr(self, name) and not getattr(self, f"{kind}_weight"):
                 raise ValueError(f"--{name} {getattr(self, name)} has no effect with --{kind}_weight 0; leave it out")
@@ -132,6 +132,8 @@ def run(args: PretrainArguments) -> dict:
     train_rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
     eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
     schema = train_rows.schema
+    if args.model_name_or_path is not None:
+        check_model("model_name_or_path", args.model_name_or_path)
     record = training_record(args)
     if args.model_name_or_path is not None and is_flip_checkpoint(args.model_name_or_path):
         raise ValueError(f"--model_name_or_path {args.model_name_or_path} is a FLIP checkpoint; pretraining starts from a PLM")

@@ -20,9 +20,10 @@ COSTS = ("train_seconds", "before_seconds", "total_seconds", "rows_per_second", 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the test rows of a dataset folder say beside the predictions: `users` `(N,)` whose row each is, `counts` for the reader."""
+    """What the test rows of a dataset folder say beside the predictions: `units` `(N,)`, the user whose row each is, or the item on a split of
+    cold items, and `counts` for the reader."""
 
-    users: np.ndarray
+    units: np.ndarray
     counts: dict[str, int]
 
 
@@ -38,8 +39,13 @@ def read_rows(data: Data) -> Rows:
         if column is not None:
             unseen = test[column][~test[column].isin(train[column].unique())]
             counts |= {f"{entity}s": test[column].nunique(), f"new_{entity}s": unseen.nunique(), f"new_{entity}_rows": len(unseen)}
-    users = np.full(len(test), None, object) if columns["user"] is None else test[columns["user"]].to_numpy(object)
-    return Rows(users, counts)
+    column = columns[resampled_entity(data)]
+    return Rows(np.full(len(test), None, object) if column is None else test[column].to_numpy(object), counts)
+
+
+def resampled_entity(data: Data) -> str:
+    """Users are drawn, as they are what a model meets anew; on a split of cold items the items are, whose rows share what is wrong with one."""
+    return "item" if data.split.kind == "cold_items" else "user"
 
 
 def is_key(field: FlipField, entity: str) -> bool:
@@ -53,19 +59,22 @@ class Comparison:
         workshop: knows the finished runs.
         datas: the dataset folders, one a split.
         samples: bootstrap samples.
+        reference: label of the method that differences are to; the best baseline when None.
     """
 
-    def __init__(self, workshop: Workshop, grid: Grid, dataset: Dataset, datas: Sequence[Data], samples: int):
+    def __init__(self, workshop: Workshop, grid: Grid, dataset: Dataset, datas: Sequence[Data], samples: int, reference: str | None = None):
+        self.reference = reference
         self.workshop, self.grid, self.dataset, self.datas, self.samples = workshop, grid, dataset, datas, samples
         self.rows = [read_rows(data) for data in datas]
-        self.clusters, self.num_clusters, self.by_user = number_clusters([rows.users for rows in self.rows])
+        self.clusters, self.num_clusters, self.by_unit = number_clusters([rows.units for rows in self.rows])
         self.resampled: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # method -> split -> metric -> (samples,)
 
     def numbers(self) -> dict:
         """The comparison as `results.json` has it."""
         weights = draw_weights(self.num_clusters, self.samples)
         methods = [self.method(method, weights) for method in self.grid.methods]
-        reference = self.best_baseline(methods)
+        chosen = [one for one in methods if one["method"] == self.reference and one["runs"]]
+        reference = self.best_baseline(methods) if self.reference is None else next(iter(chosen), None)
         for one in methods:
             if reference is not None and one["runs"] and one is not reference:
                 one["difference"] = self.difference(one, reference)
@@ -73,7 +82,7 @@ class Comparison:
             "dataset": self.dataset.name, "kind": self.datas[0].split.kind, "target_auc": self.dataset.target_auc,
             "splits": [{"name": data.split.name, **rows.counts} for data, rows in zip(self.datas, self.rows)],
             "seeds": list(self.grid.seeds), "bootstrap_samples": self.samples, "clusters": self.num_clusters,
-            "clusters_are": "users" if self.by_user else "rows", "reference": reference and reference["method"], "methods": methods,
+            "clusters_are": f"{resampled_entity(self.datas[0])}s" if self.by_unit else "rows", "reference": reference and reference["method"], "reference_is_chosen": self.reference is not None, "methods": methods,
         }  # fmt: skip
 
     def method(self, method: Method, weights: np.ndarray) -> dict:
@@ -136,7 +145,8 @@ class Comparison:
 
     def best_baseline(self, methods: list[dict]) -> dict | None:
         """The baseline with the best mean of AUC - LogLoss on validation."""
-        baselines = [one for one in methods if one["baseline"] and one["runs"]]
+        most = max((len(one["runs"]) for one in methods if one["baseline"]), default=0)  # of those that are finished: means of the same splits
+        baselines = [one for one in methods if one["baseline"] and one["runs"] and len(one["runs"]) == most]
         return max(baselines, key=lambda one: one["validation"]["auc"]["mean"] - one["validation"]["logloss"]["mean"], default=None)
 
     def difference(self, one: dict, reference: dict) -> dict:

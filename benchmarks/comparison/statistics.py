@@ -1,5 +1,5 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Intervals by resampling users: AUC and LogLoss of many bootstrap samples at once.
+"""Intervals by resampling users, or items: AUC and LogLoss of many bootstrap samples at once.
 
 A sample draws as many users as there are, with replacement; a user drawn twice counts twice, with all of his rows and in all splits, so
 that rows of one user are not taken for independent ones. All methods are measured on the same samples, which makes their
@@ -64,14 +64,14 @@ def resampled_logloss(logits: np.ndarray, labels: np.ndarray, clusters: np.ndarr
 
 
 def number_clusters(keys: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int, bool]:
-    """The users of several splits numbered alike.
+    """The users, or items, of several splits numbered alike.
 
     Args:
-        keys: `(N,)` the user of each row, for each split; None or NaN where a row has none.
+        keys: `(N,)` the user or item of each row, for each split; None or NaN where a row has none.
 
     Returns:
-        For each split `(N,)` the number of each row's cluster; how many there are; and whether they are users. A row without a user is
-        a cluster of its own.
+        For each split `(N,)` the number of each row's cluster; how many there are; and whether they are users or items. A row without one
+        is a cluster of its own.
     """
     lengths = [len(one) for one in keys]
     codes, users = pd.factorize(np.concatenate([np.asarray(one, dtype=object) for one in keys]))

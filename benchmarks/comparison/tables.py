@@ -16,7 +16,7 @@ def short(value: float | None, digits: int = 4, sign: bool = False) -> str:
     if value is None:
         return "–"
     text = f"{abs(value):.{digits}f}".removeprefix("0")
-    negative = value < 0 and float(f"{value:.{digits}f}") != 0
+    negative = value < 0 and (sign or float(f"{value:.{digits}f}") != 0)  # a bound that is just below 0 is below 0
     return ("−" if negative else "+" if sign else "") + text
 
 
@@ -85,7 +85,7 @@ def described(comparison: dict) -> str:
     drawn = f"{comparison['clusters']:,} {comparison['clusters_are']}"
     lines.append(f"Intervals: 95 %, {comparison['bootstrap_samples']:,} bootstrap samples of {drawn}.")
     if comparison["reference"]:
-        reference = f"{comparison['reference']}, the baseline that is best on validation"
+        reference = comparison["reference"] + ", the baseline that is best on validation" * (not comparison["reference_is_chosen"])
         lines.append(f"Differences are to {reference}; bold where the interval leaves out 0.")
     wanted = len(splits) * len(comparison["seeds"])
     incomplete = [f"{one['method']} ({len(one['runs'])} of {wanted})" for one in comparison["methods"] if len(one["runs"]) < wanted]
