@@ -1,5 +1,7 @@
 """Flags over YAML over preset over defaults, and the command's errors in one line."""
 
+import json
+
 import pytest
 
 from flip_ctr.train import cli
@@ -61,6 +63,22 @@ def test_null_in_yaml_is_none(write):
     assert parse_arguments(FinetuneArguments, [*NEEDED, *write("early_stopping_patience: null\n")]).early_stopping_patience is None
 
 
+def test_yaml_of_its_own_kind(write):
+    """A plain `no` is a boolean there, a mapping needs no quotes, and null is what an option that may be left out is without."""
+    given = write("dataset_dir: d\noutput_dir: o\nmodel_name_or_path: m\nmixed_precision: no\nmlm_vocabulary: null\nid_tower_kwargs: {num_cross_layers: 2}\n")
+    args = parse_arguments(PretrainArguments, given)
+    assert (args.mixed_precision, args.mlm_vocabulary, json.loads(args.id_tower_kwargs)) == ("no", "dataset", {"num_cross_layers": 2})
+
+
+def test_a_mistyped_option_is_told_from_the_others(capsys, write):
+    for argv, hint in ((["--epochs", "3"], "--num_train_epochs"), (["--learning-rte", "3"], "--learning_rate"), (["--zzz"], None)):
+        with pytest.raises(SystemExit):
+            parse_arguments(FinetuneArguments, ["--dataset_dir", "d", "--output_dir", "o", *argv], "flip-ctr finetune")
+        message = capsys.readouterr().err
+        assert message.startswith("flip-ctr finetune: error: unrecognized arguments: --") and message.count("\n") == 1
+        assert (f"; did you mean {hint}?" in message) == (hint is not None)
+
+
 def test_flags_win_over_yaml_over_preset_over_defaults(write):
     config = write("preset: paper\nfusion: gate\nseed: 7\n")
     args = parse_arguments(FinetuneArguments, [*NEEDED, *config, "--seed", "9"])
@@ -85,8 +103,10 @@ def test_every_preset_key_is_an_option_of_some_recipe():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1\nseeds: 2\n", "unknown option(s) learning_rat, seeds"),
+        ("learning_rat: 1\nseeds: 2\n", "unknown option(s) learning_rat (did you mean learning_rate?), seeds (did you mean seed?)"),
         ("- a\n- b\n", "expected `option: value` lines"),
+        ("mlm_weight: null\n", "mlm_weight has no value; leave the line out"),
+        ("learning-rte: 1\n", "unknown option(s) learning-rte (did you mean learning_rate?)"),
         ("seed: [1\n", "c.yaml: while parsing"),
         ("seed: 1.5\n", "argument --seed: invalid int value: '1.5'"),
         ("learning_rate: fast\n", "invalid float value: 'fast'"),

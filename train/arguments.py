@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, SchedulerType
@@ -110,8 +110,10 @@ def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, p
     early.add_argument("--config")
     early.add_argument("--preset")
     known, _ = early.parse_known_args(argv)
-    names = {f.name for f in dataclasses.fields(arguments)}
-    settings = _read_yaml(parser, known.config, names) if known.config else {}
+    hints = get_type_hints(arguments)  # (the parser changes the types of the fields themselves)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(arguments)}
+    names = set(types)
+    settings = _read_yaml(parser, known.config, types) if known.config else {}
     preset = known.preset or settings.get("preset")
     if preset and "preset" in names:
         if preset not in PRESETS:
@@ -120,7 +122,9 @@ def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, p
     for action in parser._actions:  # a default from the file satisfies a required flag; argparse has no public way
         if action.dest in settings:
             action.required = False
-            if action.choices is not None and settings[action.dest] not in action.choices:
+            if settings[action.dest] is False and "no" in (action.choices or ()):  # YAML's reading of a plain `no`
+                settings[action.dest] = "no"
+            if action.choices is not None and settings[action.dest] is not None and settings[action.dest] not in action.choices:
                 parser.error(f"{action.dest}: {settings[action.dest]!r} is not one of {', '.join(action.choices)}")
             # argparse converts defaults that are strings, as it does flags: YAML reads 1e-3 as a string
             if isinstance(settings[action.dest], int | float) and not isinstance(settings[action.dest], bool):
@@ -139,7 +143,7 @@ def public_name(name_or_path: str) -> str:
     return os.path.basename(os.path.abspath(name_or_path)) if os.path.exists(name_or_path) else name_or_path
 
 
-def _read_yaml(parser: argparse.ArgumentParser, path: str, names: set[str]) -> dict:
+def _read_yaml(parser: argparse.ArgumentParser, path: str, types: dict) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             settings = yaml.safe_load(file) or {}
@@ -147,10 +151,16 @@ def _read_yaml(parser: argparse.ArgumentParser, path: str, names: set[str]) -> d
         parser.error(f"--config {path}: {error}")
     if not isinstance(settings, dict):
         parser.error(f"--config {path}: expected `option: value` lines")
-    unknown = sorted(set(settings) - names)
+    unknown = sorted(set(map(str, settings)) - set(types))
     if unknown:
-        parser.error(f"--config {path}: unknown option(s) {', '.join(map(str, unknown))}")
-    return settings
+        near = {name: parser.nearest(name) for name in unknown}
+        listed = (f"{name} (did you mean {option.lstrip('-')}?)" if option else name for name, option in near.items())
+        parser.error(f"--config {path}: unknown option(s) {', '.join(listed)}")
+    empty = [name for name, value in settings.items() if value is None and type(None) not in get_args(types[name])]
+    if empty:
+        parser.error(f"--config {path}: {empty[0]} has no value; leave the line out for the default")
+    # a mapping is how YAML writes what a flag takes as JSON
+    return {name: json.dumps(value) if isinstance(value, dict) and types[name] == str | None else value for name, value in settings.items()}
 
 
 @dataclass(kw_only=True)
