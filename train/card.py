@@ -463,10 +463,16 @@ def _training(record: dict, results: dict) -> str:
         f"{'fp32' if arguments['mixed_precision'] == 'no' else arguments['mixed_precision']}.{chosen} {versions}."
     )
     text.append(_changed_table(record))
-    for what, before in (("It", record["started_from"]), ("Its ID tower", record.get("id_tower_from"))):
-        while before:
-            text.append(f"{what} started from a checkpoint of `flip-ctr {before['recipe']}`. {_changed_table(before)}")
-            before = before["started_from"]
+    told: list[dict] = []
+
+    def tell_before(one: dict, what: str) -> None:
+        for which, before in ((what, one["started_from"]), ("Its ID tower", one.get("id_tower_from"))):
+            if before and before not in told:  # two towers may come from one pretraining
+                told.append(before)
+                text.append(f"{which} started from a checkpoint of `flip-ctr {before['recipe']}`. {_changed_table(before)}")
+                tell_before(before, which)
+
+    tell_before(record, "It")
     return "\n\n".join(text)
 
 
