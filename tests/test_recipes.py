@@ -120,8 +120,8 @@ def test_a_planted_signal_is_learned(tmp_path, dataset_dir, tower):
 def test_bf16(tmp_path, dataset_dir, plm):
     options = {"mixed_precision": "bf16", "num_train_epochs": 1, "max_train_samples": 32}
     check_files(tmp_path / "p", tiny.pretrain(dataset_dir, plm, tmp_path / "p", **options))
-    for strategy in ("id", "joint"):
-        results = tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / strategy, strategy=strategy, fusion="gate", **options)
+    for strategy, fusion in (("id", {}), ("joint", {"fusion": "gate"})):
+        results = tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / strategy, strategy=strategy, **fusion, **options)
         check_files(tmp_path / strategy, results)
         model = FlipForCTR.from_pretrained(tmp_path / strategy)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # master weights

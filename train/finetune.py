@@ -79,8 +79,6 @@ class FinetuneArguments(TrainArguments):
             self.check_effect(f"with --strategy {self.strategy}, of which one tower predicts", fusion="scalar")
         if self.strategy in ("id", "frozen"):
             self.check_effect(f"with --strategy {self.strategy}, in which the PLM has no click layer", classifier_dropout=0.0)
-        if self.strategy == "id":
-            self.check_effect("with --strategy id, which has no PLM", text_pooling=None)
         if self.strategy == "id" and self.prompt_fields is not None:
             raise ValueError("--prompt_fields has no effect with --strategy id, which reads no prompts; leave it out")
         for name, without in {"use_lora": False, "freeze_plm_layers": 0, "gradient_checkpointing": False, "plm_dropout": None}.items():
