@@ -104,11 +104,11 @@ class PretrainArguments(TrainArguments):
         if self.id_learning_rate == 0:
             self.check_effect("on a tower that stays as it is (--id_learning_rate 0, the default where a PLM is aligned to --id_model)",
                               embedding_l2=0.0, id_dropout=None, id_embedding_dropout=None)  # fmt: skip
-        for kind, name in (("mlm", "mlm_id_dropout"), ("mtm", "mtm_text_dropout")):
-            if getattr(self, name) and not getattr(self, f"{kind}_weight"):
-                raise ValueError(f"--{name} {getattr(self, name)} has no effect with --{kind}_weight 0; leave it out")
-        if self.mlm_vocabulary is not None and not self.mlm_weight:
-            raise ValueError(f"--mlm_vocabulary {self.mlm_vocabulary} has no effect without MLM (--mlm_weight 0); leave it out")
+        if not self.mtm_weight:
+            self.check_effect("with --mtm_weight 0", mtm_text_dropout=0.0)
+        if not self.mlm_weight:
+            self.check_effect("with --mlm_weight 0", mlm_id_dropout=0.0)
+            self.check_effect("without MLM (--mlm_weight 0)", mlm_vocabulary=None)
         if self.mlm_vocabulary == "dataset" and self.streaming:
             raise ValueError("--mlm_vocabulary dataset needs the rows encoded beforehand, to know which tokens they have; leave it, or "
                              "--streaming, out")  # fmt: skip
