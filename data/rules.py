@@ -39,6 +39,8 @@ class Rule:
 
     def __init__(self, text: str):
         self.text = " ".join(unicodedata.normalize("NFC", str(text)).split())  # as canonical values are written
+        if not self.text:
+            raise ValueError("rule is empty; write it as in `rating >= 4`.")
         self._names: dict[str, str] = {}  # of columns in backticks, by the word that takes their place
         self._code = QUOTED.sub(self._word, self.text)
         try:

@@ -1,6 +1,7 @@
 """Flags over YAML over preset over defaults, and the command's errors in one line."""
 
 import json
+import re
 
 import pytest
 
@@ -179,7 +180,10 @@ def test_an_unknown_command_is_named(capsys):
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--help"])
-    assert exit_.value.code == 0 and f"flip-ctr {command}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0 and f"flip-ctr {command}" in shown
+    if command in ("pretrain", "finetune"):  # what the paper's settings are, a line for each case
+        assert "\n  paper: id_initializer_range 0.0001, " in shown and re.search(r"\n  (joint, )?--preset paper: \w+ ", shown)
 
 
 @pytest.mark.parametrize(

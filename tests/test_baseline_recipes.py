@@ -61,6 +61,12 @@ def test_text_alone(tmp_path, dataset_dir, plm):
     assert "pretrained without labels" in card(tmp_path / "m")
     with pytest.raises(ValueError, match="has no ID tower of ids alone"):
         tiny.finetune(dataset_dir, plm, tmp_path / "j", id_model=str(tmp_path / "p"))
+    # it has no tower yet, so that its own may be of any kind
+    tiny.finetune(dataset_dir, None, tmp_path / "fm", id_tower="fm", id_tower_kwargs=None)
+    tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "fm-j", id_model=str(tmp_path / "fm"), learning_rate=1e-30)
+    torch.testing.assert_close(embeddings(tmp_path / "fm-j"), embeddings(tmp_path / "fm"))
+    tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "lr-j", id_tower="lr")
+    assert AutoModel.from_pretrained(tmp_path / "lr-j").config.id_tower == "lr"
     with pytest.raises(ValueError, match="--strategy id: .* has no ID tower"):
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "j", strategy="id")
     # as it is published, without its head: no tower appears from nowhere

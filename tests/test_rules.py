@@ -56,7 +56,7 @@ def test_a_rule_says_for_each_row_whether_it_holds(rule, expected):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("", "cannot be read"),
+        ("", "rule is empty"),
         ("rating >= ", "cannot be read"),
         ("rating = 4", "equality is written `==`"),
         ("rating >= 4; 1", "cannot be read near '; 1'"),

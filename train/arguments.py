@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar, get_args, get_type_hints
 
@@ -66,9 +67,8 @@ def required(help: str):
 
 
 def listed(defaults: dict[str, dict]) -> str:
-    """Defaults by case in words, for `--help`."""
-    cases = (f"{case}: {', '.join(f'{name} {value}' for name, value in values.items())}" for case, values in defaults.items())
-    return f"defaults that depend on the case: {'; '.join(cases)}"
+    """Defaults by case, a line for each, for `--help`."""
+    return "\n".join(f"  {case}: {', '.join(f'{name} {value}' for name, value in values.items())}" for case, values in defaults.items())
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -79,6 +79,11 @@ class HelpFormatter(argparse.HelpFormatter):
             return f"{action.help} (required)"
         shown = action.default is not None and action.default is not argparse.SUPPRESS and "%(default)" not in (action.help or "")
         return f"{action.help} (default: %(default)s)" if shown else action.help
+
+    def _fill_text(self, text, width, indent):
+        """Wraps each line by itself; a list stays one."""
+        return "\n".join(textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent + ("    " if line[:1] == " " else ""))
+                         for line in text.splitlines())  # fmt: skip
 
 
 class RecipeParser(HfArgumentParser):
@@ -104,15 +109,18 @@ def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, p
     Exits with a message that names the flag, key or file where a value is wrong or a key unknown.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    hints = get_type_hints(arguments)  # (the parser changes the types of the fields themselves)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(arguments)}
+    names = set(types)
+    if "preset" in names:
+        settings = {preset: {name: values[name] for name in values if name in names} for preset, values in PRESETS.items()}
+        epilog = f"Settings of --preset:\n{listed(settings)}\n{epilog or ''}"
     parser = RecipeParser(arguments, prog=prog, description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags win over it")
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     early.add_argument("--preset")
     known, _ = early.parse_known_args(argv)
-    hints = get_type_hints(arguments)  # (the parser changes the types of the fields themselves)
-    types = {field.name: hints[field.name] for field in dataclasses.fields(arguments)}
-    names = set(types)
     settings = _read_yaml(parser, known.config, types) if known.config else {}
     preset = known.preset or settings.get("preset")
     if preset and "preset" in names:

@@ -27,8 +27,6 @@ from flip_ctr.train.warm_start import ID_SHAPE, has_id_tower, id_model_config, s
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet", "longformer")
 # after the last layer, by the names of transformers' encoders
 FINAL_NORMS = ("final_norm", "final_layer_norm", "norm", "ln", "ln_f", "emb_layer_norm_after")
-# arguments that shape the model; a checkpoint brings its own
-SHAPE = (*ID_SHAPE, "text_pooling")
 DROPOUTS = ("id_dropout", "id_embedding_dropout")
 
 
@@ -75,12 +73,17 @@ def model_settings(args: TrainArguments, names) -> dict:
 def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
     """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
     names = {field.name for field in dataclasses.fields(args)} & {field.name for field in dataclasses.fields(FlipConfig)}
-    settings = model_settings(args, sorted(names))
-    if args.id_model is not None:
-        config = id_model_config(args.id_model)
-        check_shape(args, config, ID_SHAPE, args.id_model)
-        settings |= {name: getattr(config, name) for name in ID_SHAPE}
-    return FlipConfig(fields=processor.fields, **settings)
+    return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)) | new_tower_shape(args))
+
+
+def new_tower_shape(args: TrainArguments) -> dict:
+    """The shape of an ID tower that the model does not have yet: that of `--id_model` where one is named, and otherwise what was asked for."""
+    if args.id_model is None:
+        others = {} if args.id_tower is None else {"id_tower_kwargs": {}}  # those of another tower would not fit
+        return others | model_settings(args, ID_SHAPE)
+    config = id_model_config(args.id_model)
+    check_shape(args, config, ID_SHAPE, args.id_model)
+    return {name: getattr(config, name) for name in ID_SHAPE}
 
 
 def check_shape(args: TrainArguments, config: FlipConfig, names, path: str) -> None:
@@ -113,7 +116,11 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     check_fields(processor, schema, path)
     if args.hash_user_values and not processor.feature_extractor.hashed_fields:
         raise ValueError(f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag")
-    check_shape(args, config, SHAPE, path)
+    check_shape(args, config, ("text_pooling",), path)
+    if settings["strategy"] == "joint" and not has_id_tower(config):
+        settings |= new_tower_shape(args)
+    else:
+        check_shape(args, config, ID_SHAPE, path)
     settings |= model_settings(args, DROPOUTS)
     with whole_checkpoint(path, args.base_model_name_or_path) as folder:
         model = FlipForCTR.from_pretrained(folder, **settings, **loading_arguments(args))

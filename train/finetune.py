@@ -181,7 +181,8 @@ def run(args: FinetuneArguments) -> dict:
 
 def parse(argv: list[str] | None = None) -> FinetuneArguments:
     """The arguments from the command line; exits where one is wrong."""
-    epilog = f"{listed(DEFAULTS)}. {launch_help()}"
+    paper = {f"{case}, --preset paper": {name: value for name, value in PAPER[case].items() if value != DEFAULTS[case][name]} for case in PAPER}
+    epilog = f"Defaults by case:\n{listed(DEFAULTS | paper)}\n{launch_help()}"
     return parse_arguments(FinetuneArguments, argv, "flip-ctr finetune", __doc__.split("\n")[0], epilog)
 
 

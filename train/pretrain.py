@@ -206,7 +206,7 @@ def evaluate_alignment(accelerator, model, loader) -> dict[str, float]:
 
 def parse(argv: list[str] | None = None) -> PretrainArguments:
     """The arguments from the command line; exits where one is wrong."""
-    epilog = f"{listed(DEFAULTS)}. {launch_help()}"
+    epilog = f"Defaults by case:\n{listed(DEFAULTS)}\n{launch_help()}"
     return parse_arguments(PretrainArguments, argv, "flip-ctr pretrain", __doc__.split("\n")[0], epilog)
 
 
