@@ -39,7 +39,9 @@ def processor_digest(processor: FlipProcessor, prompts: bool) -> str:
         for part in value if isinstance(value, list) else [value]:
             digest.update(json.dumps([name, part], sort_keys=True).encode())
 
-    for name, value in sorted(processor.feature_extractor.to_dict().items()):
+    extractor = processor.feature_extractor
+    state = extractor.to_dict() | {"vocabularies": extractor.vocabularies}  # large ones are not in what is saved as JSON
+    for name, value in sorted(state.items()):
         if name not in OF_SAVING:
             for part in value if name == "vocabularies" else [value]:
                 add(name, part)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -270,3 +271,17 @@ def test_recipes_of_different_precision_run_in_one_process(tmp_path, dataset_dir
     full = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(**asked))
     half = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(**asked, mixed_precision="bf16"))
     assert full["test_logloss"] != half["test_logloss"] == pytest.approx(full["test_logloss"], abs=0.05)
+
+
+def test_vocabularies_too_large_for_json_go_the_whole_way(tmp_path, dataset_dir, plm, monkeypatch):
+    few = {"max_train_steps": 4, "checkpointing_steps": "2", "seed": 3}
+    as_json = tiny.finetune(dataset_dir, None, tmp_path / "a", **few)
+    monkeypatch.setattr("flip_ctr.feature_extraction_flip.MAX_JSON_VALUES", 5)
+    results = tiny.finetune(dataset_dir, None, tmp_path / "b", **few)
+    assert (tmp_path / "b" / "vocabularies.txt").exists() and not (tmp_path / "a" / "vocabularies.txt").exists()
+    assert results["test_auc"] == as_json["test_auc"]
+    shutil.rmtree(tmp_path / "b" / "checkpoint-4")
+    assert tiny.finetune(dataset_dir, None, tmp_path / "b", **few, resume_from_checkpoint="latest")["test_auc"] == results["test_auc"]
+    tiny.pretrain(dataset_dir, plm, tmp_path / "p", max_train_steps=2)
+    joint = tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "j", max_train_steps=2, max_eval_samples=None)
+    assert evaluate(dataset_dir, tmp_path / "j")["test_auc"] == pytest.approx(joint["test_auc"], abs=1e-6)

@@ -54,7 +54,7 @@ class PretrainArguments(TrainArguments):
                                               "PLM's (plm): dataset, but plm with --streaming or --preset paper",
                                         choices=["dataset", "plm"])  # fmt: skip
     mask_unit: str = option("entity", "what is masked together: field, entity (all fields of the user, or of the item; of a view with fields of one "
-                                      "entity only: field) or token",
+                                      "entity only: field) or token (of the text; ids by field)",
                             choices=list(MASK_UNITS))  # fmt: skip
     mtm_noise: str = option("field", "noise features come from the target's own field, or are global (the paper's)",
                             choices=["field", "global"])  # fmt: skip
