@@ -119,7 +119,7 @@ def test_errors_name_file_column_and_row(tmp_path, joint, suffix):
         scores(joint, tmp_path, short)
     wrong = [row | {"age": str(row["age"] or 1)} for row in ROWS]
     wrong[2]["age"] = "old"
-    with pytest.raises(ValueError, match=f"wrong{suffix}: column 'age', row 2: expected int, got str 'old'"):
+    with pytest.raises(ValueError, match=f"wrong{suffix}: column 'age', row 2: expected int, got str 'old'. Rows are counted from 0"):
         scores(joint, tmp_path, write(tmp_path / f"wrong{suffix}", wrong))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import expit
 
+from flip_ctr.columns_flip import RowError
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.files import FORMATS, file_format, lists_as_text, read_rows, write_rows
 from flip_ctr.pipeline_flip import PROBABILITIES
@@ -50,7 +51,8 @@ def run(args: PredictArguments) -> pa.Table:
         if file_format(args.output) == ".csv":  # what cannot be written is known before the work
             rows = lists_as_text(rows, fields)
     except ValueError as error:
-        raise ValueError(f"{args.input}: {error}") from None
+        counted = " Rows are counted from 0, the first one after a header." if isinstance(error, RowError) else ""
+        raise ValueError(f"{args.input}: {error}{counted}") from None
     scores = score(accelerator, model.to(accelerator.device), dataset, args.per_device_eval_batch_size, progress=True)
     for name, logits in scores.items():
         if name == "logits" or model.config.strategy == "joint":
