@@ -120,11 +120,11 @@ def finetuned(tmp_path_factory, dataset_dir, pretrained, plm):
     folder = tmp_path_factory.mktemp("finetuned")
     # a trained tower has larger weights than a new one: raise the rate so that scores differ visibly
     starts = {"id": pretrained, "plm": pretrained, "joint": pretrained, "frozen": plm}
-    joint = {True: {"fusion": "gate"}, False: {}}
+    options = {"joint": {"fusion": "gate"}}
     return {
         strategy: (
             folder / strategy,
-            tiny.finetune(dataset_dir, start, folder / strategy, strategy=strategy, learning_rate=0.02, **joint[strategy == "joint"]),
+            tiny.finetune(dataset_dir, start, folder / strategy, strategy=strategy, learning_rate=0.02, **options.get(strategy, {})),
         )
         for strategy, start in starts.items()
     }
