@@ -2,6 +2,7 @@
 """Pictures of a comparison: quality with intervals and paired differences, and quality against training time. Drawn where matplotlib is
 installed (`plot` extra)."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from flip_ctr.data.figures import COLORS, GRID, INK, MUTED, pyplot, save
 
 ROW = 0.34  # inches of a method
 TIMES = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, *(60 * n for n in (2, 5, 10, 20, 30)), *(3600 * n for n in (1, 2, 5, 10, 20, 50, 100))]
-LABEL = 0.165  # inches that a label beside a plot takes
+WRAP = 40  # letters of a line of a method's name; two lines of them fit into a row
+LABEL, LETTER = 0.165, 0.065  # inches that a label beside a plot takes: its height, and each of its letters
 
 
 def draw(results: dict, folder: Path) -> list[str]:
@@ -69,9 +71,9 @@ def quality(plt, comparison: dict, methods: list[dict]):
         axis.grid(False, axis="y")
         axis.tick_params(left=False)
         axis.set_ylim(-0.7, len(methods) - 0.4)
-    axes[0, 0].set_yticks(heights, [one["method"] for one in methods], color=INK)
-    titles = {"auc": "Test AUC", "difference of auc": "AUC, difference: right is better",
-              "difference of logloss": "LogLoss, difference: left is better"}  # fmt: skip
+    axes[0, 0].set_yticks(heights, [textwrap.fill(one["method"], WRAP) for one in methods], color=INK)
+    titles = {"auc": "Test AUC", "difference of auc": "AUC, difference:\nright is better",
+              "difference of logloss": "LogLoss, difference:\nleft is better"}  # fmt: skip
     for axis, panel in zip(axes[0], panels):
         axis.set_title(titles[panel])
     lines = f"Lines: 95 % over {comparison['clusters']:,} {comparison['clusters_are']}"
@@ -109,7 +111,8 @@ def quality_by_time(plt, comparison: dict, methods: list[dict]):
     """Test AUC against all training that the method needs, of the runs that it starts from too, search left out. What is far off the others
     stands at the edge, with its number."""
     colors = group_colors(methods)
-    figure, axis = plt.subplots(figsize=(6.6, max(3.0, 0.26 * len(methods) + 1.0)), layout="constrained")
+    width = 4.2 + LETTER * max(len(one["method"]) for one in methods)
+    figure, axis = plt.subplots(figsize=(width, max(3.0, 0.26 * len(methods) + 1.0)), layout="constrained")
     means = [one["test"]["auc"]["mean"] for one in methods]
     near, points = set(not_far_off(means)), []
     shown = [means[number] for number in near]
