@@ -66,6 +66,8 @@ def run(args: CompareArguments) -> dict:
     # 1. The grid, checked as a whole
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1; got {args.jobs}")
+    if args.bootstrap_samples < 1:
+        raise ValueError(f"--bootstrap_samples must be at least 1; got {args.bootstrap_samples}")
     grid = load_grid(args.grid, read_settings(args.set), args.only, args.splits)
     if args.reference is not None and args.reference not in [method.label for method in grid.methods]:
         raise GridError(f"--reference {args.reference}: the methods compared are {', '.join(method.label for method in grid.methods)}")

@@ -215,6 +215,8 @@ def test_several_splits_at_a_time(run, grid, maker, dataset_dir, monkeypatch):
     assert run(split_grid(grid, dataset_dir), jobs=1) == results and maker.made == []
     with pytest.raises(ValueError, match="--jobs must be at least 1; got 0"):
         run(grid, jobs=0)
+    with pytest.raises(ValueError, match="--bootstrap_samples must be at least 1; got 0"):
+        run(grid, bootstrap_samples=0)
 
 
 def test_a_failure_that_stops_ends_the_runs_of_other_splits(run, grid, dataset_dir, monkeypatch, tmp_path):
@@ -270,8 +272,9 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
 
     real = Workshop.child
     monkeypatch.setattr(Workshop, "child", child)
+    label = "both, $a_{$ | b"  # neither a formula in the pictures nor a cell of its own in the table
     grid = {
-        "datasets": {"made": {"catalogue": {"users": 40, "items": 50, "rows": 1500}, "target_auc": 0.5}},
+        "datasets": {"made": {"catalogue": {"users": 40, "items": 50, "rows": 1500}, "target_auc": "5e-1"}},
         "splits": [{"split": "cold_items", "split_seed": 1}],
         "settings": {"plm": None},
         "runs": {
@@ -280,7 +283,7 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
             "id": {"recipe": "finetune", "strategy": "id", **SMALL},
             "both": {"recipe": "average", "models": ["@id", "@flip"]},
         },
-        "methods": {"ID-only": {"run": "id", "baseline": True}, "FLIP": "flip", "both": "both"},
+        "methods": {"ID-only": {"run": "id", "baseline": True}, "FLIP": "flip", label: "both"},
     }
     del grid["runs"]["flip"]["id_embedding_size"], grid["runs"]["flip"]["id_hidden_dims"]  # the checkpoint's
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
@@ -309,10 +312,10 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
 
     assert {path.name for path in (tmp_path / "results").iterdir()} >= {"results.json", "results.csv", "table.md", "made-cold_items.png"}
     table = (tmp_path / "results" / "table.md").read_text()
-    assert "of them not in training" in table and "| both | 2 |" in table
+    assert "of them not in training" in table and r"| both, $a_{$ \| b | 2 |" in table
     with open(tmp_path / "results" / "results.csv") as file:
         lines = list(csv.DictReader(file))
-    assert [line["method"] for line in lines] == ["ID-only", "FLIP", "both"]
+    assert [line["method"] for line in lines] == ["ID-only", "FLIP", label]
     assert float(lines[1]["test_auc"]) == flip["test"]["auc"]
     first = (tmp_path / "results" / "results.json").read_text()
     compare.run(compare.CompareArguments(str(tmp_path / "grid.yaml"), str(tmp_path / "runs"), **options))

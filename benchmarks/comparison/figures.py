@@ -31,6 +31,11 @@ def draw(results: dict, folder: Path) -> list[str]:
     return names
 
 
+def as_text(name: str) -> str:
+    """A name of the grid as matplotlib draws it letter by letter: what stands between two dollars would be a formula."""
+    return name.replace("$", r"\$")
+
+
 def group_colors(methods: list[dict]) -> dict[str, str]:
     groups = dict.fromkeys(one["group"] for one in methods)
     return dict(zip(groups, COLORS * (1 + len(groups) // len(COLORS))))
@@ -71,14 +76,14 @@ def quality(plt, comparison: dict, methods: list[dict]):
         axis.grid(False, axis="y")
         axis.tick_params(left=False)
         axis.set_ylim(-0.7, len(methods) - 0.4)
-    axes[0, 0].set_yticks(heights, [textwrap.fill(one["method"], WRAP) for one in methods], color=INK)
+    axes[0, 0].set_yticks(heights, [textwrap.fill(as_text(one["method"]), WRAP) for one in methods], color=INK)
     titles = {"auc": "Test AUC", "difference of auc": "AUC, difference:\nright is better",
               "difference of logloss": "LogLoss, difference:\nleft is better"}  # fmt: skip
     for axis, panel in zip(axes[0], panels):
         axis.set_title(titles[panel])
     lines = f"Lines: 95 % over {comparison['clusters']:,} {comparison['clusters_are']}"
     lines += f"; ticks: {len(comparison['splits'])} splits" if len(comparison["splits"]) > 1 else "; one split"
-    figure.supxlabel(f"{title(comparison)}. {lines}" + (f"; differences to {reference}" if reference else ""), fontsize=8, color=MUTED)
+    figure.supxlabel(as_text(f"{title(comparison)}. {lines}") + (f"; differences to {as_text(reference)}" if reference else ""), fontsize=8, color=MUTED)
     legend_of_groups(plt, figure, colors)
     return figure
 
@@ -103,7 +108,7 @@ def not_far_off(means: list[float]) -> list[int]:
 def legend_of_groups(plt, figure, colors: dict[str, str]) -> None:
     """Says which colour a group of methods has, where there are several."""
     if len(colors) > 1:
-        points = [plt.Line2D([], [], color=color, marker="o", linestyle="", markersize=5, label=group or "other") for group, color in colors.items()]
+        points = [plt.Line2D([], [], color=color, marker="o", linestyle="", markersize=5, label=as_text(group) or "other") for group, color in colors.items()]
         figure.legend(handles=points, loc="outside upper right", ncols=len(points), fontsize=8, handletextpad=0.1, columnspacing=1.2)
 
 
@@ -131,13 +136,13 @@ def quality_by_time(plt, comparison: dict, methods: list[dict]):
     ticks = ticks[:: 1 + len(ticks) // 7]
     axis.set_xticks(ticks, [duration(seconds) for seconds in ticks])
     axis.minorticks_off()
-    axis.set(xlabel="training, with what it starts from", ylabel="test AUC", title=title(comparison))
+    axis.set(xlabel="training, with what it starts from", ylabel="test AUC", title=as_text(title(comparison)))
     heights = spread_out([(auc - low) / (high - low) for _, auc, *_ in points], LABEL / (figure.get_figheight() - 0.9))
     for (seconds, auc, label, color), height in zip(points, heights):
         line = {"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
         axis.annotate("", (seconds, auc), xytext=(1.018, height), textcoords="axes fraction", annotation_clip=False, arrowprops=line)
         axis.plot(1.018, height, "o", color=color, markersize=3.5, transform=axis.transAxes, clip_on=False)
-        axis.text(1.03, height, label, transform=axis.transAxes, va="center", fontsize=8)
+        axis.text(1.03, height, as_text(label), transform=axis.transAxes, va="center", fontsize=8)
     legend_of_groups(plt, figure, colors)
     return figure
 

@@ -197,6 +197,8 @@ class _Reader:
         seeds = self.content.get("seeds", [42])
         if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
             self.fail("seeds", f"expected a list of whole numbers, got {seeds!r}")
+        if len(set(seeds)) < len(seeds):
+            self.fail("seeds", f"two are the same in {seeds!r}")
         grid = Grid(self.path, (), tuple(seeds), plans, methods)
         common = self.common()
         for name in grid.needed(methods):  # settings of the others need no value
@@ -256,6 +258,8 @@ class _Reader:
             self.fail(where, f"run must be one of {', '.join(plans)}; got {given.get('run')!r}")
         if not RECIPES[plans[given["run"]].recipe].predicts:
             self.fail(where, f"the run {given['run']} makes no predictions")
+        if not isinstance(given.get("baseline", False), bool):
+            self.fail(where, f"baseline must be true or false; got {given['baseline']!r}")
         return Method(label, **given)
 
     def resolved(self, plan: RunPlan, common: dict) -> RunPlan:
@@ -297,7 +301,18 @@ class _Reader:
             self.check_source(source[0], options, split, where)
         if len({split.name for split in splits}) < len(splits):
             self.fail(f"{where}: splits", "two are the same")
-        return Dataset(name, source[0], options, splits, given.get("target_auc"))
+        return Dataset(name, source[0], options, splits, self.target(given.get("target_auc"), f"{where}: target_auc"))
+
+    def target(self, given: Any, where: str) -> float | None:
+        if given is None:
+            return None
+        try:
+            target = float(self.fill(given, where))  # YAML reads 86e-2 as text
+        except (TypeError, ValueError):
+            target = 0.0
+        if not 0 < target < 1:
+            self.fail(where, f"expected an AUC, a number above 0 and below 1; got {given!r}")
+        return target
 
     def check_source(self, source: str, options: Any, split: Split, where: str) -> None:
         try:

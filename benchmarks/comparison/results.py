@@ -20,15 +20,15 @@ COSTS = ("train_seconds", "before_seconds", "total_seconds", "rows_per_second", 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the test rows of a dataset folder say beside the predictions: `units` `(N,)`, the user whose row each is, or the item on a split of
-    cold items, and `counts` for the reader."""
+    """What the test rows of a dataset folder say beside the predictions: `units`, the user and the item whose row each is, `(N,)` each, None
+    where the dataset has no such column, and `counts` for the reader."""
 
-    units: np.ndarray
+    units: dict[str, np.ndarray]
     counts: dict[str, int]
 
 
 def read_rows(data: Data) -> Rows:
-    """Users of the test rows, and how many rows, users and items there are, and how many of them training has not seen."""
+    """Users and items of the test rows, and how many rows, users and items there are, and how many of them training has not seen."""
     schema = DatasetSchema.load(data.folder)
     columns = {entity: next((field.name for field in schema.fields if is_key(field, entity)), None) for entity in ("user", "item")}
     columns["user"] = schema.user_column or columns["user"]
@@ -39,13 +39,14 @@ def read_rows(data: Data) -> Rows:
         if column is not None:
             unseen = test[column][~test[column].isin(train[column].unique())]
             counts |= {f"{entity}s": test[column].nunique(), f"new_{entity}s": unseen.nunique(), f"new_{entity}_rows": len(unseen)}
-    column = columns[resampled_entity(data)]
-    return Rows(np.full(len(test), None, object) if column is None else test[column].to_numpy(object), counts)
+    units = {entity: np.full(len(test), None, object) if column is None else test[column].to_numpy(object) for entity, column in columns.items()}
+    return Rows(units, counts)
 
 
-def resampled_entity(data: Data) -> str:
-    """Users are drawn, as they are what a model meets anew; on a split of cold items the items are, whose rows share what is wrong with one."""
-    return "item" if data.split.kind == "cold_items" else "user"
+def resampled_entity(splits: Sequence[Rows]) -> str:
+    """Users are drawn, as they are what a model meets anew; where no item of a test split was in training the items are, whose rows share what
+    is wrong with one."""
+    return "item" if all(rows.counts.get("new_item_rows") == rows.counts["rows"] for rows in splits) else "user"
 
 
 def is_key(field: FlipField, entity: str) -> bool:
@@ -66,7 +67,8 @@ class Comparison:
         self.reference = reference
         self.workshop, self.grid, self.dataset, self.datas, self.samples = workshop, grid, dataset, datas, samples
         self.rows = [read_rows(data) for data in datas]
-        self.clusters, self.num_clusters, self.by_unit = number_clusters([rows.units for rows in self.rows])
+        self.entity = resampled_entity(self.rows)
+        self.clusters, self.num_clusters, self.by_unit = number_clusters([rows.units[self.entity] for rows in self.rows])
         self.resampled: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # method -> split -> metric -> (samples,)
 
     def numbers(self) -> dict:
@@ -82,7 +84,7 @@ class Comparison:
             "dataset": self.dataset.name, "kind": self.datas[0].split.kind, "target_auc": self.dataset.target_auc,
             "splits": [{"name": data.split.name, **rows.counts} for data, rows in zip(self.datas, self.rows)],
             "seeds": list(self.grid.seeds), "bootstrap_samples": self.samples, "clusters": self.num_clusters,
-            "clusters_are": f"{resampled_entity(self.datas[0])}s" if self.by_unit else "rows", "reference": reference and reference["method"], "reference_is_chosen": self.reference is not None, "methods": methods,
+            "clusters_are": f"{self.entity}s" if self.by_unit else "rows", "reference": reference and reference["method"], "reference_is_chosen": self.reference is not None, "methods": methods,
         }  # fmt: skip
 
     def method(self, method: Method, weights: np.ndarray) -> dict:
