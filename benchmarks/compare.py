@@ -10,6 +10,7 @@ comparison that was stopped goes on. docs/comparing.md says how the grid is writ
 """
 
 import json
+import shutil
 import signal
 import sys
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -68,6 +69,8 @@ def run(args: CompareArguments) -> dict:
         raise ValueError(f"--jobs must be at least 1; got {args.jobs}")
     if args.bootstrap_samples < 1:
         raise ValueError(f"--bootstrap_samples must be at least 1; got {args.bootstrap_samples}")
+    if shutil.which(args.peer_python) is None:
+        raise ValueError(f"--peer_python {args.peer_python}: there is no such program")
     grid = load_grid(args.grid, read_settings(args.set), args.only, args.splits)
     if args.reference is not None and args.reference not in [method.label for method in grid.methods]:
         raise GridError(f"--reference {args.reference}: the methods compared are {', '.join(method.label for method in grid.methods)}")

@@ -217,6 +217,8 @@ def test_several_splits_at_a_time(run, grid, maker, dataset_dir, monkeypatch):
         run(grid, jobs=0)
     with pytest.raises(ValueError, match="--bootstrap_samples must be at least 1; got 0"):
         run(grid, bootstrap_samples=0)
+    with pytest.raises(ValueError, match="--peer_python no-such-python: there is no such program"):
+        run(grid, peer_python="no-such-python")
 
 
 def test_a_failure_that_stops_ends_the_runs_of_other_splits(run, grid, dataset_dir, monkeypatch, tmp_path):

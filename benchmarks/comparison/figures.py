@@ -52,21 +52,17 @@ def quality(plt, comparison: dict, methods: list[dict]):
         shown = [(height, *measured(one, panel), colors[one["group"]]) for height, one in zip(heights, methods)]
         shown = [row for row in shown if row[1] is not None]
         near = set(not_far_off([summary["mean"] for _, summary, *_ in shown]))
-        for number, (height, summary, points, color) in enumerate(shown):
-            if number not in near:
-                continue
-            low, high = summary["interval"]
-            axis.hlines(height, low, high, color=color, linewidth=2)
-            if len(points) > 1:
-                axis.plot(points, np.full(len(points), height - 0.22), "|", color=color, markersize=5, markeredgewidth=0.9, alpha=0.75)
-            axis.plot(summary["mean"], height, "o", color=color, markersize=5.5)
+        for number in near:
+            draw_row(axis, *shown[number])
         left, right = axis.get_xlim()
-        for number, (height, summary, _, color) in enumerate(shown):
-            if number not in near:  # its number, where the axis ends
-                value = decimals(summary["mean"], sign=panel != "auc")
-                below = summary["mean"] < left
-                axis.text(0.015 if below else 0.985, height, f"◂ {value}" if below else f"{value} ▸", color=color, fontsize=9, va="center",
-                          ha="left" if below else "right", transform=axis.get_yaxis_transform())  # fmt: skip
+        axis.set_xlim(left, right)
+        for height, summary, points, color in [row for number, row in enumerate(shown) if number not in near]:
+            if left <= summary["mean"] <= right:  # the others' intervals made room
+                draw_row(axis, height, summary, points, color)
+                continue
+            value, below = decimals(summary["mean"], sign=panel != "auc"), summary["mean"] < left  # its number, where the axis ends
+            axis.text(0.015 if below else 0.985, height, f"◂ {value}" if below else f"{value} ▸", color=color, fontsize=9, va="center",
+                      ha="left" if below else "right", transform=axis.get_yaxis_transform())  # fmt: skip
         if panel != "auc":
             axis.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
             axis.xaxis.set_major_formatter(lambda value, _: "0" if abs(value) < 1e-9 else decimals(value, sign=True))
@@ -86,6 +82,14 @@ def quality(plt, comparison: dict, methods: list[dict]):
     figure.supxlabel(as_text(f"{title(comparison)}. {lines}") + (f"; differences to {as_text(reference)}" if reference else ""), fontsize=8, color=MUTED)
     legend_of_groups(plt, figure, colors)
     return figure
+
+
+def draw_row(axis, height: float, summary: dict, points: list[float], color: str) -> None:
+    """A method's mean, its interval, and below them the splits where there are several."""
+    axis.hlines(height, *summary["interval"], color=color, linewidth=2)
+    if len(points) > 1:
+        axis.plot(points, np.full(len(points), height - 0.22), "|", color=color, markersize=5, markeredgewidth=0.9, alpha=0.75)
+    axis.plot(summary["mean"], height, "o", color=color, markersize=5.5)
 
 
 def measured(method: dict, panel: str) -> tuple[dict | None, list[float]]:
