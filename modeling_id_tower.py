@@ -55,7 +55,7 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
     if config.id_tower not in ID_TOWERS:
         raise ValueError(
             f"FlipConfig: `id_tower` must be one of {', '.join(sorted(ID_TOWERS))}; got {config.id_tower!r}. A tower of your own is "
-            "known once the module that registers it has been imported."
+            "known once the module that registers it has been imported (on the command line: --custom_code my_towers.py)."
         )
     tower = ID_TOWERS[config.id_tower]
     of_all = inspect.signature(IdTower.__init__).parameters

@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser, SchedulerType
 
 from flip_ctr.configuration_flip import FlipConfig
+from flip_ctr.train.custom_code import CUSTOM_CODE
 
 Arguments = TypeVar("Arguments")
 
@@ -25,7 +26,7 @@ EMBEDDING_OPTIMIZERS = {"dense": {}, "rowwise_adagrad": {"embedding_learning_rat
 # Arguments that say where files lie, are secret, or make no difference to the result: never written into a checkpoint, a card or a
 # tracker.
 PRIVATE = ("checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "dataset_dir", "output_dir", "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token",
-           "hub_pretraining_heads", "report_to")  # fmt: skip
+           "hub_pretraining_heads", "report_to", "custom_code")  # fmt: skip
 
 # arguments of pretraining, and settings of FlipConfig, that say what its objectives see
 OBJECTIVES = ("mlm_weight", "mtm_weight", "icl_weight", "mlm_id_dropout", "mtm_text_dropout")
@@ -183,8 +184,9 @@ class TrainArguments:
 
     id_model: str | None = option(None, "FLIP checkpoint, trained on the same rows, whose ID tower this run starts with (path or hub id)")
     id_tower: str | None = option(None, "ID-based backbone: dcnv2 (of a new model, by default), lr, fm, afm, widedeep, deepfm, pnn, "
-                                        "fibinet, dcn, gdcn, xdeepfm, autoint, afn, masknet, finalmlp, or one that you registered")  # fmt: skip
+                                        "fibinet, dcn, gdcn, xdeepfm, autoint, afn, masknet, finalmlp, or one that --custom_code registers")  # fmt: skip
     id_tower_kwargs: str | None = option(None, 'arguments of the tower as JSON, e.g. \'{"num_cross_layers": 3}\'')
+    custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
     id_embedding_size: int | None = option(None, "size of a feature embedding; 32 in a new model")
     id_initializer_range: float | None = option(None, "standard deviation of new feature embeddings; 0.02")
     id_hidden_dims: list[int] | None = option(None, "layers of the tower's DNN; 300 300 128 in a new model", nargs="+")

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 import flip_ctr
 from flip_ctr.columns_flip import canonical_value
-from flip_ctr.configuration_flip import NUM_RESERVED_IDS, PIPELINE_TASK, FlipConfig
+from flip_ctr.configuration_flip import CUSTOM_ENTRY, NUM_RESERVED_IDS, PIPELINE_TASK, FlipConfig
 from flip_ctr.data.dataset_folder import CARD_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.schema import DatasetSchema
 from flip_ctr.data.shards import SplitRows
@@ -312,17 +312,33 @@ def _literal(value) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
+def _own_tower_file(folder: str) -> str | None:
+    """The file of a user's own ID tower in a checkpoint, as the module that loads it names it; None where the tower is of this package."""
+    try:
+        with open(os.path.join(folder, f"{CUSTOM_ENTRY}.py"), encoding="utf-8") as file:
+            return file.readline().split()[1].removeprefix(".") + ".py"
+    except FileNotFoundError:
+        return None
+
+
 def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, rows: SplitRows) -> str:
     pairs = [f"{json.dumps(name)}: {_literal(value)}" for name, value in _example_row(processor, rows).items()]
     row = f"row = {{{', '.join(pairs)}}}"
     if len(row) > 120:
         row = "row = {" + ",\n       ".join(pairs) + "}"
+    tower = _own_tower_file(folder)
+    custom = f" --custom_code {tower}" if tower else ""
+    with_package = (f"With `pip install flip-ctr` and a copy of `{tower}`, its ID tower, which is not part of flip-ctr, a file of rows:" if tower else
+                    "After `pip install flip-ctr` and `import flip_ctr`, neither needs `trust_remote_code`. A file of rows:")  # fmt: skip
     if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
+        of_adapter = f"""from flip_ctr.train.custom_code import import_custom_code
+import_custom_code("{tower}")    # its ID tower: a copy of that file here
+""" if tower else ""  # fmt: skip
         return f"""This folder is a LoRA adapter with the ID tower and the heads: it needs its base, and `pip install flip-ctr`.
 
 ```python
 import flip_ctr
-from flip_ctr.train.lora import load_adapter
+{of_adapter}from flip_ctr.train.lora import load_adapter
 from transformers import AutoProcessor
 
 model = load_adapter("{PLACEHOLDER}").eval()    # base_model_name_or_path=... where the base is a folder of yours
@@ -338,7 +354,7 @@ output = model(**processor([row]))
                  "views.id_hidden_state    # the ids of the row" if core.text_encoder is None else
                  "views.text_pooled    # the text of the row" if core.id_tower is None else
                  "views.id_hidden_state, views.text_pooled    # the two views of the row")  # fmt: skip
-        return f"""Fine-tune it with `flip-ctr finetune --model_name_or_path {PLACEHOLDER} …`, or take the rows' embeddings:
+        return f"""Fine-tune it with `flip-ctr finetune{custom} --model_name_or_path {PLACEHOLDER} …`, or take the rows' embeddings:
 
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -373,8 +389,8 @@ processor = AutoProcessor.from_pretrained("{PLACEHOLDER}", trust_remote_code=Tru
 probability = model(**processor([row])).logits.sigmoid()    # (rows, 1)
 ```
 
-After `pip install flip-ctr` and `import flip_ctr`, neither needs `trust_remote_code`. A file of rows:
-`flip-ctr predict --model_name_or_path {PLACEHOLDER} --input rows.csv --output scores.parquet`.
+{with_package}
+`flip-ctr predict{custom} --model_name_or_path {PLACEHOLDER} --input rows.csv --output scores.parquet`.
 
 Values that were not in the training rows are unknown to the ID tower{"" if processor.id_only else " and plain words to the language model"}; a null is allowed."""
 

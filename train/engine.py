@@ -29,6 +29,7 @@ from flip_ctr.data.streaming import StreamedDataset
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.checkpoint import clear_reports
+from flip_ctr.train.custom_code import import_custom_code
 from flip_ctr.train.distributed import check_accelerator, check_launch, check_run, is_sharded, prepare, splits_states
 from flip_ctr.train.hub import check_hub_arguments
 from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
@@ -82,8 +83,9 @@ def start(args: TrainArguments) -> Accelerator:
 
     Raises:
         ValueError: the output folder holds files and `--overwrite_output_dir` was not given, or is what a LoRA run starts from; or
-            nothing could be pushed; or the tracker is not installed; or Accelerate was started in a way that does not fit the run.
+            nothing could be pushed; or the tracker, or the user's own code, cannot be imported; or Accelerate was started in a way that does not fit the run.
     """
+    import_custom_code(args.custom_code)
     check_hub_arguments(args)
     goes_on = args.resume_from_checkpoint is not None
     check_output_dir(args, *(["model_name_or_path"] if args.use_lora else []), goes_on=goes_on)

@@ -13,6 +13,7 @@ from accelerate import DistributedType
 from flip_ctr.data.shards import SplitRows
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import check_fields, load_click_model
+from flip_ctr.train.custom_code import CUSTOM_CODE, import_custom_code
 from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, score
 from flip_ctr.train.launch import launch_help
 from flip_ctr.train.metrics import score_metrics
@@ -28,6 +29,7 @@ class EvaluateArguments:
     split: str = option("test", "rows to score", choices=["train", "validation", "test"])
     output_dir: str | None = option(None, "folder for all_results.json and reliability.png; only printed when not given")
     base_model_name_or_path: str | None = option(None, "base of a LoRA adapter, where the one that it names cannot be found")
+    custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
     per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
     seed: int = option(42, "seed of that sample")
@@ -43,6 +45,7 @@ def run(args: EvaluateArguments) -> dict:
     """
     if args.output_dir is not None and os.path.isfile(os.path.join(args.output_dir, "config.json")):
         raise ValueError(f"--output_dir {args.output_dir} is a checkpoint, whose own results would be replaced; choose another folder")
+    import_custom_code(args.custom_code)
     accelerator = make_accelerator(args.mixed_precision)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it would take --mixed_precision for itself and never use it
         raise ValueError("evaluate has nothing for DeepSpeed to split; choose the Accelerate config multi_gpu or single_gpu")

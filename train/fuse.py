@@ -25,10 +25,11 @@ from flip_ctr.data.shards import SplitRows
 from flip_ctr.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip_heads import FlipFusion, click_loss
 from flip_ctr.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import option, parse_arguments, public_name, required
+from flip_ctr.train.arguments import PRIVATE, option, parse_arguments, public_name, required
 from flip_ctr.train.build import check_fields, load_click_model
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
+from flip_ctr.train.custom_code import CUSTOM_CODE, import_custom_code
 from flip_ctr.train.engine import check_clicks, check_output_dir, clear_output_dir, encode_split, make_accelerator, make_loader, score
 from flip_ctr.train.metrics import score_metrics
 from flip_ctr.train.plots import plot_reliability
@@ -55,6 +56,7 @@ class FuseArguments:
     output_dir: str = required("folder for the checkpoint and results")
     overwrite_output_dir: bool = option(False, "write into an output folder that already holds files")
     fusion: str = option("scalar", "scalar: one weight for all rows; gate: each row its own; raw: one without bounds", choices=list(FUSIONS))
+    custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
     per_device_eval_batch_size: int = option(512, "rows of one pass")
     max_eval_samples: int | None = option(None, "fit and score on seeded random samples of so many rows")
     seed: int = option(42, "seed of those samples, and of the folds")
@@ -67,7 +69,7 @@ class FuseArguments:
 
     def published(self) -> dict:
         """The arguments without paths of this machine."""
-        values = {name: value for name, value in vars(self).items() if name not in ("dataset_dir", "output_dir", "overwrite_output_dir")}
+        values = {name: value for name, value in vars(self).items() if name not in PRIVATE}
         return values | {name: values[name] and public_name(values[name]) for name in CHECKPOINTS}
 
     def changed(self) -> dict:
@@ -88,6 +90,7 @@ def run(args: FuseArguments) -> dict:
         ValueError: an argument, the dataset folder or a checkpoint does not fit, or the two have other ids; the message names it.
     """
     started = time.perf_counter()
+    import_custom_code(args.custom_code)
     check_output_dir(args, "id_model", "plm_model")
     accelerator = make_accelerator(args.mixed_precision)
     if accelerator.num_processes > 1:

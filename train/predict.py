@@ -16,6 +16,7 @@ from flip_ctr.data.files import FORMATS, file_format, lists_as_text, read_rows, 
 from flip_ctr.pipeline_flip import PROBABILITIES
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.build import load_click_model
+from flip_ctr.train.custom_code import CUSTOM_CODE, import_custom_code
 from flip_ctr.train.engine import make_accelerator, score
 from flip_ctr.train.run_log import set_up_logging
 
@@ -26,6 +27,7 @@ class PredictArguments:
     input: str = required(f"file with the rows ({', '.join(FORMATS)})")
     output: str = required(f"file to write, the rows with their probabilities ({', '.join(FORMATS)})")
     base_model_name_or_path: str | None = option(None, "base of a LoRA adapter, where the one that it names cannot be found")
+    custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
     per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
     mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
 
@@ -37,6 +39,7 @@ def run(args: PredictArguments) -> pa.Table:
         ValueError: the input has no rows, lacks a column, or holds a value of another type (names column and row).
     """
     file_format(args.output)  # before any work
+    import_custom_code(args.custom_code)
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)

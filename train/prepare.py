@@ -133,6 +133,8 @@ class PrepareArguments:
             if self.dataset not in (None, TABLE):
                 raise ValueError(f"--infer_schema is for --dataset {TABLE}; {self.dataset} is known already.")
             return
+        if self.split is not None and self.split not in SPLIT_RULES:
+            raise ValueError(f"--split must be one of {', '.join(SPLIT_RULES)}; got {self.split!r}.")
         names = [*DATASETS, TABLE]
         if self.dataset not in names:
             raise ValueError(f"--dataset must be one of {', '.join(names)}; got {self.dataset!r}.")
