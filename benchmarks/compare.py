@@ -115,6 +115,8 @@ def run(args: CompareArguments) -> dict:
         # 3. Numbers, from the predictions alone
         by_name = {dataset.name: dataset for dataset in grid.datasets}
         comparisons = [Comparison(workshop, grid, by_name[name], group, args.bootstrap_samples, args.reference).numbers() for (name, _), group in datas.items()]
+    if args.report_only and not any(one["runs"] for comparison in comparisons for one in comparison["methods"]):
+        raise ValueError(f"--report_only: no run of {args.grid} is finished in --output_dir {args.output_dir}; nothing was written")
     results = {"grid": Path(args.grid).name, "comparisons": comparisons, "failures": [str(one).splitlines()[0] for one in workshop.failures]}
 
     # 4. Table, CSV and pictures
@@ -138,6 +140,9 @@ def main() -> int:
     except (GridError, RunFailed, ValueError, OSError) as error:
         print(f"compare: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
+    except KeyboardInterrupt:
+        print("\ncompare: stopped; finished runs are kept, and the same command goes on", file=sys.stderr)
+        return 130
     return 1 if results["failures"] else 0
 
 

@@ -9,7 +9,7 @@ import yaml
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from comparison.grid import GridError, load_grid  # noqa: E402
+from comparison.grid import GridError, Split, load_grid  # noqa: E402
 
 GRID = {
     "datasets": {"made": {"catalogue": {"users": 40, "items": 50, "rows": 1500}}},
@@ -58,6 +58,8 @@ def test_only_some_methods_need_only_their_settings(tmp_path):
 def test_some_splits_only(tmp_path):
     grid = load(tmp_path, GRID, ["ID-only"], ["random-2", "cold_items-1"])
     assert [split.name for split in grid.datasets[0].splits] == ["random-2", "cold_items-1"]
+    with_ratios = Split({"split": "cold_items", "ratios": [8, 1, 1], "split_seed": 2})
+    assert (with_ratios.name, with_ratios.kind) == ("cold_items-8-1-1-2", "cold_items-8-1-1")
     two = GRID | {"datasets": GRID["datasets"] | {"other": GRID["datasets"]["made"] | {"splits": [{"split": "random", "split_seed": 3}]}}}
     assert [one.name for one in load(tmp_path, two, ["ID-only"], ["random-3"]).datasets] == ["other"]
     with pytest.raises(GridError, match="--splits random-4: no such split; there are random-1, random-2, cold_items-1"):
@@ -95,6 +97,10 @@ def test_some_splits_only(tmp_path):
         (changed(datasets={"made": {}}), "it needs one of prepare, catalogue, dataset_dir; got none"),
         (changed(datasets={"made": {"dataset_dir": "D", "splits": [{"split": "time"}]}}), "they cannot be made anew"),
         (changed(splits=[{"split": "random"}, {"split": "random"}]), "two are the same"),
+        (changed(datasets={"made": {"prepare": {"dataset": "ml-1m"}, "splits": [{"split": "randm"}]}}), "--split must be one of random, time"),
+        (changed(datasets={"made": {"prepare": {"dataset": "table", "schema": "s"}, "splits": [{"split": "x"}]}}), "--split must be one of random"),
+        (changed(datasets={"made": {"prepare": {"dataset": "ml-1m"}, "splits": [{"split_sed": 1}]}}), "splits: unknown key split_sed; it may have"),
+        (changed(datasets={"made": {"prepare": {"datset": "ml-1m"}}}), "prepare: unknown key datset"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path, content, message):

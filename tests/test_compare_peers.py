@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,7 +15,10 @@ from comparison import peers_deepctr, peers_fuxictr, peers_trees  # noqa: E402
 from comparison.peers import NetworkArguments, PeerData, train_network  # noqa: E402
 from comparison.predictions import Predictions  # noqa: E402
 
+from flip_ctr import FlipField  # noqa: E402
 from flip_ctr.data.dataset_folder import read_split  # noqa: E402
+from flip_ctr.data.schema import DatasetSchema  # noqa: E402
+from flip_ctr.data.dataset_folder import shard_path  # noqa: E402
 from flip_ctr.data.synthetic import CatalogueSettings, generate_catalogue, write_catalogue  # noqa: E402
 
 NETWORK = {"id_embedding_size": 8, "id_hidden_dims": [16, 8], "per_device_train_batch_size": 128, "num_train_epochs": 4, "learning_rate": 1e-2}
@@ -60,6 +65,28 @@ def test_peers_see_what_the_id_side_has(dataset_dir):
     assert genre.field.is_multi_valued and genre.stop - genre.start == genre.field.max_values
     ids = data.ids("train")
     assert all(ids[:, one.start : one.stop].max() < one.size for one in data.columns)
+
+
+@pytest.mark.parametrize("peer", ["network", "catboost"])
+def test_rows_without_weight_teach_nothing(peer, tmp_path):
+    """Every other row has the opposite label and the weight 0: unweighted, there is nothing to learn."""
+    rows = [{"user_id": str(n % 7), "item_id": str(n % 2), "label": n % 2 ^ (n >= 400), "weight": float(n < 400)} for n in range(800)]
+    folder = tmp_path / "data"
+    (folder / "data").mkdir(parents=True)
+    fields = [FlipField("user_id", entity="user", key=True), FlipField("item_id", entity="item", key=True)]
+    DatasetSchema("weighted", fields, user_column="user_id", weight_column="weight").save(folder)
+    for split, part in (("train", rows), ("validation", rows[:400]), ("test", rows[:400])):
+        pq.write_table(pa.Table.from_pylist(part), shard_path(folder, split))
+    if peer == "catboost":
+        pytest.importorskip("catboost")
+        peers_trees.run(peers_trees.CatBoostArguments(dataset_dir=str(folder), output_dir="", iterations=40), tmp_path)
+    else:
+        data = PeerData(str(folder))
+        model = LogisticRegression(data)
+        args = NetworkArguments(dataset_dir=str(folder), output_dir="", **NETWORK | {"learning_rate": 0.1})
+        train_network(args, tmp_path, data, model, model, lambda: torch.zeros(()))
+    test = Predictions.load(tmp_path, "test")
+    assert ((test.logits > 0.3) == (test.labels == 1)).all() and ((test.logits < -0.3) == (test.labels == 0)).all()
 
 
 DEEPCTR = {"init_std": 0.05}  # of clicks that only pairs of fields tell, its own 1e-4 learns nothing in so few steps

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -156,6 +157,9 @@ def test_a_failed_run_is_reported_and_the_others_are_made(run, grid, maker, monk
     assert "flip: not made, as it starts from what failed (ml, as-is, seed 42: pretrained: exit code 1)" in results["failures"][-2]
     assert "it said so" in capsys.readouterr().err
     assert [len(one["runs"]) for one in results["comparisons"][0]["methods"]] == [1, 0, 0, 0]
+    with pytest.raises(ValueError, match=r"--report_only: no run of .*grid.yaml is finished in --output_dir .*runs; nothing was written"):
+        run(grid, report_only=True, only=["FLIP"], results_dir=str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
     monkeypatch.setattr(sys, "argv", ["compare", "--grid", str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")])
     assert compare.main() == 1
     with pytest.raises(RunFailed, match="pretrained"):
@@ -165,7 +169,7 @@ def test_a_failed_run_is_reported_and_the_others_are_made(run, grid, maker, monk
     assert compare.main() == 0
 
 
-def test_nothing_is_made_for_a_report(run, grid, maker):
+def test_nothing_is_made_for_a_report(run, grid, maker, tmp_path):
     run(grid, only=["ID-only"])
     results = run(grid, report_only=True)
     assert maker.made == ["id"]
@@ -332,3 +336,26 @@ def test_the_end_of_a_childs_log_is_shown(tmp_path, grid, run, maker, monkeypatc
     assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 3
     with pytest.raises(RunFailed, match="a run: exit code 3\n.*log.txt ends with\n    what went wrong"):
         workshop.child(command, tmp_path / "log.txt", "a run")
+
+
+def test_a_run_ends_with_its_comparison():
+    """The parent is killed, and cannot end it itself."""
+    waiting = "import os, time; from comparison.child import end_with; end_with(os.getppid(), 0.1); print('started', flush=True); time.sleep(120)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {waiting!r}])"
+    paths = os.pathsep.join([str(Path(compare.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}) as process:
+        assert process.stdout.readline() == b"started\n"
+        process.kill()
+        before = time.monotonic()
+        assert process.stdout.read() == b""  # the end of it comes with that of the last process that holds it
+    assert time.monotonic() - before < 60
+
+
+def test_a_comparison_is_stopped_from_the_keyboard(monkeypatch, capsys):
+    def stopped(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "run", stopped)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--grid", "g", "--output_dir", "o"])
+    assert compare.main() == 130
+    assert "finished runs are kept" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,16 @@ class Split:
 
     @property
     def name(self) -> str:
-        return "-".join(str(value).replace("/", "_") for value in self.options.values()) or "as-is"
+        return self.named(self.options)
 
     @property
     def kind(self) -> str:
-        return "-".join(str(value) for name, value in self.options.items() if name != SPLIT_SEED) or "as-is"
+        return self.named({name: value for name, value in self.options.items() if name != SPLIT_SEED})
+
+    @staticmethod
+    def named(options: dict[str, Any]) -> str:
+        parts = (one for value in options.values() for one in (value if isinstance(value, list) else [value]))
+        return "-".join(str(one).replace("/", "_") for one in parts) or "as-is"
 
 
 @dataclass(frozen=True)
@@ -317,7 +322,9 @@ class _Reader:
     def check_source(self, source: str, options: Any, split: Split, where: str) -> None:
         try:
             if source == "prepare":
-                PrepareArguments(output_dir="OUTPUT", **self.mapping(options, f"{where}: prepare"), **split.options)
+                known = [one.name for one in fields(PrepareArguments) if one.name not in ("output_dir", "overwrite_output_dir", "infer_schema")]
+                self.mapping(split.options, f"{where}: splits", known)
+                PrepareArguments(**self.mapping(options, f"{where}: prepare", known) | split.options, output_dir="OUTPUT")
             elif source == "catalogue":
                 CatalogueSettings(**self.mapping(options or {}, f"{where}: catalogue"))
                 self.mapping(split.options, f"{where}: splits", ("split", SPLIT_SEED))

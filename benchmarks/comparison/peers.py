@@ -26,6 +26,7 @@ from transformers import get_scheduler
 from flip_ctr.configuration_flip import FlipField
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.shards import SplitRows
+from flip_ctr.modeling_flip_heads import click_loss
 from flip_ctr.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import option, required
 from flip_ctr.train.metrics import click_metrics
@@ -92,6 +93,11 @@ class PeerData:
     def labels(self, split: str) -> np.ndarray:
         return np.asarray(self.splits[split].labels)
 
+    def weights(self, split: str) -> np.ndarray | None:
+        """Of the rows, for the training loss; None where the dataset has no weight column."""
+        weights = self.splits[split].weights
+        return None if weights is None else np.array(weights, np.float32)
+
 
 def criterion(logits: np.ndarray, labels: np.ndarray) -> tuple[float, dict]:
     """AUC - LogLoss, and the two as an entry of the history."""
@@ -117,6 +123,7 @@ def train_network(args: NetworkArguments, folder: Path, data: PeerData, model: n
     model.to(device)
     generator = np.random.default_rng(args.seed)
     ids, labels = torch.from_numpy(data.ids("train")), torch.from_numpy(data.labels("train").astype(np.float32))
+    sample_weight = None if data.weights("train") is None else torch.from_numpy(data.weights("train"))
     steps_per_epoch = math.ceil(len(ids) / args.per_device_train_batch_size)
     total = steps_per_epoch * args.num_train_epochs
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
@@ -132,7 +139,8 @@ def train_network(args: NetworkArguments, folder: Path, data: PeerData, model: n
     for epoch in range(1, args.num_train_epochs + 1):
         model.train()
         for rows in batches(generator.permutation(len(ids)), args.per_device_train_batch_size):
-            loss = nn.functional.binary_cross_entropy_with_logits(logits_of(ids[rows].to(device)), labels[rows].to(device)) + penalty()
+            weights_of_rows = None if sample_weight is None else sample_weight[rows].to(device)
+            loss = click_loss(logits_of(ids[rows].to(device))[:, None], labels[rows].to(device), weights_of_rows) + penalty()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)

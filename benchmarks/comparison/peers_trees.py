@@ -2,8 +2,9 @@
 """CatBoost on our rows; see [`peers`] for what it sees.
 
 Each field is a categorical column, for which CatBoost computes target statistics in its own way; a multi-valued one is a categorical
-column whose values are whole lists; a numeric one is the number of its bucket. Trees have no passes and no learning-rate schedule: after each tree
-validation AUC - LogLoss is measured, training ends after `patience_trees` trees without a better one, and the best number of trees is kept.
+column whose values are whole lists; a numeric one is the number of its bucket. Weights of rows count in splits and leaves, but not in those
+statistics, which have none. Trees have no passes and no learning-rate schedule: after each tree validation AUC - LogLoss is measured, training
+ends after `early_stopping_patience` trees without a better one, and the best number of trees is kept.
 """
 
 import time
@@ -35,7 +36,10 @@ def run(args: CatBoostArguments, folder: Path) -> dict:
     data = PeerData(args.dataset_dir)
     categorical = [one.name for one in data.columns if one.field.kind != "numeric"]
     tables = {split: table(data, split) for split in data.splits}
-    pools = {split: Pool(tables[split], data.labels(split), cat_features=categorical) for split in data.splits}
+    pools = {
+        split: Pool(tables[split], data.labels(split), cat_features=categorical, weight=data.weights(split) if split == "train" else None)
+        for split in data.splits
+    }  # fmt: skip
     history, started = [], time.perf_counter()
 
     def after_tree(info) -> bool:

@@ -271,12 +271,16 @@ class Workshop:
         """Runs a command with its output in a log. `RunFailed` with the log's last lines where it fails."""
         paths = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        with open(log, "w", encoding="utf-8") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment) as process:
+        with open(log, "w", encoding="utf-8") as file, subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0  # Ctrl-C is for the comparison, which ends its runs
+        ) as process:
             self._processes.add(process)
             if not self.make:  # `end` came before
                 process.kill()
             code = process.wait()
             self._processes.discard(process)
+        if code and not self.make:
+            raise RunFailed(f"{title}: ended")
         if code:
             tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-TAIL_LINES:]
             print(f"{title}: failed", flush=True)
