@@ -8,12 +8,12 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-from comparison.recipes import RECIPES, versions
-
 
 def execute(folder: Path) -> None:
     """Makes a run; writes its `result.json` when all else is done."""
+    import torch  # takes seconds, in which the parent may go
+    from comparison.recipes import RECIPES, versions
+
     described = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     recipe = RECIPES[described["recipe"]]
     costs = recipe.run(recipe.parse(described["argv"]), folder)
