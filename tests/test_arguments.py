@@ -6,7 +6,7 @@ import re
 import pytest
 
 from flip_ctr.train import cli
-from flip_ctr.train.arguments import PRESETS, parse_arguments
+from flip_ctr.train.arguments import PRESETS, parse_arguments, with_preset
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.prepare import PrepareArguments
 from flip_ctr.train.pretrain import PretrainArguments
@@ -204,3 +204,23 @@ def test_what_a_user_did_wrong_is_one_line_and_exit_code_2(tmp_path, dataset_dir
     lines = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and message in lines[-1] and "Traceback" not in "".join(lines)
     assert lines[-1].startswith(f"flip-ctr {argv[0]}: error: ")
+
+
+@pytest.mark.parametrize("arguments", [FinetuneArguments, PretrainArguments])
+def test_a_preset_from_python_is_that_of_the_command_line(arguments):
+    needed = {name.removeprefix("--"): value for name, value in zip(NEEDED[::2], NEEDED[1::2])}
+    assert with_preset(arguments, "paper", **needed) == parse_arguments(arguments, [*NEEDED, "--preset", "paper"])
+    assert with_preset(arguments, "paper", **needed, unk_rate=0.5).unk_rate == 0.5
+    with pytest.raises(ValueError, match=rf"preset='paper' alone does not set .*unk_rate.*; in Python write with_preset\({arguments.__name__}"):
+        arguments(**needed, preset="paper")
+    with pytest.raises(ValueError, match="--preset must be one of paper; got 'nature'"):
+        arguments(**needed, preset="nature")
+
+
+def test_the_preset_of_prepare_contradicts_nothing():
+    given = {"dataset": "ml-1m", "output_dir": "D"}
+    assert with_preset(PrepareArguments, "paper", **given).ids_in_prompt
+    with pytest.raises(ValueError, match="--preset paper puts the ids into the prompt, and ids_in_prompt is False"):
+        PrepareArguments(**given, preset="paper")
+    with pytest.raises(ValueError, match="--preset must be one of paper; got 'nature'"):
+        PrepareArguments(**given, preset="nature")

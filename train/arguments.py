@@ -103,6 +103,23 @@ class RecipeParser(HfArgumentParser):
         return next(iter(parts or (difflib.get_close_matches(f"--{word}", names, n=1) if word else [])), None)
 
 
+def preset_settings(arguments: type, preset: str) -> dict:
+    """What a preset sets of a dataclass's options. `ValueError` where there is no such preset."""
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    names = {field.name for field in dataclasses.fields(arguments)}
+    return {name: value for name, value in PRESETS[preset].items() if name in names}
+
+
+def with_preset(arguments: type[Arguments], preset: str, **options) -> Arguments:
+    """A recipe's arguments with the settings of a preset, and other options, as `--preset NAME` and flags give them; options win.
+
+    Raises:
+        ValueError: no such preset, or an option does not fit.
+    """
+    return arguments(**preset_settings(arguments, preset) | options, preset=preset)
+
+
 def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, prog: str | None = None,
                     description: str | None = None, epilog: str | None = None) -> Arguments:  # fmt: skip
     """Reads a dataclass from flags over `--config FILE.yaml` over `--preset NAME` over the defaults.
@@ -114,7 +131,7 @@ def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, p
     types = {field.name: hints[field.name] for field in dataclasses.fields(arguments)}
     names = set(types)
     if "preset" in names:
-        settings = {preset: {name: values[name] for name in values if name in names} for preset, values in PRESETS.items()}
+        settings = {preset: preset_settings(arguments, preset) for preset in PRESETS}
         epilog = f"Settings of --preset:\n{listed(settings)}\n{epilog or ''}"
     parser = RecipeParser(arguments, prog=prog, description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; flags win over it")
@@ -125,9 +142,10 @@ def parse_arguments(arguments: type[Arguments], argv: list[str] | None = None, p
     settings = _read_yaml(parser, known.config, types) if known.config else {}
     preset = known.preset or settings.get("preset")
     if preset and "preset" in names:
-        if preset not in PRESETS:
-            parser.error(f"--preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-        settings = {name: value for name, value in PRESETS[preset].items() if name in names} | settings
+        try:
+            settings = preset_settings(arguments, preset) | settings
+        except ValueError as error:
+            parser.error(str(error))
     for action in parser._actions:  # a default from the file satisfies a required flag; argparse has no public way
         if action.dest in settings:
             action.required = False
@@ -273,6 +291,16 @@ class TrainArguments:
         if new and self.id_model is None and self.id_learning_rate == 0:
             raise ValueError("--id_learning_rate 0 would leave a new ID tower as it was drawn: name one that was trained with --id_model")
 
+    def check_preset(self) -> None:
+        """Raises `ValueError` where a preset is named that does not exist, or of which nothing is set: in Python its name alone sets little."""
+        if self.preset is None:
+            return
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        settings = {name: value for name, value in preset_settings(type(self), self.preset).items() if value != defaults[name]}
+        if all(getattr(self, name) == defaults[name] for name in settings):
+            raise ValueError(f"preset={self.preset!r} alone does not set {', '.join(settings)}; in Python write "
+                             f"with_preset({type(self).__name__}, {self.preset!r}, ...), of flip_ctr.train.arguments")  # fmt: skip
+
     def check_effect(self, why: str, **without) -> None:
         """Raises `ValueError` where one of the options has another value than the given one, with which it does nothing, and no preset set it."""
         for name, default in without.items():
@@ -301,6 +329,7 @@ class TrainArguments:
         }
 
     def __post_init__(self):
+        self.check_preset()
         if not self.use_lora:
             self.check_effect("without --use_lora", lora_r=8, lora_alpha=16, lora_dropout=0.0, lora_target_modules=None, lora_adapter_only=False)
         schedules = [one.value for one in SchedulerType]

@@ -37,7 +37,7 @@ from flip_ctr.data.splits import RATIOS, SEED, SPLIT_RULES, check_split
 from flip_ctr.data.statistics import check_splits, split_statistics
 from flip_ctr.data.table_schema import check_ratios, read_schema
 from flip_ctr.data.table_source import table_source
-from flip_ctr.train.arguments import parse_arguments
+from flip_ctr.train.arguments import parse_arguments, preset_settings
 
 DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS | goodreads.DATASETS
 TABLE = "table"
@@ -143,6 +143,9 @@ class PrepareArguments:
         if self.dataset != TABLE:
             self._refuse(OF_TABLES, f"--dataset {self.dataset}")
             self._check_ratings(DATASETS[self.dataset])
+            if self.preset is not None and preset_settings(PrepareArguments, self.preset) != {"ids_in_prompt": self.ids_in_prompt}:
+                raise ValueError(f"--preset {self.preset} puts the ids into the prompt, and ids_in_prompt is {self.ids_in_prompt}: leave the preset "
+                                 "out, or set both.")  # fmt: skip
             return
         self._refuse(OF_RATINGS, f"--dataset {TABLE}")
         if self.schema is None:
