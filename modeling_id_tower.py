@@ -37,9 +37,17 @@ ID_TOWERS: dict[str, type["IdTower"]] = {}
 
 
 def register_id_tower(name: str):
-    """Class decorator: makes a tower available as `FlipConfig(id_tower=name)`."""
+    """Class decorator: makes a tower available as `FlipConfig(id_tower=name)`.
+
+    Raises:
+        ValueError: the class is no [`IdTower`], or the name is that of a tower of this package, whose checkpoints would load into another.
+    """
 
     def register(cls):
+        if not (isinstance(cls, type) and issubclass(cls, IdTower)):
+            raise ValueError(f"register_id_tower({name!r}): {cls!r} must be a class that inherits from IdTower")
+        if _is_of_package(ID_TOWERS.get(name, cls)) and not _is_of_package(cls):
+            raise ValueError(f"register_id_tower({name!r}): this package has a tower of that name; choose another one for {cls.__name__}")
         ID_TOWERS[name] = cls
         return cls
 
@@ -58,8 +66,7 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
             "known once the module that registers it has been imported (on the command line: --custom_code my_towers.py)."
         )
     tower = ID_TOWERS[config.id_tower]
-    of_all = inspect.signature(IdTower.__init__).parameters
-    allowed = [name for name in inspect.signature(tower.__init__).parameters if name not in of_all]
+    allowed = own_arguments(tower)
     unknown = sorted(set(config.id_tower_kwargs) - set(allowed))
     if unknown:
         raise ValueError(
@@ -67,6 +74,22 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
             f"got {', '.join(unknown)}."
         )
     return tower(config, **config.id_tower_kwargs)
+
+
+def own_arguments(tower: type["IdTower"]) -> list[str]:
+    """Names that `id_tower_kwargs` may hold: of the class's `__init__`, and where that passes on `**kwargs`, of the one that gets them."""
+    of_all, names = inspect.signature(IdTower.__init__).parameters, []
+    for cls in tower.__mro__[: tower.__mro__.index(IdTower)]:
+        if "__init__" in vars(cls):
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            names += [one.name for one in parameters if one.name not in of_all and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+            if all(one.kind != one.VAR_KEYWORD for one in parameters):
+                break
+    return names
+
+
+def _is_of_package(tower: type) -> bool:
+    return tower.__module__ in (f"{__package__}.{name}" for name in TOWER_MODULES)
 
 
 def save_tower_code(tower: "IdTower", folder: str) -> str | None:
@@ -77,7 +100,7 @@ def save_tower_code(tower: "IdTower", folder: str) -> str | None:
     in `__main__` or a notebook, or with imports that mean nothing elsewhere; that is logged).
     """
     module = type(tower).__module__
-    if module in (f"{__package__}.{name}" for name in TOWER_MODULES):
+    if _is_of_package(type(tower)):
         return None
     try:
         path = getattr(sys.modules.get(module), "__file__", None)
@@ -93,7 +116,7 @@ def save_tower_code(tower: "IdTower", folder: str) -> str | None:
             if name in FLAT_MODULES:
                 raise ValueError(f"its file has the name of a file of this package, {name}.py")
             with open(source, encoding="utf-8") as file:
-                files[name] = _with_flat_imports(file.read())
+                files[name] = _with_flat_imports(file.read(), os.path.dirname(path), module.split(".")[0] if "." in module else None)
     except (ValueError, OSError) as error:
         logger.warning(
             f"the checkpoint does not carry the code of the ID tower {type(tower).__name__}: {error}. It loads only where that tower "
@@ -108,25 +131,52 @@ def save_tower_code(tower: "IdTower", folder: str) -> str | None:
     return CUSTOM_ENTRY
 
 
-def _with_flat_imports(source: str) -> str:
-    """A file that imports from `flip_ctr`, as one that imports from the files beside it in a checkpoint. `ValueError` where it cannot."""
-    package, lines = __name__.split(".")[0], source.splitlines(keepends=True)
+def _with_flat_imports(source: str, folder: str, users_package: str | None) -> str:
+    """A user's file that imports from `flip_ctr`, as one that imports from the files beside it in a checkpoint.
+
+    Args:
+        folder: where the file lies.
+        users_package: the package that it is part of.
+
+    Raises:
+        ValueError: an import means nothing there; the message names its line, and how it could be written.
+    """
+    package = __name__.split(".")[0]
     homes = {name: home for home, names in PUBLIC_NAMES.items() for name in names}
-    # from the end, so that line numbers stay true
-    for node in sorted((node for node in ast.walk(ast.parse(source)) if hasattr(node, "lineno")), key=lambda node: -node.lineno):
-        if isinstance(node, ast.Import) and any(one.name.split(".")[0] == package for one in node.names):
-            raise ValueError(f"line {node.lineno}: write `from {package} import …` instead of `import {package}`")
-        if not isinstance(node, ast.ImportFrom) or node.level or (node.module or "").split(".")[0] != package:
-            continue
-        flat = []
-        for one in node.names:
-            home = homes.get(one.name) if node.module == package else node.module.split(".", 1)[1]
-            if home not in FLAT_MODULES:
-                raise ValueError(f"line {node.lineno}: `{one.name}` of {node.module} is not part of what a checkpoint carries")
-            renamed = f" as {one.asname}" if one.asname else ""
-            flat.append(f"{lines[node.lineno - 1][: node.col_offset]}from .{home} import {one.name}{renamed}\n")
-        lines[node.lineno - 1 : node.end_lineno] = flat
-    return "".join(lines)
+    tree, lines = ast.parse(source), source.encode().splitlines(keepends=True)  # of bytes, as the tree counts them
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in sorted(imports, key=lambda node: -node.lineno):  # from the end, so that line numbers stay true
+        if isinstance(node, ast.Import):
+            for one in node.names:
+                _check_absolute(one.name, f"line {node.lineno}", folder, users_package)
+                if one.name.split(".")[0] == package:
+                    raise ValueError(f"line {node.lineno}: write `from {package} import …` instead of `import {package}`")
+        elif node.level:
+            if node.module is None:
+                raise ValueError(f"line {node.lineno}: write `from .{node.names[0].name} import …` instead of `from . import {node.names[0].name}`")
+        elif node.module.split(".")[0] != package:
+            _check_absolute(node.module, f"line {node.lineno}", folder, users_package)
+        else:
+            before = lines[node.lineno - 1][: node.col_offset]
+            if before.strip():
+                raise ValueError(f"line {node.lineno}: write the import from {package} on a line of its own")
+            flat = []
+            for one in node.names:
+                home = homes.get(one.name) if node.module == package else node.module.split(".", 1)[1]
+                if home not in FLAT_MODULES:
+                    raise ValueError(f"line {node.lineno}: `{one.name}` of {node.module} is not part of what a checkpoint carries")
+                renamed = f" as {one.asname}" if one.asname else ""
+                flat.append(before + f"from .{home} import {one.name}{renamed}".encode())
+            rest = lines[node.end_lineno - 1][node.end_col_offset :]
+            lines[node.lineno - 1 : node.end_lineno] = [b"\n".join(flat) + rest]
+    return b"".join(lines).decode()
+
+
+def _check_absolute(name: str, where: str, folder: str, users_package: str | None) -> None:
+    """Raises `ValueError` where an absolute import is of the user's own files, which a checkpoint carries when they are imported relatively."""
+    first, last = name.split(".")[0], name.split(".")[-1]
+    if first == users_package or os.path.isfile(os.path.join(folder, f"{first}.py")):
+        raise ValueError(f"{where}: write `from .{last} import …` for {name}, a file of yours: those beside it are copied when imported so")
 
 
 class FeatureEmbedding(nn.Embedding):

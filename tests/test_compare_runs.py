@@ -202,6 +202,55 @@ def split_grid(grid, dataset_dir, number=3) -> dict:
     return grid | {"datasets": {f"ml{n}": grid["datasets"]["ml"] for n in range(number)}}
 
 
+def test_a_run_that_cannot_be_made_anew_keeps_what_it_had(run, grid, maker, tmp_path):
+    run(grid, only=["ID-only"], delete_weights=True)
+    folder = next((tmp_path / "runs").rglob("result.json")).parent
+    before = (folder / "test.npz").read_bytes()
+    for path in folder.rglob("model.safetensors"):
+        path.unlink()
+    grid["runs"]["started"] = {"recipe": "finetune", "strategy": "plm", "model_name_or_path": "@id"}
+    grid["methods"] = {"started": "started"}
+    maker.failing.add("id")
+    assert "exit code 1" in run(grid)["failures"][0]
+    assert (folder / "test.npz").read_bytes() == before and not list(folder.parent.glob("*.former"))
+    folder.rename(folder.with_name(f"{folder.name}.former"))  # as a comparison leaves it that is killed meanwhile
+    maker.failing.clear()
+    assert run(grid)["failures"] == [] and maker.made == ["id", "id", "id", "started"]
+    assert not list(folder.parent.glob("*.former"))
+
+
+def test_a_tower_of_the_users_is_known_by_its_files(run, grid, maker, tmp_path, monkeypatch):
+    """Two files may register a tower of the same name; the path is not the results' business."""
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(f"from .parts import x\nNAME = '{name}'")
+        (tmp_path / name / "parts.py").write_text("x = 1")
+        grid["runs"][name] = grid["runs"]["id"] | {"id_tower": "mine", "custom_code": [str(tmp_path / name / "mine.py")]}
+    grid["runs"]["again"] = grid["runs"]["a"] | {"custom_code": "a/mine.py"}
+    grid["methods"] = {name: {"run": name, "baseline": True} for name in ("a", "b", "again")}
+    results = run(grid)
+    assert maker.made == ["a", "b"]
+    assert str(tmp_path) not in json.dumps(results)
+    (tmp_path / "a" / "parts.py").write_text("x = 2")
+    run(grid)
+    assert maker.made == ["a", "b", "a"]
+
+
+def test_catalogues_are_made_on_several_threads(tmp_path, monkeypatch):
+    grid = {"datasets": {"made": {"catalogue": {"users": 30, "items": 30, "rows": 600}}}, "splits": [{"split": "random", "split_seed": n} for n in range(4)],
+            "runs": {"id": {"recipe": "finetune", "strategy": "id"}}, "methods": {"ID-only": "id"}}  # fmt: skip
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    made = []
+    monkeypatch.setattr(Workshop, "produce", lambda self, name, data, seed: made.append(data.split.name))
+    monkeypatch.setattr(compare.Comparison, "numbers", lambda self: {"methods": [], "dataset": "made", "kind": "random"})
+    monkeypatch.setattr(compare, "tables", lambda results: "")
+    monkeypatch.setattr(compare, "write_csv", lambda *given: None)
+    monkeypatch.setattr(compare, "draw", lambda *given: [])
+    compare.run(compare.CompareArguments(str(tmp_path / "grid.yaml"), str(tmp_path / "runs"), jobs=4, bootstrap_samples=50))
+    assert sorted(made) == [f"random-{number}" for number in range(4)]
+
+
 def test_several_splits_at_a_time(run, grid, maker, dataset_dir, monkeypatch):
     at_once, barrier = [], threading.Barrier(2, timeout=30)
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from flip_ctr import FlipForCTR, FlipForPretraining, IdTower, register_id_tower
-from flip_ctr.modeling_id_tower import ID_TOWERS, FeatureEmbedding, build_id_tower
+from flip_ctr.modeling_id_tower import ID_TOWERS, FeatureEmbedding, build_id_tower, own_arguments
+from flip_ctr.modeling_id_towers_cross import DCNv2
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.card import TOWERS
 from flip_ctr.train.optimizer import feature_tables, use_sparse_tables
@@ -283,3 +284,20 @@ def test_towers_see_fields_and_not_slots(tmp_path, form):
 def test_another_number_of_slots_is_refused():
     with pytest.raises(ValueError, match="feature_ids has 4 columns, the model has 7 slots of 4 ID-side fields"):
         FeatureEmbedding([8] * 4, 5, SLOT_FIELDS)(SLOT_IDS[:, :4])
+
+
+def test_a_name_of_this_package_is_not_taken():
+    with pytest.raises(ValueError, match="'dcnv2'.: this package has a tower of that name; choose another one for Mine"):
+        register_id_tower("dcnv2")(type("Mine", (IdTower,), {}))
+    with pytest.raises(ValueError, match="must be a class that inherits from IdTower"):
+        register_id_tower("mine")(object)
+    assert "mine" not in ID_TOWERS and ID_TOWERS["dcnv2"].__name__ == "DCNv2"
+
+
+def test_arguments_are_passed_on():
+    class Gained(DCNv2):
+        def __init__(self, config, gain: float = 1.0, **kwargs):
+            super().__init__(config, **kwargs)
+            self.gain = gain
+
+    assert own_arguments(Gained) == ["gain", *own_arguments(DCNv2)] and "num_cross_layers" in own_arguments(DCNv2)

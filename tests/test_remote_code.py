@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoProcessor
 
 from flip_ctr import FlipForCTR
 from flip_ctr.modeling_id_tower import ID_TOWERS
+from flip_ctr.train.custom_code import import_custom_code
 from flip_ctr.train.hub import published_files
 
 STRATEGIES = ("id", "plm", "joint")
@@ -235,12 +236,19 @@ def test_a_tower_without_a_file_is_said_to_stay_behind(tmp_path, processor, capl
         ("plain_import", TOWER.replace("import torch\n", "import torch\nimport flip_ctr\n"), "line 4: write `from flip_ctr import …`"),
         ("unknown_name", TOWER.replace("import torch\n", "import torch\nfrom flip_ctr.data.files import read_rows\n"),
          "line 4: `read_rows` of flip_ctr.data.files is not part of what a checkpoint carries"),
+        ("same_line", TOWER.replace("import torch\n", "import torch; from flip_ctr import FlipConfig\n"),
+         "line 3: write the import from flip_ctr on a line of its own"),
+        ("bare_relative", TOWER.replace("import torch\n", "import torch\nif False:\n    from . import parts\n"),
+         "line 5: write `from .parts import …` instead of `from . import parts`"),
+        ("absolute", TOWER.replace("import torch\n", "import torch\nif False:\n    from beside.parts import a\n"),
+         "line 5: write `from .parts import …` for beside.parts, a file of yours"),
         ("modeling_flip", TOWER, "its file has the name of a file of this package, modeling_flip.py"),
     ],
 )  # fmt: skip
 def test_code_that_would_mean_nothing_elsewhere_is_named(tmp_path, processor, caplog, name, source, message):
     path = tmp_path / f"{name}.py"
     path.write_text(source.replace('"gated"', f'"{name}"'))
+    (tmp_path / "beside.py").write_text("")
     spec = importlib.util.spec_from_file_location(f"users_{name}", path)
     module = sys.modules[f"users_{name}"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -272,3 +280,21 @@ def test_files_that_a_tower_imports_travel_too(tmp_path, processor):
     assert (tmp_path / "m" / "layers.py").read_text() == LAYERS.replace("flip_ctr", "")
     assert "from .layers import Linear" in (tmp_path / "m" / "mine.py").read_text()
     ID_TOWERS.pop("packaged")
+
+
+def test_what_stands_beside_an_import_stays(tmp_path, processor):
+    """More on the import's line, and letters of several bytes before it."""
+    start = "from flip_ctr import IdTower, FlipConfig; WIDTH = 1  # é\nif WIDTH:\n    'é'; import math\n    from flip_ctr import register_id_tower\n"
+    body = start + """
+@register_id_tower("odd")
+class Odd(IdTower):
+    def interact(self, embeds):
+        return WIDTH * embeds[:, :0].flatten(1)
+"""
+    (tmp_path / "odd_tower.py").write_text(body)
+    import_custom_code(str(tmp_path / "odd_tower.py"))
+    FlipForCTR(tiny.flip_config(processor.fields, strategy="id", id_tower="odd", id_tower_kwargs={})).save_pretrained(tmp_path / "m")
+    ID_TOWERS.pop("odd")
+    written = (tmp_path / "m" / "odd_tower.py").read_text()
+    assert written.startswith("from .modeling_id_tower import IdTower\nfrom .configuration_flip import FlipConfig; WIDTH = 1  # é\n")
+    assert "\n    'é'; import math\n    from .modeling_id_tower import register_id_tower\n" in written

@@ -144,8 +144,12 @@ def load_click_model(name_or_path: str, base_model_name_or_path: str | None = No
     if config.model_type != FlipConfig.model_type or FlipForCTR.__name__ not in (config.architectures or []):
         kind = ", ".join(config.architectures or [config.model_type])
         raise ValueError(f"--{flag} {name_or_path} is a {kind}, not a fine-tuned click model; run `flip-ctr finetune` first")
-    adapter = is_adapter(name_or_path)
-    model = load_adapter(name_or_path, base_model_name_or_path) if adapter else FlipForCTR.from_pretrained(name_or_path)
+    if is_adapter(name_or_path):
+        model = load_adapter(name_or_path, base_model_name_or_path)
+    else:
+        model, loaded = FlipForCTR.from_pretrained(name_or_path, output_loading_info=True)
+        if loaded["missing_keys"]:  # transformers would draw them at random
+            raise ValueError(f"--{flag} {name_or_path} lacks weights that its configuration asks for: {', '.join(sorted(loaded['missing_keys'])[:5])}")
     return model, FlipProcessor.from_pretrained(name_or_path)
 
 

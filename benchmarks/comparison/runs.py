@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from comparison.child import execute
 from comparison.grid import SPLIT_SEED, Dataset, Grid, RunPlan, Split, references
 from comparison.predictions import Predictions
 from comparison.recipes import MODEL, RECIPES, flags
+
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from flip_ctr.data.schema import SCHEMA_NAME
 from flip_ctr.data.shards import SplitRows
@@ -123,6 +126,7 @@ class Workshop:
         self._digests: dict[str, str] = {}
         self.failures: list[RunFailed] = []
         self._processes: set[subprocess.Popen] = set()
+        self._catalogue_lock = threading.Lock()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -152,7 +156,8 @@ class Workshop:
             runs.mkdir(parents=True, exist_ok=True)
             if dataset.source == "catalogue":
                 settings, seed = CatalogueSettings(**dataset.options or {}), split.options.get(SPLIT_SEED, SEED)
-                write_catalogue(folder, generate_catalogue(settings), split.options.get("split", "random"), settings, seed)
+                with self._catalogue_lock:  # DuckDB's connection is one for all threads
+                    write_catalogue(folder, generate_catalogue(settings), split.options.get("split", "random"), settings, seed)
             else:
                 argv = ["-m", "flip_ctr.train.cli", "prepare", *flags(dataset.options | split.options | {"output_dir": folder})]
                 self.child([sys.executable, *argv], runs / "prepare.log", title)
@@ -197,6 +202,7 @@ class Workshop:
         identities = [self.identity(plan, one, data, seed, inputs) for one in options]
         folders = [self.run_folder(plan, data, seed, identity) for identity in identities]
         for number, folder in enumerate(folders):
+            restore(folder)
             if not (folder / RESULT_FILE).exists():
                 trial = f", trial {number + 1} of {len(folders)}" if plan.search else ""
                 self.make_run(plan, options[number], data, seed, inputs, folder, title + trial)
@@ -224,6 +230,8 @@ class Workshop:
                 counted[one.name] = value  # depends on the case
             elif one.name in options and one.name not in PRIVATE:
                 counted[one.name] = self.of_file(value)
+        if own := options.get("custom_code"):
+            counted["custom_code"] = [custom_code_digest(one) for one in ([own] if isinstance(own, str) else own)]
         started_from = {name: [one.identity for key, one in inputs.items() if key in references(value)] for name, value in options.items()}
         started_from = {name: found for name, found in started_from.items() if found}
         return digest([data.identity, plan.recipe, counted | started_from, seed + plan.seed_offset])
@@ -238,12 +246,23 @@ class Workshop:
         return self._digests[value]
 
     def make_run(self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished], folder: Path, title: str) -> None:
-        """Makes a run in its folder. `RunFailed` where that fails."""
+        """Makes a run in its folder; a finished one anew, for its weights. `RunFailed` where that fails: what it had predicted stays."""
+        if (folder / RESULT_FILE).exists():
+            self.check_making(title)
+            folder.rename(former(folder))
+        try:
+            self._make_run(plan, options, data, seed, inputs, folder, title)
+        except BaseException:
+            restore(folder)
+            raise
+        shutil.rmtree(former(folder), ignore_errors=True)
+
+    def _make_run(self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished], folder: Path, title: str) -> None:
         self.check_making(title)
         recipe = RECIPES[plan.recipe]
         if recipe.of_package:  # an average needs no more than predictions
             inputs = {name: self.produce(name, data, seed, weights=True) for name in inputs}
-        resumes = "checkpointing_steps" in options and (folder / MODEL).exists() and not (folder / RESULT_FILE).exists()
+        resumes = "checkpointing_steps" in options and (folder / MODEL).exists()
         if folder.exists() and not resumes:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -251,7 +270,7 @@ class Workshop:
         given |= {"seed": seed + plan.seed_offset} if "seed" in recipe.options else {}
         given |= {"resume_from_checkpoint": "latest"} if resumes else {}
         filled = fill(options, {name: str(one.folder / MODEL) for name, one in inputs.items()})
-        shown = {name: public_name(value) if isinstance(value, str) else value for name, value in options.items()}
+        shown = {name: shown_value(value) for name, value in options.items()}
         content = {"run": plan.name, "recipe": plan.recipe, "options": shown, "seed": seed + plan.seed_offset, "argv": flags(given | filled)}
         (folder / RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"{title} …", flush=True)
@@ -305,6 +324,30 @@ class Workshop:
                 for trial in run.trials if name not in kept else [trial for trial in run.trials if trial != run.folder]:
                     for path in weight_files(trial):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def former(folder: Path) -> Path:
+    """Where a finished run lies while it is made anew."""
+    return folder.with_name(f"{folder.name}.former")
+
+
+def restore(folder: Path) -> None:
+    """Puts a finished run back where making it anew has come to nothing."""
+    if former(folder).exists() and not (folder / RESULT_FILE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        former(folder).rename(folder)
+
+
+def shown_value(value: Any) -> Any:
+    """An option as results may have it: no folder of this machine."""
+    return public_name(value) if isinstance(value, str) else [shown_value(one) for one in value] if isinstance(value, list) else value
+
+
+def custom_code_digest(name: str) -> str:
+    """Of a file of the user's own code, with the files beside it that it imports; a module is known by its name."""
+    if not name.endswith(".py"):
+        return name
+    return digest([Path(path).read_text(encoding="utf-8") for path in sorted([name, *get_relative_import_files(name)])])
 
 
 def read_costs(folder: Path) -> dict:
