@@ -37,7 +37,7 @@ class CompareArguments:
     only: list[str] = option([], "labels of the methods to compare; all when not given", nargs="+")
     splits: list[str] = option([], "splits to compare on, e.g. random-42 cold_items-42; all when not given", nargs="+")
     reference: str | None = option(None, "label of the method that differences are to; the best baseline on validation when not given")
-    jobs: int = option(1, "splits to work on at a time; give each run its share of the cores (OMP_NUM_THREADS)")
+    jobs: int = option(1, "splits to work on at a time; each run gets its share of the cores, where OMP_NUM_THREADS says nothing else")
     peer_python: str = option(sys.executable, "Python interpreter that has the other libraries; this one when not given")
     bootstrap_samples: int = option(2000, "samples of users for the intervals")
     delete_weights: bool = option(False, "delete the weights of finished runs that no other run needs")
@@ -74,7 +74,7 @@ def run(args: CompareArguments) -> dict:
     grid = load_grid(args.grid, read_settings(args.set), args.only, args.splits)
     if args.reference is not None and args.reference not in [method.label for method in grid.methods]:
         raise GridError(f"--reference {args.reference}: the methods compared are {', '.join(method.label for method in grid.methods)}")
-    workshop = Workshop(grid, Path(args.output_dir), args.peer_python, make=not args.report_only)
+    workshop = Workshop(grid, Path(args.output_dir), args.peer_python, not args.report_only, args.jobs)
     results_dir = Path(args.results_dir) if args.results_dir else Path(args.output_dir) / "results"
 
     # 2. Dataset folders and runs

@@ -58,6 +58,10 @@ def test_only_some_methods_need_only_their_settings(tmp_path):
 def test_some_splits_only(tmp_path):
     grid = load(tmp_path, GRID, ["ID-only"], ["random-2", "cold_items-1"])
     assert [split.name for split in grid.datasets[0].splits] == ["random-2", "cold_items-1"]
+    assert [grid.datasets[0].target(kind) for kind in ("random", "cold_items")] == [None, None]
+    for given, expected in ((".7", [0.7, 0.7]), ({"cold_items": 0.6}, [None, 0.6])):
+        content = GRID | {"datasets": {"made": GRID["datasets"]["made"] | {"target_auc": given}}}
+        assert [load(tmp_path, content, plm="m").datasets[0].target(kind) for kind in ("random", "cold_items")] == expected
     with_ratios = Split({"split": "cold_items", "ratios": [8, 1, 1], "split_seed": 2})
     assert (with_ratios.name, with_ratios.kind) == ("cold_items-8-1-1-2", "cold_items-8-1-1")
     two = GRID | {"datasets": GRID["datasets"] | {"other": GRID["datasets"]["made"] | {"splits": [{"split": "random", "split_seed": 3}]}}}
@@ -91,6 +95,7 @@ def test_some_splits_only(tmp_path):
         (changed(seeds=42), "seeds: expected a list of whole numbers, got 42"),
         (changed(seeds=[42, 42]), "seeds: two are the same"),
         (changed(datasets={"made": {"catalogue": {}, "target_auc": "high"}}), "datasets: made: target_auc: expected an AUC, a number above 0"),
+        (changed(datasets={"made": {"catalogue": {}, "target_auc": {"random": .8, "time": .7}}}), "target_auc: unknown key time; it may have random"),
         (changed(datasets={"made": {"catalogue": {}, "target_auc": 86}}), "above 0 and below 1; got 86"),
         (changed(datasets={"made": {"prepare": {"dataset": "ml-2m"}}}), "datasets: made: prepare: --dataset must be one of ml-100k"),
         (changed(datasets={"made": {"catalogue": {"rows": 10, "people": 3}}}), "people"),

@@ -186,6 +186,8 @@ def test_validation_chooses_among_trials(run, grid, maker, tmp_path):
     assert method["costs"]["seconds_to_target"] == 8.0
     both = run(grid)["comparisons"][0]["methods"][-1]
     assert both["trials"] == 4 and both["runs"][0]["total_seconds"] == 50.0  # with FLIP and its pretraining
+    flip = run(grid, only=["FLIP"])["comparisons"][0]["methods"][0]
+    assert flip["costs"]["seconds_to_target"] == 10.0 + 8.0  # pretraining counts
 
 
 def test_weights_go_when_nothing_needs_them_and_come_back_when_something_does(run, grid, maker, tmp_path):

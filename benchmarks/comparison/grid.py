@@ -51,13 +51,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`source` is one of `SOURCES`, `options` what stands under it; `target_auc` is what time to a target is measured to."""
+    """`source` is one of `SOURCES`, `options` what stands under it; `targets` are the AUCs that time is measured to, by kind of split, or one for
+    all of them (`None`)."""
 
     name: str
     source: str
     options: Any
     splits: tuple[Split, ...]
-    target_auc: float | None
+    targets: dict[str | None, float]
+
+    def target(self, kind: str) -> float | None:
+        return self.targets.get(kind, self.targets.get(None))
 
 
 @dataclass(frozen=True)
@@ -306,11 +310,15 @@ class _Reader:
             self.check_source(source[0], options, split, where)
         if len({split.name for split in splits}) < len(splits):
             self.fail(f"{where}: splits", "two are the same")
-        return Dataset(name, source[0], options, splits, self.target(given.get("target_auc"), f"{where}: target_auc"))
+        targets = given.get("target_auc")
+        where = f"{where}: target_auc"
+        if isinstance(targets, dict):
+            self.mapping(targets, where, dict.fromkeys(split.kind for split in splits))
+        else:
+            targets = {} if targets is None else {None: targets}
+        return Dataset(name, source[0], options, splits, {kind: self.target(one, where) for kind, one in targets.items()})
 
-    def target(self, given: Any, where: str) -> float | None:
-        if given is None:
-            return None
+    def target(self, given: Any, where: str) -> float:
         try:
             target = float(self.fill(given, where))  # YAML reads 86e-2 as text
         except (TypeError, ValueError):

@@ -67,6 +67,7 @@ class Comparison:
         self.reference = reference
         self.workshop, self.grid, self.dataset, self.datas, self.samples = workshop, grid, dataset, datas, samples
         self.rows = [read_rows(data) for data in datas]
+        self.target = dataset.target(datas[0].split.kind)
         self.entity = resampled_entity(self.rows)
         self.clusters, self.num_clusters, self.by_unit = number_clusters([rows.units[self.entity] for rows in self.rows])
         self.resampled: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # method -> split -> metric -> (samples,)
@@ -81,7 +82,7 @@ class Comparison:
             if reference is not None and one["runs"] and one is not reference:
                 one["difference"] = self.difference(one, reference)
         return {
-            "dataset": self.dataset.name, "kind": self.datas[0].split.kind, "target_auc": self.dataset.target_auc,
+            "dataset": self.dataset.name, "kind": self.datas[0].split.kind, "target_auc": self.target,
             "splits": [{"name": data.split.name, **rows.counts} for data, rows in zip(self.datas, self.rows)],
             "seeds": list(self.grid.seeds), "bootstrap_samples": self.samples, "clusters": self.num_clusters,
             "clusters_are": f"{self.entity}s" if self.by_unit else "rows", "reference": reference and reference["method"], "reference_is_chosen": self.reference is not None, "methods": methods,
@@ -118,13 +119,13 @@ class Comparison:
         costs, before = run.costs, list(run.before().values())
         costs_before = [one.costs for one in before]
         all_trials = {folder for one in (run, *before) for folder in one.trials}
-        target = self.dataset.target_auc
-        reached = [entry["seconds"] for entry in costs["history"] if target is not None and entry["auc"] >= target]
+        before_seconds = sum(one["train_seconds"] for one in costs_before)
+        reached = [before_seconds + entry["seconds"] for entry in costs["history"] if self.target is not None and entry["auc"] >= self.target]
         return {
             "options": run.options,
             **{split: finite(run.predictions(split).metrics()) for split in SPLITS},
             "train_seconds": costs["train_seconds"],
-            "before_seconds": sum(one["train_seconds"] for one in costs_before),
+            "before_seconds": before_seconds,
             "total_seconds": sum(read_costs(folder)["train_seconds"] for folder in all_trials),
             "seconds_to_target": reached[0] if reached else None,
             "evaluations": len(costs["history"]), "best_epoch": costs.get("best_epoch"),

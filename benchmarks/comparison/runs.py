@@ -118,15 +118,17 @@ class Workshop:
         folder: where all of it lies.
         peer_python: interpreter for the runs of other libraries.
         make: whether what is missing is made; if not, it counts as failed.
+        jobs: how many runs are made at a time; each gets its share of the cores, unless OMP_NUM_THREADS says otherwise.
     """
 
-    def __init__(self, grid: Grid, folder: Path, peer_python: str = sys.executable, make: bool = True):
+    def __init__(self, grid: Grid, folder: Path, peer_python: str = sys.executable, make: bool = True, jobs: int = 1):
         self.grid, self.folder, self.peer_python, self.make = grid, folder.resolve(), peer_python, make
         self._known: dict[tuple, Finished | RunFailed] = {}
         self._digests: dict[str, str] = {}
         self.failures: list[RunFailed] = []
         self._processes: set[subprocess.Popen] = set()
         self._catalogue_lock = threading.Lock()
+        self._share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -289,7 +291,7 @@ class Workshop:
     def child(self, command: list[str], log: Path, title: str) -> None:
         """Runs a command with its output in a log. `RunFailed` with the log's last lines where it fails."""
         paths = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        environment = self._share | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         with open(log, "w", encoding="utf-8") as file, subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0  # Ctrl-C is for the comparison, which ends its runs
         ) as process:

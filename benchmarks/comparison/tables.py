@@ -132,7 +132,7 @@ def costs(comparison: dict) -> str:
     devices = sorted({run["device"] for one in comparison["methods"] for run in one["runs"]})
     note = (
         f"Costs: means of the runs on {', '.join(devices)}, {', '.join(map(str, threads))} thread(s) each. “Before it”: training of the runs "
-        "that this one starts from. “All of it”: both, and all trials. “Trained with”: parameters of the largest model on the way."
+        "that this one starts from, which time to an AUC has too. “All of it”: both, and all trials. “Trained with”: parameters of the largest model on the way."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
 
