@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from flip_ctr.data.dataset_folder import shard_path
@@ -78,6 +79,18 @@ def test_a_plm_strategy_with_an_id_checkpoint(tmp_path, dataset_dir, finetuned, 
 def test_another_shape_than_the_checkpoints(tmp_path, dataset_dir, pretrained, options, message):
     with pytest.raises(ValueError, match=message):
         tiny.finetune(dataset_dir, pretrained, tmp_path / "m", **options)
+
+
+@pytest.mark.parametrize("strategy", ["id", "joint"])
+def test_a_checkpoint_without_some_of_its_weights_is_not_scored(tmp_path, dataset_dir, finetuned, strategy):
+    """With a weight drawn at random, scores would be of nothing."""
+    shutil.copytree(finetuned[strategy][0], tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    lost = weights.pop("id_classifier.weight")
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    assert lost.numel() > 0
+    with pytest.raises(ValueError, match="--model_name_or_path .*m lacks weights that its configuration asks for: id_classifier.weight"):
+        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(tmp_path / "m")))
 
 
 @pytest.mark.parametrize("kind", ["pretrained", "plm"])
