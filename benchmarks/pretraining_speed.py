@@ -21,7 +21,7 @@ from transformers import AutoModel
 from flip_ctr.data.collators import FlipPretrainingCollator
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.shards import SplitRows
-from flip_ctr.train.arguments import option, parse_arguments
+from flip_ctr.train.arguments import OWN_DROPOUT, option, parse_arguments
 from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.engine import make_accelerator, make_loader
 from flip_ctr.train.optimizer import make_optimizer
@@ -34,6 +34,7 @@ from flip_ctr.train.step import TrainingStep
 class SpeedArguments(PretrainArguments):
     output_dir: str = option("", "unused")
     per_device_train_batch_size: int = option(64, "rows a batch")
+    plm_dropout: float = option(OWN_DROPOUT, "every dropout of the PLM; as the bare one has them")
     num_batches: int = option(30, "batches to time, after three to warm up")
     output_file: str | None = option(None, "JSON file for the numbers")
 

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from flip_ctr.data.collators import FlipPretrainingCollator
 from flip_ctr.data.encoded import EncodedDataset
 from flip_ctr.data.shards import SplitRows
-from flip_ctr.train.arguments import option, required
+from flip_ctr.train.arguments import OWN_DROPOUT, option, required
 from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.engine import make_accelerator, make_loader
 from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
@@ -64,7 +64,7 @@ class Run:
         if "grad_cache_chunk_size" in options:
             options["grad_cache_chunk_size"] = batch_size // 4
         args = PretrainArguments(dataset_dir=dataset_dir, model_name_or_path=plm, output_dir="", max_train_samples=20_000,
-                                 **{name: value for name, value in options.items() if name != "freeze_plm_layers"})  # fmt: skip
+                                 **{"plm_dropout": OWN_DROPOUT} | {name: value for name, value in options.items() if name != "freeze_plm_layers"})  # fmt: skip
         self.accumulation = args.gradient_accumulation_steps
         rows = SplitRows(dataset_dir, "train", args.max_train_samples, args.seed)
         processor = new_processor(rows, rows.schema, args, plm)

@@ -108,6 +108,10 @@ def test_dropout_of_the_plm_is_saved_with_the_checkpoint(trained):
     _, folder = trained(strategy="plm", plm_dropout=0.0)
     model = FlipForCTR.from_pretrained(folder)
     assert model.config.text_config.hidden_dropout_prob == 0 and model.config.classifier_dropout == 0
+    _, folder = trained(strategy="plm")  # the default
+    assert FlipForCTR.from_pretrained(folder).config.text_config.hidden_dropout_prob == 0
+    _, folder = trained(strategy="plm", plm_dropout=-1.0)
+    assert FlipForCTR.from_pretrained(folder).config.text_config.hidden_dropout_prob > 0  # the PLM's own
     with pytest.raises(ValueError, match="--plm_dropout must be at least 0 and below 1; got 1"):
         trained(plm_dropout=1.0)
 

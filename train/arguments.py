@@ -19,6 +19,7 @@ from flip_ctr.train.custom_code import CUSTOM_CODE
 
 Arguments = TypeVar("Arguments")
 
+OWN_DROPOUT = -1.0  # as --plm_dropout: the rates that the PLM has
 LORA_LEARNING_RATE = 1e-3  # low-rank updates learn too slowly at the rate of whole weights
 # Optimizers of the feature tables, and what validation preferred with them on ml-1m where it differs from the dense one.
 EMBEDDING_OPTIMIZERS = {"dense": {}, "rowwise_adagrad": {"embedding_learning_rate": 0.3}, "lazy_adam": {}}
@@ -215,8 +216,8 @@ class TrainArguments:
     min_frequency: int = option(1, "values in fewer training rows share the id [UNK]")
     unk_rate: float = option(0.01, "share of training rows whose user's, or item's, key ids are dropped to [UNK]")
     text_pooling: str | None = option(None, "the PLM's pooled state: cls (of a new model, by default) or mean")
-    plm_dropout: float | None = option(None, "every dropout of the PLM; its own rates when not given. In a few passes over the rows 0 learns more, and "
-                                             "is faster")  # fmt: skip
+    plm_dropout: float | None = option(None, f"every dropout of the PLM; {OWN_DROPOUT}: its own rates (as with --preset paper). 0 where it is trained, "
+                                             "which learns more in a few passes, and is faster")  # fmt: skip
     attn_implementation: str | None = option(None, "attention of the PLM: eager, sdpa, flash_attention_2, ...")
 
     per_device_train_batch_size: int | None = option(None, "rows a process takes in one forward pass")
@@ -378,5 +379,6 @@ class TrainArguments:
         if self.embedding_l2 < 0:
             raise ValueError(f"--embedding_l2 must be at least 0; got {self.embedding_l2}")
         for name in ("unk_rate", "warmup_ratio", "id_dropout", "id_embedding_dropout", "plm_dropout"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 0 and below 1; got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1 and (name, value) != ("plm_dropout", OWN_DROPOUT):
+                raise ValueError(f"--{name} must be at least 0 and below 1; got {value}")

@@ -18,7 +18,7 @@ from flip_ctr.data.shards import SplitRows
 from flip_ctr.data.streaming import StreamedDataset
 from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import OWN_DROPOUT, TrainArguments
 from flip_ctr.train.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.run_log import logger
 from flip_ctr.train.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
@@ -210,7 +210,7 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
     """
     if args.id_model is not None:
         start_id_tower(model, processor, args.id_model)
-    if args.plm_dropout is not None and model.base_model.text_encoder is not None:
+    if args.plm_dropout not in (None, OWN_DROPOUT) and model.base_model.text_encoder is not None:
         set_dropout(model.base_model.text_encoder, args.plm_dropout)  # LoRA has a rate of its own
     if args.use_lora:
         model = add_lora(model, args)

@@ -13,7 +13,7 @@ import torch
 from flip_ctr.configuration_flip import FlipConfig
 from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator
 from flip_ctr.data.shards import SplitRows
-from flip_ctr.train.arguments import OBJECTIVES, TrainArguments, listed, option, parse_arguments
+from flip_ctr.train.arguments import OBJECTIVES, OWN_DROPOUT, TrainArguments, listed, option, parse_arguments
 from flip_ctr.train.build import check_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.card import training_record, write_card
 from flip_ctr.train.checkpoint import save
@@ -83,7 +83,8 @@ class PretrainArguments(TrainArguments):
         aligned = self.id_model is not None and self.objectives.aligns
         defaults = DEFAULTS["--preset paper" if self.preset == "paper" else "a PLM is aligned to --id_model" if aligned else "pretraining"]
         vocabulary = None if not self.mlm_weight else "plm" if self.streaming else defaults["mlm_vocabulary"]
-        return defaults | {"mlm_vocabulary": vocabulary}
+        dropout = None if not self.uses_plm else OWN_DROPOUT if self.preset == "paper" else 0.0
+        return defaults | {"mlm_vocabulary": vocabulary, "plm_dropout": dropout}
 
     def __post_init__(self):
         super().__post_init__()
