@@ -337,8 +337,11 @@ class IdTower(nn.Module):
 
     def forward(self, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """`(batch, slots)` local feature ids, and with strategy `frozen` the embedding of the text `(batch, embedding_size)`, which is the
-        last field -> `h_id`, `(batch, output_dim)`."""
-        return self.encode(self.embed(self.embeddings, feature_ids, text_embeds))
+        last field -> `h_id`, `(batch, output_dim)`. `ValueError` where `output_dim` is not the size of what `encode` returns."""
+        h_id = self.encode(self.embed(self.embeddings, feature_ids, text_embeds))
+        if h_id.shape[-1] != self.output_dim:
+            raise ValueError(f"{type(self).__name__}: h_id has the size {h_id.shape[-1]}, and its `output_dim` says {self.output_dim}")
+        return h_id
 
 
 # --- checks of a tower's arguments; `owner` is the tower's name

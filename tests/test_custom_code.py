@@ -81,6 +81,8 @@ def test_what_cannot_be_imported_is_said(towers, tmp_path, monkeypatch):
     says(tmp_path / "none.py", r"--custom_code .*none.py: FileNotFoundError: there is no such file")
     towers.with_name("my-towers.py").write_text("")
     says(towers.with_name("my-towers.py"), "letters, digits and _")
+    towers.with_name("modeling_flip.py").write_text("")
+    says(towers.with_name("modeling_flip.py"), "it has the name of a file of this package")
     towers.with_name("broken.py").write_text("import torch\n1 / 0\n")
     says(towers.with_name("broken.py"), r"broken.py \(line 2\): ZeroDivisionError")
     towers.with_name("plain.py").write_text("from parts import times\n")

@@ -301,3 +301,15 @@ def test_arguments_are_passed_on():
             self.gain = gain
 
     assert own_arguments(Gained) == ["gain", *own_arguments(DCNv2)] and "num_cross_layers" in own_arguments(DCNv2)
+
+
+def test_a_wrong_size_is_named(id_processor, rows):
+    class Wrong(IdTower):
+        def interact(self, embeds):
+            return embeds.sum(1)  # and `output_dim` does not count it
+
+    register_id_tower("wrong")(Wrong)
+    model = FlipForCTR(tiny.flip_config(id_processor.fields, strategy="id", id_tower="wrong"))
+    ID_TOWERS.pop("wrong")
+    with pytest.raises(ValueError, match="Wrong: h_id has the size 12, and its `output_dim` says 8"):
+        model(**id_processor(rows))

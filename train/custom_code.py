@@ -23,9 +23,10 @@ def import_custom_code(names: list[str] | str | None) -> None:
     Raises:
         ValueError: there is no such file or module, or it fails when imported.
     """
-    if os.getcwd() not in sys.path:  # a module beside the user, as for `python -m`
+    names = [names] if isinstance(names, str) else names or []
+    if names and os.getcwd() not in sys.path:  # a module beside the user, as for `python -m`
         sys.path.append(os.getcwd())
-    for name in [names] if isinstance(names, str) else names or []:
+    for name in names:
         try:
             importlib.import_module(_module_of(name) if name.endswith(".py") else name)
         except Exception as error:  # whatever the file does
@@ -40,6 +41,8 @@ def _module_of(path: str) -> str:
         raise FileNotFoundError("there is no such file")
     if not file.stem.isidentifier():
         raise ValueError("the file's name must be one that Python can import: letters, digits and _")
+    if file.stem in FLAT_MODULES and file.stem != CUSTOM_ENTRY:
+        raise ValueError("it has the name of a file of this package, which a checkpoint has beside it; rename it")
     package = f"flip_ctr_custom_{blake2b(str(file.parent.resolve()).encode(), digest_size=6).hexdigest()}"
     if package not in sys.modules:
         sys.modules[package] = ModuleType(package)

@@ -33,7 +33,6 @@ from comparison.child import execute
 from comparison.grid import SPLIT_SEED, Dataset, Grid, RunPlan, Split, references
 from comparison.predictions import Predictions
 from comparison.recipes import MODEL, RECIPES, flags
-
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from flip_ctr.data.schema import SCHEMA_NAME
