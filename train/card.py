@@ -119,7 +119,6 @@ def write_card(folder: str, record: dict, model: FlipPreTrainedModel, processor:
     data = _dataset_facts(dataset_dir, schema)
     # GAUC is NaN where no user has both classes
     results = {name: value for name, value in results.items() if math.isfinite(value)}
-    is_click = isinstance(model, FlipForCTR)
     parts = {
         "title": _title(model, data),
         "summary": _summary(model, record),
