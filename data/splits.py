@@ -42,10 +42,15 @@ def split_bounds(ratios: Sequence[int]) -> list[str]:
     return [f"{sum(ratios[:i]) * 2**32 // total:08x}" for i in range(1, len(ratios))]
 
 
-def check_split(split: str, owner: str = "this dataset", **columns: str | None) -> None:
-    """`ValueError` where there is no such split, or no column that it needs; `user`, `item` and `time` name the columns."""
+def check_split_name(split: str) -> None:
+    """`ValueError` where there is no such split."""
     if split not in SPLIT_RULES:
         raise ValueError(f"--split must be one of {', '.join(SPLIT_RULES)}; got {split!r}.")
+
+
+def check_split(split: str, owner: str = "this dataset", **columns: str | None) -> None:
+    """`ValueError` where there is no such split, or no column that it needs; `user`, `item` and `time` name the columns."""
+    check_split_name(split)
     for need in NEEDS.get(split, ()):
         if columns.get(need) is None:
             possible = [name for name in SPLIT_RULES if all(columns.get(other) is not None for other in NEEDS.get(name, ()))]

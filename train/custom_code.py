@@ -6,6 +6,7 @@ import os
 import sys
 from hashlib import blake2b
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 
 from flip_ctr.configuration_flip import CUSTOM_ENTRY
@@ -30,7 +31,8 @@ def import_custom_code(names: list[str] | str | None) -> None:
         try:
             importlib.import_module(_module_of(name) if name.endswith(".py") else name)
         except Exception as error:  # whatever the file does
-            where = next((f" (line {one.tb_lineno})" for one in _frames(error) if one.tb_frame.f_code.co_filename == os.path.abspath(name)), "")
+            lines = (line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == os.path.abspath(name))
+            where = next((f" (line {line})" for line in lines), "")
             raise ValueError(f"--custom_code {name}{where}: {type(error).__name__}: {error}{_hint(name, error)}") from error
 
 
@@ -51,13 +53,6 @@ def _module_of(path: str) -> str:
             if name != CUSTOM_ENTRY:
                 sys.modules[f"{package}.{name}"] = importlib.import_module(f"flip_ctr.{name}")
     return f"{package}.{file.stem}"
-
-
-def _frames(error: Exception):
-    frame = error.__traceback__
-    while frame is not None:
-        yield frame
-        frame = frame.tb_next
 
 
 def _hint(name: str, error: Exception) -> str:

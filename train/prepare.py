@@ -33,7 +33,7 @@ from flip_ctr.data.prompt_lengths import prompt_lengths
 from flip_ctr.data.raw import LineLog
 from flip_ctr.data.schema import SPLITS, DatasetSchema
 from flip_ctr.data.shards import shard_paths
-from flip_ctr.data.splits import RATIOS, SEED, SPLIT_RULES, check_split
+from flip_ctr.data.splits import RATIOS, SEED, SPLIT_RULES, check_split, check_split_name
 from flip_ctr.data.statistics import check_splits, split_statistics
 from flip_ctr.data.table_schema import check_ratios, read_schema
 from flip_ctr.data.table_source import table_source
@@ -133,8 +133,8 @@ class PrepareArguments:
             if self.dataset not in (None, TABLE):
                 raise ValueError(f"--infer_schema is for --dataset {TABLE}; {self.dataset} is known already.")
             return
-        if self.split is not None and self.split not in SPLIT_RULES:
-            raise ValueError(f"--split must be one of {', '.join(SPLIT_RULES)}; got {self.split!r}.")
+        if self.split is not None:
+            check_split_name(self.split)
         names = [*DATASETS, TABLE]
         if self.dataset not in names:
             raise ValueError(f"--dataset must be one of {', '.join(names)}; got {self.dataset!r}.")

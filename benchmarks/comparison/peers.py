@@ -123,7 +123,7 @@ def train_network(args: NetworkArguments, folder: Path, data: PeerData, model: n
     model.to(device)
     generator = np.random.default_rng(args.seed)
     ids, labels = torch.from_numpy(data.ids("train")), torch.from_numpy(data.labels("train").astype(np.float32))
-    sample_weight = None if data.weights("train") is None else torch.from_numpy(data.weights("train"))
+    sample_weight = None if (given := data.weights("train")) is None else torch.from_numpy(given)
     steps_per_epoch = math.ceil(len(ids) / args.per_device_train_batch_size)
     total = steps_per_epoch * args.num_train_epochs
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)

@@ -211,7 +211,8 @@ class Workshop:
         if plan.search:
             best = int(np.argmax([Predictions.load(folder, "validation").criterion() for folder in folders]))
         if weights and not weight_files(folders[best]):
-            self.make_run(plan, options[best], data, seed, inputs, folders[best], f"{title}, whose weights were deleted")
+            with replacing(folders[best]):
+                self.make_run(plan, options[best], data, seed, inputs, folders[best], f"{title}, whose weights were deleted")
         return Finished(plan, folders[best], identities[best], tuple(inputs.values()), tuple(folders))
 
     def run_folder(self, plan: RunPlan, data: Data, seed: int, identity: str) -> Path:
@@ -247,18 +248,7 @@ class Workshop:
         return self._digests[value]
 
     def make_run(self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished], folder: Path, title: str) -> None:
-        """Makes a run in its folder; a finished one anew, for its weights. `RunFailed` where that fails: what it had predicted stays."""
-        if (folder / RESULT_FILE).exists():
-            self.check_making(title)
-            folder.rename(former(folder))
-        try:
-            self._make_run(plan, options, data, seed, inputs, folder, title)
-        except BaseException:
-            restore(folder)
-            raise
-        shutil.rmtree(former(folder), ignore_errors=True)
-
-    def _make_run(self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished], folder: Path, title: str) -> None:
+        """Makes a run in its folder. `RunFailed` where that fails."""
         self.check_making(title)
         recipe = RECIPES[plan.recipe]
         if recipe.of_package:  # an average needs no more than predictions
@@ -337,6 +327,18 @@ def restore(folder: Path) -> None:
     if former(folder).exists() and not (folder / RESULT_FILE).exists():
         shutil.rmtree(folder, ignore_errors=True)
         former(folder).rename(folder)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """A finished run is made anew; where that fails, it is as it was."""
+    folder.rename(former(folder))
+    try:
+        yield
+    except BaseException:
+        restore(folder)
+        raise
+    shutil.rmtree(former(folder))
 
 
 def shown_value(value: Any) -> Any:
