@@ -15,12 +15,13 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_flip import PIPELINE_TASK, FlipConfig, FlipField
-from .feature_extraction_flip import FlipFeatureExtractor
-from .modeling_flip import FlipForCTR, FlipForPretraining, FlipModel, FlipPreTrainedModel
-from .modeling_id_tower import IdTower, register_id_tower
-from .pipeline_flip import ClickThroughRatePipeline
-from .processing_flip import FlipProcessor
+from .modeling_flip.configuration_flip import PIPELINE_TASK, FlipConfig
+from .modeling_flip.fields_flip import FlipField
+from .modeling_flip.feature_extraction_flip import FlipFeatureExtractor
+from .modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipModel, FlipPreTrainedModel
+from .modeling_flip.id_tower import IdTower, register_id_tower
+from .modeling_flip.pipeline_flip import ClickThroughRatePipeline
+from .modeling_flip.processing_flip import FlipProcessor
 
 __version__ = "0.1.0"
 

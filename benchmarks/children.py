@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from flip_ctr.train.step import TrainingStep
+from flip_ctr.train.loop.step import TrainingStep
 
 CHILD = "--child"
 

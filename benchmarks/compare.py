@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from comparison.figures import draw
-from comparison.grid import Dataset, GridError, Split, load_grid
-from comparison.results import Comparison
-from comparison.runs import Data, RunFailed, Workshop
-from comparison.tables import tables, write_csv
+from flip_ctr.benchmarks.comparison.pictures import draw
+from flip_ctr.benchmarks.comparison.grid import Dataset, GridError, Split, load_grid
+from flip_ctr.benchmarks.comparison.summary import Comparison
+from flip_ctr.benchmarks.comparison.runs import Data, RunFailed, Workshop
+from flip_ctr.benchmarks.comparison.tables import tables, write_csv
 from transformers import HfArgumentParser
 
 from flip_ctr.train.arguments import option, required

@@ -25,21 +25,21 @@ from pathlib import Path
 
 import torch
 from bare_training import Peaks, leave, train_on
-from children import answer, measure, write_rows
+from flip_ctr.benchmarks.children import answer, measure, write_rows
 from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser
 
-from flip_ctr.data.cache import cached_split
-from flip_ctr.data.collators import FlipCollator
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.samplers import GlobalBatchSampler
-from flip_ctr.data.shards import SplitRows
-from flip_ctr.data.splits import SPLITS
-from flip_ctr.data.streaming import StreamedDataset
-from flip_ctr.processing_flip import FlipProcessor
+from flip_ctr.data.batches.cache import cached_split
+from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.batches.samplers import GlobalBatchSampler
+from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.data.prepare.splits import SPLITS
+from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import option, required
-from flip_ctr.train.build import new_click_model, new_processor
-from flip_ctr.train.engine import check_clicks, encode_split, make_accelerator, make_loader, training_split
+from flip_ctr.train.models.build import new_click_model, new_processor
+from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, make_loader, training_split
 from flip_ctr.train.finetune import FinetuneArguments
 
 SPEED_BATCH = 1024  # rows of a batch of the measurements of speed

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from children import answer, measure, peak_gb, take_turns, timed, write_rows
+from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
 from transformers import BertConfig, HfArgumentParser
 
-from flip_ctr.configuration_flip import MASK_ID, NUM_RESERVED_IDS, FlipConfig
-from flip_ctr.modeling_flip import FlipForCTR, FlipForPretraining
-from flip_ctr.modeling_flip_heads import IGNORE_INDEX
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining
+from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.train.arguments import EMBEDDING_OPTIMIZERS, option
 from flip_ctr.train.finetune import FinetuneArguments
-from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.pretrain import PretrainArguments
-from flip_ctr.train.step import TrainingStep
+from flip_ctr.train.loop.step import TrainingStep
 
 SMALL_FIELDS = (6, 11, 25, 50, 2000, 10_000)
 WARM_UP = 5

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from children import answer, measure, peak_gb
+from flip_ctr.benchmarks.children import answer, measure, peak_gb
 
 from flip_ctr.train.arguments import option, parse_arguments, required
 

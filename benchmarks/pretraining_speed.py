@@ -18,16 +18,16 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from flip_ctr.data.collators import FlipPretrainingCollator
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.shards import SplitRows
+from flip_ctr.data.batches.collators import FlipPretrainingCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import OWN_DROPOUT, option, parse_arguments
-from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
-from flip_ctr.train.engine import make_accelerator, make_loader
-from flip_ctr.train.optimizer import make_optimizer
+from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
+from flip_ctr.train.loop.optimizer import make_optimizer
 from flip_ctr.train.pretrain import PretrainArguments
-from flip_ctr.train.run_log import set_up_logging
-from flip_ctr.train.step import TrainingStep
+from flip_ctr.train.outputs.run_log import set_up_logging
+from flip_ctr.train.loop.step import TrainingStep
 
 
 @dataclass(kw_only=True)

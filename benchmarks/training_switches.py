@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from children import answer, measure, peak_gb, take_turns, timed, write_rows
+from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
 from transformers import HfArgumentParser
 
-from flip_ctr.data.collators import FlipPretrainingCollator
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.shards import SplitRows
+from flip_ctr.data.batches.collators import FlipPretrainingCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import OWN_DROPOUT, option, required
-from flip_ctr.train.build import new_pretraining_model, new_processor, ready_to_train
-from flip_ctr.train.engine import make_accelerator, make_loader
-from flip_ctr.train.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
+from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.pretrain import PretrainArguments
-from flip_ctr.train.step import TrainingStep
+from flip_ctr.train.loop.step import TrainingStep
 
 WARM_UP = 3
 # name -> arguments of the recipe; batches are shared out so that every step sees the same rows

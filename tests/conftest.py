@@ -39,7 +39,7 @@ def dataset_picture():
 def no_dataset_picture(request, monkeypatch):
     """Drawing takes half the time of preparing a small dataset, as hundreds of tests do."""
     if "dataset_picture" not in request.fixturenames:
-        monkeypatch.setattr("flip_ctr.data.dataset_picture.pyplot", lambda: None)
+        monkeypatch.setattr("flip_ctr.data.prepare.dataset_picture.pyplot", lambda: None)
 
 
 @pytest.fixture(scope="session")

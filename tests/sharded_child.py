@@ -11,7 +11,8 @@ from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from torch.distributed.fsdp import FSDPModule
 
-from flip_ctr.train import build, engine
+from flip_ctr.train.models import build
+from flip_ctr.train.loop import training_loop
 
 
 def without_projection_dropout(new_config=build.new_config):
@@ -30,7 +31,7 @@ def main(data: str, plm: str, out: str, runs: str, shared: str) -> None:
     del os.environ["ACCELERATE_USE_CPU"]
     Accelerator.end_training = lambda self: None  # a recipe ends its process group; the next one needs it
     build.new_config = without_projection_dropout()
-    prepare = engine.prepare
+    prepare = training_loop.prepare
 
     def prepare_and_tell(accelerator, model, optimizer, args):
         model, optimizer = prepare(accelerator, model, optimizer, args)
@@ -42,7 +43,7 @@ def main(data: str, plm: str, out: str, runs: str, shared: str) -> None:
         Path(out, f"{Path(args.output_dir).name}.json").write_text(json.dumps(seen))
         return model, optimizer
 
-    engine.prepare = prepare_and_tell
+    training_loop.prepare = prepare_and_tell
     for name, options in json.loads(runs).items():
         # Accelerate gives FSDP and DeepSpeed to GPUs only; all that follows is its own code
         AcceleratorState._reset_state()

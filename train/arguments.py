@@ -14,8 +14,8 @@ from typing import NoReturn, TypeVar, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser, SchedulerType
 
-from flip_ctr.configuration_flip import FlipConfig
-from flip_ctr.train.custom_code import CUSTOM_CODE
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.train.models.custom_code import CUSTOM_CODE
 
 Arguments = TypeVar("Arguments")
 

@@ -23,10 +23,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModel, AutoProcessor
 
-from flip_ctr.configuration_flip import UNK_ID
-from flip_ctr.data.dataset_folder import read_split
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.synthetic import (
+from flip_ctr.modeling_flip.fields_flip import UNK_ID
+from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.datasets.synthetic import (
     DATASET,
     THEMES,
     CatalogueSettings,
@@ -38,10 +38,10 @@ from flip_ctr.data.synthetic import (
 )
 from flip_ctr.train import finetune, prepare, pretrain
 from flip_ctr.train.arguments import option, parse_arguments
-from flip_ctr.train.build import load_click_model
-from flip_ctr.train.engine import make_accelerator, score
-from flip_ctr.train.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
-from flip_ctr.train.run_log import set_up_logging
+from flip_ctr.train.models.build import load_click_model
+from flip_ctr.train.loop.training_loop import make_accelerator, score
+from flip_ctr.train.outputs.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
+from flip_ctr.train.outputs.run_log import set_up_logging
 
 SPLITS = {"random": "random split", "cold_items": "cold items"}
 RESAMPLES = 200

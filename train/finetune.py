@@ -10,21 +10,21 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flip_ctr.configuration_flip import FUSIONS, STRATEGIES
-from flip_ctr.data.collators import FlipCollator
-from flip_ctr.data.shards import SplitRows
+from flip_ctr.modeling_flip.configuration_flip import FUSIONS, STRATEGIES
+from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import OWN_DROPOUT, TrainArguments, listed, option, parse_arguments
-from flip_ctr.train.build import check_model, load_checkpoint, new_click_model, new_processor, ready_to_train, remember_prompts
-from flip_ctr.train.card import training_record, write_card
-from flip_ctr.train.checkpoint import best_model, save
-from flip_ctr.train.engine import check_clicks, encode_split, make_loader, recipe, score, start, train, training_split
-from flip_ctr.train.hub import push
+from flip_ctr.train.models.build import check_model, load_checkpoint, new_click_model, new_processor, ready_to_train, remember_prompts
+from flip_ctr.train.outputs.card import training_record, write_card
+from flip_ctr.train.outputs.checkpoint import best_model, save
+from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_loader, recipe, score, start, train, training_split
+from flip_ctr.train.outputs.hub import push
 from flip_ctr.train.launch import launch_help
-from flip_ctr.train.lora import is_flip_checkpoint, plain
-from flip_ctr.train.metrics import click_metrics, score_metrics
-from flip_ctr.train.plots import plot_history, plot_reliability
-from flip_ctr.train.results import report
-from flip_ctr.train.run_log import logger
+from flip_ctr.train.models.lora import is_flip_checkpoint, plain
+from flip_ctr.train.outputs.metrics import click_metrics, score_metrics
+from flip_ctr.train.outputs.plots import plot_history, plot_reliability
+from flip_ctr.train.outputs.results import report
+from flip_ctr.train.outputs.run_log import logger
 
 # One choice for all datasets. Validation preferred, of DCNv2's rates and l2s: ml-100k 1e-2 and 1e-3, BookCrossing 3e-3 and 1e-3, ml-1m 3e-3 and
 # 3e-4; AUC - LogLoss on ml-100k and ml-1m: 1e-2 and 1e-3 .503 and .591, 1e-2 and 3e-4 .494 and .596, 3e-3 and 3e-4 .484 and .597.

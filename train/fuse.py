@@ -18,24 +18,25 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from flip_ctr.configuration_flip import FUSIONS
-from flip_ctr.data.collators import FlipCollator
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.shards import SplitRows
-from flip_ctr.modeling_flip import FlipForCTR
-from flip_ctr.modeling_flip_heads import FlipFusion, click_loss
-from flip_ctr.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.configuration_flip import FUSIONS
+from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip.heads_flip import FlipFusion
+from flip_ctr.modeling_flip.losses_flip import click_loss
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import PRIVATE, option, parse_arguments, public_name, required
-from flip_ctr.train.build import check_fields, load_click_model
-from flip_ctr.train.card import training_record, write_card
-from flip_ctr.train.checkpoint import save
-from flip_ctr.train.custom_code import CUSTOM_CODE, import_custom_code
-from flip_ctr.train.engine import check_clicks, check_output_dir, clear_output_dir, encode_split, make_accelerator, make_loader, score
-from flip_ctr.train.metrics import score_metrics
-from flip_ctr.train.plots import plot_reliability
-from flip_ctr.train.results import report
-from flip_ctr.train.run_log import logger, set_up_logging
-from flip_ctr.train.warm_start import ID_SHAPE, check_same_ids, id_model_config
+from flip_ctr.train.models.build import check_fields, load_click_model
+from flip_ctr.train.outputs.card import training_record, write_card
+from flip_ctr.train.outputs.checkpoint import save
+from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
+from flip_ctr.train.loop.training_loop import check_clicks, check_output_dir, clear_output_dir, encode_split, make_accelerator, make_loader, score
+from flip_ctr.train.outputs.metrics import score_metrics
+from flip_ctr.train.outputs.plots import plot_reliability
+from flip_ctr.train.outputs.results import report
+from flip_ctr.train.outputs.run_log import logger, set_up_logging
+from flip_ctr.train.models.warm_start import ID_SHAPE, check_same_ids, id_model_config
 
 FOLDS = 5
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of a gate's squared weights, as a share of the mean loss; tried in this order

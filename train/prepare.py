@@ -18,25 +18,25 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from flip_ctr.data import bookcrossing, goodreads, movielens
-from flip_ctr.data.dataset_card import dataset_card
-from flip_ctr.data.dataset_folder import (
+from flip_ctr.data.datasets import bookcrossing, goodreads, movielens
+from flip_ctr.data.prepare.dataset_card import dataset_card
+from flip_ctr.data.prepare.dataset_folder import (
     REJECTED_NAME, check_output_dir, new_dataset_folder, write_rejected, write_split, write_texts,
 )  # fmt: skip
-from flip_ctr.data.dataset_picture import plot_dataset
-from flip_ctr.data.datasets import RawDataset, Source, ratings_source
-from flip_ctr.data.download import fetch_archive, open_raw_folder
-from flip_ctr.data.engines import Engine
-from flip_ctr.data.infer_schema import infer_schema
-from flip_ctr.data.preparation import prepare_rows
-from flip_ctr.data.prompt_lengths import prompt_lengths
-from flip_ctr.data.raw import LineLog
-from flip_ctr.data.schema import SPLITS, DatasetSchema
-from flip_ctr.data.shards import shard_paths
-from flip_ctr.data.splits import RATIOS, SEED, SPLIT_RULES, check_split, check_split_name
-from flip_ctr.data.statistics import check_splits, split_statistics
-from flip_ctr.data.table_schema import check_ratios, read_schema
-from flip_ctr.data.table_source import table_source
+from flip_ctr.data.prepare.dataset_picture import plot_dataset
+from flip_ctr.data.datasets.raw_dataset import RawDataset, Source, ratings_source
+from flip_ctr.data.readers.download import fetch_archive, open_raw_folder
+from flip_ctr.data.prepare.engines import Engine
+from flip_ctr.data.datasets.infer_schema import infer_schema
+from flip_ctr.data.prepare.labelled_rows import prepare_rows
+from flip_ctr.data.prepare.prompt_lengths import prompt_lengths
+from flip_ctr.data.readers.raw_files import LineLog
+from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
+from flip_ctr.data.readers.shards import shard_paths
+from flip_ctr.data.prepare.splits import RATIOS, SEED, SPLIT_RULES, check_split, check_split_name
+from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
+from flip_ctr.data.datasets.table_schema import check_ratios, read_schema
+from flip_ctr.data.datasets.table import table_source
 from flip_ctr.train.arguments import parse_arguments, preset_settings
 
 DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS | goodreads.DATASETS

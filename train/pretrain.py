@@ -10,20 +10,20 @@ from typing import ClassVar
 
 import torch
 
-from flip_ctr.configuration_flip import FlipConfig
-from flip_ctr.data.collators import MASK_UNITS, FlipPretrainingCollator
-from flip_ctr.data.shards import SplitRows
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.data.batches.collators import MASK_UNITS, FlipPretrainingCollator
+from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import OBJECTIVES, OWN_DROPOUT, TrainArguments, listed, option, parse_arguments
-from flip_ctr.train.build import check_model, new_pretraining_model, new_processor, ready_to_train
-from flip_ctr.train.card import training_record, write_card
-from flip_ctr.train.checkpoint import save
-from flip_ctr.train.engine import encode_split, make_loader, recipe, start, train, training_split
-from flip_ctr.train.hub import push
+from flip_ctr.train.models.build import check_model, new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.outputs.card import training_record, write_card
+from flip_ctr.train.outputs.checkpoint import save
+from flip_ctr.train.loop.training_loop import encode_split, make_loader, recipe, start, train, training_split
+from flip_ctr.train.outputs.hub import push
 from flip_ctr.train.launch import launch_help
-from flip_ctr.train.lora import is_flip_checkpoint, merge, plain
-from flip_ctr.train.plots import plot_history
-from flip_ctr.train.results import report
-from flip_ctr.train.run_log import logger
+from flip_ctr.train.models.lora import is_flip_checkpoint, merge, plain
+from flip_ctr.train.outputs.plots import plot_history
+from flip_ctr.train.outputs.results import report
+from flip_ctr.train.outputs.run_log import logger
 
 DEFAULTS = {
     "pretraining": {"per_device_train_batch_size": 128, "num_train_epochs": 10, "learning_rate": 1e-3,

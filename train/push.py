@@ -7,7 +7,7 @@ flip-ctr push --model_name_or_path M --hub_model_id org/flip-ml1m
 from dataclasses import dataclass
 
 from flip_ctr.train.arguments import option, parse_arguments, required
-from flip_ctr.train.hub import push_checkpoint
+from flip_ctr.train.outputs.hub import push_checkpoint
 
 
 @dataclass

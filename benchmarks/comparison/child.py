@@ -1,5 +1,5 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""One run: `python -m comparison.child FOLDER` makes what the folder's `run.json` describes, in a process of its own."""
+"""One run: `python benchmarks/comparison/child.py FOLDER` makes what the folder's `run.json` describes, in a process of its own."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 def execute(folder: Path) -> None:
     """Makes a run; writes its `result.json` when all else is done."""
     import torch  # takes seconds, in which the parent may go
-    from comparison.recipes import RECIPES, versions
+    from flip_ctr.benchmarks.comparison.recipes import RECIPES, versions
 
     described = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     recipe = RECIPES[described["recipe"]]

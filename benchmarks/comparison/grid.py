@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from comparison.recipes import RECIPES, Recipe, flags
+from flip_ctr.benchmarks.comparison.recipes import RECIPES, Recipe, flags
 
-from flip_ctr.data.synthetic import CatalogueSettings
+from flip_ctr.data.datasets.synthetic import CatalogueSettings
 from flip_ctr.train.prepare import PrepareArguments
 
 SECTIONS = ("datasets", "splits", "seeds", "settings", "common", "runs", "methods")

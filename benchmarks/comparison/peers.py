@@ -19,17 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comparison.predictions import Predictions, timed_passes
+from flip_ctr.benchmarks.comparison.predictions import Predictions, timed_passes
 from torch import nn
 from transformers import get_scheduler
 
-from flip_ctr.configuration_flip import FlipField
-from flip_ctr.data.encoded import EncodedDataset
-from flip_ctr.data.shards import SplitRows
-from flip_ctr.modeling_flip_heads import click_loss
-from flip_ctr.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.modeling_flip.losses_flip import click_loss
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import option, required
-from flip_ctr.train.metrics import click_metrics
+from flip_ctr.train.outputs.metrics import click_metrics
 
 
 @dataclass(kw_only=True)

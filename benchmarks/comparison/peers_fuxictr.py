@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from comparison.peers import NetworkArguments, PeerData, train_network
+from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
 from torch import nn
 
 from flip_ctr.train.arguments import option

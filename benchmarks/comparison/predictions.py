@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flip_ctr.train.metrics import click_metrics, score_metrics
+from flip_ctr.train.outputs.metrics import click_metrics, score_metrics
 
 SPLITS = ("validation", "test")
 PASSES, ENOUGH_SECONDS = 3, 60.0  # scoring passes over the test split, and when no further one is started

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison import peers_deepctr, peers_fuxictr, peers_trees
-from comparison.predictions import SPLITS, Predictions, timed_passes
+from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_trees
+from flip_ctr.benchmarks.comparison.predictions import SPLITS, Predictions, timed_passes
 
-from flip_ctr.data.shards import SplitRows
+from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import cli
 from flip_ctr.train.arguments import option, parse_arguments, required
-from flip_ctr.train.build import load_click_model
-from flip_ctr.train.engine import encode_split, make_accelerator, score
-from flip_ctr.train.results import HISTORY_FILE, RESULTS_FILE
+from flip_ctr.train.models.build import load_click_model
+from flip_ctr.train.loop.training_loop import encode_split, make_accelerator, score
+from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE
 
 MODEL = "model"  # folder of the recipe's own output, inside the run's
 COMMANDS = ("pretrain", "finetune", "fuse")  # of flip-ctr, where this version has them

@@ -29,20 +29,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison.child import execute
-from comparison.grid import SPLIT_SEED, Dataset, Grid, RunPlan, Split, references
-from comparison.predictions import Predictions
-from comparison.recipes import MODEL, RECIPES, flags
+from flip_ctr.benchmarks.comparison.child import execute
+from flip_ctr.benchmarks.comparison.grid import SPLIT_SEED, Dataset, Grid, RunPlan, Split, references
+from flip_ctr.benchmarks.comparison.predictions import Predictions
+from flip_ctr.benchmarks.comparison.recipes import MODEL, RECIPES, flags
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from flip_ctr.data.schema import SCHEMA_NAME
-from flip_ctr.data.shards import SplitRows
-from flip_ctr.data.splits import SEED
-from flip_ctr.data.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
+from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
+from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.data.prepare.splits import SEED
+from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
 from flip_ctr.train.arguments import PRIVATE, public_name
 
 RUN_FILE, RESULT_FILE, LOG_FILE = "run.json", "result.json", "log.txt"
-BENCHMARKS = Path(__file__).parents[1]
+CHILD = Path(__file__).with_name("child.py")  # as a file: importing the package takes seconds, in which the parent may go
 WEIGHTS = ("*.safetensors", "*.bin", "checkpoint*")  # what is large in a recipe's output, step checkpoints too
 TAIL_LINES = 15  # of the log of a run that failed
 
@@ -269,7 +269,7 @@ class Workshop:
             execute(folder)
         else:
             python = sys.executable if recipe.library is None else self.peer_python
-            self.child([python, "-m", "comparison.child", str(folder)], folder / LOG_FILE, title)
+            self.child([python, str(CHILD), str(folder)], folder / LOG_FILE, title)
         costs = read_costs(folder)
         said = f"{costs['train_seconds']:.0f} s"
         if recipe.predicts:
@@ -279,8 +279,7 @@ class Workshop:
 
     def child(self, command: list[str], log: Path, title: str) -> None:
         """Runs a command with its output in a log. `RunFailed` with the log's last lines where it fails."""
-        paths = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = self._share | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        environment = self._share | os.environ
         with open(log, "w", encoding="utf-8") as file, subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0  # Ctrl-C is for the comparison, which ends its runs
         ) as process:

@@ -1,0 +1,1 @@
+"""Splits of a dataset folder to batches: encoding, streaming, sampling, masking, collating."""

@@ -1,0 +1,168 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Collators: batches of [`EncodedDataset`] -> model inputs, with the masks of pretraining.
+
+Every random choice is a pure function of (seed, epoch, row), so that resuming and many processes see the same ones.
+"""
+
+import numpy as np
+import torch
+
+from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID
+from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
+from flip_ctr.modeling_flip.processing_flip import NO_FIELD, FlipProcessor
+
+MASK_UNITS = ("field", "entity", "token")
+# independent streams of random numbers for one row
+TEXT_MASK, ID_MASK, UNKNOWN, NOISE = range(4)
+
+
+def row_uniform(seed: int, epoch: int, stream: int, rows: np.ndarray, columns: int) -> np.ndarray:
+    """Counter-based uniform numbers in [0, 1): `(len(rows), columns)`, a pure function of all arguments (SplitMix64)."""
+
+    def mix(state):
+        state = (state + np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFFFFFFFFFFF)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return state ^ (state >> np.uint64(31))
+
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        state = np.zeros((), np.uint64)
+        for part in (seed, epoch, stream):
+            state = mix(state ^ np.uint64(part))
+        state = mix(state ^ rows.astype(np.uint64))[:, None]
+        state = mix(state ^ np.arange(columns, dtype=np.uint64))
+    return (state >> np.uint64(11)) * 2.0**-53
+
+
+def pick(uniform: np.ndarray, eligible: np.ndarray, ratio: float) -> np.ndarray:
+    """Picks about `ratio` of the eligible columns of each row, at least one where there is any: `(B, n)` bool."""
+    order = np.where(eligible, uniform, 2.0).argsort(1).argsort(1)
+    wanted = np.maximum(1, np.floor(ratio * eligible.sum(1) + 0.5))
+    return (order < wanted[:, None]) & eligible
+
+
+class FlipCollator:
+    """Batches of [`EncodedDataset`] -> `feature_ids`, and where there are any `input_ids`, `attention_mask`, `labels`,
+    `sample_weight`, as tensors.
+
+    Args:
+        processor: names the fields.
+        seed: of all random choices.
+        unk_rate: share of (row, entity) pairs whose key ids are dropped to `[UNK]`, so that this id is trained. 0 outside
+            training.
+    """
+
+    def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0):
+        self.seed, self.epoch, self.unk_rate = seed, 0, unk_rate
+        self.id_fields = [field for field in processor.feature_extractor.all_fields if field.on_id_side]
+        self.slot_fields = np.array(processor.feature_extractor.slot_fields)  # (S,)
+        keys = [(slot, self.id_fields[field].entity) for slot, field in enumerate(self.slot_fields) if self.id_fields[field].key]
+        self.key_slots = [[slot for slot, entity in keys if entity == one] for one in dict.fromkeys(entity for _, entity in keys)]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def drop_keys(self, batch: dict[str, np.ndarray]) -> None:
+        dropped = row_uniform(self.seed, self.epoch, UNKNOWN, batch["rows"], len(self.key_slots)) < self.unk_rate
+        for entity, slots in enumerate(self.key_slots):
+            for slot in slots:
+                batch["feature_ids"][dropped[:, entity], slot] = UNK_ID
+
+    def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.unk_rate > 0:
+            self.drop_keys(batch)
+        return {name: values for name, values in batch.items() if name not in ("rows", "token_fields")}
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(values) for name, values in self.arrays(batch).items()}
+
+
+class FlipPretrainingCollator(FlipCollator):
+    """Adds the masked views: `masked_input_ids`, `mlm_labels`, `masked_feature_ids`, `mtm_labels`, and `noise_uniform`, the random
+    numbers of MTM's noise. Labels are left out.
+
+    Args:
+        text_mask_ratio, id_mask_ratio: share of the units to mask in each view, at least one a row; None leaves the masked view out.
+        num_noise: noise features per masked feature.
+        mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user, of the item), or a
+            single `token` (the ablation; a field on the ID side). A view with fields of one entity only is masked by field, as nothing else
+            would be left of it. The values of a multi-valued field are masked together, and each is a target.
+
+    Raises:
+        ValueError: the tokenizer has no mask token, `mask_unit` is unknown, or a ratio is not between 0 and 1.
+    """
+
+    def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0, text_mask_ratio: float | None = 0.15,
+                 id_mask_ratio: float | None = 0.15, mask_unit: str = "entity", num_noise: int = 25):  # fmt: skip
+        super().__init__(processor, seed, unk_rate)
+        self.mask_token_id = None if text_mask_ratio is None else require_mask_token(processor)
+        if mask_unit not in MASK_UNITS:
+            raise ValueError(f"mask_unit must be one of {', '.join(MASK_UNITS)}; got {mask_unit!r}.")
+        for name, ratio in (("text_mask_ratio", text_mask_ratio), ("id_mask_ratio", id_mask_ratio)):
+            if ratio is not None and not 0 < ratio < 1:
+                raise ValueError(f"{name} must lie between 0 and 1; got {ratio}.")
+        self.text_mask_ratio, self.id_mask_ratio, self.mask_unit = text_mask_ratio, id_mask_ratio, mask_unit
+        self.num_noise = num_noise
+        self.text_groups = self._groups(processor.text_fields)
+        self.id_groups = self._groups(self.id_fields)
+
+    def _groups(self, fields) -> np.ndarray:
+        """Each field's group `(fields,)`: fields of one group are masked together."""
+        entities = list(dict.fromkeys(field.entity for field in fields))
+        if self.mask_unit != "entity" or len(entities) < 2:
+            return np.arange(len(fields))
+        return np.array([entities.index(field.entity) for field in fields])
+
+    def pick_fields(self, stream: int, rows, eligible: np.ndarray, groups: np.ndarray, ratio: float) -> np.ndarray:
+        """Which fields of each row are masked, `(B, F)` bool, among the eligible ones."""
+        members = groups[None, :] == np.arange(groups.max() + 1)[:, None]  # (groups, F)
+        group_eligible = eligible @ members.T
+        uniform = row_uniform(self.seed, self.epoch, stream, rows, len(members))
+        return (pick(uniform, group_eligible, ratio) @ members) & eligible
+
+    def mask_text(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        rows, token_fields = batch["rows"], batch["token_fields"]
+        is_value = token_fields != NO_FIELD
+        if self.mask_unit == "token":
+            uniform = row_uniform(self.seed, self.epoch, TEXT_MASK, rows, token_fields.shape[1])
+            masked = pick(uniform, is_value, self.text_mask_ratio)
+        else:
+            has_tokens = (token_fields[:, :, None] == np.arange(len(self.text_groups))).any(1)  # (B, T)
+            picked = self.pick_fields(TEXT_MASK, rows, has_tokens, self.text_groups, self.text_mask_ratio)
+            masked = np.take_along_axis(picked, np.where(is_value, token_fields, 0), 1) & is_value
+        input_ids = batch["input_ids"]
+        return np.where(masked, self.mask_token_id, input_ids), np.where(masked, input_ids, IGNORE_INDEX)
+
+    def mask_ids(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        feature_ids = batch["feature_ids"]  # (B, S)
+        real = feature_ids >= NUM_RESERVED_IDS  # a reserved id is never a target
+        first_slots = np.searchsorted(self.slot_fields, np.arange(len(self.id_fields)))
+        has_target = np.logical_or.reduceat(real, first_slots, axis=1)  # (B, F)
+        picked = self.pick_fields(ID_MASK, batch["rows"], has_target, self.id_groups, self.id_mask_ratio)
+        masked = picked[:, self.slot_fields] & (feature_ids != PAD_ID)  # a field's values are masked together, `[UNK]` too
+        return np.where(masked, MASK_ID, feature_ids), np.where(masked & real, feature_ids, IGNORE_INDEX)
+
+    def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arrays = super().arrays(batch)
+        arrays.pop("labels", None)
+        arrays.pop("sample_weight", None)
+        if self.text_mask_ratio is not None:
+            arrays["masked_input_ids"], arrays["mlm_labels"] = self.mask_text(batch)
+        if self.id_mask_ratio is not None:
+            arrays["masked_feature_ids"], arrays["mtm_labels"] = self.mask_ids(batch)
+            columns = len(self.slot_fields) * self.num_noise
+            uniform = row_uniform(self.seed, self.epoch, NOISE, batch["rows"], columns)
+            arrays["noise_uniform"] = uniform.reshape(len(uniform), len(self.slot_fields), self.num_noise)
+        return arrays
+
+
+def require_mask_token(processor: FlipProcessor) -> int:
+    """The tokenizer's mask token id; `ValueError` where it has none."""
+    tokenizer = processor.tokenizer
+    if tokenizer is None or tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no mask token; pretraining masks tokens and needs a masked language model "
+            "(BERT, RoBERTa, DeBERTa, ModernBERT, ELECTRA, ...). Leave masked language modelling out (--mlm_weight 0), or fine-tune this PLM "
+            "directly with `finetune`."
+        )
+    return tokenizer.mask_token_id

@@ -1,0 +1,121 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""One split as integers: feature ids, prompt entries, labels. Batches are gathered, nothing is tokenised again."""
+
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from flip_ctr.data.batches.cache import cached_split, read_cache
+from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
+from flip_ctr.modeling_flip.processing_flip import EncodedRows, FlipProcessor, PromptTable
+
+
+def gather_batch(encoded: EncodedRows, labels: np.ndarray | None, weights: np.ndarray | None, picked: np.ndarray,
+                 numbers: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
+    """A batch of the picked rows: `rows` (their numbers in the split, which masks and noise follow from), `feature_ids`, and where
+    there are any `input_ids`, `attention_mask`, `token_fields`, `labels`, `sample_weight`."""
+    batch = {"rows": numbers} | encoded.batch(picked)
+    if labels is not None:
+        batch["labels"] = labels[picked].astype(np.int64)
+    if weights is not None:
+        batch["sample_weight"] = weights[picked]
+    return batch
+
+
+class EncodedDataset(Dataset):
+    """Rows encoded once by a processor; the `DataLoader` fetches whole batches as dicts of arrays.
+
+    A split on disk is encoded part by part into files, which are then mapped: what is read again and again is in the memory
+    of the system's file cache, once for all processes. See [`cached_split`].
+
+    Args:
+        processor: its vocabularies and tokenizer encode the rows.
+        rows: a [`SplitRows`]; or rows in memory, in any form that [`FlipProcessor`] takes.
+        prompts: whether to keep the textual view (not for an ID-only strategy).
+
+    Attributes:
+        rows: the split on disk; None where the rows were in memory.
+        encoded: feature ids and prompts, see [`EncodedRows`].
+        labels, weights: `(N,)`, or None where the rows have no such column.
+        users: `(N,)` each row's user as a number, -1 for a null; None where a split has no users, and of rows in memory.
+    """
+
+    def __init__(self, processor: FlipProcessor, rows: Any, prompts: bool = True):
+        self.processor, self.prompts, self.rows = processor, prompts, rows if isinstance(rows, SplitRows) else None
+        self.users = None
+        if self.rows is not None:
+            self._folder = cached_split(processor, rows, prompts)
+            self._map()
+        else:
+            self.encoded = processor.encode(rows, prompts)
+            self.labels, self.weights = processor.read_targets(rows)
+
+    def _map(self) -> None:
+        arrays = read_cache(self._folder)
+        if arrays is None:
+            raise OSError(f"{self._folder}: the encoded rows are no longer there, or damaged; start again")
+        self.labels, self.weights, self.users = (arrays.get(name) for name in ("labels", "weights", "users"))
+        prompt = ()
+        if "entries" in arrays:
+            fields, pad = arrays["entries"].shape[1], self.processor.tokenizer.pad_token_id
+            prompt = PromptTable(arrays["tokens"], arrays["offsets"], fields, pad), arrays["entries"], arrays["lengths"]
+        self.encoded = EncodedRows(arrays["feature_ids"], *prompt)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader worker, which maps the arrays itself: as they are they would be copied into its memory."""
+        mapped = ("encoded", "labels", "weights", "users") if self.rows is not None else ()
+        return {name: value for name, value in self.__dict__.items() if name not in mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if self.rows is not None:
+            self._map()
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        return self.encoded.lengths
+
+    def __getitems__(self, rows: list[int]) -> dict[str, np.ndarray]:
+        """A batch, see [`gather_batch`]."""
+        rows = np.asarray(rows, np.int64)
+        return gather_batch(self.encoded, self.labels, self.weights, rows, rows)
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+
+    def feature_counts(self) -> np.ndarray:
+        """How often each feature occurs, `(sum of field sizes,)`, in the order of the ID tower's table."""
+        ids = self.encoded.feature_ids
+        return count_features(self.processor, (ids[start : start + PART_ROWS] for start in range(0, len(ids), PART_ROWS)))
+
+    def distinct_prompts(self, limit: int) -> np.ndarray | None:
+        """The number of one row for each distinct prompt, ascending; None where there are more than `limit`."""
+        entries, found = self.encoded.entries, np.empty(0, np.int64)
+        for start in range(0, len(entries), PART_ROWS):
+            rows = np.concatenate([found, np.arange(start, min(start + PART_ROWS, len(entries)))])
+            found = np.sort(rows[np.unique(entries[rows], axis=0, return_index=True)[1]])
+            if len(found) > limit:
+                return None
+        return found
+
+    def token_ids(self) -> np.ndarray:
+        """The tokens that the prompts have, ascending."""
+        return np.unique(self.encoded.prompt_table.tokens)
+
+
+def count_features(processor: FlipProcessor, parts) -> np.ndarray:
+    """How often each feature occurs in parts of feature ids `(rows, S)`: `(sum of field sizes,)`, in the order of the ID tower's table."""
+    extractor = processor.feature_extractor
+    counts = [np.zeros(field.vocab_size, np.int64) for field in extractor.all_fields if field.on_id_side]
+    for feature_ids in parts:
+        for ids, field in zip(feature_ids.T, extractor.slot_fields):
+            counts[field] += np.bincount(ids, minlength=len(counts[field]))
+    return np.concatenate(counts)

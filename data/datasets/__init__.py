@@ -1,0 +1,1 @@
+"""One module for each public dataset, and `table` for any other."""

@@ -1,0 +1,144 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""What `prepare` asks of a raw dataset; one module for each has them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.data.prepare.labelled_rows import Join, Plan
+from flip_ctr.data.readers.raw_files import RawTable
+from flip_ctr.data.prepare.splits import check_split
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """One raw dataset of ratings, as `prepare` sees it.
+
+    Args:
+        name: its name for `--dataset`.
+        files: the raw files that it needs, by name or pattern (`books*`); the first holds the ratings.
+        tables: the folder to its tables in the order in which they are read; the last is `ratings`, with a column `rating`.
+        joins: what is added to a rating.
+        fields: `ids_in_prompt` to the fields of a row.
+        card_facts: what the dataset card says of the raw data: `title`, `licence`, `licence_link`, `citation`, and
+            `values` where values are changed on the way.
+        ratings: the ratings that the raw file may hold.
+        drop_ratings: ratings that are no part of the dataset, unless `--drop_ratings` says otherwise.
+        click_threshold: a rating of at least this is a click, unless `--click_threshold` says otherwise.
+        item, user, time: columns of the item, the user and the time of a rating; `None` where the raw files have none.
+        unique: whether of a user's ratings of an item only the first counts, and what the others are called.
+        described_at: where the files are described, for a dataset that is not downloaded; `None` where it is.
+        in_folder: for a dataset whose files differ from folder to folder: the folder to those of the above that its files decide,
+            which take the place of what stands here.
+        notes: what of the dataset a folder lacks, for people.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    tables: Callable[..., list[RawTable]]
+    joins: tuple[Join, ...]
+    fields: Callable[[bool], list[FlipField]]
+    card_facts: dict[str, str]
+    ratings: range
+    drop_ratings: tuple[int, ...]
+    click_threshold: int
+    item: str
+    user: str = "user_id"
+    time: str | None = None
+    unique: bool = False
+    again_reason: str | None = None
+    described_at: str | None = None
+    in_folder: Callable[..., dict] | None = None
+    notes: tuple[str, ...] = ()
+
+    def of(self, folder) -> "RawDataset":
+        """The dataset as the files of a folder make it.
+
+        Raises:
+            FileNotFoundError, ValueError: the folder lacks a file, or holds files that do not go together.
+        """
+        return self if self.in_folder is None else replace(self, **self.in_folder(folder))
+
+    @property
+    def row_key(self) -> tuple[str, str]:
+        return self.user, self.item
+
+
+@dataclass
+class Source:
+    """Raw tables with what becomes of them, whatever they are of.
+
+    Args:
+        dataset: its name.
+        tables: in the order in which they are read.
+        plan: what becomes of them.
+        fields: of a row of the dataset folder.
+        label_rule: what a click is, for people.
+        protocol: more of `schema.json`'s protocol.
+        card_facts: what the dataset card says of the raw data, see [`RawDataset`].
+        way_out: the options that change the label rule, for errors.
+        notes: what of the dataset the raw files lack, for people.
+    """
+
+    dataset: str
+    tables: list[RawTable]
+    plan: Plan
+    fields: list[FlipField]
+    label_rule: str
+    card_facts: dict[str, str]
+    way_out: str
+    protocol: dict = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def events(self) -> RawTable:
+        return next(table for table in self.tables if table.name == self.plan.events)
+
+
+def ratings_source(
+    raw: RawDataset, folder, click_threshold: int, dropped: Sequence[int], ids_in_prompt: bool, *, split: str, seed: int, ratios: Sequence[int]
+) -> Source:
+    """What `prepare` runs for a dataset of ratings.
+
+    Args:
+        folder: a `pathlib.Path` or `zipfile.Path` that holds the raw files.
+        click_threshold: a rating of at least this is a click.
+        dropped: ratings that are no part of the dataset.
+        ids_in_prompt: whether ids are in the prompt.
+        split, seed, ratios: see `splits`.
+
+    Raises:
+        FileNotFoundError: a raw file is missing.
+        ValueError: a file's header lacks a column, or what was found in the folder has no column that the split needs.
+    """
+    raw = raw.of(folder)
+    check_split(split, owner=raw.files[0], user=raw.user, item=raw.item, time=raw.time)
+    fields = raw.fields(ids_in_prompt)
+    stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
+    plan = Plan(
+        events="ratings",
+        joins=raw.joins,
+        label=f"rating >= {click_threshold}",
+        drops={f"rating {rating}": f"rating == {rating}" for rating in dropped},
+        columns=tuple([one.name for one in fields] + ([raw.time] if raw.time else [])),
+        row_key=raw.row_key,
+        unique=raw.unique,
+        again_reason=raw.again_reason,
+        user=raw.user,
+        item=raw.item,
+        time=raw.time,
+        split=split,
+        seed=seed,
+        ratios=ratios,
+    )
+    return Source(
+        dataset=raw.name,
+        tables=raw.tables(folder),
+        plan=plan,
+        fields=fields,
+        label_rule=f"a rating of at least {click_threshold} is a click{stars}",
+        protocol={"click_threshold": click_threshold, "drop_ratings": list(dropped)},
+        card_facts=raw.card_facts,
+        notes=raw.notes,
+        way_out="--click_threshold, --drop_ratings",
+    )

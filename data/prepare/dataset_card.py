@@ -1,0 +1,113 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""The card of a dataset folder."""
+
+import yaml
+
+from flip_ctr.data.prepare.dataset_folder import PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
+from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
+
+
+def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has_picture: bool = False) -> str:
+    """The dataset card, with the front matter by which `datasets.load_dataset(folder)` finds the splits.
+
+    Args:
+        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see `statistics`) and `prompt_lengths`.
+        facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned; each where
+            it is known.
+        has_picture: whether `dataset.png` lies in the folder.
+    """
+    title = facts.get("title", schema.dataset)
+    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]]
+    front_matter = {
+        "pretty_name": title,
+        **({"license": "other", "license_name": schema.dataset} if "licence" in facts else {}),
+        **({"license_link": facts["licence_link"]} if "licence" in facts and "licence_link" in facts else {}),
+        "task_categories": ["tabular-classification"],
+        "tags": ["click-through-rate", "recommendation", "flip-ctr"],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    splits, protocol = report["splits"], schema.protocol
+    keys = [field for field in schema.fields if field.key]
+    rows = []
+    for name, one in splits.items():
+        counts = [one["fields"][field.name]["values"] for field in keys]
+        rows.append([name, one["rows"], one["clicks"], f"{one['click_rate']:.4f}", *counts])
+    split_header = ["split", "rows", "clicks", "click rate", *(f"{field.wording}s" for field in keys)]
+    columns = [
+        [
+            f"`{field.name}`",
+            field.type if field.kind == "categorical" else f"{field.kind} {field.type}",
+            field.entity,
+            " + ".join(field.sides),
+            splits["train"]["fields"][field.name]["values"],
+            sum(one["fields"][field.name]["nulls"] for one in splits.values()),
+            *(f"{100 * splits[name]['fields'][field.name]['unseen_share']:.2f} %" for name in SPLITS[1:]),
+        ]
+        for field in schema.fields
+    ]
+    column_header = ["column", "type", "entity", "views", "values in train", "nulls"]
+    column_header += [f"unseen in {name}" for name in SPLITS[1:]]
+    values = f"\n{facts['values']}\n" if "values" in facts else ""
+    accounts = [["rows read", report["rows_read"]]]
+    accounts += [[f"dropped: {rule}", count] for rule, count in report["dropped"].items()]
+    accounts += [["malformed, or of an unknown user or item", report["malformed"]], ["kept", report["rows_kept"]]]
+    ends = [f"\n## Licence\n\n{facts['licence']}\n"] if "licence" in facts else []
+    ends += [f"\n## Citation\n\n```bibtex\n{facts['citation']}\n```\n"] if "citation" in facts else []
+    picture = f"\n![rows and clicks, unseen values, prompt lengths]({PICTURE_NAME})\n" if has_picture else ""
+    return f"""---
+{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---
+
+# {title}
+
+Made from the raw files of `{schema.dataset}` by `flip-ctr prepare`; read it with `datasets.load_dataset(this_folder)`.
+`{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count, `{REJECTED_NAME}` every line that could not be
+read or used, with file, line, reason and text.
+
+* **Label** `{schema.label}`: {protocol["label_rule"]}.
+* **Split** `{protocol["split"]}`, {":".join(map(str, protocol["ratios"]))}, seed {protocol["split_seed"]}:
+  {protocol["split_rule"]}.
+{picture}
+## Splits
+
+{markdown_table(split_header, rows)}
+
+## Fields
+
+{markdown_table(column_header, columns)}
+
+*Values* are distinct values; *unseen* is the share of rows whose value no training row has (of a multi-valued field: of its values).
+{values}{_prompts(report["prompt_lengths"])}
+## Where the rows went
+
+{markdown_table(["", "rows"], accounts)}
+{"".join(ends)}"""
+
+
+def _prompts(lengths: dict) -> str:
+    """The section on the lengths of prompts; empty where no field is in them."""
+    if not lengths:
+        return ""
+    names = ("mean", "median", "p95", "longest")
+    splits = [[split, one["rows"], *(f"{one[name]:g}" for name in names)] for split, one in lengths["splits"].items()]
+    has_cuts = any("cut_share" in one for one in lengths["fields"].values())
+    fields = [
+        [f"`{field}`", *(f"{one[name]:g}" for name in names), one["budget"], *([f"{100 * one['cut_share']:.2f} %"] if has_cuts else [])]
+        for field, one in lengths["fields"].items()
+    ]
+    header = ["mean", "median", "95 %", "longest"]
+    note = (
+        "Values longer than their budget are cut, and no later field is lost."
+        if has_cuts
+        else "The budget is in tokens, of which a word has one or more: `--tokenizer_name PLM` counts them."
+    )
+    return f"""
+## Prompts
+
+Lengths in {lengths["unit"]}, of evenly spread rows.
+
+{markdown_table(["split", "rows measured", *header], splits)}
+
+{markdown_table(["value of, in train", *header, "budget in tokens", *(["cut"] if has_cuts else [])], fields)}
+
+{note}
+"""

@@ -1,0 +1,196 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Writing and reading a dataset folder: three splits in Parquet shards, `schema.json`, a dataset card and `prepare_report.json`.
+
+One that was made from raw files also has `rejected.parquet`: each line that became no row, with file, line, reason and
+text; empty where there is none. It lies outside `data/`, so that nothing takes it for a split.
+
+A folder is written under a temporary name beside its own and renamed at the end: it is there complete, or not at all.
+"""
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flip_ctr.data.readers.raw_files import REJECTED_COLUMNS
+from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
+from flip_ctr.data.readers.shards import shard_paths
+
+REPORT_NAME = "prepare_report.json"
+CARD_NAME = "README.md"
+REJECTED_NAME = "rejected.parquet"
+PICTURE_NAME = "dataset.png"
+SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
+ROWS_PER_SHARD, ROWS_PER_GROUP = 2**20, 2**14  # small groups: streaming puts them into a new order every epoch
+# What a dataset folder may hold for `--overwrite_output_dir` to replace it; caches can be made again.
+OWN_ENTRIES = {SCHEMA_NAME, REPORT_NAME, CARD_NAME, REJECTED_NAME, PICTURE_NAME, "data", ".cache"}
+
+
+def shard_path(folder: Path, split: str, shard: int = 0, shards: int = 1) -> Path:
+    return folder / "data" / f"{split}-{shard:05}-of-{shards:05}.parquet"
+
+
+def read_split(dataset_dir: str | Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one split, with all columns or those named, in that order.
+
+    Raises:
+        FileNotFoundError: `dataset_dir` is not a dataset folder, or has no such split; the message names those it has.
+        ValueError: the split lacks a file, or has no such column; the message names those it has.
+    """
+    dataset_dir = Path(dataset_dir)
+    DatasetSchema.load(dataset_dir)  # its errors say what is wrong with the folder
+    paths = shard_paths(dataset_dir, split)
+    names = pq.read_schema(paths[0]).names
+    unknown = [column for column in columns or [] if column not in names]
+    if unknown:
+        raise ValueError(f"{paths[0]} has no column {', '.join(unknown)}; it has {', '.join(names)}.")
+    return pa.concat_tables([pq.read_table(path, columns=columns and list(columns)) for path in paths])
+
+
+def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
+    """The resolved folder to write, if it may be written.
+
+    Raises:
+        FileExistsError: it is not empty, and either `overwrite` is off or it holds anything but a dataset folder.
+    """
+    # resolved: a link to a folder is replaced where it points to
+    output_dir = Path(output_dir).expanduser().resolve()
+    if not output_dir.exists():
+        return output_dir
+    if not output_dir.is_dir():
+        raise FileExistsError(f"--output_dir {output_dir} is a file; name a folder.")
+    entries = {path.name for path in output_dir.iterdir()}
+    if not entries:
+        return output_dir
+    if not overwrite:
+        raise FileExistsError(
+            f"--output_dir {output_dir} is not empty; name another folder, or replace it with --overwrite_output_dir."
+        )
+    if SCHEMA_NAME not in entries:
+        raise FileExistsError(
+            f"--output_dir {output_dir} is not a dataset folder (it has no {SCHEMA_NAME}), so --overwrite_output_dir "
+            "does not replace it; name another folder."
+        )
+    foreign = entries - OWN_ENTRIES
+    foreign |= {f"data/{path.name}" for path in (output_dir / "data").glob("*") if not SHARD.fullmatch(path.name)}
+    if foreign:
+        raise FileExistsError(
+            f"--output_dir {output_dir} also holds {', '.join(sorted(foreign)[:5])}, which --overwrite_output_dir "
+            "would delete; move that away, or name another folder."
+        )
+    return output_dir
+
+
+@contextlib.contextmanager
+def new_dataset_folder(output_dir: str | Path, overwrite: bool = False) -> Iterator[tuple[Path, Path]]:
+    """Yields a folder to fill, and one for work on the way; the first becomes `output_dir` when all is done.
+
+    Where anything fails, what was there before stays as it was, and nothing else is left.
+
+    Raises:
+        FileExistsError: see [`check_output_dir`].
+    """
+    output_dir = check_output_dir(output_dir, overwrite)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    # a sibling, so that a rename stays within one file system
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as temporary:
+        partial, replaced, work = (Path(temporary) / name for name in ("new", "old", "work"))
+        (partial / "data").mkdir(parents=True)
+        work.mkdir()
+        yield partial, work
+        try:
+            if output_dir.exists():
+                output_dir.rename(replaced)
+            partial.rename(output_dir)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(output_dir)
+            raise
+
+
+def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -> None:
+    """Writes the rows of a split into shards of `ROWS_PER_SHARD`, of which there is at least one.
+
+    Args:
+        rows: how many there are. `ValueError` where it is another number.
+    """
+    shards, written, writer = max(1, -(-rows // ROWS_PER_SHARD)), 0, None
+    try:
+        for batch in _groups(batches, schema):
+            if written % ROWS_PER_SHARD == 0:
+                if writer is not None:
+                    writer.close()
+                writer = pq.ParquetWriter(shard_path(folder, split, written // ROWS_PER_SHARD, shards), schema)
+            writer.write_table(batch, row_group_size=ROWS_PER_GROUP)
+            written += len(batch)
+        if writer is None:
+            writer = pq.ParquetWriter(shard_path(folder, split, 0, 1), schema)
+    finally:
+        if writer is not None:
+            writer.close()
+    if written != rows:
+        raise ValueError(f"split '{split}': {written:,} rows were written, and there should be {rows:,}.")
+
+
+def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in tables of `ROWS_PER_GROUP`, the last of fewer, however the batches were cut."""
+    waiting, count = [], 0
+    for batch in batches:
+        while len(batch):
+            part = batch.slice(0, ROWS_PER_GROUP - count)
+            batch = batch.slice(len(part))
+            waiting.append(part)
+            count += len(part)
+            if count == ROWS_PER_GROUP:
+                yield pa.Table.from_batches(waiting, schema)
+                waiting, count = [], 0
+    if waiting:
+        yield pa.Table.from_batches(waiting, schema)
+
+
+def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Writes the lines that became no row, in the order of files and lines; the file is there also where there are none."""
+    schema = pa.schema(REJECTED_COLUMNS)
+    with pq.ParquetWriter(folder / REJECTED_NAME, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch.select(schema.names).cast(schema))
+
+
+def write_texts(folder: Path, schema: DatasetSchema, report: dict, card: str) -> None:
+    """Writes `schema.json`, `prepare_report.json` and `README.md`."""
+    schema.save(folder)
+    (folder / REPORT_NAME).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def write_dataset_folder(
+    output_dir: str | Path, splits: dict[str, pa.Table], schema: DatasetSchema, report: dict, card: str, overwrite: bool = False
+) -> Path:
+    """Writes rows in memory as a dataset folder and returns its path; see [`new_dataset_folder`].
+
+    Args:
+        splits: the rows of `train`, `validation` and `test`.
+        report: content of `prepare_report.json`.
+        card: content of `README.md`.
+        overwrite: whether a dataset folder of this name may be replaced.
+
+    Raises:
+        FileExistsError: see [`check_output_dir`].
+    """
+    with new_dataset_folder(output_dir, overwrite) as (folder, _):
+        for name, table in splits.items():
+            write_split(folder, name, table.to_batches(), table.schema, len(table))
+        write_texts(folder, schema, report, card)
+    return Path(output_dir).expanduser().resolve()
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence], right: bool = True) -> str:
+    """A Markdown table; all columns but the first are set right, unless told otherwise. A bar in a cell is escaped."""
+    cells = [header, ["---"] + ["---:" if right else "---"] * (len(header) - 1), *rows]
+    lines = [[f"{cell:,}" if isinstance(cell, int) else str(cell).replace("|", "\\|") for cell in row] for row in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

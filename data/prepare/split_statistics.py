@@ -1,0 +1,89 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""What a dataset folder says of its rows: counts by split and field, computed by the engine that holds them."""
+
+from collections.abc import Callable, Sequence
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.data.readers.dataset_schema import SPLITS
+
+
+def split_statistics(
+    rows: ir.Table, fields: Sequence[FlipField], fetch: Callable[[ir.Table], pa.Table] = ir.Table.to_pyarrow
+) -> dict[str, dict]:
+    """For each split its rows, clicks and click rate, and for each field its distinct values and nulls and, outside
+    `train`, the share of rows whose value `train` never has (a null is not a value). Of a field of lists it is the share of all
+    its values and nulls.
+
+    Args:
+        rows: with the label and `_split`, see `splits`.
+        fetch: gets a small result from the engine of the rows.
+    """
+    counted = fetch(rows.group_by("_split").agg(rows=rows.count(), clicks=rows.label.cast("int64").sum()))
+    by_code = {row["_split"]: row for row in counted.to_pylist()}
+    totals = [by_code.get(code, {"rows": 0, "clicks": 0}) for code in range(len(SPLITS))]
+    of_fields = {row["field"]: row for row in fetch(_field_counts(rows, fields)).to_pylist()} if fields else {}
+    statistics = {}
+    for code, name in enumerate(SPLITS):
+        columns = {}
+        for one in fields:
+            counts = {name: value or 0 for name, value in of_fields[one.name].items()}  # sums over no rows are null
+            columns[one.name] = {"values": counts[f"values_{code}"], "nulls": counts[f"nulls_{code}"]}
+            if code:
+                columns[one.name]["unseen_share"] = round(counts[f"unseen_{code}"] / max(1, counts[f"all_{code}"]), 6)
+        count, clicks = totals[code]["rows"], totals[code]["clicks"]
+        rate = round(clicks / count, 6) if count else None
+        statistics[name] = {"rows": count, "clicks": clicks, "click_rate": rate, "fields": columns}
+    return statistics
+
+
+def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
+    """A row a field: over its distinct values and each split s the numbers `values_s`, `nulls_s`, `unseen_s` and `all_s`."""
+    parts = []
+    for one in fields:
+        values = rows.select("_split", value=rows[one.name])
+        if values.value.type().is_array():
+            full = values.filter(values.value.length() > 0)
+            empty = values.filter(values.value.isnull() | (values.value.length() == 0))
+            single = full.mutate(value=full.value.unnest())
+            values = single.filter(single.value.notnull()).union(empty.mutate(value=ibis.null(full.value.type().value_type)))
+        values = values.mutate(value=values.value.cast("string"))
+        per_value = values.group_by("value").agg(
+            **{f"n_{code}": (values._split == code).cast("int64").sum() for code in range(len(SPLITS))}
+        )
+        value, sums = per_value.value, {}
+        for code in range(len(SPLITS)):
+            number = per_value[f"n_{code}"]
+            sums[f"values_{code}"] = (value.notnull() & (number > 0)).cast("int64").sum()
+            sums[f"nulls_{code}"] = value.isnull().ifelse(number, 0).sum()
+            sums[f"unseen_{code}"] = (value.notnull() & (per_value.n_0 == 0)).ifelse(number, 0).sum()
+            sums[f"all_{code}"] = number.sum()
+        parts.append(per_value.agg(**sums).mutate(field=ibis.literal(one.name)))
+    return ibis.union(*parts) if len(parts) > 1 else parts[0]
+
+
+def check_splits(statistics: dict[str, dict], fields: Sequence[FlipField], split: str, label_rule: str, way_out: str) -> None:
+    """`ValueError` where a split has one class only, as no AUC exists without both, or a field is null in all training rows.
+
+    Args:
+        label_rule: what a click is, and `way_out`, how to change that, for the message.
+    """
+    rows, clicks = (sum(one[name] for one in statistics.values()) for name in ("rows", "clicks"))
+    counts = {f"what is left ({label_rule})": (rows, clicks)}
+    counts |= {f"split '{name}' of --split {split}": (one["rows"], one["clicks"]) for name, one in statistics.items()}
+    for owner, (rows, clicks) in counts.items():
+        if not 0 < clicks < rows:
+            raise ValueError(
+                f"{owner} has {rows:,} rows, {clicks:,} of them clicks; it needs both clicks and non-clicks. Use more data, another "
+                f"--split or --split_seed, or another label rule ({way_out})."
+            )
+    train = statistics["train"]
+    empty = [one.name for one in fields if train["fields"][one.name]["values"] == 0]
+    if empty:
+        raise ValueError(
+            f"column(s) {', '.join(empty)}: all {train['rows']:,} training rows are null, so that there is nothing to learn; leave "
+            "such a field out, or name the column that holds its values."
+        )

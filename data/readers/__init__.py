@@ -1,0 +1,1 @@
+"""Files to typed rows, and to rejected lines with a reason."""

@@ -1,0 +1,313 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Tables in CSV files: a record is a row, or a rejected line with its number and a reason, and never shifted in silence.
+
+Blocks of plain lines go through Arrow; quotes, records of several lines and broken lines are read record by record.
+"""
+
+import codecs
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.csv
+
+from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, byte_blocks
+
+BOM = codecs.BOM_UTF8
+UNCLOSED = "a quote that does not end, or text behind a closing quote"
+
+
+@dataclass
+class RawChunk:
+    """Rows of one file as they stand there.
+
+    Attributes:
+        lines: `(rows,)` the number of the line where each begins (in Parquet: of the row).
+        columns: of each wanted column the raw values, `(rows,)`.
+        text: the number of a row in the chunk to the text that shows it.
+    """
+
+    lines: Sequence[int]
+    columns: "list[pa.Array | list]"
+    text: Callable[[int], str]
+
+
+def clean_name(name: str) -> str:
+    """A column's name in the form in which names are compared."""
+    return unicodedata.normalize("NFC", " ".join(name.split()))
+
+
+@dataclass(frozen=True)
+class CsvFormat:
+    """Text of values between delimiters.
+
+    Args:
+        delimiter: between two values; of more than one character only where there are no quotes.
+        quote: around a value that may hold delimiters, line ends and (doubled) quotes; `None` where a quote is a character like others.
+        escape: before a character that means only itself; `None` where there is none.
+        encoding: of the text; one in which a line feed is a single byte.
+        column_names: of a file without a header; `None` where the first line holds the names.
+    """
+
+    delimiter: str = ","
+    quote: str | None = '"'
+    escape: str | None = None
+    encoding: str = "utf-8"
+    column_names: tuple[str, ...] | None = None
+    has_lines = True
+    sparse = False
+
+    @cached_property
+    def _is_utf8(self) -> bool:
+        return codecs.lookup(self.encoding).name == "utf-8"
+
+    def columns(self, path) -> list[str]:
+        """The names of a file's columns in order. `ValueError` where it has no header."""
+        return list(self.column_names) if self.column_names is not None else self._header(path)[0]
+
+    def own_types(self, path) -> dict[str, str | None]:
+        """No column has a type of its own."""
+        return {}
+
+    def _blocks(self, path) -> Iterator[tuple[int, bytes]]:
+        for number, block in byte_blocks(path):
+            yield number, block.removeprefix(BOM) if number == 1 and self._is_utf8 else block
+
+    def _header(self, path) -> tuple[list[str], int]:
+        """The names in the header, and the number of lines that it takes."""
+        first = next(self._blocks(path), (1, b""))[1]
+        if not first:
+            raise ValueError(f"{path} is empty; expected a first line with the names of the columns.")
+        records = self.records(text_lines(first, self.encoding)[0])
+        try:
+            names = next(records)
+        except csv.Error:
+            raise ValueError(f"{path}, line 1: {UNCLOSED}, or lines that end in carriage returns; expected the names of the columns.") from None
+        if not names or "\0" in "".join(names):
+            what = "is blank" if not names else f"holds NUL bytes (it is no text, or not in {self.encoding})"
+            raise ValueError(f"{path}, line 1 {what}; expected the names of the columns between {self.delimiter!r}.")
+        return [clean_name(name) for name in names], records.line_num
+
+    def records(self, lines: list[str], at: int = 0) -> "csv.reader | _SplitLines":
+        """The records of lines of text, from that place on; `line_num` is how many lines they have taken."""
+        lines = iter(lines)
+        lines.__setstate__(at)  # no copy: where many records are broken, each begins anew
+        if len(self.delimiter) > 1:
+            return _SplitLines(lines, self.delimiter)
+        quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
+        return csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape, quoting=quoting, strict=True)
+
+    def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
+        """The wanted columns of a file; lines that cannot be taken apart go to the log."""
+        names, skip = (list(self.column_names), 0) if self.column_names is not None else self._header(path)
+        places = [names.index(source) for source in sources]
+        careful = _CarefulReader(self, name, names, places, log)
+        blocks = _with_last(self._blocks(path))
+        for number, block, last in blocks:
+            if number == 1 and skip:
+                number, block = 1 + skip, (block.split(b"\n", skip) + [b""])[skip]
+            chunk = None if careful.held else self._plain_chunk(number, block, len(names), places)
+            if chunk is None:
+                chunk = careful.chunk(number, block, last)
+            else:
+                careful.blank.settle(number)
+            if len(chunk.lines):
+                log.files[name]["lines"] += len(chunk.lines)
+                yield chunk
+
+    def _plain_chunk(self, first: int, block: bytes, width: int, places: list[int]) -> RawChunk | None:
+        """A block of which each line is a record without quotes, which Arrow takes apart just as it stands; else None."""
+        special = [one.encode() for one in (self.quote, self.escape) if one]
+        if len(self.delimiter) > 1 or any(one in block for one in special) or block.startswith((b"\n", b"\r", BOM)):
+            return None
+        if b"\n\n" in block or (b"\r" in block and (block.count(b"\r") != block.count(b"\r\n") or b"\n\r\n" in block)):
+            return None
+        count = block.count(b"\n") + (not block.endswith(b"\n"))
+        numbers = list(map(str, range(width)))
+        try:
+            text = block if self._is_utf8 else block.decode(self.encoding).encode()
+            table = pyarrow.csv.read_csv(
+                pa.py_buffer(text),
+                pyarrow.csv.ReadOptions(column_names=numbers, use_threads=False, block_size=len(text) + 1),
+                pyarrow.csv.ParseOptions(delimiter=self.delimiter, quote_char=False),
+                pyarrow.csv.ConvertOptions(
+                    include_columns=list(dict.fromkeys(numbers[place] for place in places)),
+                    column_types=dict.fromkeys(numbers, pa.string()),
+                    strings_can_be_null=False,
+                ),
+            )
+        except (pa.ArrowInvalid, UnicodeDecodeError):  # too few or too many values, bytes of another encoding
+            return None
+        if len(table) != count:
+            return None
+        columns = [table.column(numbers[place]).combine_chunks() for place in places]
+        return RawChunk(range(first, first + count), columns, _LazyLines(block, self.encoding))
+
+    def why(self, error: csv.Error, line: str, names: list[str]) -> str:
+        """What is wrong with the first line of what is no record."""
+        if "new-line character" in str(error):
+            return "a carriage return inside a line"
+        if self.quote is None or ("field limit" in str(error) and self.quote not in line):
+            return f"a value of more than {csv.field_size_limit():,} characters" if "field limit" in str(error) else "a value that does not end"
+        at = self._unclosed(line)
+        return f"{names[at]}: {UNCLOSED}" if at < len(names) else UNCLOSED
+
+    def _unclosed(self, line: str) -> int:
+        """The number of the value whose quote is wrong, on the first line of a record."""
+        quote, delimiter = re.escape(self.quote), re.escape(self.delimiter)
+        value = re.compile(rf"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|(?!{quote})[^{delimiter}]*)(?:{delimiter}|$)")
+        at, start, text = 0, 0, line.rstrip("\r\n")
+        while (match := value.match(text, start)) and match.end() > start:
+            at, start = at + 1, match.end()
+        return at
+
+
+class _CarefulReader:
+    """The blocks of a CSV file record by record: values in quotes, records of several lines, and lines that are no record.
+
+    A line whose quote does not end is rejected alone, and the lines behind it are read as if it were not there. A record of the wrong
+    number of values is rejected whole.
+
+    Attributes:
+        held: the first lines of a record that goes on in the next block.
+        blank: blank lines of which it is not yet known whether another line follows.
+    """
+
+    def __init__(self, csv_format: CsvFormat, name: str, names: list[str], places: list[int], log: LineLog):
+        self._format, self._name, self._names, self._places, self._log = csv_format, name, names, places, log
+        self.held: list[str] = []
+        self.blank = BlankLines(name, log)
+        self._suspect = False  # a quote did not end, so that the next lines may lie inside a value
+
+    def chunk(self, number: int, block: bytes, last: bool) -> RawChunk:
+        """The records that end in the block; `number` is that of its first line."""
+        lines, broken = text_lines(block, self._format.encoding)
+        first, lines = number - len(self.held), self.held + lines
+        broken = broken or not all(map(is_text, self.held))
+        self.held, at = [], 0
+        width, values, starts, ends = len(self._names), [], [], []
+        text = lambda start, end: shown("".join(lines[start:end]))  # noqa: E731
+        while at < len(lines):
+            records, end = self._format.records(lines, at), at
+            try:
+                for row in records:
+                    end, start = at + records.line_num, end
+                    if len(row) != width or broken or self._suspect:
+                        reason = self._why_not(row, first + start, broken)
+                        if reason is not None:
+                            self._reject(first + start, reason, text(start, end))
+                        if reason is not None or not row:
+                            continue
+                    values += row  # in one list: so many lists would keep Python's collector busy
+                    starts.append(start)
+                    ends.append(end)
+                at = end
+            except csv.Error as error:
+                if "unexpected end" in str(error) and not last:
+                    self.held, at = lines[end:], len(lines)
+                else:
+                    self._suspect, at = self._format.quote is not None, end + 1
+                    self._reject(first + end, self._format.why(error, lines[end].rstrip("\r\n"), self._names), text(end, at))
+        if starts:
+            self.blank.settle(first + starts[-1])
+        columns = [values[place::width] for place in self._places]
+        return RawChunk([first + start for start in starts], columns, lambda row: text(starts[row], ends[row]))
+
+    def _why_not(self, row: list[str], number: int, broken: bool) -> str | None:
+        """Why a record is none, if it is none; a blank line is noted and is none yet."""
+        quote = self._format.quote
+        if not row:
+            self.blank.add(number)
+            return None
+        if len(row) != len(self._names):
+            return f"values: {len(row)} for {len(self._names)} columns"
+        if self._suspect and any(quote in value for value in row):
+            return "a quote behind a line whose quote does not end"
+        wrong = (self._names[at] for at in self._places if broken and not is_text(row[at]))
+        reason = next((f"{column} holds bytes that are not {self._format.encoding}" for column in wrong), None)
+        self._suspect = self._suspect and reason is not None
+        return reason
+
+    def _reject(self, number: int, reason: str, text: str) -> None:
+        self.blank.settle(number)
+        self._log.files[self._name]["lines"] += 1
+        self._log.reject(self._name, number, MalformedLine(reason, text), text)
+
+
+def is_text(text: str) -> bool:
+    """Whether there are no half characters in it, which stand for bytes that could not be decoded."""
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def shown(text: str) -> str:
+    """Text as people read it, bytes that could not be decoded by their codes."""
+    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text).rstrip("\r\n")
+
+
+def text_lines(block: bytes, encoding: str) -> tuple[list[str], bool]:
+    """The lines of a block with their ends, and whether it could not be decoded; such bytes then stand in them as half characters."""
+    try:
+        text, broken = block.decode(encoding), False
+    except UnicodeDecodeError:
+        text, broken = block.decode(encoding, "surrogateescape"), True
+    return list(io.StringIO(text, newline="\n")), broken
+
+
+def _with_last(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, bool]]:
+    """Numbered blocks, each with whether it is the last."""
+    before = next(blocks, None)
+    while before is not None:
+        following = next(blocks, None)
+        yield *before, following is None
+        before = following
+
+
+class _SplitLines:
+    """Lines split at a delimiter of several characters, as `csv.reader` gives them."""
+
+    def __init__(self, lines: Iterator[str], delimiter: str):
+        self._lines, self._delimiter, self.line_num = lines, delimiter, 0
+
+    def __iter__(self) -> "_SplitLines":
+        return self
+
+    def __next__(self) -> list[str]:
+        text = next(self._lines).rstrip("\r\n")
+        self.line_num += 1
+        return text.split(self._delimiter) if text else []
+
+
+class _LazyLines:
+    """The lines of a block as text, taken apart when the first is asked for."""
+
+    def __init__(self, block: bytes, encoding: str):
+        self._block, self._encoding, self._lines = block, encoding, None
+
+    def __call__(self, row: int) -> str:
+        self._lines = self._lines or self._block.split(b"\n")
+        return self._lines[row].decode(self._encoding, "backslashreplace").rstrip("\r")
+
+
+class BlankLines:
+    """Blank lines: ignored at the end of a file, malformed where another line follows."""
+
+    def __init__(self, name: str, log: LineLog):
+        self._name, self._log, self._numbers = name, log, []  # ranges, as there may be very many
+
+    def add(self, number: int) -> None:
+        if self._numbers and self._numbers[-1].stop == number:
+            self._numbers[-1] = range(self._numbers[-1].start, number + 1)
+        else:
+            self._numbers.append(range(number, number + 1))
+
+    def settle(self, number: int) -> None:
+        """There is a line of this number: the blank ones before it are malformed."""
+        while self._numbers and self._numbers[0].start < number:
+            for blank in self._numbers.pop(0):
+                self._log.files[self._name]["lines"] += 1
+                self._log.reject(self._name, blank, MalformedLine("blank line", ""), "")

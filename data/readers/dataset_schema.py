@@ -1,0 +1,89 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""The schema of a dataset folder: its fields, its label, and how its rows were made."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
+
+SCHEMA_NAME = "schema.json"
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class DatasetSchema:
+    """What `schema.json` says of a dataset folder.
+
+    Args:
+        dataset: name of the dataset, such as `ml-1m`.
+        fields: the fields of a row, in the order in which both views show them.
+        label: column of the click, 0 or 1.
+        user_column: column that names the user, for per-user metrics; `None` where there is none.
+        weight_column: column of the sample weight; `None` where every row weighs 1.
+        protocol: how labels and splits were made (rule, seed, ratios): enough to make the same rows again.
+
+    Raises:
+        ValueError: two fields share a column, or a field has a value that is not allowed.
+    """
+
+    dataset: str
+    fields: list[FlipField]
+    label: str = "label"
+    user_column: str | None = None
+    weight_column: str | None = None
+    protocol: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.fields = read_fields(self.fields)
+
+    def to_dict(self) -> dict:
+        # a dataset has no vocabulary: its size belongs to a processor
+        columns = [{k: v for k, v in one.to_dict().items() if k != "vocab_size"} for one in self.fields]
+        return {
+            "format_version": FORMAT_VERSION,
+            "dataset": self.dataset,
+            "label": self.label,
+            "user_column": self.user_column,
+            "weight_column": self.weight_column,
+            "fields": columns,
+            "protocol": self.protocol,
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `schema.json` into an existing folder and returns its path."""
+        path = Path(folder) / SCHEMA_NAME
+        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "DatasetSchema":
+        """Reads the schema of a dataset folder.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or it holds no `schema.json`.
+            ValueError: `schema.json` cannot be read, or is of a format that this version does not know.
+        """
+        folder = Path(folder)
+        path = folder / SCHEMA_NAME
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no dataset folder {folder}; `flip-ctr prepare` writes one.")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} is not a dataset folder: it has no {SCHEMA_NAME}; `flip-ctr prepare` writes one."
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON in UTF-8: {error}.") from error
+        version = values.pop("format_version", None) if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: `format_version` is {version!r}; this version of flip-ctr reads {FORMAT_VERSION}. "
+                "Prepare the dataset again, or use the version that wrote it."
+            )
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,451 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Raw files to typed Parquet, as a stream: what the readers of all datasets share.
+
+A line of a raw file becomes a row of a typed table, or a `LineLog` keeps it with its number and reason. Neither rows nor
+rejected lines pile up in memory.
+"""
+
+import gzip
+import html
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flip_ctr.data.readers.download import file_md5
+
+MAX_LISTED_LINES = 100  # of a file, in the report; `rejected.parquet` has all
+CHUNK_ROWS, CHUNK_BYTES = 65_536, 2**25
+FEW_LINES = 64  # among which one that is not plain is no longer looked for
+FILE_BUFFER = 2**20
+BLOCK_BYTES, MAX_LINE_BYTES = 2**21, 2**24
+GZIP_MAGIC = b"\x1f\x8b"
+MAX_DIGITS = 18  # always fit 64 bits
+ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|\w+);")
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+REJECTED_COLUMNS = {"file": pa.string(), "line": pa.int64(), "reason": pa.string(), "text": pa.string()}
+SINK_COLUMNS = REJECTED_COLUMNS | {"_file": pa.int32()}  # and what they are ordered by in the end
+# of each row of a typed table: its running number, the number of its file in the log, its line in that file
+PLACE_COLUMNS = {"_row": pa.int64(), "_file": pa.int32(), "_line": pa.int64()}
+
+
+class RejectedLine(ValueError):
+    """A line that becomes no row: the reason, by which lines are counted, and the text that shows it."""
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(reason, text)
+        self.reason, self.text = reason, text
+
+
+class MalformedLine(RejectedLine):
+    """A line that cannot be read. A file with too many of them is refused."""
+
+
+class UnusedLine(RejectedLine):
+    """A line that can be read, and that a rule of the dataset leaves out, however many there are."""
+
+
+@dataclass
+class RowChunk:
+    """Rows of one file: where they stand, `(rows,)`, and their columns, in the order and with the types of the table."""
+
+    file: str
+    lines: Sequence[int]
+    columns: list[pa.Array]
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """One table of a raw dataset.
+
+    Args:
+        name: what joins call it.
+        columns: its columns and their types.
+        files: its files in order, `pathlib.Path` or `zipfile.Path`, by the names under which the log knows them.
+        read: reads them all as a stream of [`RowChunk`]s; each line that becomes no row goes to the log.
+        has_lines: whether the files are text, whose lines can be shown.
+        encoding: of such a text.
+    """
+
+    name: str
+    columns: dict[str, pa.DataType]
+    files: dict[str, Path]
+    read: Callable[["LineLog"], Iterator[RowChunk]]
+    has_lines: bool = True
+    encoding: str = "latin-1"
+
+
+@dataclass
+class LineLog:
+    """Lines read and rejected, by file.
+
+    Args:
+        max_share: share of malformed lines above which a file is refused.
+        sink: Parquet file for the rejected lines; without one they are counted only.
+    """
+
+    max_share: float = 0.001
+    sink: Path | None = None
+    files: dict[str, dict] = field(default_factory=dict)
+    _waiting: list[tuple] = field(default_factory=list)  # as SINK_COLUMNS
+    _writer: pq.ParquetWriter | None = None
+
+    def start(self, name: str, path) -> None:
+        self.files[name] = self.entry() | {"md5": file_md5(path)}
+
+    @staticmethod
+    def entry() -> dict:
+        """What is counted of a file; nothing yet."""
+        return {
+            "md5": None,
+            "lines": 0,
+            "malformed": 0,
+            "malformed_by_reason": Counter(),
+            "first_malformed": [],
+            "unused_by_reason": Counter(),
+            "values_changed": Counter(),
+        }
+
+    def number(self, name: str) -> int:
+        return list(self.files).index(name)
+
+    def reject(self, name: str, line: int, error: RejectedLine, text: str) -> None:
+        entry = self.files[name]
+        if self.sink is not None:
+            self._waiting.append((name, line, error.reason, text, self.number(name)))
+            if len(self._waiting) >= CHUNK_ROWS:
+                self.flush()
+        if isinstance(error, UnusedLine):
+            entry["unused_by_reason"][error.reason] += 1
+            return
+        entry["malformed"] += 1
+        entry["malformed_by_reason"][error.reason] += 1
+        if len(entry["first_malformed"]) < MAX_LISTED_LINES:
+            shown = error.text if len(error.text) <= 80 else error.text[:77] + "..."
+            entry["first_malformed"].append({"line": line, "reason": error.reason, "text": shown})
+
+    def count_change(self, name: str, kind: str, times: int = 1) -> None:
+        """Counts a value that is not kept as it stands in the file."""
+        self.files[name]["values_changed"][kind] += times
+
+    def check(self, name: str, path) -> None:
+        """`ValueError` where the file is empty or has too many malformed lines."""
+        self.check_table({name: path})
+
+    def check_table(self, files: dict[str, Path]) -> None:
+        """`ValueError` where all files of a table are empty, or one has too many malformed lines."""
+        if not any(self.files[name]["lines"] for name in files):
+            shown = [str(path) for path in files.values()]
+            raise ValueError(f"{shown[0]} is empty." if len(shown) == 1 else f"{', '.join(shown[:5])}: all these files are empty.")
+        for name, path in files.items():
+            self._check_share(self.files[name], path)
+
+    def _check_share(self, entry: dict, path) -> None:
+        share = entry["malformed"] / max(1, entry["lines"])
+        if share > self.max_share:
+            entry["first_malformed"].sort(key=lambda one: one["line"])
+            first = entry["first_malformed"][:5]
+            shown = "; ".join(f"line {one['line']}: {one['reason']}: {one['text']!r}" for one in first)
+            raise ValueError(
+                f"{path}: {entry['malformed']:,} of {entry['lines']:,} lines are malformed, a share of {share:.4g}; "
+                f"--max_malformed_share allows {self.max_share:g}. First: {shown}."
+            )
+
+    def flush(self) -> None:
+        if self.sink is None:
+            return
+        schema = pa.schema(SINK_COLUMNS)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.sink, schema)
+        if self._waiting:
+            columns = [pa.array(column, kind) for column, kind in zip(zip(*self._waiting), SINK_COLUMNS.values())]
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            self._waiting.clear()
+
+    def close(self) -> None:
+        """Ends the file of rejected lines, which is there also where there are none; what the engine has found comes in its place."""
+        for entry in self.files.values():
+            entry["first_malformed"].sort(key=lambda one: one["line"])
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file, read in pieces: all that can be unpacked comes before the error that it is cut off."""
+
+    def __init__(self, file):
+        self.file = gzip.open(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target) -> int:
+        data = self.file.read1(len(target))
+        target[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def open_raw(path) -> io.BufferedIOBase:
+    """A raw file as bytes, unpacked where its name ends in `.gz` or its first bytes are gzip's."""
+    file = io.BufferedReader(path.open("rb"))
+    packed = path.name.endswith(".gz") or file.peek(2)[:2] == GZIP_MAGIC
+    return io.BufferedReader(_Unpacked(file), FILE_BUFFER) if packed else file
+
+
+def raw_blocks(path) -> Iterator[list[bytes]]:
+    """The lines of a raw file with their ends, about `CHUNK_ROWS` of them or `CHUNK_BYTES` at a time.
+
+    Raises:
+        ValueError: a packed file is cut off or damaged.
+    """
+    number, block = 0, []
+    try:
+        with open_raw(path) as file:
+            while True:
+                block, size, more = [], 0, True
+                while more and len(block) < CHUNK_ROWS and size < CHUNK_BYTES:
+                    before = len(block)
+                    block.extend(islice(file, CHUNK_ROWS // 64))  # what was read before an error stays in the list, and is counted
+                    more = len(block) > before
+                    size += sum(map(len, islice(block, before, None)))
+                if not block:
+                    return
+                yield block
+                number += len(block)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path, number + len(block), error) from error
+
+
+def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
+    """A raw file in blocks of whole lines of about `size` bytes, each with the number of its first line. The last may lack its end.
+
+    Raises:
+        ValueError: a packed file is cut off or damaged, or what should be lines has none.
+    """
+    number, rest = 1, bytearray()
+    try:
+        with open_raw(path) as file:
+            while data := file.read1(size):
+                rest += data
+                end = rest.rfind(b"\n") + 1 if len(rest) >= size else 0
+                if end:
+                    block = bytes(rest[:end])
+                    del rest[:end]
+                    yield number, block
+                    number += block.count(b"\n")
+                elif len(rest) > MAX_LINE_BYTES:
+                    raise ValueError(f"{path}, line {number:,}: no line feed in {len(rest):,} bytes; expected text in lines.")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path, number - 1 + rest.count(b"\n"), error) from error
+    if rest:
+        yield number, bytes(rest)
+
+
+def _damaged(path, line: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path}: the packed file is cut off or damaged after line {line:,} ({error}); fetch it again, or unpack what can be "
+        "unpacked and name that."
+    )
+
+
+def raw_lines(path) -> Iterator[bytes]:
+    """The lines of a raw file with their ends. `ValueError` where a packed file is cut off or damaged."""
+    return chain.from_iterable(raw_blocks(path))
+
+
+class LineReader:
+    """Takes the lines of one file, in their order, to rows.
+
+    Args:
+        split, parse: `parse` gets the values into which `split` takes a line; a line that either refuses goes to the log.
+        header_lines: lines that are neither read nor counted; the others keep their numbers in the file.
+
+    Lines end at line feeds only. Blank lines at the end are ignored, a blank line before that is malformed.
+    """
+
+    def __init__(
+        self, name: str, split: Callable[[str], Any], parse: Callable[[Any], tuple], log: LineLog, header_lines: int = 0,
+        encoding: str = "latin-1",
+    ):  # fmt: skip
+        self.name, self.split, self.parse, self.log = name, split, parse, log
+        self.header_lines, self.encoding = header_lines, encoding
+        self.blank: list[int] = []
+
+    def count(self, number: int) -> None:
+        """Says that the line of this number has been read, and is not blank."""
+        for empty in self.blank:
+            self.log.reject(self.name, empty, MalformedLine("blank line", ""), "")
+        self.blank.clear()
+        self.log.files[self.name]["lines"] = number - self.header_lines
+
+    def row(self, number: int, line: bytes) -> tuple | None:
+        """The row of a line; `None` where it becomes none."""
+        line = line.rstrip(b"\r\n")
+        if not line:
+            self.blank.append(number)
+            return None
+        self.count(number)
+        try:
+            text = line.decode(self.encoding)
+        except UnicodeDecodeError as error:
+            wrong = MalformedLine(f"bytes that are not {self.encoding}", repr(line[error.start : error.end]))
+            self.log.reject(self.name, number, wrong, line.decode(self.encoding, "backslashreplace"))
+            return None
+        try:
+            return self.parse(self.split(text))
+        except RejectedLine as error:
+            self.log.reject(self.name, number, error, text)
+            return None
+
+
+def read_chunks(
+    path, reader: LineReader, columns: dict[str, pa.DataType], plain: Callable[[list[bytes]], list[pa.Array] | None] | None = None
+) -> Iterator[RowChunk]:
+    """The rows of a file in chunks of bounded size.
+
+    Args:
+        plain: takes many lines to columns at once, with the same result as the reader, or to `None` where one of them is not
+            plain. Those are looked for by halving, and read one by one.
+    """
+
+    def one_by_one(first: int, lines: list[bytes]) -> tuple[Sequence[int], list[pa.Array]]:
+        rows = [(number, row) for number, line in enumerate(lines, first) if (row := reader.row(number, line)) is not None]
+        if not rows:
+            return [], [pa.array([], kind) for kind in columns.values()]
+        values = zip(*(row for _, row in rows))
+        return [number for number, _ in rows], [pa.array(column, kind) for column, kind in zip(values, columns.values())]
+
+    def pieces(first: int, lines: list[bytes]) -> Iterator[tuple[Sequence[int], list[pa.Array]]]:
+        arrays = plain(lines) if plain is not None else None
+        if arrays is not None:
+            reader.count(first + len(lines) - 1)
+            yield range(first, first + len(lines)), arrays
+        elif plain is None or len(lines) <= FEW_LINES:
+            yield one_by_one(first, lines)
+        else:
+            half = len(lines) // 2
+            yield from pieces(first, lines[:half])
+            yield from pieces(first + half, lines[half:])
+
+    number = 1
+    for block in raw_blocks(path):
+        first = max(number, reader.header_lines + 1)
+        found = list(pieces(first, block[first - number :]))
+        number += len(block)
+        if len(found) == 1:
+            lines, arrays = found[0]
+        else:
+            lines = [line for piece, _ in found for line in piece]
+            arrays = [pa.concat_arrays(column) for column in zip(*(arrays for _, arrays in found))]
+        if len(lines):
+            yield RowChunk(reader.name, lines, arrays)
+
+
+def line_table(
+    name: str, paths: Any, columns: dict[str, pa.DataType], split: Callable[[str], Any], parse: Callable[..., tuple],
+    header_lines: int = 0, encoding: str = "latin-1", plain: Callable[[list[bytes]], list[pa.Array] | None] | None = None,
+) -> RawTable:  # fmt: skip
+    """A table with a row a line, of one file or of a list of files.
+
+    Args:
+        parse: the values of a line to those of the row; its second argument counts a kind of value that is not kept as it
+            stands.
+        plain: see [`read_chunks`].
+    """
+    paths = paths if isinstance(paths, list) else [paths]
+
+    def read(log: LineLog) -> Iterator[RowChunk]:
+        for path in paths:
+            log.start(path.name, path)
+            changed = partial(log.count_change, path.name)
+            reader = LineReader(path.name, split, lambda values, changed=changed: parse(values, changed), log, header_lines, encoding)
+            yield from read_chunks(path, reader, columns, plain)
+            log.check(path.name, path)
+
+    return RawTable(name, columns, {path.name: path for path in paths}, read, encoding=encoding)
+
+
+def write_typed(table: RawTable, target: Path, log: LineLog) -> int:
+    """Reads a raw table into one Parquet file, its columns and `PLACE_COLUMNS`; returns the number of rows."""
+    rows = 0
+    schema = pa.schema(PLACE_COLUMNS | table.columns)
+    with pq.ParquetWriter(target, schema) as writer:
+        for chunk in table.read(log):
+            count = len(chunk.lines)
+            places = [
+                pa.array(range(rows, rows + count), PLACE_COLUMNS["_row"]),
+                pa.repeat(pa.scalar(log.number(chunk.file), PLACE_COLUMNS["_file"]), count),
+                pa.array(chunk.lines, PLACE_COLUMNS["_line"]),
+            ]
+            writer.write_batch(pa.RecordBatch.from_arrays([*places, *chunk.columns], schema=schema))
+            rows += count
+    return rows
+
+
+def texts_at(path, numbers: Iterable[int], encoding: str) -> Iterator[str]:
+    """The lines of a raw file at these numbers, which rise."""
+    wanted = iter(numbers)
+    number = next(wanted, None)
+    for at, line in enumerate(raw_lines(path), 1):
+        if number is None:
+            return
+        if at == number:
+            yield line.decode(encoding, "backslashreplace").rstrip("\r\n")
+            number = next(wanted, None)
+
+
+# --- values ------------------------------------------------------------------------------------------------------------
+
+
+def check_width(values: list, width: int, separator: str, text: str) -> list:
+    if len(values) != width:
+        raise MalformedLine(f"{len(values)} fields, not {width} separated by {separator!r}", text)
+    return values
+
+
+def whole_number(name: str, text: str) -> int:
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise MalformedLine(f"{name} is not a whole number", text)
+    return int(text)
+
+
+TIDY = {
+    "HTML entity": lambda text: ENTITY.sub(lambda match: html.unescape(match[0]), text),
+    # half a character, which JSON can say and UTF-8 cannot
+    "broken character": lambda text: text.encode("utf-8", "replace").decode("utf-8"),
+    "control character": lambda text: CONTROL_CHARACTER.sub(" ", text),
+    "superfluous space": lambda text: " ".join(text.split()),
+}
+
+
+def tidy(text: str | None, changed: Callable[[str], None], steps: dict[str, Callable[[str], str]] = TIDY) -> str | None:
+    """A value as people would write it; `None` if empty.
+
+    Args:
+        changed: gets the name of each step that has changed the value.
+        steps: names and functions in order; by default HTML entities, broken characters, control characters and superfluous spaces
+            are dealt with.
+    """
+    for kind, step in steps.items() if text else ():
+        before, text = text, step(text)
+        if text != before:
+            changed(kind)
+    return text or None

@@ -1,0 +1,259 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Tables in JSON-lines and Parquet files, and the way from files of any format to typed rows.
+
+No file is ever whole in memory, and nothing is guessed: a line that cannot be read goes to the log with its number and a reason.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flip_ctr.data.readers.csv_files import BOM, BlankLines, CsvFormat, RawChunk, is_text, shown, text_lines
+from flip_ctr.data.readers.raw_files import BLOCK_BYTES, LineLog, MalformedLine, RowChunk, byte_blocks
+from flip_ctr.data.readers.table_values import TableColumn, typed_column
+
+PEEKED_LINES = 1_000  # of a JSON-lines file, for its columns and their types
+PARQUET_ROWS = 65_536
+
+
+# --- JSON lines --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JsonFormat:
+    """A JSON object of columns on each line; a column that it lacks is null there.
+
+    Args:
+        encoding: of the text; one in which a line feed is a single byte.
+    """
+
+    encoding: str = "utf-8"
+    has_lines = True
+    sparse = True  # a column may come late, or never
+
+    def columns(self, path) -> list[str]:
+        """The columns of the first lines. `ValueError` where the file is one array."""
+        return list(self.own_types(path))
+
+    def own_types(self, path) -> dict[str, str | None]:
+        """The columns of the first lines and the types of their values, None where they are null or have none of the five."""
+        found: dict[str, set] = {}
+        for line in next(self._blocks(path), (1, [], False))[1][:PEEKED_LINES]:
+            with contextlib.suppress(MalformedLine):
+                for name, value in _json_object(line).items():
+                    found.setdefault(name, set()).add(_json_type(value))
+        return {name: _common_type(kinds) for name, kinds in found.items()}
+
+    def _blocks(self, path) -> Iterator[tuple[int, list[str], bool]]:
+        """Blocks of lines with the number of the first, and whether there are bytes in them that are not of the encoding."""
+        for number, block in byte_blocks(path):
+            block = block.removeprefix(BOM) if number == 1 else block
+            if number == 1 and block.lstrip().startswith(b"["):
+                raise ValueError(f"{path} holds an array; expected JSON lines: one object of columns on each line.")
+            yield number, *text_lines(block, self.encoding)
+
+    def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
+        """The wanted columns of a file; lines that are no JSON object go to the log."""
+        blank, width = BlankLines(name, log), len(sources)
+        pick = itemgetter(*sources) if width > 1 else lambda row: (row[sources[0]],)
+        for first, lines, broken in self._blocks(path):
+            values, kept = [], []
+            for at, line in enumerate(lines):
+                try:
+                    if broken and not is_text(line):
+                        raise MalformedLine(f"bytes that are not {self.encoding}", line)
+                    row = _json_object(line)
+                except MalformedLine as error:
+                    if line.isspace():
+                        blank.add(first + at)
+                    else:
+                        blank.settle(first + at)
+                        log.files[name]["lines"] += 1
+                        log.reject(name, first + at, MalformedLine(error.reason, shown(line.strip())), shown(line))
+                    continue
+                try:
+                    values += pick(row)
+                except KeyError:  # a column that is not there is null
+                    values += [row.get(source) for source in sources]
+                kept.append(at)
+            if kept:
+                blank.settle(first + kept[-1])
+                log.files[name]["lines"] += len(kept)
+                text = lambda row: shown(lines[kept[row]])  # noqa: E731
+                yield RawChunk([first + at for at in kept], [values[place::width] for place in range(width)], text)
+
+
+_scan_json = json.JSONDecoder().scan_once
+
+
+def _json_object(line: str) -> dict:
+    """The object on a line; `MalformedLine` where there is none, or anything beside it."""
+    try:
+        try:
+            row, end = _scan_json(line, 0)
+        except StopIteration:  # space before it, or broken: `loads` says where
+            row, end = json.loads(line), len(line)
+    except json.JSONDecodeError as error:
+        raise MalformedLine(f"broken JSON: {error.msg}", line) from None
+    except (ValueError, RecursionError):  # a number of more than 4,300 digits
+        raise MalformedLine("JSON that is nested too deep, or holds too long a number", line) from None
+    if line[end:].strip():
+        raise MalformedLine("text behind a JSON object", line)
+    if not isinstance(row, dict):
+        raise MalformedLine("not a JSON object of columns", line)
+    return row
+
+
+def _json_type(value) -> str | None:
+    kinds = {bool: "bool", int: "int", float: "float", str: "string", type(None): "null"}
+    if isinstance(value, list):
+        return _common_type(set(map(_json_type, value))) or "null"
+    return kinds.get(type(value))
+
+
+def _common_type(kinds: set) -> str | None:
+    kinds = kinds - {"null"}
+    if kinds == {"int", "float"}:
+        return "float"
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+# --- Parquet -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ParquetFormat:
+    """Parquet, whose columns have types. Rows are numbered from 1."""
+
+    has_lines = False
+    sparse = False
+
+    def columns(self, path) -> list[str]:
+        return list(self.schema(path).names)
+
+    def schema(self, path) -> pa.Schema:
+        with _parquet(path) as file:
+            return file.schema_arrow
+
+    def own_types(self, path) -> dict[str, str | None]:
+        """The columns and their types: `null` for one without values, None for one of another type than the five."""
+        return {field.name: _arrow_type(field.type) for field in self.schema(path)}
+
+    def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
+        """The wanted columns of a file."""
+        with _parquet(path) as file:
+            first, metadata = 1, file.metadata
+            size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+            rows = min(PARQUET_ROWS, max(1, 16 * BLOCK_BYTES * metadata.num_rows // max(1, size)))  # long texts: fewer at once
+            batches = iter(file.iter_batches(rows, columns=list(dict.fromkeys(sources))))
+            while (batch := _next_batch(batches, path)) is not None:
+                log.files[name]["lines"] += len(batch)
+                yield RawChunk(range(first, first + len(batch)), [batch.column(source) for source in sources], _RowText(batch))
+                first += len(batch)
+
+    def spread(self, path, columns: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
+        """The first half of so many rows, and the other half from row groups that lie further back, where there are any."""
+        with _parquet(path) as file:
+            groups = file.metadata.num_row_groups
+            later = sorted({groups * part // 4 for part in (1, 2, 3)} | {groups - 1}) if groups > 1 else []
+            later = [group for group in later if group > 0]
+            share = rows // 2 // len(later) if later else 0
+            for wanted, left in ((range(groups) if not later else [0], rows - share * len(later)), *(([group], share) for group in later)):
+                for batch in file.iter_batches(max(1, min(left, 4_096)), row_groups=list(wanted), columns=list(columns)):
+                    yield [batch.column(column)[:left] for column in columns]
+                    left -= len(batch)
+                    if left <= 0:
+                        break
+
+
+class _RowText:
+    """The rows of a batch as text."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        self._batch = batch
+
+    def __call__(self, row: int) -> str:
+        return json.dumps(self._batch.slice(row, 1).to_pylist()[0], ensure_ascii=False, default=str)
+
+
+def _parquet(path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is no Parquet file, or a damaged one ({error}).") from error
+
+
+def _next_batch(batches: Iterator[pa.RecordBatch], path) -> pa.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: damaged Parquet ({error}).") from error
+
+
+def _arrow_type(kind: pa.DataType) -> str | None:
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _arrow_type(kind.value_type)
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
+        return "int"
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "float"
+    if pa.types.is_boolean(kind):
+        return "bool"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "timestamp"
+    return "null" if pa.types.is_null(kind) else None
+
+
+# --- any of them -------------------------------------------------------------------------------------------------------
+
+TableFormat = CsvFormat | JsonFormat | ParquetFormat
+
+
+def read_table(files: dict[str, Path], table_format: TableFormat, columns: Sequence[TableColumn], log: LineLog) -> Iterator[RowChunk]:
+    """The files of a table as typed rows; a row with a value of another type goes to the log, by its first such column.
+
+    Raises:
+        ValueError: a file is damaged, or lacks what its format needs.
+    """
+    for name, path in files.items():
+        log.start(name, path)
+        for chunk in table_format.chunks(name, path, [column.source for column in columns], log):
+            typed = [typed_column(raw, column) for raw, column in zip(chunk.columns, columns)]
+            arrays, wrong = [array for array, _ in typed], {}
+            for _, errors in typed:
+                wrong = errors | wrong
+            for row in sorted(wrong):
+                log.reject(name, chunk.lines[row], wrong[row], chunk.text(row))
+            lines = chunk.lines
+            if wrong:
+                kept = [row for row in range(len(lines)) if row not in wrong]
+                arrays, lines = [array.take(pa.array(kept, pa.int64())) for array in arrays], [lines[row] for row in kept]
+            if len(lines):
+                yield RowChunk(name, lines, arrays)
+
+
+def sample(table_format: TableFormat, path: Path, columns: Sequence[str], rows: int) -> dict[str, list]:
+    """Some rows of a file as Python values, by column: the first ones, in Parquet a part of them from later row groups."""
+    log, found = LineLog(1.0), {column: [] for column in columns}
+    log.files[path.name] = LineLog.entry()
+    if isinstance(table_format, ParquetFormat):
+        chunks = table_format.spread(path, columns, rows)
+    else:
+        chunks = (chunk.columns for chunk in table_format.chunks(path.name, path, columns, log))
+    for chunk in chunks:
+        for column, values in zip(columns, chunk):
+            left = rows - len(found[column])
+            found[column] += values[:left].to_pylist() if isinstance(values, pa.Array) else list(values[:left])
+        if len(found[columns[0]]) >= rows:
+            break
+    return found

@@ -1,0 +1,226 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""FLIP configuration: the fields of a row, the ID tower, the PLM, pretraining and fusion, in one `config.json`."""
+
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+from .fields_flip import NUM_RESERVED_IDS, FlipField, check_choice, read_fields, slot_fields
+
+STRATEGIES = ("id", "plm", "joint", "frozen")
+FUSIONS = ("scalar", "gate", "raw")
+NOISE_SOURCES = ("field", "global")
+SIMILARITIES = ("cosine", "dot")
+POOLINGS = ("cls", "mean")
+
+# What a checkpoint's `config.json` says of the code beside it, for loading where the package is not installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_flip.FlipConfig",
+    "AutoModel": "modeling_flip.FlipModel",  # the class that is saved takes this place
+    "AutoModelForPreTraining": "modeling_flip.FlipForPretraining",
+    "AutoModelForSequenceClassification": "modeling_flip.FlipForCTR",
+    "AutoFeatureExtractor": "feature_extraction_flip.FlipFeatureExtractor",
+    "AutoProcessor": "processing_flip.FlipProcessor",
+}
+# the module that loads a user's own tower, and then the models
+CUSTOM_ENTRY = "modeling_flip_custom"
+PIPELINE_TASK = "click-through-rate"
+PIPELINES = {
+    PIPELINE_TASK: {"impl": "pipeline_flip.ClickThroughRatePipeline", "pt": ["AutoModelForSequenceClassification"]}
+}
+
+
+
+
+class FlipConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`FlipModel`], [`FlipForPretraining`] and [`FlipForCTR`].
+
+    Args:
+        text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the PLM; `None` for an ID-only model.
+        fields (`list[dict]`): the fields of a row in order, see [`FlipField`]; those on the ID side need a `vocab_size`.
+        id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `lr`, `fm`, `afm`, `widedeep`, `deepfm`, `pnn`, `fibinet`, `dcn`,
+            `dcnv2`, `gdcn`, `xdeepfm`, `autoint`, `afn`, `masknet`, `finalmlp`, or one that `register_id_tower` has named.
+        id_embedding_size (`int`, defaults to 32): size of a feature embedding.
+        id_hidden_dims (`list[int]`, defaults to `[300, 300, 128]`): layers of the tower's DNN.
+        id_dropout (`float`, defaults to 0.0): dropout inside the ID tower's DNN.
+        id_embedding_dropout (`float`, defaults to 0.0): dropout on the feature embeddings.
+        id_tower_kwargs (`dict`, *optional*): arguments of that tower alone (its class documents them).
+        id_initializer_range (`float`, defaults to 0.02): standard deviation of new feature embeddings.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
+        text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the tokens.
+        mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses.
+            A weight of 0 builds no head.
+        mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1: plain masked language
+            modelling.
+        mtm_text_dropout (`float`, defaults to 0.0): share of the rows whose text MTM does not see while training, so that masked ids are
+            recovered from the other ids; 1: never (MAP, plain self-supervision). A tower that no objective uses is not built.
+        mtm_num_noise (`int`, defaults to 25): noise features per target of noise-contrastive estimation, k.
+        mtm_noise (`str`, defaults to `"field"`): noise is drawn from the target's own field, or `global` (the paper's).
+        mtm_embedding_size (`int`, defaults to 32): size of the output embeddings of MTM.
+        mtm_full_softmax_size (`int`, defaults to 128): fields with at most so many values use the full softmax instead
+            of noise; not with `mtm_noise="global"`.
+        projection_dim (`int`, defaults to 128): size of the space in which ICL compares rows.
+        projection_dropout (`float`, defaults to 0.2): dropout of the two projections.
+        icl_similarity (`str`, defaults to `"cosine"`): `cosine` with a learnable scale, as CLIP, or `dot`: inner products
+            of the LayerNormed projections over a fixed temperature (the release).
+        icl_temperature (`float`, *optional*): start of the temperature (cosine: 0.07) or the fixed one (dot: 0.7).
+        icl_max_scale (`float`, defaults to 100.0): upper bound of the learnable scale, 1 / temperature.
+        strategy (`str`, defaults to `"joint"`): which towers of [`FlipForCTR`] predict: `id`, `plm` or `joint`; or `frozen`: the ID tower, with
+            the pooled state of a frozen PLM as one more field (a text embedding in a CTR model).
+        fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`, or
+            the `raw` unbounded scalar of the release, which starts at 0.
+        classifier_dropout (`float`, defaults to 0.0): dropout before the PLM's linear click layer.
+
+    Raises:
+        ValueError: a value is not among the allowed ones; the message names it and them.
+
+    Example:
+
+    ```python
+    >>> from flip_ctr import FlipConfig
+    >>> config = FlipConfig(fields=[{"name": "movie_id", "entity": "item", "vocab_size": 1686}])  # ID-only
+    ```
+    """
+
+    model_type = "flip"
+    # optional: without it a null `text_config` silently becomes a default BERT
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
+
+    text_config: dict | PreTrainedConfig | None = None
+    fields: list | None = None
+    id_tower: str = "dcnv2"
+    id_embedding_size: int = 32
+    id_hidden_dims: list | None = None
+    id_dropout: float = 0.0
+    id_embedding_dropout: float = 0.0
+    id_tower_kwargs: dict | None = None
+    id_initializer_range: float = 2e-2
+    initializer_range: float = 0.02
+    text_pooling: str = "cls"
+    mlm_weight: float = 1.0
+    mtm_weight: float = 1.0
+    icl_weight: float = 1.0
+    mlm_id_dropout: float = 0.0
+    mtm_text_dropout: float = 0.0
+    mtm_num_noise: int = 25
+    mtm_noise: str = "field"
+    mtm_embedding_size: int = 32
+    mtm_full_softmax_size: int = 128
+    projection_dim: int = 128
+    projection_dropout: float = 0.2
+    icl_similarity: str = "cosine"
+    icl_temperature: float | None = None
+    icl_max_scale: float = 100.0
+    strategy: str = "joint"
+    fusion: str = "scalar"
+    classifier_dropout: float = 0.0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        self.fields = [field.to_dict() for field in read_fields(self.fields)]
+        self.id_hidden_dims = list(self.id_hidden_dims) if self.id_hidden_dims is not None else [300, 300, 128]
+        self.id_tower_kwargs = dict(self.id_tower_kwargs or {})
+        if self.icl_temperature is None:
+            self.icl_temperature = 0.07 if self.icl_similarity == "cosine" else 0.7
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 1)  # one logit a row: the click
+        kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # in the package neither is used: it registers the pipeline itself, and saving writes what belongs to what is saved
+            kwargs.pop("custom_pipelines", None)
+            kwargs["auto_map"] |= {name: AUTO_MAP[name] for name, at in kwargs["auto_map"].items() if at.startswith(f"{CUSTOM_ENTRY}.")}
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Raises `ValueError`, naming the value, where a setting is not among the allowed ones."""
+        check_choice("FlipConfig", "strategy", self.strategy, STRATEGIES)
+        check_choice("FlipConfig", "fusion", self.fusion, FUSIONS)
+        check_choice("FlipConfig", "mtm_noise", self.mtm_noise, NOISE_SOURCES)
+        check_choice("FlipConfig", "icl_similarity", self.icl_similarity, SIMILARITIES)
+        check_choice("FlipConfig", "text_pooling", self.text_pooling, POOLINGS)
+        for name in ("mlm_weight", "mtm_weight", "icl_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"FlipConfig: `{name}` must be 0 (off) or more; got {getattr(self, name)}.")
+        for name in ("mlm_id_dropout", "mtm_text_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"FlipConfig: `{name}` must lie between 0 and 1; got {getattr(self, name)}.")
+        if self.icl_temperature <= 0:
+            raise ValueError(f"FlipConfig: `icl_temperature` must be above 0; got {self.icl_temperature}.")
+
+    @property
+    def text_is_field(self) -> bool:
+        """Whether the ID tower has the frozen PLM's text embedding as one more field, after those of `id_fields`."""
+        return self.strategy == "frozen"
+
+    @property
+    def mlm_uses_ids(self) -> bool:
+        """Whether MLM sees `h_id`."""
+        return self.mlm_weight > 0 and self.mlm_id_dropout < 1
+
+    @property
+    def mtm_uses_text(self) -> bool:
+        """Whether MTM sees the text."""
+        return self.mtm_weight > 0 and self.mtm_text_dropout < 1
+
+    @property
+    def pretrains_id_tower(self) -> bool:
+        """Whether an objective of pretraining uses the ID tower."""
+        return self.mtm_weight > 0 or self.icl_weight > 0 or self.mlm_uses_ids
+
+    @property
+    def pretrains_text(self) -> bool:
+        """Whether an objective of pretraining uses the PLM."""
+        return self.mlm_weight > 0 or self.icl_weight > 0 or self.mtm_uses_text
+
+    @property
+    def aligns(self) -> bool:
+        """Whether an objective of pretraining sees both views."""
+        return self.mlm_uses_ids or self.mtm_uses_text or self.icl_weight > 0
+
+    @property
+    def id_fields(self) -> list[FlipField]:
+        """Fields of the tabular view, in order; each has one column of `feature_ids`, a multi-valued one `max_values`."""
+        return [field for field in read_fields(self.fields) if field.on_id_side]
+
+    @property
+    def slot_fields(self) -> list[int]:
+        """For each slot (column) of `feature_ids` the position of its field in `id_fields`."""
+        return slot_fields(self.id_fields)
+
+    @property
+    def num_slots(self) -> int:
+        """Number of columns of `feature_ids`; that of `id_fields` while all fields have one value."""
+        return len(self.slot_fields)
+
+    @property
+    def field_sizes(self) -> list[int]:
+        """Number of feature ids of each field of the tabular view. `ValueError` where a field has no vocabulary yet."""
+        for field in self.id_fields:
+            if field.vocab_size is None or field.vocab_size < NUM_RESERVED_IDS:
+                raise ValueError(
+                    f"FlipConfig: field '{field.name}' has vocab_size {field.vocab_size}; it must count the "
+                    f"{NUM_RESERVED_IDS} reserved ids and the values. `FlipProcessor.fields` gives fields with sizes."
+                )
+        return [field.vocab_size for field in self.id_fields]
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if values.get("text_config") is not None:
+            values["text_config"].pop("_name_or_path", None)  # a local path would be published with the checkpoint
+        entry = values.pop("entry_module", None)
+        if entry is not None:  # a user's own tower: this module registers it and holds the models
+            heads = [head for head in values["auto_map"] if head.startswith("AutoModel")]
+            values["auto_map"] |= {head: f"{entry}.{values['auto_map'][head].split('.')[-1]}" for head in heads}
+        # rewritten, as `pipeline` replaces the names in it by classes, which JSON cannot say
+        values.pop("custom_pipelines", None)
+        return values | ({"custom_pipelines": PIPELINES} if "FlipForCTR" in (self.architectures or []) else {})
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        return self.text_config if self.text_config is not None else self
+
+
+__all__ = ["FlipConfig", "FlipField"]

@@ -1,0 +1,180 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""The fields of a row, and the feature ids that every field's vocabulary starts with."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# Local feature ids that every field's vocabulary starts with; real values follow in an append-only order.
+PAD_ID, MASK_ID, UNK_ID, NULL_ID = 0, 1, 2, 3
+NUM_RESERVED_IDS = 4
+
+FIELD_TYPES = ("string", "int", "float", "bool")
+FIELD_KINDS = ("categorical", "multi-valued", "numeric", "hashed")
+FIELD_SIDES = ("id", "text")
+BUCKETINGS = ("quantile", "log")
+NUMERIC_BUCKETS = 32
+# attributes of a field that only these kinds have; for another kind a value that is not the default is an error
+OF_KINDS = {
+    "max_values": ("multi-valued",),
+    "separator": ("multi-valued",),
+    "num_buckets": ("multi-valued", "numeric", "hashed"),
+    "bucketing": ("numeric",),
+}
+
+
+def check_count(owner: str, name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{owner}: `{name}` must be a whole number of at least {least}; got {value!r}.")
+
+
+def check_choice(owner: str, name: str, value: Any, choices) -> None:
+    if value not in choices:
+        raise ValueError(f"{owner}: `{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+@dataclass
+class FlipField:
+    """One field of a row (the paper's modality transformation): a column, and how each of the two views shows it.
+
+    Args:
+        name: column that holds the field.
+        type: type of the raw values: `string`, `int`, `float` or `bool`. It decides the canonical form of a value.
+        wording: what the prompt calls the field; the name with underscores as spaces when empty.
+        kind: what the values are, and how the ID side shows them:
+            `categorical`: one value a row, with an id of its own from a vocabulary;
+            `multi-valued`: a list of values a row, each with an id of its own, pooled to one embedding;
+            `numeric`: a number, whose id is the bucket that it falls in;
+            `hashed`: one value a row, whose id is a hash of it: no vocabulary, however many values there are.
+        entity: whom the field describes (`user`, `item`, `context`, ...); the unit of entity-level masking.
+        key: whether the field identifies its entity (its id is new when the entity is new).
+        sides: `id` (the field is a feature of the tabular view), `text` (it is in the prompt), or both.
+        max_tokens: token budget of one value in the prompt; a longer value is cut, no later field is lost.
+        nullable: whether a null value is allowed. A null has an id of its own.
+        null_wording: what the prompt says for a null.
+        max_values: slots of a multi-valued field in `feature_ids`; of a row's values only the first so many are on the ID side
+            (in the prompt all are, within `max_tokens`).
+        separator: where text (of a CSV file, say) is split into the values of a multi-valued field. A list is never split.
+        num_buckets: ids for the values of a `numeric` field (32 when None; fewer where the training rows have fewer distinct numbers)
+            or a `hashed` one (to be given); with it the values of a `multi-valued` field are hashed too, and have no vocabulary.
+        bucketing: bounds of numeric buckets: `quantile`, equal shares of the training rows, or `log`, even steps of
+            `sign(x) * log1p(|x|)` between the smallest and the largest number of the training rows.
+        vocab_size: number of feature ids, reserved ones included; known once a vocabulary was built.
+
+    Raises:
+        ValueError: an attribute has a value that is not allowed.
+    """
+
+    name: str
+    type: str = "string"
+    wording: str = ""
+    kind: str = "categorical"
+    entity: str = "context"
+    key: bool = False
+    sides: tuple[str, ...] = FIELD_SIDES
+    max_tokens: int = 32
+    nullable: bool = True
+    null_wording: str = "unknown"
+    max_values: int = 8
+    separator: str = ","
+    num_buckets: int | None = None
+    bucketing: str = "quantile"
+    vocab_size: int | None = None
+
+    def __post_init__(self):
+        if not self.name or not isinstance(self.name, str):
+            raise ValueError(f"a field needs the name of its column; got {self.name!r}.")
+        owner = f"field '{self.name}'"
+        self.wording = " ".join((self.wording or self.name.replace("_", " ")).split())
+        self.sides = tuple(side for side in FIELD_SIDES if side in self.sides) or tuple(self.sides)
+        check_choice(owner, "type", self.type, FIELD_TYPES)
+        check_choice(owner, "kind", self.kind, FIELD_KINDS)
+        if not self.sides:
+            raise ValueError(f"{owner}: `sides` is empty; name at least one of {', '.join(FIELD_SIDES)}.")
+        for side in self.sides:
+            check_choice(owner, "sides", side, FIELD_SIDES)
+        check_count(owner, "max_tokens", self.max_tokens, 1)
+        if not isinstance(self.null_wording, str) or not self.null_wording.strip():
+            raise ValueError(f"{owner}: `null_wording` must be words for the prompt, such as 'unknown'; got {self.null_wording!r}.")
+        self.null_wording = " ".join(self.null_wording.split())
+        self._check_kind(owner)
+
+    def _check_kind(self, owner: str) -> None:
+        """What belongs to some kinds only."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, kinds in OF_KINDS.items():
+            if self.kind not in kinds and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{owner}: `{name}` is of kind {' or '.join(map(repr, kinds))} and has no effect on kind {self.kind!r}; leave it "
+                    f"out, or change the kind; got {getattr(self, name)!r}."
+                )
+        if self.key and self.kind in ("multi-valued", "numeric"):
+            why = "several values" if self.kind == "multi-valued" else "a bucket of numbers"
+            raise ValueError(f"{owner}: `key` must be False for kind {self.kind!r}, as {why} cannot identify an entity; got True.")
+        if self.kind == "numeric":
+            if self.type not in ("int", "float"):
+                raise ValueError(f"{owner}: `type` must be 'int' or 'float' for kind 'numeric'; got {self.type!r}.")
+            check_choice(owner, "bucketing", self.bucketing, BUCKETINGS)
+            self.num_buckets = NUMERIC_BUCKETS if self.num_buckets is None else self.num_buckets
+        if self.kind == "hashed" and self.num_buckets is None:
+            raise ValueError(f"{owner}: `num_buckets` must say into how many buckets kind 'hashed' puts the values; got None.")
+        if self.num_buckets is not None:
+            check_count(owner, "num_buckets", self.num_buckets, 2)
+        check_count(owner, "max_values", self.max_values, 1)
+        if not isinstance(self.separator, str) or not self.separator:
+            raise ValueError(f"{owner}: `separator` must be the text between two values, such as ',' or '|'; got {self.separator!r}.")
+
+    @classmethod
+    def from_dict(cls, values: "dict | FlipField") -> "FlipField":
+        """Reads a field from its JSON form. An unknown key is an error (`ValueError`), so that a typo is never ignored."""
+        if isinstance(values, cls):
+            return values
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"field {values.get('name')!r}: unknown key(s) {', '.join(unknown)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """The field's JSON form. What only some fields need is left out where it has its default, so that people can read the rest."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = asdict(self) | {"sides": list(self.sides)}
+        return {k: v for k, v in values.items() if k not in (*OF_KINDS, "null_wording") or v != defaults[k]}
+
+    @property
+    def on_id_side(self) -> bool:
+        return "id" in self.sides
+
+    @property
+    def on_text_side(self) -> bool:
+        return "text" in self.sides
+
+    @property
+    def is_multi_valued(self) -> bool:
+        return self.kind == "multi-valued"
+
+    @property
+    def num_slots(self) -> int:
+        """Columns that the field takes in `feature_ids` where it is on the ID side."""
+        return self.max_values if self.is_multi_valued else 1
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether the field's ids stand for values from a vocabulary (where it is on the ID side), and not for buckets."""
+        return self.num_buckets is None
+
+
+def read_fields(values) -> list[FlipField]:
+    """`FlipField`s from a list of dicts (or of `FlipField`s); column names must be unique (`ValueError`)."""
+    result = [FlipField.from_dict(value) for value in values or []]
+    names = [field.name for field in result]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"column(s) {', '.join(twice)} are named by more than one field.")
+    return result
+
+
+def slot_fields(id_fields: list[FlipField]) -> list[int]:
+    """For each slot (column) of `feature_ids` the number of its field among those of the ID side, in order."""
+    return [number for number, field in enumerate(id_fields) for _ in range(field.num_slots)]
+
+
+__all__ = ["FlipField"]

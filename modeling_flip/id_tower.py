@@ -1,0 +1,269 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""ID-based backbones of FLIP behind one interface: feature ids in, the interaction vector `h_id` out.
+
+A tower is a class that takes a `FlipConfig` (and its own arguments, from `config.id_tower_kwargs`), has an `output_dim`,
+and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`; with strategy `frozen` the embedding of the row's text is one field
+more. `register_id_tower` names it. Here are the interface and what towers are built from; each tower has a file
+`id_tower_<name>.py`, which `modeling_flip` imports.
+"""
+
+import inspect
+from itertools import accumulate, combinations, groupby
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_flip import FlipConfig
+from .fields_flip import PAD_ID, check_count
+
+# the towers of this package: the one named X is in the file id_tower_X
+BUILT_IN_TOWERS = (
+    "afm", "afn", "autoint", "dcn", "dcnv2", "deepfm", "fibinet", "finalmlp", "fm", "gdcn", "lr", "masknet", "pnn", "widedeep", "xdeepfm",
+)  # fmt: skip
+ID_TOWERS: dict[str, type["IdTower"]] = {}
+
+
+def register_id_tower(name: str):
+    """Class decorator: makes a tower available as `FlipConfig(id_tower=name)`.
+
+    Raises:
+        ValueError: the class is no [`IdTower`], or the name is that of a tower of this package, whose checkpoints would load into another.
+    """
+
+    def register(cls):
+        if not (isinstance(cls, type) and issubclass(cls, IdTower)):
+            raise ValueError(f"register_id_tower({name!r}): {cls!r} must be a class that inherits from IdTower")
+        if is_built_in(ID_TOWERS.get(name, cls)) and not is_built_in(cls):
+            raise ValueError(f"register_id_tower({name!r}): this package has a tower of that name; choose another one for {cls.__name__}")
+        ID_TOWERS[name] = cls
+        return cls
+
+    return register
+
+
+def build_id_tower(config: FlipConfig) -> "IdTower":
+    """The tower that `config.id_tower` names, with `config.id_tower_kwargs`.
+
+    Raises:
+        ValueError: no tower has that name, the tower has no such argument, or an argument's value does not fit.
+    """
+    if config.id_tower not in ID_TOWERS:
+        raise ValueError(
+            f"FlipConfig: `id_tower` must be one of {', '.join(sorted(ID_TOWERS))}; got {config.id_tower!r}. A tower of your own is "
+            "known once the module that registers it has been imported (on the command line: --custom_code my_towers.py)."
+        )
+    tower = ID_TOWERS[config.id_tower]
+    allowed = own_arguments(tower)
+    unknown = sorted(set(config.id_tower_kwargs) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"FlipConfig: `id_tower_kwargs` of {config.id_tower!r} may hold {', '.join(allowed) or 'nothing'}; "
+            f"got {', '.join(unknown)}."
+        )
+    return tower(config, **config.id_tower_kwargs)
+
+
+def own_arguments(tower: type["IdTower"]) -> list[str]:
+    """Names that `id_tower_kwargs` may hold: of the class's `__init__`, and where that passes on `**kwargs`, of the one that gets them."""
+    of_all, names = inspect.signature(IdTower.__init__).parameters, []
+    for cls in tower.__mro__[: tower.__mro__.index(IdTower)]:
+        if "__init__" in vars(cls):
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            names += [one.name for one in parameters if one.name not in of_all and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+            if all(one.kind != one.VAR_KEYWORD for one in parameters):
+                break
+    return names
+
+
+def is_built_in(tower: type["IdTower"]) -> bool:
+    """Whether a tower is of this package, and not a user's own."""
+    return tower.__module__ in [f"{__package__}.id_tower_{name}" for name in BUILT_IN_TOWERS]
+
+
+class FeatureEmbedding(nn.Embedding):
+    """One table for the features of all fields: row `sizes of the fields before + local id` of each slot's field.
+
+    `(batch, slots)` local ids -> `(batch, fields, embedding_dim)`; a field of several slots is the mean of those that are not pad.
+
+    Args:
+        field_sizes: number of feature ids of each field.
+        slot_fields: the field of each slot, in ascending order; one slot a field when None.
+    """
+
+    def __init__(self, field_sizes: list[int], embedding_dim: int, slot_fields: list[int] | None = None):
+        super().__init__(sum(field_sizes), embedding_dim)
+        self.field_sizes = list(field_sizes)
+        self.slot_fields = list(range(len(field_sizes)) if slot_fields is None else slot_fields)
+        slots = [self.slot_fields.count(field) for field in range(len(field_sizes))]
+        # runs of neighbouring fields, (slots, whether they are one field's): fields of one slot need no pooling
+        runs = groupby(slots, key=lambda number: number > 1)
+        self.runs = [run for several, group in runs for run in ([(n, True) for n in group] if several else [(sum(group), False)])]
+        self.register_buffer("offsets", self._offsets(), persistent=False)
+
+    def _offsets(self) -> torch.Tensor:
+        """First row of each slot's field, `(slots,)`."""
+        starts = [0, *accumulate(self.field_sizes[:-1])]
+        return torch.tensor([starts[field] for field in self.slot_fields])
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.normal_(self.weight, std=config.id_initializer_range)
+        init.copy_(self.offsets, self._offsets())  # built on the meta device by `from_pretrained`: filled here
+
+    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        if feature_ids.shape[-1] != len(self.slot_fields):
+            raise ValueError(
+                f"feature_ids has {feature_ids.shape[-1]} columns, the model has {len(self.slot_fields)} slots of "
+                f"{len(self.field_sizes)} ID-side fields."
+            )
+        embeds = super().forward(feature_ids + self.offsets)  # (B, S, D)
+        if len(self.slot_fields) == len(self.field_sizes):
+            return embeds
+        sizes = [size for size, _ in self.runs]
+        parts = zip(self.runs, embeds.split(sizes, dim=1), feature_ids.split(sizes, dim=1))
+        return torch.cat([mean_of_values(part, ids) if pooled else part for (_, pooled), part, ids in parts], dim=1)
+
+
+def mean_of_values(embeds: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
+    """The mean over the slots of one field that are not pad: `(B, n, D)` and local ids `(B, n)` -> `(B, 1, D)`."""
+    pad = (feature_ids == PAD_ID)[..., None]  # (B, n, 1)
+    return embeds.masked_fill(pad, 0.0).sum(1, keepdim=True) / (~pad).sum(1, keepdim=True).clamp(min=1)
+
+
+class TowerLinear(nn.Linear):
+    """A linear layer initialised as CTR models are (Xavier): the 0.02 of language models lets a DNN's signal fade."""
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.xavier_normal_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+
+class DNN(nn.Module):
+    """Hidden layers with ReLU and dropout: `(batch, input_dim)` -> `(batch, hidden_dims[-1])`."""
+
+    def __init__(self, input_dim: int, hidden_dims: list[int], dropout: float):
+        super().__init__()
+        dims = [input_dim, *hidden_dims]
+        self.layers = nn.ModuleList(TowerLinear(a, b) for a, b in zip(dims, dims[1:]))
+        self.dropout = nn.Dropout(dropout)
+        self.output_dim = dims[-1]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            hidden = self.dropout(layer(hidden).relu())
+        return hidden
+
+
+class FieldPairs(nn.Module):
+    """The pairs (i, j), i < j, of fields: `num_pairs` of them, in the order (0, 1), (0, 2), ..., (1, 2), ..."""
+
+    def __init__(self, num_fields: int):
+        super().__init__()
+        self.num_fields, self.num_pairs = num_fields, num_fields * (num_fields - 1) // 2
+        for name, numbers in self._numbers().items():
+            self.register_buffer(name, numbers, persistent=False)
+
+    def _numbers(self) -> dict[str, torch.Tensor]:
+        pairs = list(combinations(range(self.num_fields), 2))
+        return {"left": torch.tensor([i for i, _ in pairs]), "right": torch.tensor([j for _, j in pairs])}
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        for name, numbers in self._numbers().items():  # built on the meta device by `from_pretrained`: filled here
+            init.copy_(getattr(self, name), numbers)
+
+    def forward(self, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, F, D)` -> the first and the second field of each pair, `(B, pairs, D)` each."""
+        return embeds.index_select(1, self.left), embeds.index_select(1, self.right)
+
+    def inner_products(self, embeds: torch.Tensor) -> torch.Tensor:
+        """`(B, F, D)` -> `<e_i, e_j>` of each pair, `(B, pairs)`."""
+        return (embeds @ embeds.mT)[:, self.left, self.right]
+
+
+def bi_interaction(embeds: torch.Tensor) -> torch.Tensor:
+    """The sum of `e_i * e_j` (element by element) over all pairs i < j, in O(fields): `(B, F, D)` -> `(B, D)`."""
+    return 0.5 * (embeds.sum(1).square() - embeds.square().sum(1))
+
+
+class IdTower(nn.Module):
+    """Base of the towers: feature embeddings, and by default a DNN beside the interaction, `h_id = [interaction; deep]`.
+
+    A subclass adds the size of its interaction to `output_dim` and implements `interact`; one of another form implements `encode` and
+    sets `output_dim`. The click logit is linear in `h_id`.
+
+    Args:
+        config: the fields and their sizes, the size of an embedding, the DNN's layers (`id_hidden_dims`), the dropouts.
+        deep: whether there is the DNN over all embeddings; without it `h_id` is the interaction.
+
+    Raises:
+        ValueError: there are fewer fields on the ID side than the tower needs.
+    """
+
+    has_first_order = False  # whether the click logit also adds one weight a feature, as in DeepFM
+    min_fields = 1
+
+    def __init__(self, config: FlipConfig, deep: bool = True):
+        super().__init__()
+        self.num_fields = len(config.field_sizes) + config.text_is_field
+        if not config.field_sizes:
+            raise ValueError("FlipConfig: `fields` has no field on the ID side; an ID tower needs at least one.")
+        if self.num_fields < self.min_fields:
+            raise ValueError(
+                f"{type(self).__name__}: pairs of fields need at least {self.min_fields} fields on the ID side; `fields` has "
+                f"{self.num_fields}."
+            )
+        self.embedding_size = config.id_embedding_size
+        self.input_dim = self.num_fields * self.embedding_size
+        self.embeddings = FeatureEmbedding(config.field_sizes, self.embedding_size, config.slot_fields)
+        self.embedding_dropout = nn.Dropout(config.id_embedding_dropout)
+        self.dnn = DNN(self.input_dim, config.id_hidden_dims, config.id_dropout) if deep else None
+        self.output_dim = self.dnn.output_dim if deep else 0
+
+    def interact(self, embeds: torch.Tensor) -> torch.Tensor:
+        """`(batch, fields, embedding_size)` -> the interaction, `(batch, output_dim - deep)`."""
+        raise NotImplementedError
+
+    def encode(self, embeds: torch.Tensor) -> torch.Tensor:
+        """`(batch, fields, embedding_size)` -> `h_id`, `(batch, output_dim)`."""
+        if self.dnn is None:
+            return self.interact(embeds)
+        return torch.cat([self.interact(embeds), self.dnn(embeds.flatten(1))], dim=-1)
+
+    def embed(self, table: FeatureEmbedding, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        """The embeddings of all fields, `(batch, fields, embedding_size)`, from one table; see `forward`."""
+        embeds = table(feature_ids)
+        if text_embeds is not None:
+            embeds = torch.cat([embeds, text_embeds[:, None].to(embeds.dtype)], dim=1)
+        return self.embedding_dropout(embeds)
+
+    def forward(self, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        """`(batch, slots)` local feature ids, and with strategy `frozen` the embedding of the text `(batch, embedding_size)`, which is the
+        last field -> `h_id`, `(batch, output_dim)`. `ValueError` where `output_dim` is not the size of what `encode` returns."""
+        h_id = self.encode(self.embed(self.embeddings, feature_ids, text_embeds))
+        if h_id.shape[-1] != self.output_dim:
+            raise ValueError(f"{type(self).__name__}: h_id has the size {h_id.shape[-1]}, and its `output_dim` says {self.output_dim}")
+        return h_id
+
+
+# --- checks of a tower's arguments; `owner` is the tower's name
+
+
+def check_flag(owner: str, name: str, value) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{owner}: `{name}` must be true or false; got {value!r}.")
+
+
+def check_sizes(owner: str, name: str, value) -> None:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{owner}: `{name}` must be a list of at least one size, such as [100, 100]; got {value!r}.")
+    for size in value:
+        check_count(owner, name, size, 1)
+
+
+def check_divides(owner: str, size_name: str, size: int, name: str, number: int) -> None:
+    if size % number:
+        raise ValueError(f"{owner}: {size_name} {size} is not a multiple of {name} {number}.")
+
+
+__all__ = ["IdTower", "register_id_tower"]

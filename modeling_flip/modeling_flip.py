@@ -1,0 +1,611 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""FLIP (arXiv 2310.19453): an ID-based CTR model and a pretrained language model (PLM), aligned on the same rows.
+
+Shapes below: B rows, F fields of the tabular view and their S slots in `feature_ids` (S = F while each field has one value), L tokens,
+H the PLM's hidden size, D_id the size of `h_id`.
+"""
+
+import copy
+import math
+import os
+import zlib
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging
+
+# A checkpoint carries what this file imports, and transformers before 5.9 follows no imports of imports: every file is named here.
+# isort: off
+from .columns_flip import Column  # noqa: F401
+from .configuration_flip import FlipConfig
+from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
+from .fields_flip import FlipField  # noqa: F401
+from .gather_flip import share_of_total
+from .heads_flip import FlipFusion, FlipMLMHead, FlipMTMHead, FlipProjection, TextField
+from .id_tower import FeatureEmbedding, TowerLinear, build_id_tower
+from .id_tower_afm import AFM  # noqa: F401
+from .id_tower_afn import AFN  # noqa: F401
+from .id_tower_autoint import AutoInt  # noqa: F401
+from .id_tower_dcn import DCN  # noqa: F401
+from .id_tower_dcnv2 import DCNv2  # noqa: F401
+from .id_tower_deepfm import DeepFM  # noqa: F401
+from .id_tower_fibinet import FiBiNET  # noqa: F401
+from .id_tower_finalmlp import FinalMLP  # noqa: F401
+from .id_tower_fm import FM  # noqa: F401
+from .id_tower_gdcn import GDCN  # noqa: F401
+from .id_tower_lr import LR  # noqa: F401
+from .id_tower_masknet import MaskNet  # noqa: F401
+from .id_tower_pnn import PNN  # noqa: F401
+from .id_tower_widedeep import WideDeep  # noqa: F401
+from .id_tower_xdeepfm import XDeepFM  # noqa: F401
+from .losses_flip import IGNORE_INDEX, click_loss, contrastive_loss
+from .outputs_flip import FlipForCTROutput, FlipForPretrainingOutput, FlipModelOutput, returned
+from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
+from .processing_flip import FlipProcessor  # noqa: F401
+from .tower_code_flip import save_tower_code
+# isort: on
+
+logger = logging.get_logger(__name__)
+
+ALIGNMENT = 64  # bytes; what torch's own CPU allocator gives
+MLM_POSITIONS_MULTIPLE = 64
+
+
+class FlipPreTrainedModel(PreTrainedModel):
+    config_class = FlipConfig
+    base_model_prefix = "flip"
+    main_input_name = "feature_ids"
+    _auto_class = "AutoModel"  # `save_pretrained` copies the code beside the weights
+    _takes_mlm_head = False  # whether `from_text_pretrained` takes over the PLM's MLM head
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    # heads of the other classes, and branches that a strategy does not use: loads between heads are silent
+    _keys_to_ignore_on_load_unexpected = [
+        r"^mlm_head\.", r"^mtm_head\.", r"^logit_scale$", r"^id_classifier\.", r"^first_order\.",
+        r"^text_classifier\.", r"^fusion\.", r"^(flip\.)?(text_encoder|text_projection|text_field|id_tower|id_projection)\.",
+    ]  # fmt: skip
+
+    def _init_weights(self, module):
+        if hasattr(module, "init_flip_weights"):
+            module.init_flip_weights(self.config)
+        else:
+            super()._init_weights(module)
+        if module is self and getattr(self, "logit_scale", None) is not None:
+            init.constant_(self.logit_scale, -math.log(self.config.icl_temperature))
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, from safetensors only (no pickle on the way); see [`align`] for what is added."""
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            loaded = super().from_pretrained(*args, **kwargs)
+        except OSError as error:
+            if args and os.path.isfile(os.path.join(str(args[0]), "adapter_config.json")):
+                raise OSError(f"{args[0]} is a LoRA adapter without its base; load it with flip_ctr.train.models.lora.load_adapter.") from error
+            raise
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        align(model)
+        if model.base_model.text_field is not None:  # loading makes parameters anew
+            model.base_model.text_encoder.requires_grad_(False)
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this class."""
+        self.save_tower_code(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_tower_code(self, folder) -> None:
+        """Writes what the copies of this package's own files do not bring into a checkpoint: a user's tower, the `auto_map`."""
+        os.makedirs(folder, exist_ok=True)
+        self.config.entry_module = save_tower_code(self.base_model.id_tower, folder)
+        self.config.auto_map["AutoModel"] = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+
+    def _get_files_timestamps(self, working_dir):
+        # of files older than the save only changed ones are pushed, and a tower's code has just been written
+        return {name: time for name, time in super()._get_files_timestamps(working_dir).items() if not name.endswith(".py")}
+
+    @classmethod
+    def from_text_pretrained(cls, text_model_name_or_path: str, config: FlipConfig, **kwargs) -> "FlipPreTrainedModel":
+        """A new FLIP model around a pretrained text encoder: its weights are loaded, all else is newly initialised.
+
+        Args:
+            text_model_name_or_path: any encoder that `AutoModel` loads, as a path or hub id.
+            config: the other settings; its `text_config` is replaced by the encoder's.
+            kwargs: passed to `from_pretrained` (`attn_implementation`, `dtype`, `revision`, `token`, ...).
+
+        [`FlipForPretraining`] also takes over the encoder's own MLM head where the checkpoint has one.
+        """
+        config = copy.deepcopy(config)
+        mlm_model = None
+        if cls._takes_mlm_head and config.mlm_weight > 0:
+            mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)
+        text_encoder = mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
+        config.text_config = text_encoder.config
+        model = cls(config, text_encoder=text_encoder)
+        if mlm_model is not None and not model.mlm_head.load_plm_head(mlm_model):
+            logger.warning(f"the MLM head of {type(mlm_model).__name__} has another form; FLIP's is newly initialised.")
+        align(model)
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        text_encoder = self.base_model.text_encoder
+        if text_encoder is None:
+            raise NotImplementedError(f"this {type(self).__name__} is ID-only: it has no token embeddings.")
+        return text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.get_input_embeddings()  # an ID-only model has none: say so
+        self.base_model.text_encoder.set_input_embeddings(value)
+
+
+def align(model: nn.Module) -> None:
+    """Copies tensors that lie unaligned on the CPU, as they do in a loaded file, to aligned memory: vector kernels sum unaligned
+    ones in another order, and scores would differ in the last bit from those before saving."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
+def _load_with_mlm_head(name: str, **kwargs) -> PreTrainedModel | None:
+    """The PLM with its MLM head, or None where the checkpoint or its architecture has none."""
+    hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    configs = [AutoConfig.from_pretrained(name, **hub_kwargs)]
+    if getattr(configs[0], "legacy", False):  # DeBERTa-v3 checkpoints keep their head under names that only False reads
+        configs.append(copy.deepcopy(configs[0]))
+        configs[1].legacy = False
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a checkpoint without a head is reported as corrupted
+    try:
+        for config in configs:
+            model, info = AutoModelForMaskedLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+            if all(key.startswith(model.base_model_prefix + ".") for key in info["missing_keys"]):
+                return model
+    except ValueError as error:
+        if "AutoModelForMaskedLM" not in str(error):  # it says so for an architecture without a masked language model
+            raise
+    finally:
+        logging.set_verbosity(verbosity)
+    logger.info(f"{name} has no MLM head; FLIP's is newly initialised.")
+    return None
+
+
+class FlipModel(FlipPreTrainedModel):
+    """The two towers without heads: ID tower, PLM, and the projections that ICL compares.
+
+    Args:
+        config: without a `text_config` the model has only the ID tower.
+        text_encoder: a loaded PLM to use instead of a new one of `config.text_config`.
+        use_id, use_text: which towers to build; None: the ID tower, where the configuration is not that of a pretraining without it.
+        use_projection: whether to build the projections; where ICL has a weight when None.
+    """
+
+    def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None, use_id: bool | None = None,
+                 use_text: bool = True, use_projection: bool | None = None):  # fmt: skip
+        super().__init__(config)
+        self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
+        self.text_memory: dict[bytes, torch.Tensor] = {}
+        self.text_memory_of: tuple[list, list] = ([], [])  # versions and checksums of the PLM's weights
+        use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
+        if use_id:
+            self.id_tower = build_id_tower(config)
+        if use_text and config.text_config is not None:
+            if text_encoder is None:
+                # the implementation must be named again: from_config would fall back to eager attention
+                attn_implementation = config.text_config._attn_implementation
+                text_encoder = AutoModel.from_config(config.text_config, attn_implementation=attn_implementation)
+            if getattr(text_encoder, "pooler", None) is not None:
+                text_encoder.pooler = None  # never used: its gradients would be missed by DDP
+            self.text_encoder = text_encoder
+        if config.text_is_field and self.id_tower is not None and self.text_encoder is not None:
+            self.text_encoder.requires_grad_(False).eval()
+            self.text_field = TextField(config.text_config.hidden_size, config.id_embedding_size)
+        use_projection = config.icl_weight > 0 and not config.text_is_field if use_projection is None else use_projection
+        if use_projection and self.id_tower is not None and self.text_encoder is not None:
+            dims = config.projection_dim, config.projection_dropout
+            self.id_projection = FlipProjection(self.id_tower.output_dim, *dims)
+            self.text_projection = FlipProjection(config.text_config.hidden_size, *dims)
+        self.post_init()
+
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask `(B, L)` -> last hidden states `(B, L, H)`."""
+        if input_ids is None:
+            raise ValueError("`input_ids` is needed: this model reads the textual view.")
+        return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def pool(self, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`(B, L, H)` -> the pooled state `(B, H)`: first token or mean over the tokens."""
+        if self.config.text_pooling == "cls":
+            return text_hidden_states[:, 0]
+        mask = attention_mask[..., None].to(text_hidden_states.dtype)
+        return (text_hidden_states * mask).sum(1) / mask.sum(1)
+
+    def pooled_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask `(B, L)` -> pooled states `(B, H)`."""
+        return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)
+
+    def train(self, mode: bool = True) -> "FlipModel":
+        """As in torch, but a tower of which nothing trains stays as it is: it has no dropout, and its batch norm counts nothing."""
+        super().train(mode)
+        for tower in (self.text_encoder, self.id_tower):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        if self.text_field is not None:
+            self.text_encoder.eval()
+        return self
+
+    @torch.no_grad()
+    def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through the PLM once, and
+        those of [`remember_text`] not at all."""
+        length = input_ids.shape[1]
+        rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1)
+        distinct, where = rows.unique(dim=0, return_inverse=True)
+        input_ids, attention_mask = distinct[:, :length], distinct[:, length:]
+        if self.text_memory:
+            self._forget_text_of_other_weights()
+        if not self.text_memory:
+            return self.pooled_text(input_ids, attention_mask)[where]
+        states = [self.text_memory.get(key) for key in _prompt_keys(input_ids, attention_mask)]
+        new = [number for number, state in enumerate(states) if state is None]
+        if new:
+            pooled = self.pooled_text(input_ids[new], attention_mask[new])
+            for number, state in zip(new, pooled):
+                states[number] = state
+        return torch.stack(states)[where]
+
+    @torch.no_grad()
+    def remember_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """Encodes prompts `(B, L)`, whose pooled states [`frozen_text`] then takes from memory. They are valid as long as the PLM stays as
+        it is (with other weights they are forgotten), and are not saved."""
+        self._forget_text_of_other_weights()
+        keys = _prompt_keys(input_ids, attention_mask)
+        new = list({key: number for number, key in enumerate(keys) if key not in self.text_memory}.values())
+        if new:
+            pooled = self.pooled_text(input_ids[new], attention_mask[new])
+            self.text_memory |= zip([keys[number] for number in new], pooled.clone())  # a view would hold the states of all tokens
+
+    def _forget_text_of_other_weights(self) -> None:
+        versions = [(parameter.data_ptr(), parameter._version) for parameter in self.text_encoder.parameters()]
+        if versions != self.text_memory_of[0]:  # something was written; what was written may be the same
+            sums = [zlib.crc32(one.detach().cpu().flatten().view(torch.uint8).numpy()) for one in self.text_encoder.parameters()]
+            if sums != self.text_memory_of[1]:
+                self.text_memory = {}
+            self.text_memory_of = versions, sums
+
+    def encode_ids(self, feature_ids: torch.Tensor, input_ids: torch.Tensor | None = None,
+                   attention_mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+        """Feature ids `(B, S)` -> `h_id` `(B, D_id)`; with strategy `frozen` of token ids and mask `(B, L)` too."""
+        if self.text_field is None:
+            return self.id_tower(feature_ids)
+        if input_ids is None:
+            raise ValueError("`input_ids` is needed by strategy 'frozen': the text is a field of the ID tower.")
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.id_tower(feature_ids, self.text_field(self.frozen_text(input_ids, attention_mask)))
+
+    def project(self, hidden: torch.Tensor, projection: FlipProjection) -> torch.Tensor:
+        embeds = projection(hidden)
+        return nn.functional.normalize(embeds, dim=-1) if self.config.icl_similarity == "cosine" else embeds
+
+    def _check_projection(self, projection: FlipProjection | None) -> None:
+        if projection is None:
+            raise ValueError("this model has no projections, which only contrastive learning trains (two towers, `icl_weight` above 0, "
+                             "`strategy` other than frozen); the towers' own vectors are in the output of `forward`.")  # fmt: skip
+
+    def get_id_features(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        """Feature ids `(B, S)` -> `(B, projection_dim)`. `ValueError` where the model has no projections (see `icl_weight`)."""
+        self._check_projection(self.id_projection)
+        return self.project(self.id_tower(feature_ids), self.id_projection)
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask `(B, L)` -> `(B, projection_dim)`. `ValueError` where the model has no projections."""
+        self._check_projection(self.text_projection)
+        return self.project(self.pooled_text(input_ids, attention_mask), self.text_projection)
+
+    def forward(
+        self,
+        feature_ids: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> FlipModelOutput | tuple:
+        """Either view may be left out.
+
+        Args:
+            feature_ids: `(B, S)` local feature ids.
+            input_ids, attention_mask: `(B, L)` token ids, and 1 for tokens, 0 for padding.
+        """
+        id_embeds = text_embeds = id_state = text_states = pooled = None
+        if self.text_encoder is not None and input_ids is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            text_states = self.encode_text(input_ids, attention_mask)
+            pooled = self.pool(text_states, attention_mask)
+            if self.text_projection is not None:
+                text_embeds = self.project(pooled, self.text_projection)
+        if self.id_tower is not None and feature_ids is not None:
+            if self.text_field is None or pooled is None:
+                id_state = self.encode_ids(feature_ids)
+            else:
+                id_state = self.id_tower(feature_ids, self.text_field(pooled.detach()))
+            if self.id_projection is not None:
+                id_embeds = self.project(id_state, self.id_projection)
+        output = FlipModelOutput(id_embeds, text_embeds, id_state, text_states, pooled)
+        return returned(output, self.config, return_dict)
+
+
+def _prompt_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[bytes]:
+    """The tokens of each prompt, whatever its padding."""
+    return [ids[mask == 1].tobytes() for ids, mask in zip(input_ids.cpu().numpy(), attention_mask.cpu().numpy())]
+
+
+class FlipForPretraining(FlipPreTrainedModel):
+    """FLIP's modality alignment pretraining: masked language, masked tabular and instance-level contrastive learning.
+
+    A tower that no objective uses is not built: with MTM from the ids alone (`mtm_text_dropout=1`, other weights 0) there is no PLM, in the
+    configuration neither; with plain MLM (`mlm_id_dropout=1`, other weights 0) no ID tower.
+
+    Raises:
+        ValueError: an objective uses the PLM and the configuration has none, or all three weights are 0.
+    """
+
+    _takes_mlm_head = True
+
+    def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None):
+        if not (config.mlm_weight or config.mtm_weight or config.icl_weight):
+            raise ValueError("FlipForPretraining: mlm_weight, mtm_weight and icl_weight are all 0; nothing to learn.")
+        if config.text_is_field:
+            raise ValueError(f"FlipForPretraining: `strategy` {config.strategy!r} takes a PLM as it is; there is nothing to align.")
+        use_id, use_text = config.pretrains_id_tower, config.pretrains_text
+        if use_text and config.text_config is None:
+            raise ValueError("FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without the text "
+                             "(mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one.")  # fmt: skip
+        if not use_text:
+            config = copy.deepcopy(config)
+            config.text_config = None
+        super().__init__(config)
+        self.flip = FlipModel(config, text_encoder, use_id, use_text)
+        id_dim = self.flip.id_tower.output_dim if use_id else None
+        self.mlm_head = self.mtm_head = self.logit_scale = None
+        if config.mlm_weight > 0:
+            tokens = self.flip.text_encoder.get_input_embeddings()
+            size, dim = tokens.weight.shape
+            self.mlm_head = FlipMLMHead(config.text_config, id_dim if config.mlm_uses_ids else None, dim, size, config.mlm_id_dropout)
+            name = next(name for name, module in self.named_modules() if module is tokens)
+            self._tied_weights_keys = {"mlm_head.decoder.weight": f"{name}.weight"}
+        if config.mtm_weight > 0:
+            self.mtm_head = FlipMTMHead(config, id_dim, config.text_config.hidden_size if config.mtm_uses_text else None)
+        if config.icl_weight > 0 and config.icl_similarity == "cosine":
+            self.logit_scale = nn.Parameter(torch.zeros(1))  # of one dimension: FSDP2 cannot split a scalar
+        self.post_init()
+
+    def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):
+        """Publishes the two towers, as a [`FlipModel`], and the heads too where asked for: they can return a user's demographics
+        from an id, and fine-tuning does not need them."""
+        return (super() if pretraining_heads else self.flip).push_to_hub(repo_id, *args, **kwargs)
+
+    def get_output_embeddings(self):
+        return self.mlm_head.decoder if self.mlm_head is not None else None
+
+    def set_output_embeddings(self, new_embeddings):
+        self.mlm_head.decoder = new_embeddings
+
+    def set_feature_counts(self, counts: torch.Tensor) -> None:
+        """Gives MTM the training counts of all features, see [`FlipMTMHead.set_feature_counts`]."""
+        if self.mtm_head is not None:
+            self.mtm_head.set_feature_counts(counts)
+
+    def set_mlm_vocabulary(self, token_ids: torch.Tensor | None) -> None:
+        """Gives MLM the tokens that its softmax is over, see [`FlipMLMHead.set_vocabulary`]."""
+        if self.mlm_head is not None:
+            self.mlm_head.set_vocabulary(token_ids)
+
+    def icl_scale(self) -> torch.Tensor | float:
+        """What similarities are multiplied by: 1 / temperature."""
+        if self.logit_scale is None:
+            return 1 / self.config.icl_temperature
+        return self.logit_scale.exp().clamp(max=self.config.icl_max_scale)
+
+    def forward(
+        self,
+        feature_ids: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        masked_input_ids: torch.LongTensor | None = None,
+        mlm_labels: torch.LongTensor | None = None,
+        masked_feature_ids: torch.LongTensor | None = None,
+        mtm_labels: torch.LongTensor | None = None,
+        noise_uniform: torch.DoubleTensor | None = None,
+        icl_gradients: tuple[torch.Tensor, ...] | None = None,
+        divisors: dict[str, torch.Tensor] | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> FlipForPretrainingOutput | tuple:
+        """Two PLM passes and two ID tower passes, the clean and the masked view each in one concatenated forward.
+
+        Args:
+            feature_ids, masked_feature_ids: `(B, S)` local feature ids, and with masked fields.
+            input_ids, attention_mask, masked_input_ids: `(B, L)`.
+            mlm_labels: `(B, L)` token ids at masked positions, -100 elsewhere.
+            mtm_labels: `(B, S)` local feature ids of masked fields, -100 elsewhere.
+            noise_uniform: `(B, S, k)` float64 numbers in [0, 1) to draw MTM's noise with; random when not given.
+            icl_gradients: gradients of ICL's loss by `id_embeds` and `text_embeds` of these rows, and by the scale where it is learned:
+                the rows are a chunk of a larger batch in which ICL was computed before (see `train/grad_cache.py`). The loss then
+                holds a term with these gradients in the place of ICL's, and the clean view has a forward of its own, the same as
+                [`FlipModel`]'s, so that dropout can be repeated.
+            divisors: what the sums of `mlm` and `mtm` losses are divided by; the numbers of targets in this batch, over all
+                processes, when not given.
+
+        Raises:
+            ValueError: a view that an objective needs is missing.
+        """
+        config = self.config
+        use_mlm, use_mtm, use_icl = config.mlm_weight > 0, config.mtm_weight > 0, config.icl_weight > 0
+        mlm_ids, mtm_text = config.mlm_uses_ids, config.mtm_uses_text
+        if config.pretrains_text and attention_mask is None:
+            given = input_ids if input_ids is not None else masked_input_ids
+            attention_mask = None if given is None else torch.ones_like(given)
+        needed = {
+            "mlm_weight": {"masked_input_ids": masked_input_ids, "mlm_labels": mlm_labels} | ({"feature_ids": feature_ids} if mlm_ids else {}),
+            "mtm_weight": {"masked_feature_ids": masked_feature_ids, "mtm_labels": mtm_labels} | ({"input_ids": input_ids} if mtm_text else {}),
+            "icl_weight": {"feature_ids": feature_ids, "input_ids": input_ids},
+        }
+        for setting, views in needed.items():
+            missing = [name for name, view in views.items() if view is None and getattr(config, setting) > 0]
+            if missing:
+                raise ValueError(f"{' and '.join(missing)} needed while config.{setting} is {getattr(config, setting)}.")
+
+        output, divisors = FlipForPretrainingOutput(loss=torch.zeros((), device=self.device)), divisors or {}
+        text_states = masked_text_states = id_state = masked_id_state = None
+        if icl_gradients is not None:
+            clean = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
+            text_states, id_state = clean.text_hidden_states, clean.id_hidden_state
+            masked_text_states = self.flip.encode_text(masked_input_ids, attention_mask) if use_mlm else None
+            masked_id_state = self.flip.id_tower(masked_feature_ids) if use_mtm else None
+        else:
+            texts = [input_ids] * (mtm_text or use_icl) + [masked_input_ids] * use_mlm
+            if texts:
+                states = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1)).chunk(len(texts))
+                text_states, masked_text_states = states[0], states[-1]
+            rows = [feature_ids] * (mlm_ids or use_icl) + [masked_feature_ids] * use_mtm
+            if rows:
+                id_states = self.flip.id_tower(torch.cat(rows)).chunk(len(rows))
+                id_state, masked_id_state = id_states[0], id_states[-1]
+
+        if use_mlm:
+            self._masked_language_modelling(output, masked_text_states, id_state, mlm_labels, divisors.get("mlm"))
+        if use_mtm:
+            self._masked_tabular_modelling(
+                output, masked_id_state, text_states, attention_mask, mtm_labels, noise_uniform, divisors.get("mtm")
+            )
+        if icl_gradients is not None:
+            parts = clean.id_embeds, clean.text_embeds, self.icl_scale()
+            output["loss"] = output.loss + sum((part * gradient).sum() for part, gradient in zip(parts, icl_gradients))
+        elif use_icl:
+            id_embeds = self.flip.project(id_state, self.flip.id_projection)
+            text_embeds = self.flip.project(self.flip.pool(text_states, attention_mask), self.flip.text_projection)
+            scale = self.icl_scale()
+            output["icl_loss"], output["icl_accuracy"] = contrastive_loss(id_embeds, text_embeds, scale, self.training)
+            output["loss"] = output.loss + config.icl_weight * output.icl_loss
+        return returned(output, config, return_dict)
+
+    def _masked_language_modelling(self, output, masked_states, id_state, labels, divisor):
+        rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
+        found = len(rows)
+        count = torch.tensor(found, device=labels.device)
+        # rounded up with ignored positions: a new size every step costs a new kernel, and memory that is never given back
+        padding = (0, -len(rows) % MLM_POSITIONS_MULTIPLE)
+        rows, positions = nn.functional.pad(rows, padding), nn.functional.pad(positions, padding)
+        tokens, targets = masked_states[rows, positions], labels[rows, positions]
+        targets[found:] = IGNORE_INDEX
+        candidates, targets = self.mlm_head.candidates(targets)
+        row_vectors = None if self.mlm_head.fuse_id is None else self.mlm_head.row_dropout(id_state)[rows]
+        logits = self.mlm_head(tokens, row_vectors, candidates)
+        total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        output["mlm_loss"] = total / (share_of_total(count, self.training) if divisor is None else divisor)
+        output["num_mlm_targets"] = count
+        output["loss"] = output.loss + self.config.mlm_weight * output.mlm_loss
+        if not self.training:
+            output["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count.clamp(min=1)
+            if self.mlm_head.fuse_id is not None:
+                shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows], candidates)
+                output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
+
+    def _masked_tabular_modelling(
+        self, output, masked_id_state, text_states, attention_mask, labels, noise_uniform, divisor
+    ):
+        vectors = self.mtm_head.represent(masked_id_state, text_states, attention_mask)
+        count = (labels != IGNORE_INDEX).sum()
+        total = self.mtm_head.loss(vectors, labels, noise_uniform)
+        output["mtm_loss"] = total / (share_of_total(count, self.training) if divisor is None else divisor)
+        output["num_mtm_targets"] = count
+        output["loss"] = output.loss + self.config.mtm_weight * output.mtm_loss
+        if not self.training:
+            output["mtm_accuracy"] = self.mtm_head.accuracy(vectors, labels)
+            if self.mtm_head.query is not None:
+                other = self.mtm_head.represent(masked_id_state, text_states.roll(1, 0), attention_mask.roll(1, 0))
+                output["mtm_shuffled_accuracy"] = self.mtm_head.accuracy(other, labels)
+
+
+class FlipForCTR(FlipPreTrainedModel):
+    """Click prediction, the paper's adaptive fine-tuning, with `config.strategy`: `id` (FLIP_ID), `plm` (FLIP_PLM) or `joint` (FLIP);
+    or `frozen`, the ID tower with the text embedding of a frozen PLM as one more field.
+
+    Only the towers that the strategy uses are built or loaded; an `id` model holds no PLM, in its configuration neither.
+
+    Raises:
+        ValueError: the strategy needs a PLM and `config.text_config` is null.
+    """
+
+    def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None):
+        use_id, use_text = config.strategy != "plm", config.strategy != "id"
+        if config.strategy == "id":
+            config = copy.deepcopy(config)
+            config.text_config = None
+        super().__init__(config)
+        config.check()
+        if use_text and config.text_config is None:
+            raise ValueError(f"FlipForCTR: strategy {config.strategy!r} needs a PLM, and `config.text_config` is null.")
+        self.flip = FlipModel(config, text_encoder, use_id, use_text, use_projection=False)
+        self.id_classifier = self.first_order = self.text_classifier = self.fusion = None
+        if use_id:
+            id_dim = self.flip.id_tower.output_dim
+            self.id_classifier = TowerLinear(id_dim, 1)
+            if self.flip.id_tower.has_first_order:
+                self.first_order = FeatureEmbedding(config.field_sizes, 1, config.slot_fields)
+        if use_text and not config.text_is_field:
+            text_dim = config.text_config.hidden_size
+            self.dropout = nn.Dropout(config.classifier_dropout)
+            self.text_classifier = nn.Linear(text_dim, 1)
+        if config.strategy == "joint":
+            self.fusion = FlipFusion(config, id_dim, text_dim)
+        self.post_init()
+
+    def forward(
+        self,
+        feature_ids: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        sample_weight: torch.FloatTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> FlipForCTROutput | tuple:
+        """A view that the strategy does not use may be left out.
+
+        Args:
+            feature_ids: `(B, S)` local feature ids.
+            input_ids, attention_mask: `(B, L)` token ids, and 1 for tokens, 0 for padding.
+            labels: `(B,)`, 1 for a click, 0 for none. `joint` sums the losses of the joint logit and of both towers.
+            sample_weight: `(B,)` weights of the rows in the loss.
+        """
+        output = FlipForCTROutput()
+        if self.id_classifier is not None:
+            if feature_ids is None:
+                raise ValueError(f"`feature_ids` is needed by strategy {self.config.strategy!r}.")
+            id_state = self.flip.encode_ids(feature_ids, input_ids, attention_mask)
+            output["id_logits"] = self.id_classifier(id_state).float()
+            if self.first_order is not None:
+                output["id_logits"] = output.id_logits + self.first_order(feature_ids).float().sum(1)
+        if self.text_classifier is not None:
+            if attention_mask is None and input_ids is not None:
+                attention_mask = torch.ones_like(input_ids)
+            pooled = self.flip.pooled_text(input_ids, attention_mask)
+            output["text_logits"] = self.text_classifier(self.dropout(pooled)).float()
+        if self.fusion is not None:
+            output["logits"], output["id_weight"] = self.fusion(
+                output.id_logits, output.text_logits, id_state, pooled, feature_ids
+            )
+        else:
+            output["logits"] = output.id_logits if self.id_classifier is not None else output.text_logits
+        if labels is not None:
+            heads = [output.logits] if self.fusion is None else [output.logits, output.id_logits, output.text_logits]
+            output["loss"] = click_loss(torch.cat(heads, dim=1), labels, sample_weight, self.training)
+        return returned(output, self.config, return_dict)
+
+
+__all__ = ["FlipPreTrainedModel", "FlipModel", "FlipForPretraining", "FlipForCTR"]

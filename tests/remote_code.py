@@ -1,0 +1,60 @@
+"""A process that has transformers and torch, but neither this package nor the libraries that people may lack."""
+
+import json
+import os
+import subprocess
+import sys
+
+BLOCKED = ("flip_ctr", "pandas", "pyarrow", "datasets", "accelerate", "peft", "evaluate", "sklearn")
+
+SCRIPT = """
+import sys
+for name in sys.argv[3].split(","):
+    sys.modules[name] = None  # importing it fails from now on
+import json, os
+import torch
+from transformers import (AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoProcessor,
+                          AutoFeatureExtractor, AutoTokenizer, pipeline)
+folders, out, rows = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[4])
+remote = {"trust_remote_code": True}
+report = {}
+for name, folder in folders.items():
+    config = AutoConfig.from_pretrained(folder, **remote)
+    processor = AutoProcessor.from_pretrained(folder, **remote)
+    AutoFeatureExtractor.from_pretrained(folder, **remote)
+    inputs = processor(rows)
+    outputs, classes = {}, {"config": type(config).__name__, "processor": type(processor).__name__}
+    heads = [AutoModel] + ([AutoModelForPreTraining] if name == "pretraining" else [AutoModelForSequenceClassification])
+    for head in heads:
+        model, info = head.from_pretrained(folder, output_loading_info=True, **remote)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+        classes[head.__name__] = type(model).__name__
+        with torch.no_grad():
+            views = model.eval().flip(**inputs) if name == "pretraining" else model.eval()(**inputs)
+        outputs[head.__name__] = dict(views)
+    if name != "pretraining":
+        scorer = pipeline("click-through-rate", model=folder, **remote)
+        outputs["pipeline"] = torch.tensor([answer["click_probability"] for answer in scorer(rows, batch_size=4)])
+        scorer.save_pretrained(os.path.join(out, name + "-again"))  # code and all, from the copy of the code
+    if config.text_config is not None:
+        classes["tokenizer"] = type(AutoTokenizer.from_pretrained(folder)).__name__
+    torch.save(outputs, os.path.join(out, name + ".pt"))
+    report[name] = classes
+assert not any(module.split(".")[0] in sys.argv[3].split(",") and sys.modules[module] for module in sys.modules)
+json.dump(report, open(os.path.join(out, "report.json"), "w"))
+"""
+
+
+def run_blocked(folders: dict, out, rows: list[dict]) -> dict:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(out / "home"), "HF_HUB_OFFLINE": "1"}
+    arguments = [
+        json.dumps({name: str(folder) for name, folder in folders.items()}),
+        str(out),
+        ",".join(BLOCKED),
+        json.dumps(rows),
+    ]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True,
+                          cwd=out, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((out / "report.json").read_text())

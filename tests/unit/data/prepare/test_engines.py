@@ -1,0 +1,104 @@
+"""Engines: Spark gives the dataset folder that DuckDB gives, row for row; their failures are one line and leave nothing."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import test_bookcrossing as bookcrossing
+import test_prepare as movielens
+
+from flip_ctr.data.prepare.engines import ENGINES, Engine
+from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
+from flip_ctr.train import prepare
+
+needs_spark = pytest.mark.skipif(
+    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None, reason="PySpark or Java is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def spark():
+    """A local Spark, which `--engine pyspark` then uses."""
+    from pyspark.sql import SparkSession
+
+    settings = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "3", "spark.log.level": "ERROR"}
+    builder = SparkSession.builder.master("local[2]").appName("tests")
+    session = builder.config(map=settings).getOrCreate()
+    yield session
+    session.stop()
+
+
+def content(folder) -> dict[str, bytes]:
+    """Every file of a dataset folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def dirty_bookcrossing(tmp_path):
+    """Ratings with every reason to become no row, and side tables with some."""
+    ratings = bookcrossing.rating_lines()
+    ratings[3], ratings[7] = '"1";"0001"', '"999";"0000000002X";"5"'
+    ratings += [ratings[10], f'"1";"{bookcrossing.isbn(2)}";"0"', '"2";"0000000000";"9"']
+    books = [bookcrossing.book_line(1), bookcrossing.book_line(1, "Again"), bookcrossing.book_line(3, author="Unknown")]
+    users = [bookcrossing.user_line(1, "n/a, , ", age="NULL")]
+    return "bookcrossing", bookcrossing.write_raw(tmp_path / "raw", ratings, books, users), {"max_malformed_share": 0.1}
+
+
+@needs_spark
+def test_spark_gives_the_folder_that_duckdb_gives(tmp_path, spark, dataset_picture):
+    dataset, raw, options = dirty_bookcrossing(tmp_path)
+    for engine in ("duckdb", "pyspark"):
+        prepare.run(prepare.PrepareArguments(dataset, str(tmp_path / engine), str(raw), engine=engine, **options))
+    first, second = content(tmp_path / "duckdb"), content(tmp_path / "pyspark")
+    assert first.keys() == second.keys() and len(first) == 8
+    assert not [name for name in first if first[name] != second[name]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["duckdb", "pyspark", "raw"]
+
+
+@needs_spark
+@pytest.mark.parametrize("split", SPLIT_RULES)
+def test_spark_places_each_row_where_duckdb_does(tmp_path, spark, split):
+    numbers = np.arange(1500)
+    table = pa.table({
+        "_row": numbers, "user": numbers % 37, "item": [f"ü{number * 7 % 50}" for number in numbers], "time": numbers * 31 % 7,
+        "kept": numbers % 5 > 0,
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "rows.parquet")
+    columns = {"row_key": ("user", "item"), "user": "user", "item": "item", "time": "time", "group": "kept"}
+    placed = []
+    for name in ENGINES:
+        with Engine(name, tmp_path) as engine:
+            rows = with_split(engine.read(tmp_path / "rows.parquet"), split, 3, (8, 1, 1), order="_row", **columns)
+            placed.append(engine.fetch(rows.order_by("_row").select("_split"))["_split"].to_pylist())
+    assert placed[0] == placed[1] and set(placed[0]) == {0, 1, 2}
+
+
+def test_engines_and_their_options_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="--engine must be one of duckdb, pyspark; got 'polars'"):
+        Engine("polars", tmp_path)
+    with pytest.raises(OSError, match="--memory_limit lots: .*1GB"):
+        Engine("duckdb", tmp_path, "lots")
+    with pytest.raises(ValueError, match="--memory_limit is DuckDB's"):
+        Engine("pyspark", tmp_path, "1GB")
+
+
+def test_without_pyspark_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"PySpark is not installed \(pip install 'flip-ctr\[spark\]'\)"):
+        Engine("pyspark", tmp_path)
+
+
+def test_an_engine_that_fails_leaves_nothing(tmp_path):
+    raw = movielens.write_1m(tmp_path / "raw")
+    with pytest.raises(OSError, match="reading .*: Out of Memory Error"):
+        prepare.run(prepare.PrepareArguments("ml-1m", str(tmp_path / "out"), str(raw), memory_limit="1kB"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+def test_training_needs_no_engine():
+    code = "import sys, flip_ctr.train.finetune, flip_ctr.train.pretrain, flip_ctr.train.predict; print([name for name in ('ibis', 'duckdb', 'pyspark') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,0 +1,1 @@
+"""One training loop: step, optimizer, processes, resume, GradCache."""

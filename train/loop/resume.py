@@ -1,0 +1,265 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Exact resume: a run that is killed goes on from its last step checkpoint and ends in the same weights, bit for bit.
+
+A step checkpoint `checkpoint-N` holds model, optimizer, schedule, scaler, the loop's own state, and the random state of every process.
+Which rows, masks and noise come next follows from (seed, epoch, step). It is never published, and is read without pickle's code
+(`weights_only`).
+"""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from flip_ctr.data.batches.cache import processor_digest
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.outputs.card import RECORD
+from flip_ctr.train.outputs.checkpoint import CODE, PARTIAL, PROCESSOR, WEIGHTS, matches
+from flip_ctr.train.loop.distributed import load_training_state, training_state
+from flip_ctr.train.outputs.run_log import logger
+
+STATE_FILE, RANDOM_FILE, MANIFEST = "training_state.pt", "random_state_{}.pt", "progress.json"
+FOLDER = re.compile(r"checkpoint-(\d+)")
+LATEST = "latest"
+# arguments that may differ between a run and its continuation: they change no weight
+FREE = ("dataloader_num_workers", "logging_steps")
+PREEMPTED = 75  # the exit code of a run that was told to stop and saved first (EX_TEMPFAIL: try again)
+
+
+class Preempted(SystemExit):
+    """The process got SIGTERM, saved a step checkpoint, and ends; with `--resume_from_checkpoint latest` it goes on."""
+
+    def __init__(self):
+        super().__init__(PREEMPTED)
+
+
+def step_checkpoints(folder: str) -> list[str]:
+    """The whole step checkpoints in an output folder, oldest first. Half-written ones have another name."""
+    found = (
+        [(int(match[1]), name) for name in os.listdir(folder) if (match := FOLDER.fullmatch(name))]
+        if os.path.isdir(folder)
+        else []
+    )
+    return [os.path.join(folder, name) for _, name in sorted(found)]
+
+
+def fingerprint(dataset: EncodedDataset | StreamedDataset) -> str:
+    """Of the training rows, and of the processor that encodes them: a continuation on others would not be one."""
+    parts = [dataset.rows.content_digest(), processor_digest(dataset.processor, dataset.prompts)]
+    return blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
+
+
+class StepCheckpoints:
+    """Writes and reads the step checkpoints of a run.
+
+    Args:
+        accelerator, args: of the run.
+        dataset: the training rows.
+        steps_per_epoch: for `--checkpointing_steps epoch`.
+
+    Raises:
+        ValueError: `--resume_from_checkpoint` names no checkpoint, or one of another run; says what differs.
+    """
+
+    def __init__(self, accelerator: Accelerator, args: TrainArguments, dataset: EncodedDataset | StreamedDataset, steps_per_epoch: int):
+        self.accelerator, self.args = accelerator, args
+        every = args.checkpointing_steps
+        self.every = None if every is None else steps_per_epoch if every == "epoch" else int(every)
+        self.dataset = dataset
+        self.asked_to_stop = False
+        # Python lets only the main thread say what a signal does
+        self._listens = self.every is not None and threading.current_thread() is threading.main_thread()
+        if self._listens:
+            # a preempted job: only remembered here, acted upon between two steps
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked_to_stop", True))
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """What must be the same when the run goes on; reads all training rows, so only where it is needed."""
+        return {
+            "arguments": self.args.published(),
+            "num_processes": self.accelerator.num_processes,
+            "fsdp": self.accelerator.is_fsdp2,  # its optimizer states have names, others have numbers
+            "training_rows": fingerprint(self.dataset),
+        }
+
+    def close(self) -> None:
+        """Gives SIGTERM back its former meaning."""
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    # --- writing
+
+    def after_step(self, step: int, model: nn.Module, optimizer, scheduler, loop: Callable[[], dict[str, Any]],
+                   before_saving: Callable[[], None]) -> None:  # fmt: skip
+        """Saves where it is time to, on all processes together.
+
+        Args:
+            loop: gives the loop's own state.
+            before_saving: is called first; what it raises keeps the state from being saved.
+
+        Raises:
+            Preempted: the run was told to stop, and has saved.
+            OSError: it cannot be saved; earlier checkpoints are untouched.
+        """
+        stop = self._any_asked_to_stop()
+        if self.every is not None and (stop or step % self.every == 0):
+            before_saving()
+            self.save(step, model, optimizer, scheduler, loop())
+        if stop:
+            self.close()
+            logger.info(f"told to stop: saved at step {step}; go on with --resume_from_checkpoint {LATEST}")
+            raise Preempted
+
+    def _any_asked_to_stop(self) -> bool:
+        if self.accelerator.num_processes == 1 or self.every is None:
+            return self.asked_to_stop
+        # all must save the same step, though the signal may have reached one process only
+        flag = torch.tensor(int(self.asked_to_stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag).item())
+
+    def save(self, step: int, model: nn.Module, optimizer, scheduler, loop: dict[str, Any]) -> None:
+        accelerator, folder = self.accelerator, self.args.output_dir
+        target, partial = os.path.join(folder, f"checkpoint-{step}"), os.path.join(folder, f"{PARTIAL}{step}")
+        try:
+            if accelerator.is_main_process:
+                os.makedirs(partial)
+            accelerator.wait_for_everyone()
+            _write(os.path.join(partial, RANDOM_FILE.format(accelerator.process_index)), _random_state())
+            weights, moments = training_state(accelerator, model, optimizer)
+            if accelerator.is_main_process:
+                state = {
+                    "model": weights, "optimizer": moments, "scheduler": scheduler.state_dict(), "loop": loop,
+                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                }  # fmt: skip
+                _write(os.path.join(partial, STATE_FILE), state)
+                with open(os.path.join(partial, MANIFEST), "w", encoding="utf-8") as file:
+                    json.dump({"step": step} | self.run, file, indent=2)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(partial, target)  # only now does `latest` see it
+                if self.args.checkpoints_total_limit is not None:
+                    for old in step_checkpoints(folder)[: -self.args.checkpoints_total_limit]:
+                        shutil.rmtree(old)
+            accelerator.wait_for_everyone()
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            earlier = ", ".join(os.path.basename(path) for path in step_checkpoints(folder)) or "none"
+            raise OSError(
+                error.errno,
+                f"checkpoint-{step} could not be saved in {folder}: {error.strerror or error}. Whole ones there: {earlier}",
+            ) from error
+
+    # --- reading
+
+    def load(self, model: nn.Module, optimizer, scheduler) -> dict[str, Any] | None:
+        """Puts everything back as it was; returns the loop's own state, None where the run starts from the beginning."""
+        folder = self.args.resume_from_checkpoint
+        if folder is None:
+            return None
+        if folder == LATEST:
+            found = step_checkpoints(self.args.output_dir)
+            if not found:
+                logger.info(f"no step checkpoint in {self.args.output_dir} yet: starting from the beginning")
+                return None
+            folder = found[-1]
+        manifest = os.path.join(folder, MANIFEST)
+        if not os.path.isfile(manifest):
+            raise ValueError(f"--resume_from_checkpoint {folder} is not a step checkpoint: it has no {MANIFEST}")
+        with open(manifest, encoding="utf-8") as file:
+            self._check(json.load(file), folder)
+        state = torch.load(os.path.join(folder, STATE_FILE), map_location="cpu", weights_only=True)
+        load_training_state(self.accelerator, model, optimizer, state["model"], state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        own = RANDOM_FILE.format(self.accelerator.process_index)
+        _set_random_state(torch.load(os.path.join(folder, own), map_location="cpu", weights_only=True))
+        if state["loop"]["best"] > -math.inf:
+            self._bring_best_model(os.path.dirname(os.path.abspath(folder)))
+        logger.info(f"going on from {folder}")
+        return state["loop"]
+
+    def _bring_best_model(self, run_folder: str) -> None:
+        """Copies the best model so far from the folder of the run that goes on, where that is another than this one's: later evaluations
+        may not be better. `ValueError` where it is not there."""
+        output_dir = self.args.output_dir
+        if os.path.isdir(output_dir) and os.path.samefile(run_folder, output_dir):
+            return
+        names = [name for name in os.listdir(run_folder) if matches(name, (*WEIGHTS, *CODE, *PROCESSOR, RECORD))]
+        if not any(matches(name, WEIGHTS) for name in names):
+            raise ValueError(
+                f"--resume_from_checkpoint: the best model of that run so far is not in {run_folder}, where it was saved; put it there, or "
+                f"go on with --output_dir {run_folder}"
+            )
+        if self.accelerator.is_main_process:
+            os.makedirs(output_dir, exist_ok=True)
+            for name in names:
+                shutil.copyfile(os.path.join(run_folder, name), os.path.join(output_dir, name))
+
+    def _check(self, saved: dict, folder: str) -> None:
+        before, now = saved["arguments"], json.loads(json.dumps(self.run["arguments"]))
+        differing = sorted(
+            name for name in before.keys() | now.keys() if name not in FREE and before.get(name) != now.get(name)
+        )
+        if differing:
+            listed = ", ".join(f"--{name} was {before.get(name)} and is {now.get(name)}" for name in differing)
+            raise ValueError(f"--resume_from_checkpoint {folder} is of a run with other arguments: {listed}")
+        if saved["num_processes"] != self.run["num_processes"]:
+            raise ValueError(
+                f"--resume_from_checkpoint {folder} is of a run on {saved['num_processes']} process(es), this one has "
+                f"{self.run['num_processes']}"
+            )
+        if saved.get("fsdp", False) != self.run["fsdp"]:
+            had, has = ("with" if fsdp else "without" for fsdp in (not self.run["fsdp"], self.run["fsdp"]))
+            raise ValueError(f"--resume_from_checkpoint {folder} is of a run {had} FSDP, this one is {has} it")
+        if saved["training_rows"] != self.run["training_rows"]:
+            raise ValueError(
+                f"--resume_from_checkpoint {folder} is of a run on other training rows than {self.args.dataset_dir} has now"
+            )
+
+
+def _write(path: str, content) -> None:
+    """Writes a file of torch's. `OSError` where it cannot be written."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, of the archive that it could not end
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        file.flush()
+        os.fsync(file.fileno())  # a machine that goes down must not leave a name without its bytes
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "python": random.getstate(),
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])

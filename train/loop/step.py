@@ -1,0 +1,113 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""One optimizer step: forward and backward over a group of batches, gradients exchanged and clipped, weights updated."""
+
+import math
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.loop.distributed import accumulating, split
+from flip_ctr.train.loop.grad_cache import chunked_losses
+from flip_ctr.train.loop.optimizer import FeatureTables
+
+
+class TrainingStep:
+    """Forward, backward and update. On W processes with batches of B rows it does what one process does with batches of W x B rows:
+    sums of losses are divided by the counts of all processes, and ICL sees the rows of all.
+
+    Args:
+        accelerator: of the run.
+        model, optimizer: as `accelerator.prepare` gave them.
+        args: of the run.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer, args: TrainArguments):
+        self.accelerator, self.model, self.optimizer, self.args = accelerator, model, optimizer, args
+        self.tables = FeatureTables(accelerator.unwrap_model(model), args.embedding_l2)
+        # DeepSpeed takes the gradients away: there l2 must be in the loss
+        self.l2_in_loss = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.chunk_size = getattr(args, "grad_cache_chunk_size", None)
+        self.skipped = 0  # steps in a row without an update, as their gradients overflowed fp16
+
+    def backward(self, group: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """Adds up the gradients of the mean over the group's batches; returns each batch's losses and accuracies, detached."""
+        outputs = []
+        for number, batch in enumerate(group):
+            batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            last = number == len(group) - 1
+            if self.chunk_size is not None:
+                output = chunked_losses(self.accelerator, self.model, batch, self.chunk_size,
+                                        lambda loss: self.accelerator.backward(loss / len(group)), sync=last)  # fmt: skip
+            else:
+                with accumulating(self.accelerator, self.model, last):
+                    output = self.model(**batch)
+                    self.accelerator.backward((output["loss"] + self._penalty()) / len(group))
+            outputs.append({n: value.detach() for n, value in output.items() if n.endswith(("loss", "accuracy"))})
+        return outputs
+
+    def update(self) -> torch.Tensor | None:
+        """Clips the gradients and updates the weights; returns the norm before clipping, None where it is not known."""
+        scale = self._scale()
+        self.tables.exchange()
+        if not self.l2_in_loss:
+            self.tables.add_l2(scale)  # gradients are still those of the scaled loss
+        norm = self._clip(self.args.max_grad_norm or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # (Accelerate's `step_was_skipped` does not see what a fused optimizer skips)
+        self.skipped = self.skipped + 1 if self._scale() < scale else 0
+        return norm
+
+    def _scale(self) -> float:
+        """What a loss is multiplied by; a scaler makes it smaller where it skips a step."""
+        return 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+
+    def _penalty(self) -> torch.Tensor | float:
+        return self.tables.penalty() if self.l2_in_loss else 0.0
+
+    def _clip(self, max_norm: float) -> torch.Tensor | None:
+        if not self.tables.sparse:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+            if isinstance(norm, float):  # of DeepSpeed, which has clipped and updated in the backward pass
+                return torch.tensor(norm, device=self.accelerator.device)
+            return _whole(norm)
+        self.accelerator.unscale_gradients()
+        values = self.tables.sparse_values()
+        dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
+        norm = get_total_norm([p.grad for p in dense] + values)
+        clip_grads_with_norm_(dense, max_norm, norm)
+        for part in values:
+            part.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether all weights are numbers, and none so large that its square is not (1e19). Under FSDP all processes must call it."""
+    split(model)
+    return bool(_whole(get_total_norm([parameter.detach() for parameter in model.parameters()])).isfinite())
+
+
+def _whole(norm: torch.Tensor) -> torch.Tensor:
+    """A norm as a plain tensor: under FSDP it comes in shares."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class FiniteWatch:
+    """Remembers the first step with a number that is not finite, on the device, without waiting for it at every step."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.first = torch.zeros((), dtype=torch.long, device=accelerator.device)
+
+    def watch(self, value: torch.Tensor, step: int) -> None:
+        self.first = torch.where((self.first == 0) & ~value.isfinite(), step, self.first)
+
+    def first_bad_step(self) -> int | None:
+        """The first such step on any process, counted from 1; None while all was finite."""
+        found = self.accelerator.gather(self.first[None])
+        found = found[found > 0]
+        return found.min().item() if len(found) else None

@@ -1,0 +1,1 @@
+"""Models and processors for the commands: built, loaded, started from others, with LoRA."""

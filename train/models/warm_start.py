@@ -1,0 +1,81 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""The ID tower of another checkpoint as the start of a run (`--id_model`): pretraining of ids alone costs little, and a click model that
+is in use has a tower already."""
+
+from transformers import AutoConfig
+
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.train.models.lora import is_adapter
+
+# settings of the configuration that shape the ID tower
+ID_SHAPE = ("id_tower", "id_tower_kwargs", "id_embedding_size", "id_hidden_dims")
+
+
+def id_model_config(path: str) -> FlipConfig:
+    """The configuration of the checkpoint whose ID tower is taken.
+
+    Raises:
+        OSError: there is no such checkpoint.
+        ValueError: it is no FLIP checkpoint, or has no ID tower of ids alone.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise OSError(f"--id_model {path}: {error}") from error
+    if config.model_type != FlipConfig.model_type:
+        raise ValueError(f"--id_model {path} is a {config.model_type}, not a FLIP checkpoint with an ID tower")
+    if not has_id_tower(config):
+        raise ValueError(f"--id_model {path} has no ID tower of ids alone; its tower cannot be taken")
+    return config
+
+
+def has_id_tower(config: FlipConfig) -> bool:
+    """Whether a checkpoint has an ID tower, and one of ids alone."""
+    if FlipForCTR.__name__ in (config.architectures or []):
+        return config.strategy not in ("plm", "frozen")
+    return config.pretrains_id_tower
+
+
+def check_same_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:
+    """Raises `ValueError` where two feature extractors do not give the same ids; names the field."""
+    def view(one, number, field):
+        shape = field.name, field.type, field.kind, field.num_slots, field.num_buckets, field.separator
+        return (*shape, one.vocabularies[number], one.boundaries[number])
+
+    ours, theirs = ([view(one, *pair) for pair in enumerate(one.id_fields)] for one in (extractor, other))
+    for number in range(max(len(ours), len(theirs))):
+        mine, their = (views[number] if number < len(views) else ("nothing",) for views in (ours, theirs))
+        if mine != their:
+            what = "has other values" if mine[:6] == their[:6] else f"is {' '.join(map(str, their[:6]))} there"
+            raise ValueError(f"the ids of {path} are not those of this run: field {number + 1}, {' '.join(map(str, mine[:6]))}, {what}; "
+                             "train both on the same rows, with the same --min_frequency, --hash_user_values and key")  # fmt: skip
+
+
+def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: str) -> None:
+    """Copies the ID tower of a checkpoint, and what of its heads belongs to the tower, into a new model.
+
+    The click layer of a fine-tuned one, if the model has one; MTM's output table of a pretrained one, if both have one.
+
+    Raises:
+        ValueError: there is no tower to take, or it has other ids.
+    """
+    config = id_model_config(path)
+    if is_adapter(path):
+        raise ValueError(f"--id_model {path} is a LoRA adapter; name a whole checkpoint (one that was merged)")
+    for name in ID_SHAPE:
+        if getattr(model.config, name) != getattr(config, name):
+            raise ValueError(f"--id_model {path} has {name} {getattr(config, name)}, and the model that starts {getattr(model.config, name)}")
+    check_same_ids(processor.feature_extractor, FlipProcessor.from_pretrained(path).feature_extractor, path)
+    pretrained = FlipForPretraining.__name__ in (config.architectures or [])
+    other = FlipForPretraining.from_pretrained(path) if pretrained else FlipForCTR.from_pretrained(path, strategy="id")
+    model.base_model.id_tower.load_state_dict(other.base_model.id_tower.state_dict())
+    if pretrained:
+        if getattr(model, "mtm_head", None) is not None and other.mtm_head is not None:
+            model.mtm_head.start_from(other.mtm_head)
+    elif isinstance(model, FlipForCTR):
+        for name in ("id_classifier", "first_order"):
+            if getattr(model, name) is not None:
+                getattr(model, name).load_state_dict(getattr(other, name).state_dict())
