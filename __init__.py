@@ -1,8 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """FLIP: click-through rate prediction with an ID-based model and a pretrained language model, aligned row by row.
 
-Importing the package registers its classes, so that `AutoModel`, `AutoProcessor` and the other Auto classes of transformers
-load a FLIP checkpoint.
+Importing the package registers its classes, so that `AutoModel`, `AutoProcessor` and the other Auto classes of
+transformers load a FLIP checkpoint.
 """
 
 from transformers import (
@@ -16,10 +16,10 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling_flip.configuration_flip import PIPELINE_TASK, FlipConfig
-from .modeling_flip.fields_flip import FlipField
 from .modeling_flip.feature_extraction_flip import FlipFeatureExtractor
-from .modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipModel, FlipPreTrainedModel
+from .modeling_flip.fields_flip import FlipField
 from .modeling_flip.id_tower import IdTower, register_id_tower
+from .modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipModel, FlipPreTrainedModel
 from .modeling_flip.pipeline_flip import ClickThroughRatePipeline
 from .modeling_flip.processing_flip import FlipProcessor
 

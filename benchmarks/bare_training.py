@@ -1,5 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""A model alone that trains on one batch: what `data_loading.py` compares memory with. It imports nothing that reads data."""
+"""A model alone that trains on one batch: what `data_loading.py` compares memory with. It imports nothing that reads
+data."""
 
 import json
 import threading
@@ -10,18 +11,18 @@ from types import SimpleNamespace
 import torch
 from accelerate import Accelerator
 from flip_ctr.benchmarks.children import answer
-from safetensors.torch import load_file, save_file
-
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.train.loop.optimizer import make_optimizer
 from flip_ctr.train.loop.step import TrainingStep
+from safetensors.torch import load_file, save_file
 
 BATCH, ARGUMENTS = "batch.safetensors", "arguments.json"
 
 
 class Peaks:
-    """The most memory of this process, in MB: resident (the system's own record) and anonymous (looked at every few milliseconds)."""
+    """The most memory of this process, in MB: resident (the system's own record) and anonymous (looked at every few
+    milliseconds)."""
 
     def __init__(self):
         self.anonymous, self.stop = 0, threading.Event()
@@ -44,7 +45,9 @@ class Peaks:
 
 
 def train_on(accelerator: Accelerator, batches: Iterator[dict[str, torch.Tensor]], model: FlipForCTR, args) -> None:
-    step = TrainingStep(accelerator, *accelerator.prepare(model.train(), make_optimizer(model, args, accelerator.device)), args)
+    step = TrainingStep(
+        accelerator, *accelerator.prepare(model.train(), make_optimizer(model, args, accelerator.device)), args
+    )
     for batch in batches:
         step.backward([batch])
         step.update()

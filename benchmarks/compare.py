@@ -1,12 +1,14 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Compares methods on the same rows: a grid of datasets, splits, methods and seeds -> runs -> one table, CSV and pictures.
+"""Compares methods on the same rows: a grid of datasets, splits, methods and seeds -> runs -> one table, CSV and
+pictures.
 
     python benchmarks/compare.py --grid benchmarks/grids/smoke.yaml --output_dir RUNS
-    OMP_NUM_THREADS=1 python benchmarks/compare.py --grid benchmarks/grids/ml-100k.yaml --set raw=RAW plm=PLM --output_dir RUNS \\
-        --results_dir benchmarks/results/ml-100k
+    OMP_NUM_THREADS=1 python benchmarks/compare.py --grid benchmarks/grids/ml-100k.yaml --set raw=RAW plm=PLM
+        --output_dir RUNS \\ --results_dir benchmarks/results/ml-100k
 
-Each run is made in a process of its own, those of one split one after the other; what is finished in RUNS is not made again, so that a
-comparison that was stopped goes on. docs/comparing.md says how the grid is written and how the numbers are made.
+Each run is made in a process of its own, those of one split one after the other; what is finished in RUNS is not made
+again, so that a comparison that was stopped goes on. docs/comparing.md says how the grid is written and how the numbers
+are made.
 """
 
 import json
@@ -18,27 +20,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from flip_ctr.benchmarks.comparison.pictures import draw
 from flip_ctr.benchmarks.comparison.grid import Dataset, GridError, Split, load_grid
-from flip_ctr.benchmarks.comparison.summary import Comparison
+from flip_ctr.benchmarks.comparison.pictures import draw
 from flip_ctr.benchmarks.comparison.runs import Data, RunFailed, Workshop
+from flip_ctr.benchmarks.comparison.summary import Comparison
 from flip_ctr.benchmarks.comparison.tables import tables, write_csv
-from transformers import HfArgumentParser
-
 from flip_ctr.train.arguments import option, required
+from transformers import HfArgumentParser
 
 
 @dataclass
 class CompareArguments:
     grid: str = required("YAML file that says what is compared")
     output_dir: str = required("folder for dataset folders and runs")
-    results_dir: str | None = option(None, "folder for results.json, results.csv, table.md and pictures; `results` in the output folder")
+    results_dir: str | None = option(
+        None, "folder for results.json, results.csv, table.md and pictures; `results` in the output folder"
+    )
     set: list[str] = option([], "NAME=VALUE: values of the grid's settings", nargs="+")
     only: list[str] = option([], "labels of the methods to compare; all when not given", nargs="+")
     splits: list[str] = option([], "splits to compare on, e.g. random-42 cold_items-42; all when not given", nargs="+")
-    reference: str | None = option(None, "label of the method that differences are to; the best baseline on validation when not given")
-    jobs: int = option(1, "splits to work on at a time; each run gets its share of the cores, where OMP_NUM_THREADS says nothing else")
-    peer_python: str = option(sys.executable, "Python interpreter that has the other libraries; this one when not given")
+    reference: str | None = option(
+        None, "label of the method that differences are to; the best baseline on validation when not given"
+    )
+    jobs: int = option(
+        1, "splits to work on at a time; each run gets its share of the cores, where OMP_NUM_THREADS says nothing else"
+    )
+    peer_python: str = option(
+        sys.executable, "Python interpreter that has the other libraries; this one when not given"
+    )
     bootstrap_samples: int = option(2000, "samples of users for the intervals")
     delete_weights: bool = option(False, "delete the weights of finished runs that no other run needs")
     stop_on_error: bool = option(False, "stop at the first run that fails; the others are made otherwise")
@@ -73,7 +82,10 @@ def run(args: CompareArguments) -> dict:
         raise ValueError(f"--peer_python {args.peer_python}: there is no such program")
     grid = load_grid(args.grid, read_settings(args.set), args.only, args.splits)
     if args.reference is not None and args.reference not in [method.label for method in grid.methods]:
-        raise GridError(f"--reference {args.reference}: the methods compared are {', '.join(method.label for method in grid.methods)}")
+        raise GridError(
+            f"--reference {args.reference}: the methods compared are "
+            f"{', '.join(method.label for method in grid.methods)}"
+        )
     workshop = Workshop(grid, Path(args.output_dir), args.peer_python, not args.report_only, args.jobs)
     results_dir = Path(args.results_dir) if args.results_dir else Path(args.output_dir) / "results"
 
@@ -102,7 +114,11 @@ def run(args: CompareArguments) -> dict:
         datas: dict[tuple[str, str], list[Data]] = {}
         with ThreadPoolExecutor(args.jobs) as pool:
             try:
-                tasks = [(dataset, split, pool.submit(make, dataset, split)) for dataset in grid.datasets for split in dataset.splits]
+                tasks = [
+                    (dataset, split, pool.submit(make, dataset, split))
+                    for dataset in grid.datasets
+                    for split in dataset.splits
+                ]
                 wait([task for *_, task in tasks], return_when=FIRST_EXCEPTION)
                 for dataset, split, task in tasks:
                     if task.done() and (data := task.result()) is not None:
@@ -114,10 +130,19 @@ def run(args: CompareArguments) -> dict:
 
         # 3. Numbers, from the predictions alone
         by_name = {dataset.name: dataset for dataset in grid.datasets}
-        comparisons = [Comparison(workshop, grid, by_name[name], group, args.bootstrap_samples, args.reference).numbers() for (name, _), group in datas.items()]
+        comparisons = [
+            Comparison(workshop, grid, by_name[name], group, args.bootstrap_samples, args.reference).numbers()
+            for (name, _), group in datas.items()
+        ]
     if args.report_only and not any(one["runs"] for comparison in comparisons for one in comparison["methods"]):
-        raise ValueError(f"--report_only: no run of {args.grid} is finished in --output_dir {args.output_dir}; nothing was written")
-    results = {"grid": Path(args.grid).name, "comparisons": comparisons, "failures": [str(one).splitlines()[0] for one in workshop.failures]}
+        raise ValueError(
+            f"--report_only: no run of {args.grid} is finished in --output_dir {args.output_dir}; nothing was written"
+        )
+    results = {
+        "grid": Path(args.grid).name,
+        "comparisons": comparisons,
+        "failures": [str(one).splitlines()[0] for one in workshop.failures],
+    }
 
     # 4. Table, CSV and pictures
     results_dir.mkdir(parents=True, exist_ok=True)
@@ -126,7 +151,10 @@ def run(args: CompareArguments) -> dict:
     (results_dir / "table.md").write_text(text, encoding="utf-8")
     write_csv(results, results_dir / "results.csv")
     pictures = draw(results, results_dir)
-    print(f"\n{text}\nwritten to {results_dir}: results.json, results.csv, table.md{''.join(f', {name}' for name in pictures)}")
+    print(
+        f"\n{text}\nwritten to {results_dir}: results.json, results.csv, "
+        f"table.md{''.join(f', {name}' for name in pictures)}"
+    )
     for failure in workshop.failures:
         print(f"\nfailed: {failure}", file=sys.stderr)
     return results

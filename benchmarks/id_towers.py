@@ -1,10 +1,12 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Every ID tower alone, with the defaults of `finetune --strategy id`: quality, size, time of an epoch.
 
-    OMP_NUM_THREADS=1 python benchmarks/id_towers.py --dataset_dir D --output_dir RUNS --output_file benchmarks/results/id_towers.json
+    OMP_NUM_THREADS=1 python benchmarks/id_towers.py --dataset_dir D --output_dir RUNS --output_file
+    benchmarks/results/id_towers.json
 
-Each tower trains in a process of its own, one after the other; those whose run in RUNS is complete are not run again. The time of an epoch
-is the least of the run's, from its start to after validation, so that a noisy machine matters less.
+Each tower trains in a process of its own, one after the other; those whose run in RUNS is complete are not run again.
+The time of an epoch is the least of the run's, from its start to after validation, so that a noisy machine matters
+less.
 """
 
 import json
@@ -14,24 +16,41 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from flip_ctr.train.arguments import option, required
 from safetensors import safe_open
 from transformers import HfArgumentParser
 
-from flip_ctr.train.arguments import option, required
-
 # the default form of each tower, and its other ones
 FORMS = {
-    "lr": {}, "fm": {}, "afm": {}, "widedeep": {}, "deepfm": {},
-    "pnn": {}, "pnn, outer": {"products": "outer"}, "pnn, both": {"products": "both"},
-    "fibinet": {}, "fibinet, all": {"bilinear": "all"}, "fibinet, each": {"bilinear": "each"},
-    "dcn": {}, "dcnv2": {}, "dcnv2, stacked": {"structure": "stacked"}, "dcnv2, full": {"full_matrix": True},
+    "lr": {},
+    "fm": {},
+    "afm": {},
+    "widedeep": {},
+    "deepfm": {},
+    "pnn": {},
+    "pnn, outer": {"products": "outer"},
+    "pnn, both": {"products": "both"},
+    "fibinet": {},
+    "fibinet, all": {"bilinear": "all"},
+    "fibinet, each": {"bilinear": "each"},
+    "dcn": {},
+    "dcnv2": {},
+    "dcnv2, stacked": {"structure": "stacked"},
+    "dcnv2, full": {"full_matrix": True},
     "dcnv2, full, stacked": {"full_matrix": True, "structure": "stacked"},
-    "gdcn": {}, "gdcn, stacked": {"structure": "stacked"}, "xdeepfm": {},
-    "autoint": {}, "autoint, no DNN": {"use_dnn": False},
-    "afn": {}, "afn, batch norm": {"norm": "batch"}, "afn, with DNN (AFN+)": {"use_dnn": True},
-    "masknet": {}, "masknet, parallel": {"structure": "parallel"},
-    "finalmlp": {}, "finalmlp, user and movie contexts": {"first_context": ["user_id"], "second_context": ["movie_id"]},
-}  # fmt: skip
+    "gdcn": {},
+    "gdcn, stacked": {"structure": "stacked"},
+    "xdeepfm": {},
+    "autoint": {},
+    "autoint, no DNN": {"use_dnn": False},
+    "afn": {},
+    "afn, batch norm": {"norm": "batch"},
+    "afn, with DNN (AFN+)": {"use_dnn": True},
+    "masknet": {},
+    "masknet, parallel": {"structure": "parallel"},
+    "finalmlp": {},
+    "finalmlp, user and movie contexts": {"first_context": ["user_id"], "second_context": ["movie_id"]},
+}
 
 
 @dataclass
@@ -48,17 +67,38 @@ def main() -> None:
     for form, kwargs in FORMS.items():
         folder = Path(args.output_dir) / form.replace(", ", "-").replace(" ", "-")
         if not (folder / "all_results.json").exists():
-            command = ["finetune", "--dataset_dir", args.dataset_dir, "--strategy", "id", "--seed", str(args.seed), "--output_dir",
-                       str(folder), "--overwrite_output_dir", "--id_tower", form.split(",")[0], "--id_tower_kwargs", json.dumps(kwargs)]  # fmt: skip
+            command = [
+                "finetune",
+                "--dataset_dir",
+                args.dataset_dir,
+                "--strategy",
+                "id",
+                "--seed",
+                str(args.seed),
+                "--output_dir",
+                str(folder),
+                "--overwrite_output_dir",
+                "--id_tower",
+                form.split(",")[0],
+                "--id_tower_kwargs",
+                json.dumps(kwargs),
+            ]
             subprocess.run([sys.executable, "-m", "flip_ctr.train.cli", *command], check=True)
         rows.append({"tower": form, "id_tower_kwargs": kwargs} | numbers(folder))
         if args.output_file:
             Path(args.output_file).write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=2) + "\n")
-    print("| tower | parameters outside the tables | h_id | validation AUC / LogLoss | test AUC | test LogLoss | best epoch | seconds an epoch |")
+    print(
+        "| tower | parameters outside the tables | h_id | validation AUC / LogLoss | test AUC | test LogLoss | best "
+        "epoch | seconds an epoch |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['tower']} | {row['dense_parameters']:,} | {row['h_id']} | {row['eval_auc']:.4f} / {row['eval_logloss']:.4f} "
-              f"| {row['test_auc']:.4f} | {row['test_logloss']:.4f} | {row['best_epoch']:.0f} | {row['epoch_seconds']:.1f} |")  # fmt: skip
+        print(
+            f"| {row['tower']} | {row['dense_parameters']:,} | {row['h_id']} | {row['eval_auc']:.4f} / "
+            f"{row['eval_logloss']:.4f} "
+            f"| {row['test_auc']:.4f} | {row['test_logloss']:.4f} | {row['best_epoch']:.0f} | "
+            f"{row['epoch_seconds']:.1f} |"
+        )
 
 
 def numbers(folder: Path) -> dict:
@@ -68,7 +108,9 @@ def numbers(folder: Path) -> dict:
     with safe_open(folder / "model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a dict
     tables = ("embeddings.weight", "first_order.weight")
-    sizes = {name: math.prod(shape) for name, shape in shapes.items() if not name.endswith((*tables, "num_batches_tracked"))}
+    sizes = {
+        name: math.prod(shape) for name, shape in shapes.items() if not name.endswith((*tables, "num_batches_tracked"))
+    }
     kept = ("eval_auc", "eval_logloss", "test_auc", "test_logloss", "best_epoch")
     return {name: results[name] for name in kept} | {
         "dense_parameters": sum(size for name, size in sizes.items() if "running_" not in name),

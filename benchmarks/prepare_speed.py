@@ -3,9 +3,10 @@
 
     python benchmarks/prepare_speed.py --data_dir ml-1m --output_file benchmarks/results/prepare_speed.json
 
-Both read the raw files of MovieLens-1M, join, label, split 8:1:1 and write Parquet, each in a process of its own, start and imports
-included; they take turns. The script neither checks nor counts anything, splits by a random generator and writes no card; its
-ratings are read by pandas' C parser, which a `::` between values lets it do only as if every second column were empty.
+Both read the raw files of MovieLens-1M, join, label, split 8:1:1 and write Parquet, each in a process of its own, start
+and imports included; they take turns. The script neither checks nor counts anything, splits by a random generator and
+writes no card; its ratings are read by pandas' C parser, which a `::` between values lets it do only as if every second
+column were empty.
 """
 
 import json
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flip_ctr.benchmarks.children import answer, measure, peak_gb
-
 from flip_ctr.train.arguments import option, parse_arguments, required
 
 
@@ -41,7 +41,9 @@ def pandas_script(data_dir: str, output_dir: str) -> dict:
 
     def read(name, columns):
         width = range(0, 2 * len(columns), 2)
-        table = pd.read_csv(f"{data_dir}/{name}.dat", sep=":", header=None, usecols=width, encoding="latin-1", quoting=3)
+        table = pd.read_csv(
+            f"{data_dir}/{name}.dat", sep=":", header=None, usecols=width, encoding="latin-1", quoting=3
+        )
         return table.set_axis(columns, axis=1)
 
     ratings = read("ratings", ["user_id", "movie_id", "rating", "timestamp"])

@@ -3,9 +3,10 @@
 
     python benchmarks/pretraining_speed.py --dataset_dir D --model_name_or_path PLM --mixed_precision bf16
 
-Ours is the whole step: composing and masking the batch, both towers, the three losses, backward, clipping, AdamW. Bare is
-the PLM alone, forward and backward on the clean and then on the masked token ids, and nothing else. The two take turns batch by
-batch, so that a noisy machine slows both; the ratio bare / ours of their rows per second is the number to watch.
+Ours is the whole step: composing and masking the batch, both towers, the three losses, backward, clipping, AdamW. Bare
+is the PLM alone, forward and backward on the clean and then on the masked token ids, and nothing else. The two take
+turns batch by batch, so that a noisy machine slows both; the ratio bare / ours of their rows per second is the number
+to watch.
 """
 
 import json
@@ -16,18 +17,17 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoModel
-
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import OWN_DROPOUT, option, parse_arguments
-from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
-from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
 from flip_ctr.train.loop.optimizer import make_optimizer
-from flip_ctr.train.pretrain import PretrainArguments
-from flip_ctr.train.outputs.run_log import set_up_logging
 from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
+from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.outputs.run_log import set_up_logging
+from flip_ctr.train.pretrain import PretrainArguments
+from transformers import AutoModel
 
 
 @dataclass(kw_only=True)
@@ -50,8 +50,15 @@ def run(args: SpeedArguments) -> dict:
     step = TrainingStep(accelerator, model, optimizer, args)
     bare = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(accelerator.device)
     model.train(), bare.train()
-    batches = iter(make_loader(dataset, FlipPretrainingCollator(processor, args.seed), args.per_device_train_batch_size,
-                               accelerator, args.seed))  # fmt: skip
+    batches = iter(
+        make_loader(
+            dataset,
+            FlipPretrainingCollator(processor, args.seed),
+            args.per_device_train_batch_size,
+            accelerator,
+            args.seed,
+        )
+    )
 
     seconds = {"ours": [], "bare": []}
     tokens = rows_timed = 0

@@ -1,10 +1,12 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What the switches of memory and speed do to a pretraining step: seconds beside the plain step's, and peak memory.
 
-    python benchmarks/training_switches.py --dataset_dir D --model_name_or_path PLM --output_file benchmarks/results/training_switches.json
+    python benchmarks/training_switches.py --dataset_dir D --model_name_or_path PLM --output_file
+    benchmarks/results/training_switches.json
 
-Each switch is measured in a process of its own, in which the plain step and the switched one take turns batch by batch, so that a
-noisy machine slows both. Memory is the growth of a process that trains with the switch alone, from before the model to its peak.
+Each switch is measured in a process of its own, in which the plain step and the switched one take turns batch by batch,
+so that a noisy machine slows both. Memory is the growth of a process that trains with the switch alone, from before the
+model to its peak.
 """
 
 import gc
@@ -14,17 +16,16 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
-from transformers import HfArgumentParser
-
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import OWN_DROPOUT, option, required
-from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
-from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
-from flip_ctr.train.pretrain import PretrainArguments
 from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
+from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.pretrain import PretrainArguments
+from transformers import HfArgumentParser
 
 WARM_UP = 3
 # name -> arguments of the recipe; batches are shared out so that every step sees the same rows
@@ -40,8 +41,12 @@ SWITCHES = {
     "--plm_dropout 0": {"plm_dropout": 0.0},
     "--torch_compile": {"torch_compile": True},
     "bf16, eager, --plm_dropout 0": {"mixed_precision": "bf16", "attn_implementation": "eager", "plm_dropout": 0.0},
-    "bf16, eager, --plm_dropout 0, --torch_compile": {"mixed_precision": "bf16", "attn_implementation": "eager", "plm_dropout": 0.0,
-                                                      "torch_compile": True},
+    "bf16, eager, --plm_dropout 0, --torch_compile": {
+        "mixed_precision": "bf16",
+        "attn_implementation": "eager",
+        "plm_dropout": 0.0,
+        "torch_compile": True,
+    },
     "--mlm_vocabulary plm": {"mlm_vocabulary": "plm"},
     "--embedding_optimizer lazy_adam": {"embedding_optimizer": "lazy_adam"},
 }
@@ -63,8 +68,14 @@ class Run:
         options = dict(options)
         if "grad_cache_chunk_size" in options:
             options["grad_cache_chunk_size"] = batch_size // 4
-        args = PretrainArguments(dataset_dir=dataset_dir, model_name_or_path=plm, output_dir="", max_train_samples=20_000,
-                                 **{"plm_dropout": OWN_DROPOUT} | {name: value for name, value in options.items() if name != "freeze_plm_layers"})  # fmt: skip
+        args = PretrainArguments(
+            dataset_dir=dataset_dir,
+            model_name_or_path=plm,
+            output_dir="",
+            max_train_samples=20_000,
+            **{"plm_dropout": OWN_DROPOUT}
+            | {name: value for name, value in options.items() if name != "freeze_plm_layers"},
+        )
         self.accumulation = args.gradient_accumulation_steps
         rows = SplitRows(dataset_dir, "train", args.max_train_samples, args.seed)
         processor = new_processor(rows, rows.schema, args, plm)
@@ -106,9 +117,22 @@ def run(args: SwitchArguments) -> list[dict]:
     for name, options in SWITCHES.items():
         beside = measure(*data, args.num_batches, [{}, options])
         alone = measure(*data, 5, [options])
-        rows.append({"switch": name, "seconds": beside["seconds"], "ratio": beside["ratio"], "memory_gb": alone["memory_gb"],
-                     "batch_size": args.batch_size, "batches": args.num_batches, "threads": torch.get_num_threads()})  # fmt: skip
-        print(f"{name}: {beside['seconds']:.2f} s a step, {beside['ratio']:.2f} of the plain one, {alone['memory_gb']:.2f} GB", flush=True)
+        rows.append(
+            {
+                "switch": name,
+                "seconds": beside["seconds"],
+                "ratio": beside["ratio"],
+                "memory_gb": alone["memory_gb"],
+                "batch_size": args.batch_size,
+                "batches": args.num_batches,
+                "threads": torch.get_num_threads(),
+            }
+        )
+        print(
+            f"{name}: {beside['seconds']:.2f} s a step, {beside['ratio']:.2f} of the plain one, "
+            f"{alone['memory_gb']:.2f} GB",
+            flush=True,
+        )
     write_rows(rows, args.output_file)
     return rows
 

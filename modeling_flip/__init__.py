@@ -1,1 +1,2 @@
-"""What a checkpoint on the Hub carries, all of it and nothing else: flat modules that import torch, transformers and numpy only."""
+"""What a checkpoint on the Hub carries, all of it and nothing else: flat modules that import torch, transformers and
+numpy only."""

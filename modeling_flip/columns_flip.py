@@ -2,8 +2,8 @@
 """Rows in any form that people have them in -> columns of canonical values.
 
 Every value has one canonical form, a string made by the schema's type, which training, evaluation, prediction and the
-prompt share: else a zip code `02139` becomes 2139, an age 25.0, and every score is silently wrong. That of a multi-valued field is a
-tuple of such strings.
+prompt share: else a zip code `02139` becomes 2139, an age 25.0, and every score is silently wrong. That of a
+multi-valued field is a tuple of such strings.
 """
 
 import unicodedata
@@ -63,7 +63,9 @@ def canonical_value(value: Any, type_name: str) -> str | None:
                     return str(int(number))
             elif np.isfinite(number):
                 number = value if isinstance(value, np.floating) else np.float64(number)
-                return np.format_float_positional(number, unique=True, trim="-")  # shortest form that reads back the same
+                return np.format_float_positional(
+                    number, unique=True, trim="-"
+                )  # shortest form that reads back the same
         except (ValueError, OverflowError, InvalidOperation):
             pass
     raise ValueError(f"expected {type_name}, got {type(value).__name__} {value!r}")
@@ -74,11 +76,14 @@ def canonical_label(value: Any, type_name: str) -> str | None:
     return canonical_value(int(value) if isinstance(value, bool | np.bool_) else value, type_name)
 
 
-def canonical_field_value(value: Any, field: FlipField, convert: Callable[[Any, str], str | None] = canonical_value) -> Value:
-    """The canonical form of what a row has for a field: a string, or of a multi-valued field a tuple of them; None for a null.
+def canonical_field_value(
+    value: Any, field: FlipField, convert: Callable[[Any, str], str | None] = canonical_value
+) -> Value:
+    """The canonical form of what a row has for a field: a string, or of a multi-valued field a tuple of them; None for
+    a null.
 
-    A multi-valued field may be given a list, text with the field's separators, or a single value. The order of the values stays, and
-    nulls and repetitions are dropped; where nothing is left, it is a null.
+    A multi-valued field may be given a list, text with the field's separators, or a single value. The order of the
+    values stays, and nulls and repetitions are dropped; where nothing is left, it is a null.
 
     Args:
         convert: makes the canonical form of a single value from the raw one and the field's type.
@@ -88,7 +93,13 @@ def canonical_field_value(value: Any, field: FlipField, convert: Callable[[Any, 
     """
     if not field.is_multi_valued:
         return convert(value, field.type)
-    values = value.split(field.separator) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    values = (
+        value.split(field.separator)
+        if isinstance(value, str)
+        else value
+        if isinstance(value, list | tuple)
+        else [value]
+    )
     return _distinct(convert(one, field.type) for one in values)
 
 
@@ -114,7 +125,8 @@ class Column:
     """One column, each distinct value once: `values[codes[row]]` is the canonical value of a row.
 
     Attributes:
-        values: distinct canonical values (None for null; tuples for a multi-valued field), in order of first appearance.
+        values: distinct canonical values (None for null; tuples for a multi-valued field), in order of first
+            appearance.
         codes: `(rows,)` positions in `values`.
     """
 
@@ -129,15 +141,20 @@ class Column:
         """
         column = cls._read_lists(raw, field, convert) if field.is_multi_valued and _holds_lists(raw) else None
         if column is None:
-            column = cls._canonical(*cls._factorize(raw), field, lambda value: canonical_field_value(value, field, convert))
+            column = cls._canonical(
+                *cls._factorize(raw), field, lambda value: canonical_field_value(value, field, convert)
+            )
         if not field.nullable and None in column.values:
             row = int((column.codes == column.values.index(None)).argmax())
             raise RowError(field.name, row, "null, and the schema forbids nulls here")
         return column
 
     @classmethod
-    def _canonical(cls, distinct: list, codes: np.ndarray, field: FlipField, convert, rows: np.ndarray | None = None) -> "Column":
-        """The column of canonical values from raw distinct ones; `rows` are those of the codes, where one row has several."""
+    def _canonical(
+        cls, distinct: list, codes: np.ndarray, field: FlipField, convert, rows: np.ndarray | None = None
+    ) -> "Column":
+        """The column of canonical values from raw distinct ones; `rows` are those of the codes, where one row has
+        several."""
         canonical, translate = {}, np.empty(max(len(distinct), 1), np.int64)
         used = set(np.unique(codes).tolist())
         for code, value in enumerate(distinct):
@@ -153,8 +170,8 @@ class Column:
 
     @classmethod
     def _read_lists(cls, raw, field: FlipField, convert) -> "Column | None":
-        """An Arrow column of lists, chunk by chunk: neither rows nor values become Python objects, only distinct ones do. None where
-        the lists hold what is no single value."""
+        """An Arrow column of lists, chunk by chunk: neither rows nor values become Python objects, only distinct ones
+        do. None where the lists hold what is no single value."""
         canonical: dict[Value, int] = {}
         parts, done = [], 0
         for chunk in _chunks(raw, LISTS_AT_ONCE):
@@ -163,7 +180,9 @@ class Column:
                 return None
             lengths = chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
             rows = np.repeat(np.arange(len(lengths)), lengths)
-            elements = cls._canonical(*cls._factorize(flat), field, lambda value: convert(value, field.type), rows + done)
+            elements = cls._canonical(
+                *cls._factorize(flat), field, lambda value: convert(value, field.type), rows + done
+            )
             if None in elements.values:
                 kept = elements.codes != elements.values.index(None)
                 lengths, elements.codes = np.bincount(rows[kept], minlength=len(lengths)), elements.codes[kept]
@@ -192,11 +211,15 @@ class Column:
     @staticmethod
     def _factorize(raw) -> tuple[list, np.ndarray]:
         """The distinct raw values, and each row's position among them."""
-        if hasattr(raw, "dictionary_encode") and not _holds_lists(raw):  # Arrow: factorised without a Python loop over the rows
+        if hasattr(raw, "dictionary_encode") and not _holds_lists(
+            raw
+        ):  # Arrow: factorised without a Python loop over the rows
             raw = raw.combine_chunks() if hasattr(raw, "combine_chunks") else raw
             encoded = raw.dictionary_encode()
             distinct = [*encoded.dictionary.to_pylist(), None]
-            return distinct, encoded.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False).astype(np.int64)
+            return distinct, encoded.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False).astype(
+                np.int64
+            )
         to_list = getattr(raw, "to_pylist", None) or getattr(raw, "tolist", None)
         raw = to_list() if to_list else raw
         seen, distinct, codes = {}, [], np.empty(len(raw), np.int64)
@@ -221,8 +244,8 @@ class Column:
 
 
 def _distinct_rows(matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of a matrix of numbers below `size` the first of each distinct row, and which of them each row is (`np.unique` of whole rows is
-    many times slower)."""
+    """Of a matrix of numbers below `size` the first of each distinct row, and which of them each row is (`np.unique` of
+    whole rows is many times slower)."""
     key = np.zeros(len(matrix), np.int64)
     for column in matrix.T:  # rows that were equal so far have one key, below their number: no product overflows
         _, first, key = np.unique(key * size + column, return_index=True, return_inverse=True)
@@ -245,7 +268,8 @@ def _chunks(raw, size: int) -> Iterator:
 def is_one_row(rows: Any, names: Sequence[str], multi_valued: Sequence[str] = ()) -> bool:
     """Whether `rows` is one row and not a dict of columns.
 
-    The first single-valued column that it has tells: in a row it is a scalar. Where it has only multi-valued ones, the first of them
+    The first single-valued column that it has tells: in a row it is a scalar. Where it has only multi-valued ones, the
+    first of them
     tells: in a row it is one value or a flat list of values, in a dict of columns a list of lists.
 
     Args:
@@ -269,18 +293,21 @@ def is_one_row(rows: Any, names: Sequence[str], multi_valued: Sequence[str] = ()
     return not any(isinstance(value, list | tuple) or getattr(value, "ndim", 0) for value in first)
 
 
-def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = (), multi_valued: Sequence[str] = ()) -> dict[str, Any]:
+def raw_columns(
+    rows: Any, names: Sequence[str], optional: Sequence[str] = (), multi_valued: Sequence[str] = ()
+) -> dict[str, Any]:
     """The named columns of rows in any of the forms that people have them in; other columns are ignored.
 
     Args:
-        rows: a dict of columns, one row as a dict (see [`is_one_row`]), a list of dicts, a pandas or Arrow table, or a `datasets`
-            dataset or batch.
+        rows: a dict of columns, one row as a dict (see [`is_one_row`]), a list of dicts, a pandas or Arrow table, or a
+            `datasets` dataset or batch.
         names: columns that must be there.
         optional: columns to take where they are there.
         multi_valued: those of them that hold several values a row.
 
     Raises:
-        ValueError: a column is missing (its name, and the row where only some rows lack it), or columns differ in length.
+        ValueError: a column is missing (its name, and the row where only some rows lack it), or columns differ in
+            length.
         TypeError: `rows` has another form.
     """
     if hasattr(rows, "with_format"):  # a datasets.Dataset: its Arrow table
@@ -295,11 +322,15 @@ def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = (), m
         single = is_one_row(rows, [name for name in (*names, *optional) if name not in multi_valued], multi_valued)
         get = (lambda name: [rows[name]]) if single else rows.__getitem__
     elif isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
-        have = list(dict.fromkeys(key for row in rows for key in row)) if rows else list(names)  # no rows: no column is missing
+        have = (
+            list(dict.fromkeys(key for row in rows for key in row)) if rows else list(names)
+        )  # no rows: no column is missing
         for name in names:
             lacking = next((i for i, row in enumerate(rows) if name not in row), None)
             if lacking is not None:
-                raise ValueError(f"column '{name}' is missing in row {lacking}; it has: {', '.join(map(str, rows[lacking]))}.")
+                raise ValueError(
+                    f"column '{name}' is missing in row {lacking}; it has: {', '.join(map(str, rows[lacking]))}."
+                )
         get = lambda name: [row.get(name) for row in rows]  # noqa: E731
     else:
         raise TypeError(
@@ -308,7 +339,9 @@ def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = (), m
         )
     missing = [name for name in names if name not in have]
     if missing:
-        raise ValueError(f"column(s) {', '.join(map(repr, missing))} missing; the rows have: {', '.join(map(str, have))}.")
+        raise ValueError(
+            f"column(s) {', '.join(map(repr, missing))} missing; the rows have: {', '.join(map(str, have))}."
+        )
     columns = {name: get(name) for name in (*names, *optional) if name in have}
     for name, column in columns.items():
         if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
@@ -321,7 +354,9 @@ def raw_columns(rows: Any, names: Sequence[str], optional: Sequence[str] = (), m
 
 def names_by_kind(fields: Sequence[FlipField]) -> tuple[list[str], list[str]]:
     """The columns of the single-valued fields, and those of the multi-valued ones."""
-    return [field.name for field in fields if not field.is_multi_valued], [field.name for field in fields if field.is_multi_valued]
+    return [field.name for field in fields if not field.is_multi_valued], [
+        field.name for field in fields if field.is_multi_valued
+    ]
 
 
 def read_columns(rows: Any, fields: Sequence[FlipField]) -> dict[str, Column]:

@@ -32,17 +32,16 @@ PIPELINES = {
 }
 
 
-
-
 class FlipConfig(PreTrainedConfig):
     r"""
     Configuration of [`FlipModel`], [`FlipForPretraining`] and [`FlipForCTR`].
 
     Args:
         text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the PLM; `None` for an ID-only model.
-        fields (`list[dict]`): the fields of a row in order, see [`FlipField`]; those on the ID side need a `vocab_size`.
-        id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `lr`, `fm`, `afm`, `widedeep`, `deepfm`, `pnn`, `fibinet`, `dcn`,
-            `dcnv2`, `gdcn`, `xdeepfm`, `autoint`, `afn`, `masknet`, `finalmlp`, or one that `register_id_tower` has named.
+        fields (`list[dict]`): the fields of a row in order, see [`FlipField`]; those on the ID side need a
+        `vocab_size`. id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `lr`, `fm`, `afm`, `widedeep`,
+            `deepfm`, `pnn`, `fibinet`, `dcn`, `dcnv2`, `gdcn`, `xdeepfm`, `autoint`, `afn`, `masknet`, `finalmlp`, or
+            one that `register_id_tower` has named.
         id_embedding_size (`int`, defaults to 32): size of a feature embedding.
         id_hidden_dims (`list[int]`, defaults to `[300, 300, 128]`): layers of the tower's DNN.
         id_dropout (`float`, defaults to 0.0): dropout inside the ID tower's DNN.
@@ -50,13 +49,15 @@ class FlipConfig(PreTrainedConfig):
         id_tower_kwargs (`dict`, *optional*): arguments of that tower alone (its class documents them).
         id_initializer_range (`float`, defaults to 0.02): standard deviation of new feature embeddings.
         initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
-        text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the tokens.
+        text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the
+        tokens.
         mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses.
             A weight of 0 builds no head.
-        mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1: plain masked language
-            modelling.
-        mtm_text_dropout (`float`, defaults to 0.0): share of the rows whose text MTM does not see while training, so that masked ids are
-            recovered from the other ids; 1: never (MAP, plain self-supervision). A tower that no objective uses is not built.
+        mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1:
+            plain masked language modelling.
+        mtm_text_dropout (`float`, defaults to 0.0): share of the rows whose text MTM does not see while training, so
+            that masked ids are recovered from the other ids; 1: never (MAP, plain self-supervision). A tower that no
+            objective uses is not built.
         mtm_num_noise (`int`, defaults to 25): noise features per target of noise-contrastive estimation, k.
         mtm_noise (`str`, defaults to `"field"`): noise is drawn from the target's own field, or `global` (the paper's).
         mtm_embedding_size (`int`, defaults to 32): size of the output embeddings of MTM.
@@ -64,14 +65,15 @@ class FlipConfig(PreTrainedConfig):
             of noise; not with `mtm_noise="global"`.
         projection_dim (`int`, defaults to 128): size of the space in which ICL compares rows.
         projection_dropout (`float`, defaults to 0.2): dropout of the two projections.
-        icl_similarity (`str`, defaults to `"cosine"`): `cosine` with a learnable scale, as CLIP, or `dot`: inner products
-            of the LayerNormed projections over a fixed temperature (the release).
+        icl_similarity (`str`, defaults to `"cosine"`): `cosine` with a learnable scale, as CLIP, or `dot`: inner
+            products of the LayerNormed projections over a fixed temperature (the release).
         icl_temperature (`float`, *optional*): start of the temperature (cosine: 0.07) or the fixed one (dot: 0.7).
         icl_max_scale (`float`, defaults to 100.0): upper bound of the learnable scale, 1 / temperature.
-        strategy (`str`, defaults to `"joint"`): which towers of [`FlipForCTR`] predict: `id`, `plm` or `joint`; or `frozen`: the ID tower, with
-            the pooled state of a frozen PLM as one more field (a text embedding in a CTR model).
-        fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`, or
-            the `raw` unbounded scalar of the release, which starts at 0.
+        strategy (`str`, defaults to `"joint"`): which towers of [`FlipForCTR`] predict: `id`, `plm` or `joint`; or
+            `frozen`: the ID tower, with the pooled state of a frozen PLM as one more field (a text embedding in a CTR
+            model).
+        fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`,
+            or the `raw` unbounded scalar of the release, which starts at 0.
         classifier_dropout (`float`, defaults to 0.0): dropout before the PLM's linear click layer.
 
     Raises:
@@ -129,9 +131,12 @@ class FlipConfig(PreTrainedConfig):
             kwargs.setdefault("num_labels", 1)  # one logit a row: the click
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # in the package neither is used: it registers the pipeline itself, and saving writes what belongs to what is saved
+            # in the package neither is used: it registers the pipeline itself, and saving writes what belongs to what
+            # is saved
             kwargs.pop("custom_pipelines", None)
-            kwargs["auto_map"] |= {name: AUTO_MAP[name] for name, at in kwargs["auto_map"].items() if at.startswith(f"{CUSTOM_ENTRY}.")}
+            kwargs["auto_map"] |= {
+                name: AUTO_MAP[name] for name, at in kwargs["auto_map"].items() if at.startswith(f"{CUSTOM_ENTRY}.")
+            }
         super().__post_init__(**kwargs)
         self.check()
 
@@ -183,7 +188,8 @@ class FlipConfig(PreTrainedConfig):
 
     @property
     def id_fields(self) -> list[FlipField]:
-        """Fields of the tabular view, in order; each has one column of `feature_ids`, a multi-valued one `max_values`."""
+        """Fields of the tabular view, in order; each has one column of `feature_ids`, a multi-valued one
+        `max_values`."""
         return [field for field in read_fields(self.fields) if field.on_id_side]
 
     @property

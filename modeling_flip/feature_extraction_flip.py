@@ -1,6 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""The tabular view: columns of canonical values -> feature ids, by what was learned on the training rows: a vocabulary of each field,
-or the bounds of its buckets."""
+"""The tabular view: columns of canonical values -> feature ids, by what was learned on the training rows: a vocabulary
+of each field, or the bounds of its buckets."""
 
 import hashlib
 import os
@@ -18,9 +18,19 @@ from .fields_flip import NULL_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID, FlipField, r
 HASH_KEY_VARIABLE = "FLIP_HASH_KEY"
 VOCABULARY_FILE = "vocabularies.txt"
 MAX_JSON_VALUES = 100_000  # JSON of a million values takes seconds to load: more lie in a file of their own
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies", "user_agent")
+HUB_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "subfolder",
+    "proxies",
+    "user_agent",
+)
 
-# of each field on the ID side: canonical value (of a multi-valued field each of its values), or None for null -> number of rows
+# of each field on the ID side: canonical value (of a multi-valued field each of its values), or None for null -> number
+# of rows
 Counts = dict[str, dict[str | None, int]]
 
 
@@ -32,10 +42,11 @@ def id_side_values(value: Value, field: FlipField) -> tuple[str, ...]:
 
 
 def add_counts(counts: Counts, columns: Mapping[str, Column], fields: Sequence[FlipField | dict]) -> None:
-    """Adds a chunk of the training rows to the counts that [`FlipFeatureExtractor.from_counts`] builds from; start with `{}`.
+    """Adds a chunk of the training rows to the counts that [`FlipFeatureExtractor.from_counts`] builds from; start with
+    `{}`.
 
-    What is learned from many chunks is what is learned from all rows at once. Fields whose values are hashed have nothing to learn, and
-    are not counted; of logarithmic buckets only the smallest and the largest number are kept.
+    What is learned from many chunks is what is learned from all rows at once. Fields whose values are hashed have
+    nothing to learn, and are not counted; of logarithmic buckets only the smallest and the largest number are kept.
     """
     for field in read_fields(fields):
         if not field.on_id_side or not (field.has_vocabulary or field.kind == "numeric"):
@@ -46,12 +57,14 @@ def add_counts(counts: Counts, columns: Mapping[str, Column], fields: Sequence[F
                 of_field[one] = of_field.get(one, 0) + rows
         if field.kind == "numeric" and field.bucketing == "log":
             known = sorted((value for value, rows in of_field.items() if value is not None and rows), key=float)
-            counts[field.name] = {value: of_field[value] for value in (*known[:1], *known[-1:], None) if value in of_field}
+            counts[field.name] = {
+                value: of_field[value] for value in (*known[:1], *known[-1:], None) if value in of_field
+            }
 
 
 def hash_bucket(value: str, num_buckets: int) -> int:
-    """The bucket, from 0, of a canonical value: the first 8 bytes of its md5 as an unsigned big-endian integer, modulo their number.
-    The same on every machine."""
+    """The bucket, from 0, of a canonical value: the first 8 bytes of its md5 as an unsigned big-endian integer, modulo
+    their number. The same on every machine."""
     return int.from_bytes(hashlib.md5(value.encode(), usedforsecurity=False).digest()[:8], "big") % num_buckets
 
 
@@ -62,10 +75,12 @@ def numbers(values: Sequence[str]) -> np.ndarray:
 
 
 def bucket_boundaries(counts: Mapping[str | None, int], field: FlipField) -> list[float]:
-    """Bounds between the buckets of a numeric field, ascending: bucket i is of the numbers from bound i - 1 (included) to bound i.
+    """Bounds between the buckets of a numeric field, ascending: bucket i is of the numbers from bound i - 1 (included)
+    to bound i.
 
-    `quantile`: bound i is the number at the share i / num_buckets of the counted rows in order. Bounds are numbers that occur, and each
-    bucket has rows; where many rows have one number there are fewer. `log`: even steps of sign(x) * log1p(|x|) between the extremes.
+    `quantile`: bound i is the number at the share i / num_buckets of the counted rows in order. Bounds are numbers that
+    occur, and each bucket has rows; where many rows have one number there are fewer. `log`: even steps of sign(x) *
+    log1p(|x|) between the extremes.
     """
     counted = [(value, rows) for value, rows in counts.items() if value is not None and rows > 0]
     if not counted:
@@ -85,32 +100,43 @@ def bucket_boundaries(counts: Mapping[str | None, int], field: FlipField) -> lis
 
 
 class FlipFeatureExtractor(FeatureExtractionMixin):
-    """Rows -> `feature_ids`. Per field, ids 0 to 3 are pad, mask, `[UNK]` and `[NULL]`; values or buckets follow in a fixed order.
+    """Rows -> `feature_ids`. Per field, ids 0 to 3 are pad, mask, `[UNK]` and `[NULL]`; values or buckets follow in a
+    fixed order.
 
-    A field takes one column (slot) of `feature_ids`; a multi-valued one takes `max_values`, filled from the left, the rest pad.
+    A field takes one column (slot) of `feature_ids`; a multi-valued one takes `max_values`, filled from the left, the
+    rest pad.
 
     Args:
         fields: the fields of a row in order, see [`FlipField`] (dicts or objects).
-        vocabularies: per ID-side field the list of its canonical values; the value at position i has id i + 4. Empty for a field of
-            buckets.
-        boundaries: per ID-side field the ascending bounds of its numeric buckets, see [`bucket_boundaries`], or None for another kind; a
-            number in bucket i has id i + 4, one beyond those of the training rows is in the first or last bucket.
+        vocabularies: per ID-side field the list of its canonical values; the value at position i has id i + 4. Empty
+            for a field of buckets.
+        boundaries: per ID-side field the ascending bounds of its numeric buckets, see [`bucket_boundaries`], or None
+            for another kind; a number in bucket i has id i + 4, one beyond those of the training rows is in the first
+            or last bucket.
         min_frequency: values seen in fewer training rows got no id of their own; they are `[UNK]`.
         hashed_fields: fields whose vocabularies hold keyed hashes of the values (BLAKE2b), not the values.
         hash_salt: the published part of the key.
-        hash_check: tells a wrong secret part of the key, which is the environment variable `FLIP_HASH_KEY`; None where the key
-            has no secret part. Without one, whoever has the checkpoint can still test a guessed value.
-        vocabulary_sizes: of vocabularies that lie in `vocabularies.txt`, one value a line, as those of more than 100,000 values do;
-            `from_pretrained` reads them.
+        hash_check: tells a wrong secret part of the key, which is the environment variable `FLIP_HASH_KEY`; None where
+            the key has no secret part. Without one, whoever has the checkpoint can still test a guessed value.
+        vocabulary_sizes: of vocabularies that lie in `vocabularies.txt`, one value a line, as those of more than
+            100,000 values do; `from_pretrained` reads them.
     """
 
     model_input_names = ["feature_ids"]
     _auto_class = "AutoFeatureExtractor"  # saving copies the code
 
-    def __init__(self, fields=None, vocabularies: list[list[str]] | None = None, min_frequency: int = 1,
-                 hashed_fields: list[str] | None = None, hash_salt: str | None = None, hash_check: str | None = None,
-                 boundaries: list[list[float] | None] | None = None, vocabulary_sizes: list[int] | None = None,
-                 **kwargs):  # fmt: skip
+    def __init__(
+        self,
+        fields=None,
+        vocabularies: list[list[str]] | None = None,
+        min_frequency: int = 1,
+        hashed_fields: list[str] | None = None,
+        hash_salt: str | None = None,
+        hash_check: str | None = None,
+        boundaries: list[list[float] | None] | None = None,
+        vocabulary_sizes: list[int] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.fields = [field.to_dict() for field in read_fields(fields)]
         self._sizes_in_file = vocabulary_sizes if vocabularies is None else None
@@ -122,15 +148,22 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"{len(self.vocabularies)} vocabularies for {len(self.id_fields)} ID-side fields.")
         if [bounds is not None for bounds in self.boundaries] != [field.kind == "numeric" for field in self.id_fields]:
             numeric = [field.name for field in self.id_fields if field.kind == "numeric"]
-            raise ValueError(f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for the others.")
+            raise ValueError(
+                f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for "
+                "the others."
+            )
         self._tables = None
 
     @property
     def all_fields(self) -> list[FlipField]:
         """All fields in order; those on the ID side with the number of their ids."""
         fields = read_fields(self.fields)
-        for field, words, bounds in zip([field for field in fields if field.on_id_side], self.vocabularies, self.boundaries):
-            values = len(bounds) + 1 if bounds is not None else len(words) if field.has_vocabulary else field.num_buckets
+        for field, words, bounds in zip(
+            [field for field in fields if field.on_id_side], self.vocabularies, self.boundaries
+        ):
+            values = (
+                len(bounds) + 1 if bounds is not None else len(words) if field.has_vocabulary else field.num_buckets
+            )
             field.vocab_size = NUM_RESERVED_IDS + values
         return fields
 
@@ -144,7 +177,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return slot_fields(self.id_fields)
 
     @classmethod
-    def from_counts(cls, counts: Counts, fields, min_frequency: int = 1, hash_user_values: bool = False) -> "FlipFeatureExtractor":
+    def from_counts(
+        cls, counts: Counts, fields, min_frequency: int = 1, hash_user_values: bool = False
+    ) -> "FlipFeatureExtractor":
         """Builds vocabularies and bounds of buckets from what was counted in the training split.
 
         Args:
@@ -163,8 +198,14 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             if not field.on_id_side:
                 continue
             if (field.has_vocabulary or field.kind == "numeric") and field.name not in counts:
-                raise ValueError(f"field '{field.name}' has no counts; there are those of {', '.join(counts) or 'none'}.")
-            counted = [(-n, v) for v, n in counts[field.name].items() if v is not None and n >= min_frequency] if field.has_vocabulary else []
+                raise ValueError(
+                    f"field '{field.name}' has no counts; there are those of {', '.join(counts) or 'none'}."
+                )
+            counted = (
+                [(-n, v) for v, n in counts[field.name].items() if v is not None and n >= min_frequency]
+                if field.has_vocabulary
+                else []
+            )
             vocabularies.append([value for _, value in sorted(counted)])
             boundaries.append(bucket_boundaries(counts[field.name], field) if field.kind == "numeric" else None)
         extractor = cls(fields=fields, vocabularies=vocabularies, min_frequency=min_frequency, boundaries=boundaries)
@@ -175,10 +216,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def _hash_vocabularies(self, entity: str) -> None:
         self.hashed_fields = [field.name for field in self.id_fields if field.entity == entity and field.has_vocabulary]
         if not self.hashed_fields:
-            raise ValueError(f"no field on the ID side has entity {entity!r} and a vocabulary: there is nothing to hash.")
+            raise ValueError(
+                f"no field on the ID side has entity {entity!r} and a vocabulary: there is nothing to hash."
+            )
         secret = os.environ.get(HASH_KEY_VARIABLE, "")
         hashed = [words for field, words in zip(self.id_fields, self.vocabularies) if field.name in self.hashed_fields]
-        # of the values, so that the same rows give the same ids; and of the secret, without which nothing can be tried on it
+        # of the values, so that the same rows give the same ids; and of the secret, without which nothing can be tried
+        # on it
         content = hashlib.blake2b(repr(hashed).encode(), key=hashlib.sha256(secret.encode()).digest(), digest_size=16)
         self.hash_salt = content.hexdigest()
         key = self._hash_key(secret)
@@ -207,8 +251,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             if self._hash(self._hash_key(secret), "", "") != self.hash_check:
                 state = "holds another key" if secret else "is not set"
                 raise ValueError(
-                    f"column '{field}': the vocabularies of {', '.join(self.hashed_fields)} hold hashes made with a secret key, "
-                    f"and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or leave these columns null."
+                    f"column '{field}': the vocabularies of {', '.join(self.hashed_fields)} hold hashes made with a "
+                    "secret key, "
+                    f"and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or leave these "
+                    "columns null."
                 )
         key = self._hash_key(secret)
         return [self._hash(key, field, value) for value in values]
@@ -221,12 +267,17 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """Columns -> local feature ids `(rows, slots)`. A value outside the vocabulary is `[UNK]`."""
         if self._sizes_in_file is not None:
             raise ValueError(f"the vocabularies lie in {VOCABULARY_FILE}, which only `from_pretrained` reads.")
-        return np.concatenate([self._encode(number, field, columns[field.name]) for number, field in enumerate(self.id_fields)], axis=1)
+        return np.concatenate(
+            [self._encode(number, field, columns[field.name]) for number, field in enumerate(self.id_fields)], axis=1
+        )
 
     def _encode(self, number: int, field: FlipField, column: Column) -> np.ndarray:
         """The ids of one ID-side field, `(rows, its slots)`, each distinct value encoded once."""
         if not field.is_multi_valued:
-            ids, real = np.full((len(column.values), 1), NULL_ID, np.int64), [value is not None for value in column.values]
+            ids, real = (
+                np.full((len(column.values), 1), NULL_ID, np.int64),
+                [value is not None for value in column.values],
+            )
             ids[real, 0] = self._local_ids(number, field, [value for value in column.values if value is not None])
             return ids[column.codes]
         kept = [id_side_values(value, field) for value in column.values]
@@ -245,7 +296,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         if not field.has_vocabulary:
             return [NUM_RESERVED_IDS + hash_bucket(value, field.num_buckets) for value in values]
         if self._tables is None:
-            self._tables = [{value: i for i, value in enumerate(words, NUM_RESERVED_IDS)} for words in self.vocabularies]
+            self._tables = [
+                {value: i for i, value in enumerate(words, NUM_RESERVED_IDS)} for words in self.vocabularies
+            ]
         return [self._tables[number].get(value, UNK_ID) for value in self._hashed(values, field.name)]
 
     def __call__(self, rows: Any, return_tensors: str | None = None) -> BatchFeature:
@@ -300,7 +353,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 words = file.read().split("\n")[:-1]
             ends = np.cumsum(extractor._sizes_in_file).tolist()
             if ends[-1] != len(words):
-                raise ValueError(f"{path} holds {len(words):,} values, and the vocabularies have {ends[-1]:,}: it is not of this checkpoint.")
+                raise ValueError(
+                    f"{path} holds {len(words):,} values, and the vocabularies have {ends[-1]:,}: it is not of this "
+                    "checkpoint."
+                )
             extractor.vocabularies = [words[end - size : end] for end, size in zip(ends, extractor._sizes_in_file)]
             extractor._sizes_in_file = None
         return loaded

@@ -51,11 +51,13 @@ class FlipField:
         max_tokens: token budget of one value in the prompt; a longer value is cut, no later field is lost.
         nullable: whether a null value is allowed. A null has an id of its own.
         null_wording: what the prompt says for a null.
-        max_values: slots of a multi-valued field in `feature_ids`; of a row's values only the first so many are on the ID side
-            (in the prompt all are, within `max_tokens`).
-        separator: where text (of a CSV file, say) is split into the values of a multi-valued field. A list is never split.
-        num_buckets: ids for the values of a `numeric` field (32 when None; fewer where the training rows have fewer distinct numbers)
-            or a `hashed` one (to be given); with it the values of a `multi-valued` field are hashed too, and have no vocabulary.
+        max_values: slots of a multi-valued field in `feature_ids`; of a row's values only the first so many are on the
+            ID side (in the prompt all are, within `max_tokens`).
+        separator: where text (of a CSV file, say) is split into the values of a multi-valued field. A list is never
+            split.
+        num_buckets: ids for the values of a `numeric` field (32 when None; fewer where the training rows have fewer
+            distinct numbers) or a `hashed` one (to be given); with it the values of a `multi-valued` field are hashed
+            too, and have no vocabulary.
         bucketing: bounds of numeric buckets: `quantile`, equal shares of the training rows, or `log`, even steps of
             `sign(x) * log1p(|x|)` between the smallest and the largest number of the training rows.
         vocab_size: number of feature ids, reserved ones included; known once a vocabulary was built.
@@ -94,7 +96,9 @@ class FlipField:
             check_choice(owner, "sides", side, FIELD_SIDES)
         check_count(owner, "max_tokens", self.max_tokens, 1)
         if not isinstance(self.null_wording, str) or not self.null_wording.strip():
-            raise ValueError(f"{owner}: `null_wording` must be words for the prompt, such as 'unknown'; got {self.null_wording!r}.")
+            raise ValueError(
+                f"{owner}: `null_wording` must be words for the prompt, such as 'unknown'; got {self.null_wording!r}."
+            )
         self.null_wording = " ".join(self.null_wording.split())
         self._check_kind(owner)
 
@@ -104,28 +108,36 @@ class FlipField:
         for name, kinds in OF_KINDS.items():
             if self.kind not in kinds and getattr(self, name) != defaults[name]:
                 raise ValueError(
-                    f"{owner}: `{name}` is of kind {' or '.join(map(repr, kinds))} and has no effect on kind {self.kind!r}; leave it "
+                    f"{owner}: `{name}` is of kind {' or '.join(map(repr, kinds))} and has no effect on kind "
+                    f"{self.kind!r}; leave it "
                     f"out, or change the kind; got {getattr(self, name)!r}."
                 )
         if self.key and self.kind in ("multi-valued", "numeric"):
             why = "several values" if self.kind == "multi-valued" else "a bucket of numbers"
-            raise ValueError(f"{owner}: `key` must be False for kind {self.kind!r}, as {why} cannot identify an entity; got True.")
+            raise ValueError(
+                f"{owner}: `key` must be False for kind {self.kind!r}, as {why} cannot identify an entity; got True."
+            )
         if self.kind == "numeric":
             if self.type not in ("int", "float"):
                 raise ValueError(f"{owner}: `type` must be 'int' or 'float' for kind 'numeric'; got {self.type!r}.")
             check_choice(owner, "bucketing", self.bucketing, BUCKETINGS)
             self.num_buckets = NUMERIC_BUCKETS if self.num_buckets is None else self.num_buckets
         if self.kind == "hashed" and self.num_buckets is None:
-            raise ValueError(f"{owner}: `num_buckets` must say into how many buckets kind 'hashed' puts the values; got None.")
+            raise ValueError(
+                f"{owner}: `num_buckets` must say into how many buckets kind 'hashed' puts the values; got None."
+            )
         if self.num_buckets is not None:
             check_count(owner, "num_buckets", self.num_buckets, 2)
         check_count(owner, "max_values", self.max_values, 1)
         if not isinstance(self.separator, str) or not self.separator:
-            raise ValueError(f"{owner}: `separator` must be the text between two values, such as ',' or '|'; got {self.separator!r}.")
+            raise ValueError(
+                f"{owner}: `separator` must be the text between two values, such as ',' or '|'; got {self.separator!r}."
+            )
 
     @classmethod
     def from_dict(cls, values: "dict | FlipField") -> "FlipField":
-        """Reads a field from its JSON form. An unknown key is an error (`ValueError`), so that a typo is never ignored."""
+        """Reads a field from its JSON form. An unknown key is an error (`ValueError`), so that a typo is never
+        ignored."""
         if isinstance(values, cls):
             return values
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
@@ -134,7 +146,8 @@ class FlipField:
         return cls(**values)
 
     def to_dict(self) -> dict:
-        """The field's JSON form. What only some fields need is left out where it has its default, so that people can read the rest."""
+        """The field's JSON form. What only some fields need is left out where it has its default, so that people can
+        read the rest."""
         defaults = {field.name: field.default for field in fields(self)}
         values = asdict(self) | {"sides": list(self.sides)}
         return {k: v for k, v in values.items() if k not in (*OF_KINDS, "null_wording") or v != defaults[k]}
@@ -158,7 +171,8 @@ class FlipField:
 
     @property
     def has_vocabulary(self) -> bool:
-        """Whether the field's ids stand for values from a vocabulary (where it is on the ID side), and not for buckets."""
+        """Whether the field's ids stand for values from a vocabulary (where it is on the ID side), and not for
+        buckets."""
         return self.num_buckets is None
 
 

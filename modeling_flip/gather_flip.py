@@ -52,7 +52,8 @@ def gather_rows(embeds: torch.Tensor, training: bool = True) -> tuple[torch.Tens
 
 
 def share_of_total(total: torch.Tensor, training: bool) -> torch.Tensor:
-    """What a process divides its sum of losses by, so that DDP's average over processes is the mean over the targets of all.
+    """What a process divides its sum of losses by, so that DDP's average over processes is the mean over the targets of
+    all.
 
     Args:
         total: scalar, the number of this process's targets, or the sum of their weights.

@@ -1,8 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The heads that FLIP's models put on the two towers.
 
-Shapes below: B rows, F fields of the tabular view and their S slots in `feature_ids` (S = F while each field has one value), L tokens,
-M masked tokens or features, H the PLM's hidden size, D_id the size of `h_id`.
+Shapes below: B rows, F fields of the tabular view and their S slots in `feature_ids` (S = F while each field has one
+value), L tokens, M masked tokens or features, H the PLM's hidden size, D_id the size of `h_id`.
 """
 
 import math
@@ -18,7 +18,9 @@ from .configuration_flip import FlipConfig
 from .fields_flip import NUM_RESERVED_IDS, UNK_ID
 from .losses_flip import IGNORE_INDEX, nce_loss
 
-SCORES_AT_ONCE = 2**20  # of values that targets are ranked among: 4 MB, which a CPU's cache holds (9 times as many took 4 times as long)
+SCORES_AT_ONCE = (
+    2**20
+)  # of values that targets are ranked among: 4 MB, which a CPU's cache holds (9 times as many took 4 times as long)
 
 
 class FlipProjection(nn.Module):
@@ -58,10 +60,13 @@ class RowDropout(nn.Module):
 
 
 class TextField(nn.Linear):
-    """The PLM's pooled state as an embedding of the ID tower, of the size that feature embeddings start with: `(B, H)` -> `(B, D)`."""
+    """The PLM's pooled state as an embedding of the ID tower, of the size that feature embeddings start with: `(B, H)`
+    -> `(B, D)`."""
 
     def init_flip_weights(self, config: FlipConfig) -> None:
-        init.normal_(self.weight, std=config.id_initializer_range / math.sqrt(self.in_features))  # of inputs with variance 1
+        init.normal_(
+            self.weight, std=config.id_initializer_range / math.sqrt(self.in_features)
+        )  # of inputs with variance 1
         init.zeros_(self.bias)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -72,24 +77,44 @@ class TextField(nn.Linear):
 class FlipMLMHead(nn.Module):
     """Predicts masked tokens from `[~H_token ; h_id]` (the paper's MLM).
 
-    Without an `id_dim` it predicts from the text alone. The fusion starts as `~H_token` plus a small part of `h_id`, and what follows is the
-    usual head of a masked language model (dense, activation, LayerNorm, decoder tied to the input embeddings), so that a PLM's own head
-    fits.
+    Without an `id_dim` it predicts from the text alone. The fusion starts as `~H_token` plus a small part of `h_id`,
+    and what follows is the usual head of a masked language model (dense, activation, LayerNorm, decoder tied to the
+    input embeddings), so that a PLM's own head fits.
 
-    While pretraining on a dataset its softmax may be over the tokens that occur there ([`set_vocabulary`]): they are few beside all of
-    the PLM's, whose logits would take much of a step. What they are is not saved.
+    While pretraining on a dataset its softmax may be over the tokens that occur there ([`set_vocabulary`]): they are
+    few beside all of the PLM's, whose logits would take much of a step. What they are is not saved.
     """
 
     # the names that transformers' masked language models give to the parts of this head
     PLM_NAMES = {
-        "dense": ("cls.predictions.transform.dense", "lm_head.dense", "vocab_transform", "generator_predictions.dense",
-                  "head.dense", "lm_predictions.lm_head.dense", "predictions.dense"),
-        "norm": ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm", "vocab_layer_norm",
-                 "generator_predictions.LayerNorm", "head.norm", "lm_predictions.lm_head.LayerNorm",
-                 "predictions.LayerNorm"),
-        "decoder": ("cls.predictions", "lm_head", "vocab_projector", "generator_lm_head", "decoder",
-                    "lm_predictions.lm_head", "predictions"),
-    }  # fmt: skip
+        "dense": (
+            "cls.predictions.transform.dense",
+            "lm_head.dense",
+            "vocab_transform",
+            "generator_predictions.dense",
+            "head.dense",
+            "lm_predictions.lm_head.dense",
+            "predictions.dense",
+        ),
+        "norm": (
+            "cls.predictions.transform.LayerNorm",
+            "lm_head.layer_norm",
+            "vocab_layer_norm",
+            "generator_predictions.LayerNorm",
+            "head.norm",
+            "lm_predictions.lm_head.LayerNorm",
+            "predictions.LayerNorm",
+        ),
+        "decoder": (
+            "cls.predictions",
+            "lm_head",
+            "vocab_projector",
+            "generator_lm_head",
+            "decoder",
+            "lm_predictions.lm_head",
+            "predictions",
+        ),
+    }
 
     def __init__(self, text_config, id_dim: int | None, embedding_dim: int, vocab_size: int, id_dropout: float = 0.0):
         super().__init__()
@@ -98,7 +123,9 @@ class FlipMLMHead(nn.Module):
         self.fuse_id = None if id_dim is None else nn.Linear(id_dim, text_config.hidden_size, bias=False)
         self.dense = nn.Linear(text_config.hidden_size, embedding_dim)
         names = ("classifier_activation", "hidden_act", "activation")
-        self.activation = ACT2FN[next((getattr(text_config, name) for name in names if hasattr(text_config, name)), "gelu")]
+        self.activation = ACT2FN[
+            next((getattr(text_config, name) for name in names if hasattr(text_config, name)), "gelu")
+        ]
         eps = getattr(text_config, "layer_norm_eps", getattr(text_config, "norm_eps", 1e-12))
         self.norm = nn.LayerNorm(embedding_dim, eps=eps)
         self.decoder = nn.Linear(embedding_dim, vocab_size)
@@ -118,8 +145,8 @@ class FlipMLMHead(nn.Module):
     def candidates(self, targets: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The tokens that masked ones are told from, None for all, and where among them the targets `(M,)` are.
 
-        In training all targets are in the vocabulary, and another would be an error of the loss; in evaluation those that are not
-        come in addition.
+        In training all targets are in the vocabulary, and another would be an error of the loss; in evaluation those
+        that are not come in addition.
         """
         if self.vocabulary is None:
             return None, targets
@@ -131,10 +158,14 @@ class FlipMLMHead(nn.Module):
         places[places == -1] = len(self.vocabulary) + torch.searchsorted(new, targets[places == -1])
         return torch.cat([self.vocabulary, new]), places
 
-    def forward(self, token_states: torch.Tensor, id_hidden_state: torch.Tensor | None = None,
-                candidates: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
-        """`(M, H)` states of the masked tokens and `(M, D_id)` vectors of their rows -> logits `(M, vocabulary)`, or `(M, n)` of the
-        tokens `candidates` `(n,)`.
+    def forward(
+        self,
+        token_states: torch.Tensor,
+        id_hidden_state: torch.Tensor | None = None,
+        candidates: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`(M, H)` states of the masked tokens and `(M, D_id)` vectors of their rows -> logits `(M, vocabulary)`, or
+        `(M, n)` of the tokens `candidates` `(n,)`.
 
         While training some of the rows' vectors are to be dropped before, with `row_dropout`.
         """
@@ -148,10 +179,13 @@ class FlipMLMHead(nn.Module):
 
     @torch.no_grad()
     def load_plm_head(self, mlm_model: PreTrainedModel) -> bool:
-        """Copies the head of a transformers masked language model; False, and no change, where it is of another form."""
+        """Copies the head of a transformers masked language model; False, and no change, where it is of another
+        form."""
         state = dict(mlm_model.named_parameters(remove_duplicate=False))
-        found = {part: next((n for n in names if f"{n}.bias" in state or f"{n}.weight" in state), None)
-                 for part, names in self.PLM_NAMES.items()}  # fmt: skip
+        found = {
+            part: next((n for n in names if f"{n}.bias" in state or f"{n}.weight" in state), None)
+            for part, names in self.PLM_NAMES.items()
+        }
         if None in (found["dense"], found["norm"]):
             return False
         for part in ("dense", "norm"):
@@ -169,8 +203,8 @@ class FlipMLMHead(nn.Module):
 class FlipMTMHead(nn.Module):
     """Recovers masked feature ids from `[~h_id ; c]` (the paper's MTM).
 
-    `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text; without a `text_dim` there is no
-    text, and `~h_id` alone is used (MAP). Noise features are
+    `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text; without a
+    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are
     drawn from the training counts by inversion: integers below the total, looked up in the running sum.
     """
 
@@ -217,15 +251,16 @@ class FlipMTMHead(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: "FlipMTMHead") -> None:
-        """Takes over what another head of the same fields has learned of recovering ids from `h_id`; how to read a text it learns anew."""
+        """Takes over what another head of the same fields has learned of recovering ids from `h_id`; how to read a text
+        it learns anew."""
         for ours, theirs in ((self.embeddings, other.embeddings), (self.bias, other.bias)):
             ours.weight.copy_(theirs.weight)
         self.project.weight[:, : self.id_dim].copy_(other.project.weight[:, : self.id_dim])
         self.project.bias.copy_(other.project.bias)
 
     def _noise_tables(self):
-        """The running sum of the counts, per field its first row and the range of its counts in that sum, each feature's log probability
-        as noise, and each slot's field."""
+        """The running sum of the counts, per field its first row and the range of its counts in that sum, each
+        feature's log probability as noise, and each slot's field."""
         if self._noise is None or self._noise[0].device != self.feature_counts.device:
             counts, starts = self.feature_counts, torch.tensor(self.field_starts, device=self.feature_counts.device)
             running = counts.cumsum(0)
@@ -236,14 +271,22 @@ class FlipMTMHead(nn.Module):
             # a feature that was never counted cannot be drawn; 1 keeps its log finite should a label name it
             totals = torch.repeat_interleave(high - low, torch.tensor(self.field_sizes, device=counts.device))
             log_prob = counts.clamp(min=1).double().log() - totals.clamp(min=1).double().log()
-            self._noise = running, starts, low, high, log_prob.float(), torch.tensor(self.config.slot_fields, device=counts.device)
+            self._noise = (
+                running,
+                starts,
+                low,
+                high,
+                log_prob.float(),
+                torch.tensor(self.config.slot_fields, device=counts.device),
+            )
         return self._noise
 
     def sample_noise(self, fields: torch.Tensor, uniform: torch.Tensor | None = None) -> torch.Tensor:
         """k noise features of each target, `(M,)` fields -> `(M, k)` rows of the tables, in O(log vocabulary) each.
 
         Args:
-            uniform: `(M, k)` float64 numbers in [0, 1) to draw with (float32 could name 2^24 features); random when `None`.
+            uniform: `(M, k)` float64 numbers in [0, 1) to draw with (float32 could name 2^24 features); random when
+                `None`.
         """
         running, _, low, high, _, _ = self._noise_tables()
         low, high = low[fields, None], high[fields, None]
@@ -273,11 +316,14 @@ class FlipMTMHead(nn.Module):
         return (vectors @ self.embeddings(rows).T).float() + self.bias(rows)[:, 0].float()
 
     def uses_softmax(self, field: int) -> bool:
-        """Whether a field is small enough for the full softmax; noise that is mostly the target itself teaches little."""
+        """Whether a field is small enough for the full softmax; noise that is mostly the target itself teaches
+        little."""
         values = self.field_sizes[field] - NUM_RESERVED_IDS
         return self.config.mtm_noise == "field" and values <= self.config.mtm_full_softmax_size
 
-    def loss(self, vectors: torch.Tensor, labels: torch.Tensor, noise_uniform: torch.Tensor | None = None) -> torch.Tensor:
+    def loss(
+        self, vectors: torch.Tensor, labels: torch.Tensor, noise_uniform: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Sum over the masked features. Those of one field are all recovered from the field's one vector.
 
         Args:
@@ -287,7 +333,9 @@ class FlipMTMHead(nn.Module):
         """
         k = self.config.mtm_num_noise
         if noise_uniform is not None and noise_uniform.shape[-1] != k:
-            raise ValueError(f"noise_uniform has {noise_uniform.shape[-1]} numbers a feature, `config.mtm_num_noise` is {k}.")
+            raise ValueError(
+                f"noise_uniform has {noise_uniform.shape[-1]} numbers a feature, `config.mtm_num_noise` is {k}."
+            )
         total = vectors.new_zeros((), dtype=torch.float)
         with_noise = labels != IGNORE_INDEX
         for field in filter(self.uses_softmax, range(len(self.field_sizes))):
@@ -308,8 +356,8 @@ class FlipMTMHead(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Share of masked features that rank first among all real values of their field; where n values of a field are masked in a row,
-        among the first n. Arguments as of `loss`."""
+        """Share of masked features that rank first among all real values of their field; where n values of a field are
+        masked in a row, among the first n. Arguments as of `loss`."""
         hits = torch.zeros((), device=labels.device)
         for field, slots in enumerate(self.field_slots):
             targets = labels[:, slots]
@@ -321,8 +369,8 @@ class FlipMTMHead(nn.Module):
         return hits / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
     def ranks(self, queries: torch.Tensor, targets: torch.Tensor, field: int) -> torch.Tensor:
-        """How many of a field's real values score higher than each target, or as high with a lower id: `(R, size)` and local ids `(R, n)`
-        -> `(R, n)`. What is no target has any rank."""
+        """How many of a field's real values score higher than each target, or as high with a lower id: `(R, size)` and
+        local ids `(R, n)` -> `(R, n)`. What is no target has any rank."""
         own = torch.full_like(targets, -torch.inf, dtype=torch.float)
         for first, scores in self._score_blocks(queries, field):
             at = targets - first
@@ -337,8 +385,8 @@ class FlipMTMHead(nn.Module):
         return ranks
 
     def _score_blocks(self, queries: torch.Tensor, field: int):
-        """Scores of a field's real values in blocks, `(R, block)`, each with its first local id: all of a large vocabulary at once would
-        not fit into memory."""
+        """Scores of a field's real values in blocks, `(R, block)`, each with its first local id: all of a large
+        vocabulary at once would not fit into memory."""
         start, size = self.field_starts[field], self.field_sizes[field]
         block = max(1, SCORES_AT_ONCE // max(1, len(queries)))
         for first in range(NUM_RESERVED_IDS, size, block):
@@ -349,9 +397,10 @@ class FlipMTMHead(nn.Module):
 class FlipFusion(nn.Module):
     """The joint logit `alpha * logit_id + (1 - alpha) * logit_plm` (the paper's adaptive fine-tuning).
 
-    `scalar`: one alpha, a sigmoid that starts at 0.5. `gate`: each row its own alpha from both towers' states and from which
-    of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded scalar,
-    which starts at 0.
+    `scalar`: one alpha, a sigmoid that starts at 0.5. `gate`: each row its own alpha from both towers' states and from
+    which
+    of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
+    scalar, which starts at 0.
     """
 
     def __init__(self, config: FlipConfig, id_dim: int, text_dim: int):

@@ -1,10 +1,10 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """ID-based backbones of FLIP behind one interface: feature ids in, the interaction vector `h_id` out.
 
-A tower is a class that takes a `FlipConfig` (and its own arguments, from `config.id_tower_kwargs`), has an `output_dim`,
-and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`; with strategy `frozen` the embedding of the row's text is one field
-more. `register_id_tower` names it. Here are the interface and what towers are built from; each tower has a file
-`id_tower_<name>.py`, which `modeling_flip` imports.
+A tower is a class that takes a `FlipConfig` (and its own arguments, from `config.id_tower_kwargs`), has an
+`output_dim`, and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`; with strategy `frozen` the
+embedding of the row's text is one field more. `register_id_tower` names it. Here are the interface and what towers are
+built from; each tower has a file `id_tower_<name>.py`, which `modeling_flip` imports.
 """
 
 import inspect
@@ -19,8 +19,22 @@ from .fields_flip import PAD_ID, check_count
 
 # the towers of this package: the one named X is in the file id_tower_X
 BUILT_IN_TOWERS = (
-    "afm", "afn", "autoint", "dcn", "dcnv2", "deepfm", "fibinet", "finalmlp", "fm", "gdcn", "lr", "masknet", "pnn", "widedeep", "xdeepfm",
-)  # fmt: skip
+    "afm",
+    "afn",
+    "autoint",
+    "dcn",
+    "dcnv2",
+    "deepfm",
+    "fibinet",
+    "finalmlp",
+    "fm",
+    "gdcn",
+    "lr",
+    "masknet",
+    "pnn",
+    "widedeep",
+    "xdeepfm",
+)
 ID_TOWERS: dict[str, type["IdTower"]] = {}
 
 
@@ -28,14 +42,18 @@ def register_id_tower(name: str):
     """Class decorator: makes a tower available as `FlipConfig(id_tower=name)`.
 
     Raises:
-        ValueError: the class is no [`IdTower`], or the name is that of a tower of this package, whose checkpoints would load into another.
+        ValueError: the class is no [`IdTower`], or the name is that of a tower of this package, whose checkpoints would
+            load into another.
     """
 
     def register(cls):
         if not (isinstance(cls, type) and issubclass(cls, IdTower)):
             raise ValueError(f"register_id_tower({name!r}): {cls!r} must be a class that inherits from IdTower")
         if is_built_in(ID_TOWERS.get(name, cls)) and not is_built_in(cls):
-            raise ValueError(f"register_id_tower({name!r}): this package has a tower of that name; choose another one for {cls.__name__}")
+            raise ValueError(
+                f"register_id_tower({name!r}): this package has a tower of that name; choose another one for "
+                f"{cls.__name__}"
+            )
         ID_TOWERS[name] = cls
         return cls
 
@@ -50,8 +68,10 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
     """
     if config.id_tower not in ID_TOWERS:
         raise ValueError(
-            f"FlipConfig: `id_tower` must be one of {', '.join(sorted(ID_TOWERS))}; got {config.id_tower!r}. A tower of your own is "
-            "known once the module that registers it has been imported (on the command line: --custom_code my_towers.py)."
+            f"FlipConfig: `id_tower` must be one of {', '.join(sorted(ID_TOWERS))}; got {config.id_tower!r}. A tower "
+            "of your own is "
+            "known once the module that registers it has been imported (on the command line: --custom_code "
+            "my_towers.py)."
         )
     tower = ID_TOWERS[config.id_tower]
     allowed = own_arguments(tower)
@@ -65,12 +85,17 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
 
 
 def own_arguments(tower: type["IdTower"]) -> list[str]:
-    """Names that `id_tower_kwargs` may hold: of the class's `__init__`, and where that passes on `**kwargs`, of the one that gets them."""
+    """Names that `id_tower_kwargs` may hold: of the class's `__init__`, and where that passes on `**kwargs`, of the one
+    that gets them."""
     of_all, names = inspect.signature(IdTower.__init__).parameters, []
     for cls in tower.__mro__[: tower.__mro__.index(IdTower)]:
         if "__init__" in vars(cls):
             parameters = inspect.signature(cls.__init__).parameters.values()
-            names += [one.name for one in parameters if one.name not in of_all and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+            names += [
+                one.name
+                for one in parameters
+                if one.name not in of_all and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+            ]
             if all(one.kind != one.VAR_KEYWORD for one in parameters):
                 break
     return names
@@ -84,7 +109,8 @@ def is_built_in(tower: type["IdTower"]) -> bool:
 class FeatureEmbedding(nn.Embedding):
     """One table for the features of all fields: row `sizes of the fields before + local id` of each slot's field.
 
-    `(batch, slots)` local ids -> `(batch, fields, embedding_dim)`; a field of several slots is the mean of those that are not pad.
+    `(batch, slots)` local ids -> `(batch, fields, embedding_dim)`; a field of several slots is the mean of those that
+    are not pad.
 
     Args:
         field_sizes: number of feature ids of each field.
@@ -98,7 +124,9 @@ class FeatureEmbedding(nn.Embedding):
         slots = [self.slot_fields.count(field) for field in range(len(field_sizes))]
         # runs of neighbouring fields, (slots, whether they are one field's): fields of one slot need no pooling
         runs = groupby(slots, key=lambda number: number > 1)
-        self.runs = [run for several, group in runs for run in ([(n, True) for n in group] if several else [(sum(group), False)])]
+        self.runs = [
+            run for several, group in runs for run in ([(n, True) for n in group] if several else [(sum(group), False)])
+        ]
         self.register_buffer("offsets", self._offsets(), persistent=False)
 
     def _offsets(self) -> torch.Tensor:
@@ -187,10 +215,11 @@ def bi_interaction(embeds: torch.Tensor) -> torch.Tensor:
 
 
 class IdTower(nn.Module):
-    """Base of the towers: feature embeddings, and by default a DNN beside the interaction, `h_id = [interaction; deep]`.
+    """Base of the towers: feature embeddings, and by default a DNN beside the interaction, `h_id = [interaction;
+    deep]`.
 
-    A subclass adds the size of its interaction to `output_dim` and implements `interact`; one of another form implements `encode` and
-    sets `output_dim`. The click logit is linear in `h_id`.
+    A subclass adds the size of its interaction to `output_dim` and implements `interact`; one of another form
+    implements `encode` and sets `output_dim`. The click logit is linear in `h_id`.
 
     Args:
         config: the fields and their sizes, the size of an embedding, the DNN's layers (`id_hidden_dims`), the dropouts.
@@ -210,7 +239,8 @@ class IdTower(nn.Module):
             raise ValueError("FlipConfig: `fields` has no field on the ID side; an ID tower needs at least one.")
         if self.num_fields < self.min_fields:
             raise ValueError(
-                f"{type(self).__name__}: pairs of fields need at least {self.min_fields} fields on the ID side; `fields` has "
+                f"{type(self).__name__}: pairs of fields need at least {self.min_fields} fields on the ID side; "
+                "`fields` has "
                 f"{self.num_fields}."
             )
         self.embedding_size = config.id_embedding_size
@@ -230,7 +260,9 @@ class IdTower(nn.Module):
             return self.interact(embeds)
         return torch.cat([self.interact(embeds), self.dnn(embeds.flatten(1))], dim=-1)
 
-    def embed(self, table: FeatureEmbedding, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
+    def embed(
+        self, table: FeatureEmbedding, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The embeddings of all fields, `(batch, fields, embedding_size)`, from one table; see `forward`."""
         embeds = table(feature_ids)
         if text_embeds is not None:
@@ -238,11 +270,15 @@ class IdTower(nn.Module):
         return self.embedding_dropout(embeds)
 
     def forward(self, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """`(batch, slots)` local feature ids, and with strategy `frozen` the embedding of the text `(batch, embedding_size)`, which is the
-        last field -> `h_id`, `(batch, output_dim)`. `ValueError` where `output_dim` is not the size of what `encode` returns."""
+        """`(batch, slots)` local feature ids, and with strategy `frozen` the embedding of the text `(batch,
+        embedding_size)`, which is the last field -> `h_id`, `(batch, output_dim)`. `ValueError` where `output_dim` is
+        not the size of what `encode` returns."""
         h_id = self.encode(self.embed(self.embeddings, feature_ids, text_embeds))
         if h_id.shape[-1] != self.output_dim:
-            raise ValueError(f"{type(self).__name__}: h_id has the size {h_id.shape[-1]}, and its `output_dim` says {self.output_dim}")
+            raise ValueError(
+                f"{type(self).__name__}: h_id has the size {h_id.shape[-1]}, and its `output_dim` says "
+                f"{self.output_dim}"
+            )
         return h_id
 
 

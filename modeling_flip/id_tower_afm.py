@@ -14,8 +14,9 @@ from .id_tower import FieldPairs, IdTower, TowerLinear, register_id_tower
 
 @register_id_tower("afm")
 class AFM(IdTower):
-    """Attentional factorization machine (Xiao et al., IJCAI 2017, section 3): `h_id = sum_ij a_ij e_i * e_j` over the pairs, `a` a softmax
-    of `h^T relu(W (e_i * e_j) + b)`; a first-order term in the click logit, no DNN. `id_dropout` is on the products of the pairs.
+    """Attentional factorization machine (Xiao et al., IJCAI 2017, section 3): `h_id = sum_ij a_ij e_i * e_j` over the
+    pairs, `a` a softmax of `h^T relu(W (e_i * e_j) + b)`; a first-order term in the click logit, no DNN. `id_dropout`
+    is on the products of the pairs.
 
     Args:
         attention_size: size of the attention network's layer; that of an embedding when None (as in the paper).

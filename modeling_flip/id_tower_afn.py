@@ -17,19 +17,20 @@ NORMS = ("layer", "batch")
 SMALLEST = 1e-5  # of an embedding's absolute value, before the logarithm
 
 
-
 class LogarithmicLayer(nn.Module):
     """AFN's logarithmic transformation: `(B, F, D)` -> `(B, neurons, D)`.
 
-    Neuron j is `exp(sum_i w_ij ln|e_i|)`, the product of the embeddings raised to learned powers, element by element. Absolute values keep
-    the logarithm real; both logarithms and results are normalised.
+    Neuron j is `exp(sum_i w_ij ln|e_i|)`, the product of the embeddings raised to learned powers, element by element.
+    Absolute values keep the logarithm real; both logarithms and results are normalised.
     """
 
     def __init__(self, num_fields: int, size: int, num_neurons: int, norm: str):
         super().__init__()
         self.powers = TowerLinear(num_fields, num_neurons, bias=False)
         layer = norm == "layer"
-        self.log_norm, self.exp_norm = (nn.LayerNorm(size) if layer else nn.BatchNorm1d(n) for n in (num_fields, num_neurons))
+        self.log_norm, self.exp_norm = (
+            nn.LayerNorm(size) if layer else nn.BatchNorm1d(n) for n in (num_fields, num_neurons)
+        )
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         logs = self.log_norm(embeds.abs().clamp(min=SMALLEST).log())
@@ -38,14 +39,14 @@ class LogarithmicLayer(nn.Module):
 
 @register_id_tower("afn")
 class AFN(IdTower):
-    """Adaptive factorization network (Cheng et al., AAAI 2020): `h_id` is a DNN over logarithmic neurons, that is interactions of
-    learned orders; AFN+ has a second table and a DNN over it, `h_id = [that; deep]`.
+    """Adaptive factorization network (Cheng et al., AAAI 2020): `h_id` is a DNN over logarithmic neurons, that is
+    interactions of learned orders; AFN+ has a second table and a DNN over it, `h_id = [that; deep]`.
 
     Args:
         num_neurons: logarithmic neurons (256 in FLIP's release; the paper has hundreds to 1500, of embeddings of 10).
-        norm: of logarithms and neurons: `layer` over the elements of an embedding, or `batch`, the paper's, a mean over the rows of a
-            batch. That makes a row's score depend on the rows beside it while training, by process and by GradCache's chunk, and each
-            process has its own running means.
+        norm: of logarithms and neurons: `layer` over the elements of an embedding, or `batch`, the paper's, a mean over
+            the rows of a batch. That makes a row's score depend on the rows beside it while training, by process and by
+            GradCache's chunk, and each process has its own running means.
         use_dnn: AFN+.
     """
 

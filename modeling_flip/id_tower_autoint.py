@@ -31,7 +31,6 @@ class InteractingLayer(nn.Module):
         return (attended + self.residual(hidden)).relu()
 
 
-
 @register_id_tower("autoint")
 class AutoInt(IdTower):
     """AutoInt+ (Song et al., CIKM 2019): `h_id = [interacting layers over the fields; deep]`.
@@ -43,7 +42,14 @@ class AutoInt(IdTower):
         use_dnn: AutoInt+; without the DNN it is AutoInt, and `h_id` the interacting layers'.
     """
 
-    def __init__(self, config: FlipConfig, num_layers: int = 3, num_heads: int = 2, attention_size: int = 64, use_dnn: bool = True):
+    def __init__(
+        self,
+        config: FlipConfig,
+        num_layers: int = 3,
+        num_heads: int = 2,
+        attention_size: int = 64,
+        use_dnn: bool = True,
+    ):
         check_flag("AutoInt", "use_dnn", use_dnn)
         for name, value in (("num_layers", num_layers), ("num_heads", num_heads), ("attention_size", attention_size)):
             check_count("AutoInt", name, value, 1)

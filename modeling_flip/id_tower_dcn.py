@@ -17,7 +17,6 @@ from .id_tower import IdTower, TowerLinear, register_id_tower
 STRUCTURES = ("parallel", "stacked")
 
 
-
 class CrossTower(IdTower):
     """Base of the towers of cross layers: `h_id = [cross; deep]`, or stacked, the DNN over the last cross layer.
 
@@ -25,7 +24,9 @@ class CrossTower(IdTower):
         new_layer: makes a cross layer `(x0, x) -> x'` of `(B, dim)`, given dim.
     """
 
-    def __init__(self, config: FlipConfig, num_cross_layers: int, structure: str, new_layer: Callable[[int], nn.Module]):
+    def __init__(
+        self, config: FlipConfig, num_cross_layers: int, structure: str, new_layer: Callable[[int], nn.Module]
+    ):
         super().__init__(config)
         owner = type(self).__name__
         check_count(owner, "num_cross_layers", num_cross_layers, 1)
@@ -45,7 +46,6 @@ class CrossTower(IdTower):
         return self.dnn(self.interact(embeds)) if self.stacked else super().encode(embeds)
 
 
-
 class VectorCrossLayer(nn.Module):
     """A DCN cross layer (equation 3): `x' = x0 <x, w> + b + x`, `(B, dim)` -> `(B, dim)`."""
 
@@ -63,7 +63,8 @@ class VectorCrossLayer(nn.Module):
 
 @register_id_tower("dcn")
 class DCN(CrossTower):
-    """Deep & Cross network (Wang et al., ADKDD 2017, section 2): cross layers with a weight vector, `h_id = [cross; deep]`.
+    """Deep & Cross network (Wang et al., ADKDD 2017, section 2): cross layers with a weight vector, `h_id = [cross;
+    deep]`.
 
     Args:
         num_cross_layers: cross layers (2 in FLIP's release; the paper's best model on Criteo had 6).

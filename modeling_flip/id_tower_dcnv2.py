@@ -27,7 +27,6 @@ class CrossLayer(nn.Module):
         return x + x0 * self.linear(x)
 
 
-
 class LowRankCrossLayer(nn.Module):
     """A DCNv2 cross layer as a mixture of low-rank experts (DCN V2): `(B, dim)` -> `(B, dim)`.
 
@@ -62,7 +61,6 @@ class LowRankCrossLayer(nn.Module):
         return x + x0 * ((gates * experts).flatten(1) @ self.up + self.bias)
 
 
-
 @register_id_tower("dcnv2")
 class DCNv2(CrossTower):
     """DCN V2 (Wang et al., WWW 2021): `h_id = [cross; deep]`; by default FLIP's, with low-rank mixture cross layers.
@@ -75,13 +73,27 @@ class DCNv2(CrossTower):
         structure: `parallel`, or `stacked`: `h_id` is the DNN over the last cross layer.
     """
 
-    def __init__(self, config: FlipConfig, num_cross_layers: int = 2, low_rank: int | None = None,
-                 num_experts: int | None = None, full_matrix: bool = False, structure: str = "parallel"):  # fmt: skip
+    def __init__(
+        self,
+        config: FlipConfig,
+        num_cross_layers: int = 2,
+        low_rank: int | None = None,
+        num_experts: int | None = None,
+        full_matrix: bool = False,
+        structure: str = "parallel",
+    ):
         check_flag("DCNv2", "full_matrix", full_matrix)
         given = [name for name, value in (("low_rank", low_rank), ("num_experts", num_experts)) if value is not None]
         if full_matrix and given:
-            raise ValueError(f"DCNv2: `{given[0]}` is of low-rank experts, and with `full_matrix` there are none; leave it out.")
-        experts = {"low_rank": 32 if low_rank is None else low_rank, "num_experts": 4 if num_experts is None else num_experts}
+            raise ValueError(
+                f"DCNv2: `{given[0]}` is of low-rank experts, and with `full_matrix` there are none; leave it out."
+            )
+        experts = {
+            "low_rank": 32 if low_rank is None else low_rank,
+            "num_experts": 4 if num_experts is None else num_experts,
+        }
         for name, value in experts.items():
             check_count("DCNv2", name, value, 1)
-        super().__init__(config, num_cross_layers, structure, CrossLayer if full_matrix else partial(LowRankCrossLayer, **experts))
+        super().__init__(
+            config, num_cross_layers, structure, CrossLayer if full_matrix else partial(LowRankCrossLayer, **experts)
+        )

@@ -15,17 +15,17 @@ from .id_tower import DNN, FieldPairs, IdTower, TowerLinear, register_id_tower
 BILINEAR = ("all", "each", "interaction")
 
 
-
 class Excitation(nn.Linear):
-    """A linear layer that starts with positive weights: before a relu, a field whose weights are all negative would be off for good."""
+    """A linear layer that starts with positive weights: before a relu, a field whose weights are all negative would be
+    off for good."""
 
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.uniform_(self.weight, 0.0, (6 / sum(self.weight.shape)) ** 0.5)  # the positive half of Xavier's
 
 
-
 class SENet(nn.Module):
-    """FiBiNET's squeeze and excitation: weighs each field by what the means of all embeddings say. `(B, F, D)` to the same."""
+    """FiBiNET's squeeze and excitation: weighs each field by what the means of all embeddings say. `(B, F, D)` to the
+    same."""
 
     def __init__(self, num_fields: int, reduction_ratio: int):
         super().__init__()
@@ -36,7 +36,6 @@ class SENet(nn.Module):
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         weights = self.excite(self.squeeze(embeds.mean(-1)).relu()).relu()  # (B, F)
         return embeds * weights[..., None]
-
 
 
 class BilinearInteraction(nn.Module):
@@ -62,16 +61,17 @@ class BilinearInteraction(nn.Module):
             left = torch.einsum("bpd,pde->bpe", left, self.weight)
         else:  # before the pairs: each field is in several
             firsts = embeds[:, :-1]
-            firsts = firsts @ self.weight[0] if self.kind == "all" else torch.einsum("bfd,fde->bfe", firsts, self.weight)
+            firsts = (
+                firsts @ self.weight[0] if self.kind == "all" else torch.einsum("bfd,fde->bfe", firsts, self.weight)
+            )
             left = firsts.index_select(1, self.pairs.left)
         return left * right
 
 
-
 @register_id_tower("fibinet")
 class FiBiNET(IdTower):
-    """FiBiNET (Huang et al., RecSys 2019): `h_id` is a DNN over the bilinear products of all pairs, of the embeddings and of the
-    embeddings weighed by SENet; a first-order term in the click logit.
+    """FiBiNET (Huang et al., RecSys 2019): `h_id` is a DNN over the bilinear products of all pairs, of the embeddings
+    and of the embeddings weighed by SENet; a first-order term in the click logit.
 
     Args:
         bilinear: whose matrix a pair takes: `all` have one, `each` first field has its own, or each `interaction` has.

@@ -34,36 +34,47 @@ class FeatureGate(nn.Module):
             init.normal_(self.vector)  # at zero the hidden layer would have no gradient
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
-        context = self.vector if self.vector is not None else torch.cat([embeds[:, field] for field in self.context], dim=-1)
+        context = (
+            self.vector if self.vector is not None else torch.cat([embeds[:, field] for field in self.context], dim=-1)
+        )
         return 2 * self.gate(self.hidden(context).relu()).sigmoid() * embeds.flatten(1)
-
 
 
 @register_id_tower("finalmlp")
 class FinalMLP(IdTower):
     """FinalMLP (Mao et al., AAAI 2023): two DNNs over the embeddings, each with its own selection of features, fused.
 
-    `h_id = [o_1; o_2; fused]`, of which `fused` is `(o_1 W) * o_2` (element by element), head by head. The paper's bilinear fusion
-    `b + w_1 o_1 + w_2 o_2 + sum_heads o_1^T W o_2` is linear in it: the click logit's weight of an element of `fused` scales a column of W.
+    `h_id = [o_1; o_2; fused]`, of which `fused` is `(o_1 W) * o_2` (element by element), head by head. The paper's
+    bilinear fusion `b + w_1 o_1 + w_2 o_2 + sum_heads o_1^T W o_2` is linear in it: the click logit's weight of an
+    element of `fused` scales a column of W.
 
     Args:
         num_heads: heads of the fusion; the last size of both streams must be a multiple of it.
         second_hidden_dims: layers of the second stream; those of the first, `id_hidden_dims`, when None.
         feature_selection: whether gates weigh the embeddings before the streams.
         gate_size: size of a gate's hidden layer.
-        first_context, second_context: names of the fields whose embeddings drive the gate of a stream (the paper has a user's in one
-            and an item's in the other); a learned vector when None.
+        first_context, second_context: names of the fields whose embeddings drive the gate of a stream (the paper has a
+            user's in one and an item's in the other); a learned vector when None.
     """
 
-    def __init__(self, config: FlipConfig, num_heads: int = 1, second_hidden_dims: list[int] | None = None,
-                 feature_selection: bool = True, gate_size: int | None = None, first_context: list[str] | None = None,
-                 second_context: list[str] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        config: FlipConfig,
+        num_heads: int = 1,
+        second_hidden_dims: list[int] | None = None,
+        feature_selection: bool = True,
+        gate_size: int | None = None,
+        first_context: list[str] | None = None,
+        second_context: list[str] | None = None,
+    ):
         check_count("FinalMLP", "num_heads", num_heads, 1)
         check_flag("FinalMLP", "feature_selection", feature_selection)
         given = {"gate_size": gate_size, "first_context": first_context, "second_context": second_context}
         given = [name for name, value in given.items() if value is not None]
         if given and not feature_selection:
-            raise ValueError(f"FinalMLP: `{given[0]}` is of the feature selection; leave it out without `feature_selection`.")
+            raise ValueError(
+                f"FinalMLP: `{given[0]}` is of the feature selection; leave it out without `feature_selection`."
+            )
         gate_size = 64 if gate_size is None else gate_size
         check_count("FinalMLP", "gate_size", gate_size, 1)
         if second_hidden_dims is None:
@@ -74,7 +85,10 @@ class FinalMLP(IdTower):
         self.second_dnn = DNN(self.input_dim, list(second_hidden_dims), config.id_dropout)
         self.first_gate = self.second_gate = None
         if feature_selection:
-            contexts = [_positions(config, *one) for one in (("first_context", first_context), ("second_context", second_context))]
+            contexts = [
+                _positions(config, *one)
+                for one in (("first_context", first_context), ("second_context", second_context))
+            ]
             self.first_gate, self.second_gate = (
                 FeatureGate(self.num_fields, self.embedding_size, gate_size, context) for context in contexts
             )
@@ -97,7 +111,6 @@ class FinalMLP(IdTower):
         return torch.cat([first, second, fused], dim=-1)
 
 
-
 def _positions(config: FlipConfig, argument: str, names: list[str] | None) -> list[int]:
     """Of the named fields, among those of the ID side."""
     have = [field.name for field in config.id_fields]
@@ -105,5 +118,7 @@ def _positions(config: FlipConfig, argument: str, names: list[str] | None) -> li
         raise ValueError(f"FinalMLP: `{argument}` must be a list of fields' names; got {names!r}.")
     unknown = [name for name in names or [] if name not in have]
     if unknown:
-        raise ValueError(f"FinalMLP: `{argument}` must name fields of the ID side, {', '.join(have)}; got {unknown[0]!r}.")
+        raise ValueError(
+            f"FinalMLP: `{argument}` must name fields of the ID side, {', '.join(have)}; got {unknown[0]!r}."
+        )
     return [have.index(name) for name in names or []]

@@ -12,10 +12,11 @@ from .id_tower import IdTower, bi_interaction, register_id_tower
 
 @register_id_tower("fm")
 class FM(IdTower):
-    """Factorization machine (Rendle, ICDM 2010): `h_id` is the bi-interaction, and the click logit adds the first-order term; no DNN.
+    """Factorization machine (Rendle, ICDM 2010): `h_id` is the bi-interaction, and the click logit adds the first-order
+    term; no DNN.
 
-    FM's second-order term is the sum of the bi-interaction's elements; here the click logit weighs them, as in a neural factorization
-    machine without hidden layers (He and Chua, SIGIR 2017).
+    FM's second-order term is the sum of the bi-interaction's elements; here the click logit weighs them, as in a neural
+    factorization machine without hidden layers (He and Chua, SIGIR 2017).
     """
 
     has_first_order = True

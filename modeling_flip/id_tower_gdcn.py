@@ -30,7 +30,8 @@ class GDCN(CrossTower):
 
     Args:
         num_cross_layers: cross layers (3 by default in the authors' code).
-        structure: `parallel` (GDCN-P): `h_id = [cross; deep]`; `stacked` (GDCN-S): `h_id` is the DNN over the last cross layer.
+        structure: `parallel` (GDCN-P): `h_id = [cross; deep]`; `stacked` (GDCN-S): `h_id` is the DNN over the last
+            cross layer.
     """
 
     def __init__(self, config: FlipConfig, num_cross_layers: int = 3, structure: str = "parallel"):

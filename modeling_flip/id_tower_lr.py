@@ -14,8 +14,9 @@ from .id_tower import IdTower, register_id_tower
 class LR(IdTower):
     """Logistic regression (Richardson et al., WWW 2007): no interaction, `h_id = [e_1; ...; e_F]`, no DNN.
 
-    The click logit, linear in `h_id`, gives feature i of field f the weight `<v_f, e_i>`: logistic regression with each weight written
-    as a product. FLIP needs a vector that tells the row's features apart, which a sum of weights does not.
+    The click logit, linear in `h_id`, gives feature i of field f the weight `<v_f, e_i>`: logistic regression with each
+    weight written as a product. FLIP needs a vector that tells the row's features apart, which a sum of weights does
+    not.
     """
 
     def __init__(self, config: FlipConfig):

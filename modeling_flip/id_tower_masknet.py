@@ -15,9 +15,9 @@ from .id_tower import DNN, IdTower, TowerLinear, check_sizes, register_id_tower
 STRUCTURES = ("serial", "parallel")
 
 
-
 class FieldNorm(nn.Module):
-    """Layer normalisation of each field's embedding with weights of its own (MaskNet's LN_EMB): `(B, F, D)` -> `(B, F * D)`."""
+    """Layer normalisation of each field's embedding with weights of its own (MaskNet's LN_EMB): `(B, F, D)` -> `(B, F *
+    D)`."""
 
     def __init__(self, num_fields: int, size: int):
         super().__init__()
@@ -33,9 +33,9 @@ class FieldNorm(nn.Module):
         return nn.functional.layer_norm(embeds, embeds.shape[-1:]).flatten(1) * self.weight + self.bias
 
 
-
 class MaskBlock(nn.Module):
-    """MaskNet's block (section 3): `relu(LN(W (mask * hidden)))`, the instance-guided mask two layers over the row's embeddings.
+    """MaskNet's block (section 3): `relu(LN(W (mask * hidden)))`, the instance-guided mask two layers over the row's
+    embeddings.
 
     `(B, F * D)` embeddings and `(B, input_dim)` hidden -> `(B, output_dim)`.
     """
@@ -52,30 +52,41 @@ class MaskBlock(nn.Module):
         return self.dropout(self.norm(self.hidden(mask * hidden)).relu())
 
 
-
 @register_id_tower("masknet")
 class MaskNet(IdTower):
-    """MaskNet (Wang et al., DLP-KDD 2021, section 3): mask blocks in the place of a DNN's layers, over normalised embeddings.
+    """MaskNet (Wang et al., DLP-KDD 2021, section 3): mask blocks in the place of a DNN's layers, over normalised
+    embeddings.
 
     Args:
-        structure: `serial`: one block on the other, of the sizes `id_hidden_dims`, `h_id` the last; `parallel`: blocks side by side
-            on the embeddings, `h_id` a DNN over all of them.
+        structure: `serial`: one block on the other, of the sizes `id_hidden_dims`, `h_id` the last; `parallel`: blocks
+            side by side on the embeddings, `h_id` a DNN over all of them.
         reduction_ratio: size of the mask's inner layer over that of what is masked (2 in the paper).
         num_blocks: blocks of `parallel`; 3 when None.
         block_size: size of such a block; 64 when None.
     """
 
-    def __init__(self, config: FlipConfig, structure: str = "serial", reduction_ratio: float = 2.0,
-                 num_blocks: int | None = None, block_size: int | None = None):  # fmt: skip
+    def __init__(
+        self,
+        config: FlipConfig,
+        structure: str = "serial",
+        reduction_ratio: float = 2.0,
+        num_blocks: int | None = None,
+        block_size: int | None = None,
+    ):
         check_choice("MaskNet", "structure", structure, STRUCTURES)
         if isinstance(reduction_ratio, bool) or not isinstance(reduction_ratio, int | float) or reduction_ratio <= 0:
             raise ValueError(f"MaskNet: `reduction_ratio` must be a number above 0; got {reduction_ratio!r}.")
-        blocks = {name: value for name, value in (("num_blocks", num_blocks), ("block_size", block_size)) if value is not None}
+        blocks = {
+            name: value for name, value in (("num_blocks", num_blocks), ("block_size", block_size)) if value is not None
+        }
         for name, value in blocks.items():
             check_count("MaskNet", name, value, 1)
         parallel = structure == "parallel"
         if blocks and not parallel:
-            raise ValueError(f"MaskNet: `{next(iter(blocks))}` is of structure 'parallel'; the blocks of 'serial' are `id_hidden_dims`.")
+            raise ValueError(
+                f"MaskNet: `{next(iter(blocks))}` is of structure 'parallel'; the blocks of 'serial' are "
+                "`id_hidden_dims`."
+            )
         if not parallel:
             check_sizes("MaskNet", "id_hidden_dims", config.id_hidden_dims)
         super().__init__(config, deep=False)

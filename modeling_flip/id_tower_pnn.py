@@ -18,8 +18,8 @@ class PNN(IdTower):
     """Product-based network (Qu et al., ICDM 2016): `h_id` is a DNN over the embeddings and products of them.
 
     Args:
-        products: `inner` (IPNN, also FLIP's baseline): `<e_i, e_j>` of each pair; `outer` (OPNN): `s s^T` with `s` the sum of the
-            embeddings, the paper's superposition of all outer products; `both` (PNN*).
+        products: `inner` (IPNN, also FLIP's baseline): `<e_i, e_j>` of each pair; `outer` (OPNN): `s s^T` with `s` the
+            sum of the embeddings, the paper's superposition of all outer products; `both` (PNN*).
     """
 
     min_fields = 2
@@ -29,7 +29,11 @@ class PNN(IdTower):
         check_choice("PNN", "products", products, PRODUCTS)
         self.inner, self.outer = products != "outer", products != "inner"
         self.pairs = FieldPairs(self.num_fields) if self.inner else None
-        size = self.input_dim + self.inner * self.num_fields * (self.num_fields - 1) // 2 + self.outer * self.embedding_size**2
+        size = (
+            self.input_dim
+            + self.inner * self.num_fields * (self.num_fields - 1) // 2
+            + self.outer * self.embedding_size**2
+        )
         self.dnn = DNN(size, config.id_hidden_dims, config.id_dropout)
         self.output_dim = self.dnn.output_dim
 

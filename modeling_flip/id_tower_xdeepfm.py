@@ -14,7 +14,8 @@ from .id_tower import IdTower, TowerLinear, check_sizes, register_id_tower
 class CIN(nn.Module):
     """xDeepFM's compressed interaction network (section 3.1, equation 6): `(B, F, D)` -> `(B, sum of sizes)`.
 
-    Map h of layer k is `X^k_h = sum_ij W^{k,h}_ij X^{k-1}_i * X^0_j`, products element by element; the output is each map's sum over
+    Map h of layer k is `X^k_h = sum_ij W^{k,h}_ij X^{k-1}_i * X^0_j`, products element by element; the output is each
+    map's sum over
     the D elements. Without an activation: the paper found none to be the best.
     """
 
@@ -32,13 +33,13 @@ class CIN(nn.Module):
         return torch.cat(pooled, dim=-1)
 
 
-
 @register_id_tower("xdeepfm")
 class XDeepFM(IdTower):
     """xDeepFM (Lian et al., KDD 2018, section 3): `h_id = [CIN; deep]`, and a first-order term in the click logit.
 
     Args:
-        cin_sizes: maps of each layer of the CIN (100 a layer on two of the paper's datasets, 200 on Criteo); two layers when None.
+        cin_sizes: maps of each layer of the CIN (100 a layer on two of the paper's datasets, 200 on Criteo); two layers
+            when None.
     """
 
     has_first_order = True

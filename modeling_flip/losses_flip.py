@@ -15,7 +15,8 @@ IGNORE_INDEX = -100
 
 
 def nce_loss(target_scores, noise_scores, target_log_prob, noise_log_prob) -> torch.Tensor:
-    """Noise-contrastive estimation (NCE, of the paper's MTM): each target against its k noise features, one loss a target `(M,)`.
+    """Noise-contrastive estimation (NCE, of the paper's MTM): each target against its k noise features, one loss a
+    target `(M,)`.
 
     `-log sigmoid(s(v) - log k p(v)) - sum_noise log(1 - sigmoid(s(v') - log k p(v')))`; scores and log probabilities
     of the targets are `(M,)`, of the noise `(M, k)`.
@@ -31,8 +32,8 @@ def contrastive_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric InfoNCE with the negatives of the global batch (the paper's ICL).
 
-    Each process computes its own rows of the similarity matrices. Returns the loss, the mean over its rows, and, detached, the share of
-    them whose own counterpart is the most similar one.
+    Each process computes its own rows of the similarity matrices. Returns the loss, the mean over its rows, and,
+    detached, the share of them whose own counterpart is the most similar one.
 
     Args:
         id_embeds, text_embeds: `(B, d)`; while training every process has as many rows.
@@ -46,9 +47,11 @@ def contrastive_loss(
     return loss, (id_to_text.argmax(-1) == labels).float().mean()
 
 
-def click_loss(logits: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None,
-               training: bool = False) -> torch.Tensor:  # fmt: skip
-    """Binary cross-entropy of `(B, n)` logits, the sum over n heads, averaged over the rows with their weights where given.
+def click_loss(
+    logits: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None, training: bool = False
+) -> torch.Tensor:
+    """Binary cross-entropy of `(B, n)` logits, the sum over n heads, averaged over the rows with their weights where
+    given.
 
     Args:
         labels, sample_weight: `(B,)`; clicks 0 or 1, and weights.

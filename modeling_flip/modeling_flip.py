@@ -1,8 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """FLIP (arXiv 2310.19453): an ID-based CTR model and a pretrained language model (PLM), aligned on the same rows.
 
-Shapes below: B rows, F fields of the tabular view and their S slots in `feature_ids` (S = F while each field has one value), L tokens,
-H the PLM's hidden size, D_id the size of `h_id`.
+Shapes below: B rows, F fields of the tabular view and their S slots in `feature_ids` (S = F while each field has one
+value), L tokens, H the PLM's hidden size, D_id the size of `h_id`.
 """
 
 import copy
@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from transformers import initialization as init
 from transformers.utils import logging
 
-# A checkpoint carries what this file imports, and transformers before 5.9 follows no imports of imports: every file is named here.
+# A checkpoint carries what this file imports, and transformers before 5.9 follows no imports of imports: every file is
+# named here.
 # isort: off
 from .columns_flip import Column  # noqa: F401
 from .configuration_flip import FlipConfig
@@ -65,9 +66,15 @@ class FlipPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     # heads of the other classes, and branches that a strategy does not use: loads between heads are silent
     _keys_to_ignore_on_load_unexpected = [
-        r"^mlm_head\.", r"^mtm_head\.", r"^logit_scale$", r"^id_classifier\.", r"^first_order\.",
-        r"^text_classifier\.", r"^fusion\.", r"^(flip\.)?(text_encoder|text_projection|text_field|id_tower|id_projection)\.",
-    ]  # fmt: skip
+        r"^mlm_head\.",
+        r"^mtm_head\.",
+        r"^logit_scale$",
+        r"^id_classifier\.",
+        r"^first_order\.",
+        r"^text_classifier\.",
+        r"^fusion\.",
+        r"^(flip\.)?(text_encoder|text_projection|text_field|id_tower|id_projection)\.",
+    ]
 
     def _init_weights(self, module):
         if hasattr(module, "init_flip_weights"):
@@ -85,7 +92,10 @@ class FlipPreTrainedModel(PreTrainedModel):
             loaded = super().from_pretrained(*args, **kwargs)
         except OSError as error:
             if args and os.path.isfile(os.path.join(str(args[0]), "adapter_config.json")):
-                raise OSError(f"{args[0]} is a LoRA adapter without its base; load it with flip_ctr.train.models.lora.load_adapter.") from error
+                raise OSError(
+                    f"{args[0]} is a LoRA adapter without its base; load it with "
+                    "flip_ctr.train.models.lora.load_adapter."
+                ) from error
             raise
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         align(model)
@@ -94,19 +104,23 @@ class FlipPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this class."""
+        """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this
+        class."""
         self.save_tower_code(save_directory)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_tower_code(self, folder) -> None:
-        """Writes what the copies of this package's own files do not bring into a checkpoint: a user's tower, the `auto_map`."""
+        """Writes what the copies of this package's own files do not bring into a checkpoint: a user's tower, the
+        `auto_map`."""
         os.makedirs(folder, exist_ok=True)
         self.config.entry_module = save_tower_code(self.base_model.id_tower, folder)
         self.config.auto_map["AutoModel"] = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
 
     def _get_files_timestamps(self, working_dir):
         # of files older than the save only changed ones are pushed, and a tower's code has just been written
-        return {name: time for name, time in super()._get_files_timestamps(working_dir).items() if not name.endswith(".py")}
+        return {
+            name: time for name, time in super()._get_files_timestamps(working_dir).items() if not name.endswith(".py")
+        }
 
     @classmethod
     def from_text_pretrained(cls, text_model_name_or_path: str, config: FlipConfig, **kwargs) -> "FlipPreTrainedModel":
@@ -123,7 +137,9 @@ class FlipPreTrainedModel(PreTrainedModel):
         mlm_model = None
         if cls._takes_mlm_head and config.mlm_weight > 0:
             mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)
-        text_encoder = mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
+        text_encoder = (
+            mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
+        )
         config.text_config = text_encoder.config
         model = cls(config, text_encoder=text_encoder)
         if mlm_model is not None and not model.mlm_head.load_plm_head(mlm_model):
@@ -143,8 +159,8 @@ class FlipPreTrainedModel(PreTrainedModel):
 
 
 def align(model: nn.Module) -> None:
-    """Copies tensors that lie unaligned on the CPU, as they do in a loaded file, to aligned memory: vector kernels sum unaligned
-    ones in another order, and scores would differ in the last bit from those before saving."""
+    """Copies tensors that lie unaligned on the CPU, as they do in a loaded file, to aligned memory: vector kernels sum
+    unaligned ones in another order, and scores would differ in the last bit from those before saving."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
@@ -179,12 +195,19 @@ class FlipModel(FlipPreTrainedModel):
     Args:
         config: without a `text_config` the model has only the ID tower.
         text_encoder: a loaded PLM to use instead of a new one of `config.text_config`.
-        use_id, use_text: which towers to build; None: the ID tower, where the configuration is not that of a pretraining without it.
+        use_id, use_text: which towers to build; None: the ID tower, where the configuration is not that of a
+            pretraining without it.
         use_projection: whether to build the projections; where ICL has a weight when None.
     """
 
-    def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None, use_id: bool | None = None,
-                 use_text: bool = True, use_projection: bool | None = None):  # fmt: skip
+    def __init__(
+        self,
+        config: FlipConfig,
+        text_encoder: PreTrainedModel | None = None,
+        use_id: bool | None = None,
+        use_text: bool = True,
+        use_projection: bool | None = None,
+    ):
         super().__init__(config)
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
         self.text_memory: dict[bytes, torch.Tensor] = {}
@@ -203,7 +226,9 @@ class FlipModel(FlipPreTrainedModel):
         if config.text_is_field and self.id_tower is not None and self.text_encoder is not None:
             self.text_encoder.requires_grad_(False).eval()
             self.text_field = TextField(config.text_config.hidden_size, config.id_embedding_size)
-        use_projection = config.icl_weight > 0 and not config.text_is_field if use_projection is None else use_projection
+        use_projection = (
+            config.icl_weight > 0 and not config.text_is_field if use_projection is None else use_projection
+        )
         if use_projection and self.id_tower is not None and self.text_encoder is not None:
             dims = config.projection_dim, config.projection_dropout
             self.id_projection = FlipProjection(self.id_tower.output_dim, *dims)
@@ -228,7 +253,8 @@ class FlipModel(FlipPreTrainedModel):
         return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)
 
     def train(self, mode: bool = True) -> "FlipModel":
-        """As in torch, but a tower of which nothing trains stays as it is: it has no dropout, and its batch norm counts nothing."""
+        """As in torch, but a tower of which nothing trains stays as it is: it has no dropout, and its batch norm counts
+        nothing."""
         super().train(mode)
         for tower in (self.text_encoder, self.id_tower):
             if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
@@ -239,8 +265,8 @@ class FlipModel(FlipPreTrainedModel):
 
     @torch.no_grad()
     def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through the PLM once, and
-        those of [`remember_text`] not at all."""
+        """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through
+        the PLM once, and those of [`remember_text`] not at all."""
         length = input_ids.shape[1]
         rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1)
         distinct, where = rows.unique(dim=0, return_inverse=True)
@@ -259,25 +285,34 @@ class FlipModel(FlipPreTrainedModel):
 
     @torch.no_grad()
     def remember_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        """Encodes prompts `(B, L)`, whose pooled states [`frozen_text`] then takes from memory. They are valid as long as the PLM stays as
-        it is (with other weights they are forgotten), and are not saved."""
+        """Encodes prompts `(B, L)`, whose pooled states [`frozen_text`] then takes from memory. They are valid as long
+        as the PLM stays as it is (with other weights they are forgotten), and are not saved."""
         self._forget_text_of_other_weights()
         keys = _prompt_keys(input_ids, attention_mask)
         new = list({key: number for number, key in enumerate(keys) if key not in self.text_memory}.values())
         if new:
             pooled = self.pooled_text(input_ids[new], attention_mask[new])
-            self.text_memory |= zip([keys[number] for number in new], pooled.clone())  # a view would hold the states of all tokens
+            self.text_memory |= zip(
+                [keys[number] for number in new], pooled.clone()
+            )  # a view would hold the states of all tokens
 
     def _forget_text_of_other_weights(self) -> None:
         versions = [(parameter.data_ptr(), parameter._version) for parameter in self.text_encoder.parameters()]
         if versions != self.text_memory_of[0]:  # something was written; what was written may be the same
-            sums = [zlib.crc32(one.detach().cpu().flatten().view(torch.uint8).numpy()) for one in self.text_encoder.parameters()]
+            sums = [
+                zlib.crc32(one.detach().cpu().flatten().view(torch.uint8).numpy())
+                for one in self.text_encoder.parameters()
+            ]
             if sums != self.text_memory_of[1]:
                 self.text_memory = {}
             self.text_memory_of = versions, sums
 
-    def encode_ids(self, feature_ids: torch.Tensor, input_ids: torch.Tensor | None = None,
-                   attention_mask: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+    def encode_ids(
+        self,
+        feature_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Feature ids `(B, S)` -> `h_id` `(B, D_id)`; with strategy `frozen` of token ids and mask `(B, L)` too."""
         if self.text_field is None:
             return self.id_tower(feature_ids)
@@ -292,11 +327,15 @@ class FlipModel(FlipPreTrainedModel):
 
     def _check_projection(self, projection: FlipProjection | None) -> None:
         if projection is None:
-            raise ValueError("this model has no projections, which only contrastive learning trains (two towers, `icl_weight` above 0, "
-                             "`strategy` other than frozen); the towers' own vectors are in the output of `forward`.")  # fmt: skip
+            raise ValueError(
+                "this model has no projections, which only contrastive learning trains (two towers, `icl_weight` "
+                "above 0, "
+                "`strategy` other than frozen); the towers' own vectors are in the output of `forward`."
+            )
 
     def get_id_features(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        """Feature ids `(B, S)` -> `(B, projection_dim)`. `ValueError` where the model has no projections (see `icl_weight`)."""
+        """Feature ids `(B, S)` -> `(B, projection_dim)`. `ValueError` where the model has no projections (see
+        `icl_weight`)."""
         self._check_projection(self.id_projection)
         return self.project(self.id_tower(feature_ids), self.id_projection)
 
@@ -346,8 +385,8 @@ def _prompt_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[
 class FlipForPretraining(FlipPreTrainedModel):
     """FLIP's modality alignment pretraining: masked language, masked tabular and instance-level contrastive learning.
 
-    A tower that no objective uses is not built: with MTM from the ids alone (`mtm_text_dropout=1`, other weights 0) there is no PLM, in the
-    configuration neither; with plain MLM (`mlm_id_dropout=1`, other weights 0) no ID tower.
+    A tower that no objective uses is not built: with MTM from the ids alone (`mtm_text_dropout=1`, other weights 0)
+    there is no PLM, in the configuration neither; with plain MLM (`mlm_id_dropout=1`, other weights 0) no ID tower.
 
     Raises:
         ValueError: an objective uses the PLM and the configuration has none, or all three weights are 0.
@@ -359,11 +398,16 @@ class FlipForPretraining(FlipPreTrainedModel):
         if not (config.mlm_weight or config.mtm_weight or config.icl_weight):
             raise ValueError("FlipForPretraining: mlm_weight, mtm_weight and icl_weight are all 0; nothing to learn.")
         if config.text_is_field:
-            raise ValueError(f"FlipForPretraining: `strategy` {config.strategy!r} takes a PLM as it is; there is nothing to align.")
+            raise ValueError(
+                f"FlipForPretraining: `strategy` {config.strategy!r} takes a PLM as it is; there is nothing to align."
+            )
         use_id, use_text = config.pretrains_id_tower, config.pretrains_text
         if use_text and config.text_config is None:
-            raise ValueError("FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without the text "
-                             "(mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one.")  # fmt: skip
+            raise ValueError(
+                "FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without "
+                "the text "
+                "(mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one."
+            )
         if not use_text:
             config = copy.deepcopy(config)
             config.text_config = None
@@ -374,18 +418,22 @@ class FlipForPretraining(FlipPreTrainedModel):
         if config.mlm_weight > 0:
             tokens = self.flip.text_encoder.get_input_embeddings()
             size, dim = tokens.weight.shape
-            self.mlm_head = FlipMLMHead(config.text_config, id_dim if config.mlm_uses_ids else None, dim, size, config.mlm_id_dropout)
+            self.mlm_head = FlipMLMHead(
+                config.text_config, id_dim if config.mlm_uses_ids else None, dim, size, config.mlm_id_dropout
+            )
             name = next(name for name, module in self.named_modules() if module is tokens)
             self._tied_weights_keys = {"mlm_head.decoder.weight": f"{name}.weight"}
         if config.mtm_weight > 0:
-            self.mtm_head = FlipMTMHead(config, id_dim, config.text_config.hidden_size if config.mtm_uses_text else None)
+            self.mtm_head = FlipMTMHead(
+                config, id_dim, config.text_config.hidden_size if config.mtm_uses_text else None
+            )
         if config.icl_weight > 0 and config.icl_similarity == "cosine":
             self.logit_scale = nn.Parameter(torch.zeros(1))  # of one dimension: FSDP2 cannot split a scalar
         self.post_init()
 
     def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):
-        """Publishes the two towers, as a [`FlipModel`], and the heads too where asked for: they can return a user's demographics
-        from an id, and fine-tuning does not need them."""
+        """Publishes the two towers, as a [`FlipModel`], and the heads too where asked for: they can return a user's
+        demographics from an id, and fine-tuning does not need them."""
         return (super() if pretraining_heads else self.flip).push_to_hub(repo_id, *args, **kwargs)
 
     def get_output_embeddings(self):
@@ -433,12 +481,12 @@ class FlipForPretraining(FlipPreTrainedModel):
             mlm_labels: `(B, L)` token ids at masked positions, -100 elsewhere.
             mtm_labels: `(B, S)` local feature ids of masked fields, -100 elsewhere.
             noise_uniform: `(B, S, k)` float64 numbers in [0, 1) to draw MTM's noise with; random when not given.
-            icl_gradients: gradients of ICL's loss by `id_embeds` and `text_embeds` of these rows, and by the scale where it is learned:
-                the rows are a chunk of a larger batch in which ICL was computed before (see `train/grad_cache.py`). The loss then
-                holds a term with these gradients in the place of ICL's, and the clean view has a forward of its own, the same as
-                [`FlipModel`]'s, so that dropout can be repeated.
-            divisors: what the sums of `mlm` and `mtm` losses are divided by; the numbers of targets in this batch, over all
-                processes, when not given.
+            icl_gradients: gradients of ICL's loss by `id_embeds` and `text_embeds` of these rows, and by the scale
+                where it is learned: the rows are a chunk of a larger batch in which ICL was computed before (see
+                `train/grad_cache.py`). The loss then holds a term with these gradients in the place of ICL's, and the
+                clean view has a forward of its own, the same as [`FlipModel`]'s, so that dropout can be repeated.
+            divisors: what the sums of `mlm` and `mtm` losses are divided by; the numbers of targets in this batch, over
+                all processes, when not given.
 
         Raises:
             ValueError: a view that an objective needs is missing.
@@ -450,14 +498,18 @@ class FlipForPretraining(FlipPreTrainedModel):
             given = input_ids if input_ids is not None else masked_input_ids
             attention_mask = None if given is None else torch.ones_like(given)
         needed = {
-            "mlm_weight": {"masked_input_ids": masked_input_ids, "mlm_labels": mlm_labels} | ({"feature_ids": feature_ids} if mlm_ids else {}),
-            "mtm_weight": {"masked_feature_ids": masked_feature_ids, "mtm_labels": mtm_labels} | ({"input_ids": input_ids} if mtm_text else {}),
+            "mlm_weight": {"masked_input_ids": masked_input_ids, "mlm_labels": mlm_labels}
+            | ({"feature_ids": feature_ids} if mlm_ids else {}),
+            "mtm_weight": {"masked_feature_ids": masked_feature_ids, "mtm_labels": mtm_labels}
+            | ({"input_ids": input_ids} if mtm_text else {}),
             "icl_weight": {"feature_ids": feature_ids, "input_ids": input_ids},
         }
         for setting, views in needed.items():
             missing = [name for name, view in views.items() if view is None and getattr(config, setting) > 0]
             if missing:
-                raise ValueError(f"{' and '.join(missing)} needed while config.{setting} is {getattr(config, setting)}.")
+                raise ValueError(
+                    f"{' and '.join(missing)} needed while config.{setting} is {getattr(config, setting)}."
+                )
 
         output, divisors = FlipForPretrainingOutput(loss=torch.zeros((), device=self.device)), divisors or {}
         text_states = masked_text_states = id_state = masked_id_state = None
@@ -497,7 +549,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
         found = len(rows)
         count = torch.tensor(found, device=labels.device)
-        # rounded up with ignored positions: a new size every step costs a new kernel, and memory that is never given back
+        # rounded up with ignored positions: a new size every step costs a new kernel, and memory that is never given
+        # back
         padding = (0, -len(rows) % MLM_POSITIONS_MULTIPLE)
         rows, positions = nn.functional.pad(rows, padding), nn.functional.pad(positions, padding)
         tokens, targets = masked_states[rows, positions], labels[rows, positions]
@@ -532,10 +585,11 @@ class FlipForPretraining(FlipPreTrainedModel):
 
 
 class FlipForCTR(FlipPreTrainedModel):
-    """Click prediction, the paper's adaptive fine-tuning, with `config.strategy`: `id` (FLIP_ID), `plm` (FLIP_PLM) or `joint` (FLIP);
-    or `frozen`, the ID tower with the text embedding of a frozen PLM as one more field.
+    """Click prediction, the paper's adaptive fine-tuning, with `config.strategy`: `id` (FLIP_ID), `plm` (FLIP_PLM) or
+    `joint` (FLIP); or `frozen`, the ID tower with the text embedding of a frozen PLM as one more field.
 
-    Only the towers that the strategy uses are built or loaded; an `id` model holds no PLM, in its configuration neither.
+    Only the towers that the strategy uses are built or loaded; an `id` model holds no PLM, in its configuration
+    neither.
 
     Raises:
         ValueError: the strategy needs a PLM and `config.text_config` is null.

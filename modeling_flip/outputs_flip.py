@@ -40,11 +40,13 @@ class FlipForPretrainingOutput(ModelOutput):
         mlm_loss, mtm_loss: means over the masked tokens and over the masked features.
         icl_loss: symmetric InfoNCE.
         icl_accuracy: share of rows whose own counterpart is the most similar of the batch.
-        mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field, ranked first, or
-            among the first n where n values of the field were masked (in eval mode only: ranking costs as much as a layer).
+        mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field,
+            ranked first, or
+            among the first n where n values of the field were masked (in eval mode only: ranking costs as much as a
+                layer).
         mlm_shuffled_accuracy, mtm_shuffled_accuracy: the same with the other modality's rows shifted by one (in eval
-            mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment. None where the
-            objective does not see the other modality.
+            mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment. None
+            where the objective does not see the other modality.
         num_mlm_targets, num_mtm_targets: how many tokens and features the means are over.
     """
 

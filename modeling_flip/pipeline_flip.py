@@ -27,7 +27,8 @@ class ClickThroughRatePipeline(Pipeline):
     {'click_probability': 0.982, 'id_probability': 0.987, 'text_probability': 0.959}
     ```
 
-    An answer holds `click_probability`, and for strategy `joint` the towers' own `id_probability` and `text_probability`.
+    An answer holds `click_probability`, and for strategy `joint` the towers' own `id_probability` and
+    `text_probability`.
     """
 
     _load_processor = True
@@ -41,16 +42,18 @@ class ClickThroughRatePipeline(Pipeline):
     def __call__(self, rows: Any, batch_size: int | None = None, **kwargs) -> dict | list[dict] | Iterator[dict]:
         """
         Args:
-            rows: one row as a dict (single-valued fields are scalars in it) or a pandas Series; a list of such dicts, a dict of columns, a pandas or Arrow table, or a
-                `datasets` dataset; or a generator or other stream of dicts (a streaming `datasets` dataset), of which only one
-                batch is in memory. Columns that are no field of the model are ignored.
+            rows: one row as a dict (single-valued fields are scalars in it) or a pandas Series; a list of such dicts, a
+                dict of columns, a pandas or Arrow table, or a `datasets` dataset; or a generator or other stream of
+                dicts (a streaming `datasets` dataset), of which only one batch is in memory. Columns that are no field
+                of the model are ignored.
             batch_size: rows the model takes at once; the pipeline's own when not given, or 256.
 
         Returns:
             One dict for one row, a list in the order of the rows for many, an iterator for a stream.
 
         Raises:
-            ValueError: a column is missing, or a value has another type: names column and row; or `batch_size` is below 1.
+            ValueError: a column is missing, or a value has another type: names column and row; or `batch_size` is below
+                1.
             TypeError: `rows` has another form.
         """
         self._sanitize_parameters(**{name: value for name, value in kwargs.items() if name != "num_workers"})

@@ -1,9 +1,10 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Rows -> model inputs: feature ids by the feature extractor, prompts by composing tokenised pieces.
 
-A prompt is `[CLS] gender is male ; age is 24 ; … ; genre is Drama, Romance [SEP]` (the paper's modality transformation). A value's tokens never
-change, so each distinct (field, value) is tokenised once into a ragged table, and the token ids of a batch are one
-vectorised gather from it. That gives each token its field for free, and cuts a too long value, never a later field.
+A prompt is `[CLS] gender is male ; age is 24 ; … ; genre is Drama, Romance [SEP]` (the paper's modality
+transformation). A value's tokens never change, so each distinct (field, value) is tokenised once into a ragged table,
+and the token ids of a batch are one vectorised gather from it. That gives each token its field for free, and cuts a too
+long value, never a later field.
 """
 
 import os
@@ -18,8 +19,8 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
-from .fields_flip import FlipField
 from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
+from .fields_flip import FlipField
 
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
 MAX_CACHED_VALUES = 100_000
@@ -46,8 +47,8 @@ class PromptTable:
     def compose(self, entries: np.ndarray) -> dict[str, np.ndarray]:
         """`(rows, T)` value entries -> int64 arrays `(rows, L)`, padded on the right to the longest row.
 
-        Returns `input_ids`, `attention_mask`, and `token_fields`: the text field (0 to T - 1) of each value token, -1 for
-        template tokens, special tokens and padding.
+        Returns `input_ids`, `attention_mask`, and `token_fields`: the text field (0 to T - 1) of each value token, -1
+        for template tokens, special tokens and padding.
         """
         rows, fields = entries.shape
         # template and values take turns: piece 0, value 0, piece 1, value 1, ..., last piece
@@ -71,7 +72,8 @@ class PromptTable:
 
 
 class PromptTableBuilder:
-    """Grows a [`PromptTable`] part by part of the rows: a value that was met before keeps its entry, a new one gets the next.
+    """Grows a [`PromptTable`] part by part of the rows: a value that was met before keeps its entry, a new one gets the
+    next.
 
     Args:
         template: token ids of what stands before each value, and of the end.
@@ -120,8 +122,13 @@ class EncodedRows:
         lengths: `(N,)` int32 tokens of each prompt, or None.
     """
 
-    def __init__(self, feature_ids: np.ndarray, prompt_table: PromptTable | None = None, entries: np.ndarray | None = None,
-                 lengths: np.ndarray | None = None):  # fmt: skip
+    def __init__(
+        self,
+        feature_ids: np.ndarray,
+        prompt_table: PromptTable | None = None,
+        entries: np.ndarray | None = None,
+        lengths: np.ndarray | None = None,
+    ):
         self.feature_ids = feature_ids.astype(np.int32, copy=False)
         self.prompt_table, self.entries, self.lengths = prompt_table, entries, lengths
         if prompt_table is not None and lengths is None:
@@ -131,7 +138,8 @@ class EncodedRows:
         return len(self.feature_ids)
 
     def order(self) -> np.ndarray:
-        """The rows by falling length of their prompts, `(N,)`: neighbours pad little, and too large a batch fails at once."""
+        """The rows by falling length of their prompts, `(N,)`: neighbours pad little, and too large a batch fails at
+        once."""
         return np.arange(len(self)) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -161,8 +169,16 @@ class FlipProcessor(ProcessorMixin):
 
     _auto_class = "AutoProcessor"  # saving copies the code
 
-    def __init__(self, feature_extractor, tokenizer=None, max_length: int | None = None, label: str = "label",
-                 weight: str | None = None, id_only: bool | None = None, **kwargs):  # fmt: skip
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer=None,
+        max_length: int | None = None,
+        label: str = "label",
+        weight: str | None = None,
+        id_only: bool | None = None,
+        **kwargs,
+    ):
         # not through the base class, which demands every attribute: an ID-only processor has no tokenizer
         self.check_argument_for_proper_class("feature_extractor", feature_extractor)
         if tokenizer is not None:
@@ -174,9 +190,13 @@ class FlipProcessor(ProcessorMixin):
         self.max_length, self._taken_for_special = max_length, []
         self._cache: dict[tuple[int, Value], list[int]] = {}
         if tokenizer is not None:
-            limits = [limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9]
+            limits = [
+                limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9
+            ]
             self.max_length = min(limits) if limits else None
-            special = {tokenizer.convert_tokens_to_ids(t): t for t in tokenizer.all_special_tokens if t != tokenizer.unk_token}
+            special = {
+                tokenizer.convert_tokens_to_ids(t): t for t in tokenizer.all_special_tokens if t != tokenizer.unk_token
+            }
             self._taken_for_special = [t for t in special.values() if set(self._tokenize([t])[0]) & set(special)]
             self._template = self._tokenize_template()
             self._check_length()
@@ -184,8 +204,15 @@ class FlipProcessor(ProcessorMixin):
     # --- building
 
     @classmethod
-    def from_dataset(cls, dataset: Any, fields: Sequence[FlipField | dict], tokenizer=None, min_frequency: int = 1,
-                     hash_user_values: bool = False, **kwargs) -> "FlipProcessor":  # fmt: skip
+    def from_dataset(
+        cls,
+        dataset: Any,
+        fields: Sequence[FlipField | dict],
+        tokenizer=None,
+        min_frequency: int = 1,
+        hash_user_values: bool = False,
+        **kwargs,
+    ) -> "FlipProcessor":
         """Builds the vocabularies from the *training* split, and checks that prompts compose with this tokenizer.
 
         Args:
@@ -238,7 +265,9 @@ class FlipProcessor(ProcessorMixin):
 
     def prompt(self, values: Sequence[Value]) -> str:
         """The prompt of one row as text, from the canonical values of the text fields."""
-        return " ; ".join(f"{field.wording} is {self.value_text(field, value)}" for field, value in zip(self.text_fields, values))
+        return " ; ".join(
+            f"{field.wording} is {self.value_text(field, value)}" for field, value in zip(self.text_fields, values)
+        )
 
     def value_text(self, field: FlipField, value: Value) -> str:
         """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
@@ -249,8 +278,14 @@ class FlipProcessor(ProcessorMixin):
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         # split_special_tokens: a title that contains "[MASK]" is text
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, truncation=False,
-                              return_attention_mask=False, verbose=False)["input_ids"]  # fmt: skip
+        return self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            truncation=False,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
 
     def _tokenize_template(self) -> list[list[int]]:
         """What stands before each value, and the end."""
@@ -269,7 +304,8 @@ class FlipProcessor(ProcessorMixin):
         if self.max_length is not None and template + sum(budgets) > self.max_length:
             listed = ", ".join(f"{field.name} {field.max_tokens}" for field in self.text_fields)
             raise ValueError(
-                f"the prompt's template ({template} tokens) and the fields' budgets ({listed}) exceed the PLM's maximum "
+                f"the prompt's template ({template} tokens) and the fields' budgets ({listed}) exceed the PLM's "
+                "maximum "
                 f"of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
             )
 
@@ -295,7 +331,10 @@ class FlipProcessor(ProcessorMixin):
             cached: keep the tokens of values for the next table (for few rows at a time).
             truncate: False leaves values whole.
         """
-        tokenize, budgets = self._cached_tokens if cached else self._value_tokens, [field.max_tokens for field in self.text_fields]
+        tokenize, budgets = (
+            self._cached_tokens if cached else self._value_tokens,
+            [field.max_tokens for field in self.text_fields],
+        )
         return PromptTableBuilder(
             self._template, lambda field, values: tokenize(field, values, budgets[field] if truncate else None)
         )
@@ -335,8 +374,10 @@ class FlipProcessor(ProcessorMixin):
                 at = next((j for j, (a, b) in enumerate(zip(got, expected)) if a != b), min(len(got), len(expected)))
                 convert = self.tokenizer.convert_ids_to_tokens
                 raise ValueError(
-                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of {prompt!r} is "
-                    f"{convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. This "
+                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of "
+                    f"{prompt!r} is "
+                    f"{convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. "
+                    "This "
                     "tokenizer joins text across spaces; use a PLM whose tokenizer does not."
                 )
 
@@ -346,9 +387,9 @@ class FlipProcessor(ProcessorMixin):
         """Rows -> a batch of model inputs. Never masks anything.
 
         Args:
-            rows: a dict of columns, one row as a dict (single-valued fields are scalars in it), a list of dicts, a pandas or Arrow
-                table, or a `datasets` dataset or batch; columns that are no field are ignored. A multi-valued field has a list in
-                each row, or text with its separators.
+            rows: a dict of columns, one row as a dict (single-valued fields are scalars in it), a list of dicts, a
+                pandas or Arrow table, or a `datasets` dataset or batch; columns that are no field are ignored. A
+                multi-valued field has a list in each row, or text with its separators.
             return_tensors: `"pt"`, or `"np"` or `None` for arrays.
 
         Returns:
@@ -416,7 +457,8 @@ class FlipProcessor(ProcessorMixin):
         } | ({"auto_map": self.auto_map} if hasattr(self, "auto_map") else {})
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Saves the processor, the tokenizer where it has one, and the code, so that `from_pretrained` reads them back."""
+        """Saves the processor, the tokenizer where it has one, and the code, so that `from_pretrained` reads them
+        back."""
         if self.id_only:  # the base class expects a tokenizer
             os.makedirs(save_directory, exist_ok=True)
             for part in (self.feature_extractor, self):

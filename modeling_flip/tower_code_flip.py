@@ -1,6 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""A user's own ID tower travels with a checkpoint, as all remote code does: its file is copied, and so are the files that it imports
-relatively (`from .other import name`). `from .id_tower import IdTower` is how it names what it needs of this package."""
+"""A user's own ID tower travels with a checkpoint, as all remote code does: its file is copied, and so are the files
+that it imports relatively (`from .other import name`). `from .id_tower import IdTower` is how it names what it needs of
+this package."""
 
 import ast
 import os
@@ -19,10 +20,12 @@ PACKAGE = "flip_ctr"
 
 
 def save_tower_code(tower: IdTower | None, folder: str) -> str | None:
-    """Copies the code of a user's own tower into a checkpoint, beside an entry module that registers the tower before the models load.
+    """Copies the code of a user's own tower into a checkpoint, beside an entry module that registers the tower before
+    the models load.
 
-    Returns the name of that module for `auto_map`; None where there is nothing to copy (no tower, or one of this package) and where
-    the code cannot be copied (a tower of `__main__` or a notebook, imports that mean nothing elsewhere), which is logged.
+    Returns the name of that module for `auto_map`; None where there is nothing to copy (no tower, or one of this
+    package) and where the code cannot be copied (a tower of `__main__` or a notebook, imports that mean nothing
+    elsewhere), which is logged.
     """
     if tower is None or is_built_in(type(tower)):
         return None
@@ -30,13 +33,16 @@ def save_tower_code(tower: IdTower | None, folder: str) -> str | None:
         files = _files_of(type(tower))
     except (ValueError, OSError, SyntaxError) as error:
         logger.warning(
-            f"the checkpoint does not carry the code of the ID tower {type(tower).__name__}: {error}. It loads only where that tower is registered."
+            f"the checkpoint does not carry the code of the ID tower {type(tower).__name__}: {error}. It loads only "
+            "where that tower is registered."
         )
         return None
     ours = Path(__file__).with_name("modeling_flip.py")
     lines = [f"from .{files[0].stem} import {type(tower).__name__}  # registers the tower"]
     # transformers before 5.9 copies what this file itself imports, and follows no imports of imports
-    lines += [f"from .{module} import {name}" for path in (*files, ours) for module, name in _relative_imports(path).items()]
+    lines += [
+        f"from .{module} import {name}" for path in (*files, ours) for module, name in _relative_imports(path).items()
+    ]
     lines += ["from .modeling_flip import FlipForCTR, FlipForPretraining, FlipModel"]
     for path in files:
         if not os.path.exists(target := os.path.join(folder, path.name)) or not os.path.samefile(path, target):
@@ -84,9 +90,14 @@ def _relative_imports(path: Path) -> dict[str, str]:
             names = [node.module] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
             for name in names:
                 if name.split(".")[0] == PACKAGE:
-                    raise ValueError(f"{where}: write `from .id_tower import …` instead of an import of {PACKAGE}, as all remote code imports")
+                    raise ValueError(
+                        f"{where}: write `from .id_tower import …` instead of an import of {PACKAGE}, as all remote "
+                        "code imports"
+                    )
                 if path.with_name(f"{name.split('.')[0]}.py").is_file():
-                    raise ValueError(f"{where}: write `from .{name.split('.')[0]} import …` for {name}, a file of yours")
+                    raise ValueError(
+                        f"{where}: write `from .{name.split('.')[0]} import …` for {name}, a file of yours"
+                    )
         elif isinstance(node, ast.ImportFrom):
             if node.level > 1 or not node.module or "." in node.module:
                 raise ValueError(f"{where}: only files beside it travel: write `from .name import …`")

@@ -12,11 +12,10 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from transformers import AutoModelForMaskedLM
-from transformers.utils import logging as transformers_logging
-
 from flip_ctr import FlipProcessor
 from flip_ctr.train import prepare
+from transformers import AutoModelForMaskedLM
+from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()
 
@@ -116,7 +115,8 @@ def pretrained(tmp_path_factory, dataset_dir, plm):
 
 @pytest.fixture(scope="session")
 def finetuned(tmp_path_factory, dataset_dir, pretrained, plm):
-    """For each strategy the folder of a checkpoint, fine-tuned from the pretrained one (`frozen`: from the PLM), and the recipe's results."""
+    """For each strategy the folder of a checkpoint, fine-tuned from the pretrained one (`frozen`: from the PLM), and
+    the recipe's results."""
     folder = tmp_path_factory.mktemp("finetuned")
     # a trained tower has larger weights than a new one: raise the rate so that scores differ visibly
     starts = {"id": pretrained, "plm": pretrained, "joint": pretrained, "frozen": plm}
@@ -124,7 +124,14 @@ def finetuned(tmp_path_factory, dataset_dir, pretrained, plm):
     return {
         strategy: (
             folder / strategy,
-            tiny.finetune(dataset_dir, start, folder / strategy, strategy=strategy, learning_rate=0.02, **options.get(strategy, {})),
+            tiny.finetune(
+                dataset_dir,
+                start,
+                folder / strategy,
+                strategy=strategy,
+                learning_rate=0.02,
+                **options.get(strategy, {}),
+            ),
         )
         for strategy, start in starts.items()
     }

@@ -3,7 +3,11 @@
 It does not cover Xet, permissions, card validation by the server, or anything else of the real Hub.
 """
 
-import base64, hashlib, json, re, threading
+import base64
+import hashlib
+import json
+import re
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -68,7 +72,12 @@ class FakeHub:
             return (
                 200,
                 {},
-                {"name": "tester", "type": "user", "orgs": [{"name": "org"}], "auth": {"accessToken": {"role": "write"}}},
+                {
+                    "name": "tester",
+                    "type": "user",
+                    "orgs": [{"name": "org"}],
+                    "auth": {"accessToken": {"role": "write"}},
+                },
             )
         if path == "/api/validate-yaml":
             return 200, {}, {"errors": [], "warnings": []}
@@ -90,7 +99,11 @@ class FakeHub:
                 {
                     "oid": o["oid"],
                     "size": o["size"],
-                    **({} if o["oid"] in self.blobs else {"actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}}),
+                    **(
+                        {}
+                        if o["oid"] in self.blobs
+                        else {"actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}}
+                    ),
                 }
                 for o in json.loads(body)["objects"]
             ]
@@ -112,7 +125,8 @@ class FakeHub:
                             {
                                 "path": f["path"],
                                 "uploadMode": "lfs"
-                                if re.search(r"\.(safetensors|bin|pt|arrow|parquet|npz)$", f["path"]) or f["size"] > 10 << 20
+                                if re.search(r"\.(safetensors|bin|pt|arrow|parquet|npz)$", f["path"])
+                                or f["size"] > 10 << 20
                                 else "regular",
                                 "shouldIgnore": False,
                                 "oid": git_oid(c[1][f["path"]]) if f["path"] in c[1] else None,
@@ -134,7 +148,9 @@ class FakeHub:
                     elif line["key"] == "deletedFile":
                         files.pop(v["path"], None)
                 sha = hashlib.sha1(
-                    (c[0] + str(len(self.repos[repo])) + repr(sorted((k, git_oid(b)) for k, b in files.items()))).encode()
+                    (
+                        c[0] + str(len(self.repos[repo])) + repr(sorted((k, git_oid(b)) for k, b in files.items()))
+                    ).encode()
                 ).hexdigest()
                 self.repos[repo].append((sha, files, lfs))
                 return 200, {}, {"commitUrl": f"{self.url}/{repo}/commit/{sha}", "commitOid": sha, "success": True}
@@ -169,5 +185,9 @@ class FakeHub:
                 return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": c[0]}, {"error": "EntryNotFound"}
             b = c[1][name]
             etag = hashlib.sha256(b).hexdigest() if name in c[2] else git_oid(b)
-            return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": c[0], "Content-Length": str(len(b)), "Accept-Ranges": "none"}, b
+            return (
+                200,
+                {"ETag": f'"{etag}"', "X-Repo-Commit": c[0], "Content-Length": str(len(b)), "Accept-Ranges": "none"},
+                b,
+            )
         return 404, {}, {"error": "unknown route"}

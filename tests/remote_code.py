@@ -13,7 +13,8 @@ for name in sys.argv[3].split(","):
     sys.modules[name] = None  # importing it fails from now on
 import json, os
 import torch
-from transformers import (AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoProcessor,
+from transformers import (AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification,
+AutoProcessor,
                           AutoFeatureExtractor, AutoTokenizer, pipeline)
 folders, out, rows = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[4])
 remote = {"trust_remote_code": True}
@@ -54,7 +55,13 @@ def run_blocked(folders: dict, out, rows: list[dict]) -> dict:
         ",".join(BLOCKED),
         json.dumps(rows),
     ]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True,
-                          cwd=out, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=out,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((out / "report.json").read_text())

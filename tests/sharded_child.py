@@ -1,5 +1,5 @@
-"""What the processes of `test_accelerate_configs` run under FSDP2 and DeepSpeed: several recipes, since importing the stack takes
-longer than a run."""
+"""What the processes of `test_accelerate_configs` run under FSDP2 and DeepSpeed: several recipes, since importing the
+stack takes longer than a run."""
 
 import json
 import os
@@ -9,10 +9,9 @@ from pathlib import Path
 import tiny
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
-from torch.distributed.fsdp import FSDPModule
-
-from flip_ctr.train.models import build
 from flip_ctr.train.loop import training_loop
+from flip_ctr.train.models import build
+from torch.distributed.fsdp import FSDPModule
 
 
 def without_projection_dropout(new_config=build.new_config):
@@ -38,7 +37,9 @@ def main(data: str, plm: str, out: str, runs: str, shared: str) -> None:
         seen = {
             "kind": accelerator.distributed_type.value,
             "units": sorted({type(module).__name__ for module in model.modules() if isinstance(module, FSDPModule)}),
-            "stage": model.zero_optimization_stage() if accelerator.distributed_type == DistributedType.DEEPSPEED else None,
+            "stage": model.zero_optimization_stage()
+            if accelerator.distributed_type == DistributedType.DEEPSPEED
+            else None,
         }
         Path(out, f"{Path(args.output_dir).name}.json").write_text(json.dumps(seen))
         return model, optimizer

@@ -1,19 +1,19 @@
-"""Gradients of one training step, of this process's share of each batch; `test_step` runs it alone and as two processes."""
+"""Gradients of one training step, of this process's share of each batch; `test_step` runs it alone and as two
+processes."""
 
 import sys
 
 import tiny
 import torch
 from accelerate import Accelerator
-from transformers import BertConfig
-
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
-from flip_ctr.train.pretrain import PretrainArguments
 from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.pretrain import PretrainArguments
+from transformers import BertConfig
 
 BATCH = 16  # rows of a global batch
 OFF = dict.fromkeys(("mlm_weight", "mtm_weight", "icl_weight"), 0.0)
@@ -35,9 +35,15 @@ CASES = {
     "clicks, id": ({"strategy": "id"}, 1, {}),
     "clicks, id, sparse tables": ({"strategy": "id", "id_tower": "deepfm"}, 3, SPARSE),
     "clicks, AFN+, sparse tables": (
-        {"strategy": "id", "id_tower": "afn", "id_tower_kwargs": {"num_neurons": 6, "use_dnn": True}}, 3, SPARSE
+        {"strategy": "id", "id_tower": "afn", "id_tower_kwargs": {"num_neurons": 6, "use_dnn": True}},
+        3,
+        SPARSE,
     ),
-    "clicks, every kind of field": ({"strategy": "joint", "id_tower": "deepfm", "fusion": "gate", "kinds": True}, 1, {}),
+    "clicks, every kind of field": (
+        {"strategy": "joint", "id_tower": "deepfm", "fusion": "gate", "kinds": True},
+        1,
+        {},
+    ),
     "clicks, every kind of field, sparse tables": ({"strategy": "id", "id_tower": "deepfm", "kinds": True}, 1, SPARSE),
     "clicks, plm": ({"strategy": "plm"}, 1, {}),
     "clicks, joint, 3 batches": ({"strategy": "joint", "fusion": "gate"}, 3, {}),
@@ -51,10 +57,18 @@ def processor(kinds: bool = False) -> FlipProcessor:
 
 
 def new_model(settings: dict, fields, dropout: float = 0.0):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": len(tiny.wordpiece())}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "vocab_size": len(tiny.wordpiece()),
+    }
     text_config = BertConfig(**sizes, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     # noise and full softmax both occur: age has 7 values, movie_id 9
-    config = tiny.flip_config(fields, text_config, **{"mtm_full_softmax_size": 7, "projection_dropout": dropout} | settings)
+    config = tiny.flip_config(
+        fields, text_config, **{"mtm_full_softmax_size": 7, "projection_dropout": dropout} | settings
+    )
     torch.manual_seed(0)
     model = (FlipForCTR if "strategy" in settings else FlipForPretraining)(config)
     if "strategy" not in settings:
@@ -70,7 +84,9 @@ def batches(settings: dict, number: int, index: int = 0, processes: int = 1) -> 
     flip_processor = processor(kinds)
     dataset = EncodedDataset(flip_processor, rows)
     clicks = "strategy" in settings
-    collator = FlipCollator(flip_processor) if clicks else FlipPretrainingCollator(flip_processor, seed=3, id_mask_ratio=0.25)
+    collator = (
+        FlipCollator(flip_processor) if clicks else FlipPretrainingCollator(flip_processor, seed=3, id_mask_ratio=0.25)
+    )
     starts = range(0, number * BATCH, BATCH)
     return [collator(dataset.__getitems__(list(range(start + index, start + BATCH, processes)))) for start in starts]
 

@@ -8,6 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from flip_ctr import FlipConfig, FlipField
+from flip_ctr.data.batches.collators import FlipPretrainingCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
+from flip_ctr.data.prepare.splits import SPLITS
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.train import finetune as finetune_recipe
+from flip_ctr.train import pretrain as pretrain_recipe
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForMaskedLM,
@@ -23,15 +31,6 @@ from transformers import (
     RobertaConfig,
     RobertaTokenizer,
 )
-
-from flip_ctr import FlipConfig, FlipField
-from flip_ctr.data.batches.collators import FlipPretrainingCollator
-from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
-from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.data.prepare.splits import SPLITS
-from flip_ctr.train import finetune as finetune_recipe
-from flip_ctr.train import pretrain as pretrain_recipe
 
 CORPUS = [
     "gender is male ; age is 24 ; occupation is writer ; zip code is 02139 ; title is Titanic (1997)",
@@ -53,7 +52,12 @@ def wordpiece() -> BertTokenizer:
     words = sorted({word for text in CORPUS for word, _ in splitter.pre_tokenize_str(text.lower())})
     letters = sorted(set("".join(words)) | set("abcdefghijklmnopqrstuvwxyz0123456789"))
     # every second word is whole, the others come in pieces
-    pieces = [*BERT_SPECIAL, *letters, *("##" + one for one in letters), *(word for word in words[::2] if len(word) > 1)]
+    pieces = [
+        *BERT_SPECIAL,
+        *letters,
+        *("##" + one for one in letters),
+        *(word for word in words[::2] if len(word) > 1),
+    ]
     return BertTokenizer({piece: number for number, piece in enumerate(pieces)}, model_max_length=320)
 
 
@@ -62,7 +66,8 @@ def _byte_bpe(special: list[str]) -> dict:
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trained.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=340, special_tokens=special, show_progress=False, initial_alphabet=alphabet)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=340, special_tokens=special, show_progress=False, initial_alphabet=alphabet),
     )
     model = json.loads(trained.to_str())["model"]
     return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
@@ -102,11 +107,23 @@ TOKENIZERS = {"wordpiece": wordpiece, "byte_bpe": byte_bpe, "unigram": unigram}
 # --- language models
 
 VOCAB = 60
-_SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": VOCAB}
+_SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": VOCAB,
+}
 _DEBERTA = _SIZES | {
-    "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "norm_rel_ebd": "layer_norm",
-    "share_att_key": True, "position_biased_input": False, "type_vocab_size": 0, "max_position_embeddings": 64,
-}  # fmt: skip
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "max_position_embeddings": 64,
+}
 PLM_CONFIGS = {
     "bert": lambda: BertConfig(**_SIZES, max_position_embeddings=64),
     "roberta": lambda: RobertaConfig(**_SIZES, max_position_embeddings=66, type_vocab_size=1),
@@ -182,11 +199,19 @@ KIND_FIELDS = [
     FlipField("tags", kind="multi-valued", num_buckets=8, max_values=2, entity="item", max_tokens=16),
     FlipField("price", "float", kind="numeric", bucketing="log", num_buckets=5, entity="item", max_tokens=8),
 ]
-GENRE_LISTS = [["Drama", "Romance"], ["Comedy"], [], ["Comedy", "Drama", "Crime", "Horror"], None, ["Drama", "Drama", "Thriller"]]
+GENRE_LISTS = [
+    ["Drama", "Romance"],
+    ["Comedy"],
+    [],
+    ["Comedy", "Drama", "Crime", "Horror"],
+    None,
+    ["Drama", "Drama", "Thriller"],
+]
 
 
 def kind_rows(count: int = 24) -> list[dict]:
-    """Rows with a field of each kind: lists that are null, empty, too long, or repeat a value, and numbers that are null."""
+    """Rows with a field of each kind: lists that are null, empty, too long, or repeat a value, and numbers that are
+    null."""
     return [
         {
             "user_id": 1 + row % 7,
@@ -242,8 +267,14 @@ TOWER_FORMS = {
     "autoint, no DNN": ("autoint", {"num_layers": 2, "attention_size": 4, "use_dnn": False}),
     "afn, batch norm": ("afn", {"num_neurons": 6, "norm": "batch"}),
     "afn+": ("afn", {"num_neurons": 6, "use_dnn": True}),
-    "masknet, parallel": ("masknet", {"structure": "parallel", "num_blocks": 2, "block_size": 5, "reduction_ratio": 0.5}),
-    "finalmlp, contexts": ("finalmlp", {"first_context": ["f0"], "second_context": ["f2", "f1"], "second_hidden_dims": [6, 4]}),
+    "masknet, parallel": (
+        "masknet",
+        {"structure": "parallel", "num_blocks": 2, "block_size": 5, "reduction_ratio": 0.5},
+    ),
+    "finalmlp, contexts": (
+        "finalmlp",
+        {"first_context": ["f0"], "second_context": ["f2", "f1"], "second_hidden_dims": [6, 4]},
+    ),
     "finalmlp, no selection": ("finalmlp", {"feature_selection": False}),
 }
 ALL_TOWERS = {name: (name, kwargs) for name, kwargs in TOWER_KWARGS.items()} | TOWER_FORMS
@@ -277,10 +308,27 @@ def shake(model: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
 # --- raw MovieLens-100K files with a planted signal: people like the genre of their group
 
 USERS, MOVIES = 60, 40
-ML_GENRES = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
-    "Mystery Romance Sci-Fi Thriller War Western"
-).split()
+ML_GENRES = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
 
 
 def write_raw_100k(folder: Path) -> Path:
@@ -312,14 +360,23 @@ def write_raw_100k(folder: Path) -> Path:
 # --- recipes
 
 SMALL = {
-    "id_embedding_size": 4, "id_hidden_dims": [8], "per_device_train_batch_size": 32, "max_train_samples": 96,
-    "max_eval_samples": 64, "num_train_epochs": 2, "logging_steps": 2,
-}  # fmt: skip
+    "id_embedding_size": 4,
+    "id_hidden_dims": [8],
+    "per_device_train_batch_size": 32,
+    "max_train_samples": 96,
+    "max_eval_samples": 64,
+    "num_train_epochs": 2,
+    "logging_steps": 2,
+}
 
 
 def pretrain(dataset_dir, model, output_dir, **options) -> dict:
     options = {"id_tower_kwargs": '{"low_rank": 3, "num_experts": 2}', "projection_dim": 8} | SMALL | options
-    options |= {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "model_name_or_path": model and str(model)}
+    options |= {
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(output_dir),
+        "model_name_or_path": model and str(model),
+    }
     return pretrain_recipe.run(pretrain_recipe.PretrainArguments(**options))
 
 

@@ -25,9 +25,21 @@ OTHERS_WAIT = 3  # seconds
 
 def usage() -> str:
     lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
-    several = [f"{', '.join(LAUNCHED)}: --accelerate_config NAME_OR_PATH starts them in many processes;",
-               f"a file of `accelerate config` or one of {', '.join(config_names())}."]  # fmt: skip
-    return "\n".join(["usage: flip-ctr COMMAND [OPTIONS]", "", *lines, "", *several, "", "flip-ctr COMMAND --help lists the options."])
+    several = [
+        f"{', '.join(LAUNCHED)}: --accelerate_config NAME_OR_PATH starts them in many processes;",
+        f"a file of `accelerate config` or one of {', '.join(config_names())}.",
+    ]
+    return "\n".join(
+        [
+            "usage: flip-ctr COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            *several,
+            "",
+            "flip-ctr COMMAND --help lists the options.",
+        ]
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options, rest = split_options(rest) if command in LAUNCHED else (None, rest)
         recipe = importlib.import_module(f"flip_ctr.train.{COMMANDS[command][0]}")
-        if options is not None and options.accelerate_config is not None and launch(command, options, rest, recipe.parse):
+        if (
+            options is not None
+            and options.accelerate_config is not None
+            and launch(command, options, rest, recipe.parse)
+        ):
             return 0
         recipe.main(rest)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:  # (an attention that is not installed, say)

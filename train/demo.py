@@ -4,8 +4,8 @@
     flip-ctr demo --output_dir runs/demo
     flip-ctr demo --dataset ml-100k --data_dir ml-100k.zip --model_name_or_path PLM --output_dir runs/ml-100k
 
-It prepares a random and a cold-item split, and on each it pretrains, fine-tunes the three strategies, and trains what they
-are compared with. The same as `make demo` or `python -m flip_ctr.train.demo …`.
+It prepares a random and a cold-item split, and on each it pretrains, fine-tunes the three strategies, and trains what
+they are compared with. The same as `make demo` or `python -m flip_ctr.train.demo …`.
 """
 
 import contextlib
@@ -20,11 +20,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
-from transformers import AutoModel, AutoProcessor
-
-from flip_ctr.modeling_flip.fields_flip import UNK_ID
-from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.datasets.synthetic import (
     DATASET,
@@ -36,25 +31,40 @@ from flip_ctr.data.datasets.synthetic import (
     make_tiny_plm,
     write_catalogue,
 )
+from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.modeling_flip.fields_flip import UNK_ID
 from flip_ctr.train import finetune, prepare, pretrain
 from flip_ctr.train.arguments import option, parse_arguments
-from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.loop.training_loop import make_accelerator, score
+from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
 from flip_ctr.train.outputs.run_log import set_up_logging
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModel, AutoProcessor
 
 SPLITS = {"random": "random split", "cold_items": "cold items"}
 RESAMPLES = 200
 # the generated catalogue's two splits run side by side, a process each: models so small cannot use threads
 PARALLEL = True
 MARKER = "demo.json"  # lies in every folder that a demo wrote; only such a folder is ever replaced
-OWN_ENTRIES = {MARKER, "plm", "data", "models", "logs", "results.json", "results.md", COMPARISON_FILE,
-               "curves_pretraining.png", "curves_finetuning.png"}  # fmt: skip
+OWN_ENTRIES = {
+    MARKER,
+    "plm",
+    "data",
+    "models",
+    "logs",
+    "results.json",
+    "results.md",
+    COMPARISON_FILE,
+    "curves_pretraining.png",
+    "curves_finetuning.png",
+}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: a strategy, and what its training starts from: `nothing`, the `plm`, or `pretrained` towers."""
+    """A row of the table: a strategy, and what its training starts from: `nothing`, the `plm`, or `pretrained`
+    towers."""
 
     name: str
     folder: str
@@ -73,13 +83,20 @@ METHODS = (
 
 # Settings of the recipes. Those of the generated catalogue were chosen on its validation splits.
 GENERATED = {
-    "shared": {"id_hidden_dims": [64, 64], "id_embedding_size": 16, "text_pooling": "mean", "unk_rate": 0.1,
-               "per_device_train_batch_size": 128, "logging_steps": 25, "weight_decay": 0.01},
+    "shared": {
+        "id_hidden_dims": [64, 64],
+        "id_embedding_size": 16,
+        "text_pooling": "mean",
+        "unk_rate": 0.1,
+        "per_device_train_batch_size": 128,
+        "logging_steps": 25,
+        "weight_decay": 0.01,
+    },
     "pretrain": {"num_train_epochs": 2, "learning_rate": 2e-3, "plm_learning_rate": 2e-3, "projection_dim": 64},
     "id": {"num_train_epochs": 4, "learning_rate": 2e-3},
     "plm": {"num_train_epochs": 3, "learning_rate": 2e-3, "plm_learning_rate": 3e-3},
     "joint": {"num_train_epochs": 3, "learning_rate": 2e-3, "plm_learning_rate": 3e-3, "fusion": "gate"},
-}  # fmt: skip
+}
 REAL = {
     "shared": {"unk_rate": 0.05},
     "pretrain": {"num_train_epochs": 5},
@@ -105,15 +122,17 @@ class DemoArguments:
     def __post_init__(self):
         if self.dataset != DATASET and self.model_name_or_path is None:
             raise ValueError(
-                f"--dataset {self.dataset} needs a PLM: --model_name_or_path (PLM=… for make) with the path or hub id of "
+                f"--dataset {self.dataset} needs a PLM: --model_name_or_path (PLM=… for make) with the path or hub id "
+                "of "
                 "a masked language model, such as huawei-noah/TinyBERT_General_4L_312D"
             )
         if self.dataset == DATASET and self.data_dir is not None:
             raise ValueError(f"--data_dir {self.data_dir} needs --dataset ml-100k or ml-1m (DATASET=… for make)")
 
 
-def run(args: DemoArguments, catalogue: CatalogueSettings = CatalogueSettings(),
-        plm: TinyPlmSettings = TinyPlmSettings()) -> dict:  # fmt: skip
+def run(
+    args: DemoArguments, catalogue: CatalogueSettings = CatalogueSettings(), plm: TinyPlmSettings = TinyPlmSettings()
+) -> dict:
     """Runs everything and returns what `results.json` holds.
 
     Raises:
@@ -146,8 +165,12 @@ def run(args: DemoArguments, catalogue: CatalogueSettings = CatalogueSettings(),
         checkpoint = folder / "models" / "cold_items" / "flip"
         print(f"\n{text}\nAutoModel.from_pretrained({str(checkpoint)!r}) scores one user's rows:\n")
         print(score_rows(checkpoint, sample_rows(folder, args.dataset), args.dataset) + "\n")
-    for title, path in {"pictures": ", ".join(map(str, pictures)), "results": folder / "results.json",
-                        "models": folder / "models", "logs": folder / "logs"}.items():  # fmt: skip
+    for title, path in {
+        "pictures": ", ".join(map(str, pictures)),
+        "results": folder / "results.json",
+        "models": folder / "models",
+        "logs": folder / "logs",
+    }.items():
         print(f"{title:<10}  {path}")
     print(f"{time.perf_counter() - started:.0f} seconds")
     return results
@@ -157,10 +180,12 @@ def run(args: DemoArguments, catalogue: CatalogueSettings = CatalogueSettings(),
 
 
 def claim_output_dir(args: DemoArguments) -> Path:
-    """An empty output folder with the marker of a demo in it; a former demo's folder is emptied where that was asked for.
+    """An empty output folder with the marker of a demo in it; a former demo's folder is emptied where that was asked
+    for.
 
     Raises:
-        FileExistsError: the folder holds files and is not to be overwritten, is no former demo's, or holds other files too.
+        FileExistsError: the folder holds files and is not to be overwritten, is no former demo's, or holds other files
+            too.
     """
     folder = Path(args.output_dir).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -173,12 +198,14 @@ def claim_output_dir(args: DemoArguments) -> Path:
             )
         if MARKER not in entries:
             raise FileExistsError(
-                f"--output_dir {folder} was not written by a demo (it has no {MARKER}), so --overwrite_output_dir does not "
+                f"--output_dir {folder} was not written by a demo (it has no {MARKER}), so --overwrite_output_dir "
+                "does not "
                 "replace it; name another folder."
             )
         if entries - OWN_ENTRIES:
             raise FileExistsError(
-                f"--output_dir {folder} also holds {', '.join(sorted(entries - OWN_ENTRIES)[:5])}, which are no demo's; "
+                f"--output_dir {folder} also holds {', '.join(sorted(entries - OWN_ENTRIES)[:5])}, which are no "
+                "demo's; "
                 "move them away, or name another folder."
             )
         for name in entries - {MARKER}:
@@ -208,17 +235,23 @@ def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings
 
 
 def train_methods(args: DemoArguments, folder: Path, split: str, plm_path: str) -> dict[str, dict]:
-    """Pretrains on one split and fine-tunes all methods, with the recipes' own output in `logs`; returns their results."""
+    """Pretrains on one split and fine-tunes all methods, with the recipes' own output in `logs`; returns their
+    results."""
     settings, models = GENERATED if args.dataset == DATASET else REAL, folder / "models" / split
     (folder / "logs").mkdir(exist_ok=True)
 
     def arguments(recipe: str, name: str) -> dict:
         epochs = args.num_pretrain_epochs if recipe == "pretrain" else args.num_train_epochs
         return {
-            "dataset_dir": str(folder / "data" / split), "output_dir": str(models / name), "seed": args.seed,
-            "max_train_samples": args.max_train_samples, "mixed_precision": args.mixed_precision,
-            **settings["shared"], **settings[recipe], **({"num_train_epochs": epochs} if epochs else {}),
-        }  # fmt: skip
+            "dataset_dir": str(folder / "data" / split),
+            "output_dir": str(models / name),
+            "seed": args.seed,
+            "max_train_samples": args.max_train_samples,
+            "mixed_precision": args.mixed_precision,
+            **settings["shared"],
+            **settings[recipe],
+            **({"num_train_epochs": epochs} if epochs else {}),
+        }
 
     results = {}
     sources = {"nothing": None, "plm": plm_path, "pretrained": str(models / "pretrained")}
@@ -256,7 +289,8 @@ def quiet(log, args: DemoArguments):
 
 
 def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dict:
-    """The test metrics of all methods, and bootstrap intervals over the cold items: rows of one item are not independent."""
+    """The test metrics of all methods, and bootstrap intervals over the cold items: rows of one item are not
+    independent."""
     path = folder / "data" / "cold_items"
     rows = read_split(path, "test")
     items = rows[item_column(args.dataset)].combine_chunks().dictionary_encode().indices
@@ -271,22 +305,35 @@ def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dic
         dataset = EncodedDataset(processor, rows, prompts=not processor.id_only)
         logits = score(accelerator, model.to(accelerator.device), dataset, 512)["logits"]
         resampled[method.name] = np.array([roc_auc_score(labels, logits, sample_weight=one) for one in weights])
-        methods.append({
-            "method": method.name, "auc": warm["test_auc"], "logloss": warm["test_logloss"],
-            "cold_item_auc": cold["test_auc"], "cold_item_interval": interval(resampled[method.name]),
-            "cold_item_logloss": cold["test_logloss"], "validation_auc": warm["eval_auc"],
-            "cold_item_validation_auc": cold["eval_auc"],
-        })  # fmt: skip
+        methods.append(
+            {
+                "method": method.name,
+                "auc": warm["test_auc"],
+                "logloss": warm["test_logloss"],
+                "cold_item_auc": cold["test_auc"],
+                "cold_item_interval": interval(resampled[method.name]),
+                "cold_item_logloss": cold["test_logloss"],
+                "validation_auc": warm["eval_auc"],
+                "cold_item_validation_auc": cold["eval_auc"],
+            }
+        )
     by_name = {one["method"]: one for one in methods}
     gains = {
-        base: {"cold_item_auc": by_name["FLIP"]["cold_item_auc"] - by_name[base]["cold_item_auc"],
-               "interval": interval(resampled["FLIP"] - resampled[base])}
+        base: {
+            "cold_item_auc": by_name["FLIP"]["cold_item_auc"] - by_name[base]["cold_item_auc"],
+            "interval": interval(resampled["FLIP"] - resampled[base]),
+        }
         for base in ("ID-only", "joint, not pretrained")
-    }  # fmt: skip
+    }
     return {
-        "dataset": args.dataset, "seed": args.seed, "test_rows": measured["random"]["FLIP"]["test_rows"],
-        "cold_item_rows": len(rows), "cold_items": count, "methods": methods, "gain_of_flip": gains,
-    }  # fmt: skip
+        "dataset": args.dataset,
+        "seed": args.seed,
+        "test_rows": measured["random"]["FLIP"]["test_rows"],
+        "cold_item_rows": len(rows),
+        "cold_items": count,
+        "methods": methods,
+        "gain_of_flip": gains,
+    }
 
 
 def interval(resampled: np.ndarray) -> list[float]:
@@ -297,10 +344,15 @@ def interval(resampled: np.ndarray) -> list[float]:
 def table(results: dict) -> str:
     """The methods as a Markdown table that is also readable as plain text."""
     rows = [
-        [one["method"], f"{one['auc']:.4f}", f"{one['logloss']:.4f}", f"{one['cold_item_auc']:.4f}",
-         "{:.3f} to {:.3f}".format(*one["cold_item_interval"])]
+        [
+            one["method"],
+            f"{one['auc']:.4f}",
+            f"{one['logloss']:.4f}",
+            f"{one['cold_item_auc']:.4f}",
+            "{:.3f} to {:.3f}".format(*one["cold_item_interval"]),
+        ]
         for one in results["methods"]
-    ]  # fmt: skip
+    ]
     cells = [["Method", "AUC", "LogLoss", "Cold-item AUC", "95 % interval"], *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
@@ -313,7 +365,8 @@ def table(results: dict) -> str:
 def caption(results: dict) -> str:
     lines = [
         f"AUC and LogLoss: {results['test_rows']:,} test rows of a random split. Cold-item AUC: "
-        f"{results['cold_item_rows']:,} test rows of {results['cold_items']:,} items that no training row has; intervals by resampling these items."
+        f"{results['cold_item_rows']:,} test rows of {results['cold_items']:,} items that no training row has; "
+        "intervals by resampling these items."
     ]
     for base, gain in results["gain_of_flip"].items():
         shown = "{:+.4f} ({:+.3f} to {:+.3f})".format(gain["cold_item_auc"], *gain["interval"])
@@ -323,7 +376,11 @@ def caption(results: dict) -> str:
 
 def draw(folder: Path, results: dict) -> list[Path]:
     """The comparison, and the curves of pretraining and of FLIP's fine-tuning; none where matplotlib is missing."""
-    titles = {"auc": "AUC", "logloss": "LogLoss (lower is better)", "cold_item_auc": "AUC on items not seen in training"}
+    titles = {
+        "auc": "AUC",
+        "logloss": "LogLoss (lower is better)",
+        "cold_item_auc": "AUC on items not seen in training",
+    }
     if plot_comparison(results["methods"], str(folder), titles) is None:
         return []
     models = folder / "models" / "random"

@@ -1,21 +1,20 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Evaluation: the metrics of a fine-tuned checkpoint on one split of a dataset folder.
 
-    flip-ctr evaluate --dataset_dir D --model_name_or_path M --split test
-    accelerate launch -m flip_ctr.train.evaluate_ctr --dataset_dir D --model_name_or_path M
+flip-ctr evaluate --dataset_dir D --model_name_or_path M --split test
+accelerate launch -m flip_ctr.train.evaluate_ctr --dataset_dir D --model_name_or_path M
 """
 
 import os
 from dataclasses import dataclass
 
 from accelerate import DistributedType
-
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import option, parse_arguments, required
+from flip_ctr.train.launch import launch_help
+from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, score
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
-from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, score
-from flip_ctr.train.launch import launch_help
 from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.outputs.results import report
@@ -27,8 +26,12 @@ class EvaluateArguments:
     dataset_dir: str = required("dataset folder written by `flip-ctr prepare`")
     model_name_or_path: str = required("a fine-tuned FLIP checkpoint: a path or hub id")
     split: str = option("test", "rows to score", choices=["train", "validation", "test"])
-    output_dir: str | None = option(None, "folder for all_results.json and reliability.png; only printed when not given")
-    base_model_name_or_path: str | None = option(None, "base of a LoRA adapter, where the one that it names cannot be found")
+    output_dir: str | None = option(
+        None, "folder for all_results.json and reliability.png; only printed when not given"
+    )
+    base_model_name_or_path: str | None = option(
+        None, "base of a LoRA adapter, where the one that it names cannot be found"
+    )
     custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
     per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
@@ -40,15 +43,22 @@ def run(args: EvaluateArguments) -> dict:
     """Returns the metrics of the joint prediction, and for `joint` of each tower alone.
 
     Raises:
-        ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not exist, or has one
-            class only; or Accelerate was started in a way that does not fit.
+        ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not
+            exist, or has one class only; or Accelerate was started in a way that does not fit.
     """
     if args.output_dir is not None and os.path.isfile(os.path.join(args.output_dir, "config.json")):
-        raise ValueError(f"--output_dir {args.output_dir} is a checkpoint, whose own results would be replaced; choose another folder")
+        raise ValueError(
+            f"--output_dir {args.output_dir} is a checkpoint, whose own results would be replaced; choose another "
+            "folder"
+        )
     import_custom_code(args.custom_code)
     accelerator = make_accelerator(args.mixed_precision)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it would take --mixed_precision for itself and never use it
-        raise ValueError("evaluate has nothing for DeepSpeed to split; choose the Accelerate config multi_gpu or single_gpu")
+    if (
+        accelerator.distributed_type == DistributedType.DEEPSPEED
+    ):  # it would take --mixed_precision for itself and never use it
+        raise ValueError(
+            "evaluate has nothing for DeepSpeed to split; choose the Accelerate config multi_gpu or single_gpu"
+        )
     set_up_logging(accelerator)
     rows = SplitRows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)

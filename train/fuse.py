@@ -3,8 +3,8 @@
 
     flip-ctr fuse --dataset_dir D --id_model FLIP_ID --plm_model FLIP_PLM --output_dir M
 
-Both towers stay as they are; only the weight of each, `--fusion`, is fitted, on the validation split: of the training rows each tower knows
-too much for their weights to be told there.
+Both towers stay as they are; only the weight of each, `--fusion`, is fitted, on the validation split: of the training
+rows each tower knows too much for their weights to be told there.
 """
 
 import copy
@@ -16,27 +16,34 @@ from typing import ClassVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
-
-from flip_ctr.modeling_flip.configuration_flip import FUSIONS
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip.configuration_flip import FUSIONS
 from flip_ctr.modeling_flip.heads_flip import FlipFusion
 from flip_ctr.modeling_flip.losses_flip import click_loss
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import PRIVATE, option, parse_arguments, public_name, required
+from flip_ctr.train.loop.training_loop import (
+    check_clicks,
+    check_output_dir,
+    clear_output_dir,
+    encode_split,
+    make_accelerator,
+    make_loader,
+    score,
+)
 from flip_ctr.train.models.build import check_fields, load_click_model
+from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
+from flip_ctr.train.models.warm_start import ID_SHAPE, check_same_ids, id_model_config
 from flip_ctr.train.outputs.card import training_record, write_card
 from flip_ctr.train.outputs.checkpoint import save
-from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
-from flip_ctr.train.loop.training_loop import check_clicks, check_output_dir, clear_output_dir, encode_split, make_accelerator, make_loader, score
 from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger, set_up_logging
-from flip_ctr.train.models.warm_start import ID_SHAPE, check_same_ids, id_model_config
+from tqdm.auto import tqdm
 
 FOLDS = 5
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of a gate's squared weights, as a share of the mean loss; tried in this order
@@ -51,12 +58,20 @@ class FuseArguments:
     recipe: ClassVar[str] = "fuse"
 
     dataset_dir: str = required("dataset folder that both models were trained on")
-    id_model: str = required("fine-tuned FLIP checkpoint whose ID tower is taken (strategy id or joint): a path or hub id")
+    id_model: str = required(
+        "fine-tuned FLIP checkpoint whose ID tower is taken (strategy id or joint): a path or hub id"
+    )
     plm_model: str = required("fine-tuned FLIP checkpoint whose PLM is taken (strategy plm or joint)")
-    base_model_name_or_path: str | None = option(None, "base of LoRA adapters among them, where the one that they name cannot be found")
+    base_model_name_or_path: str | None = option(
+        None, "base of LoRA adapters among them, where the one that they name cannot be found"
+    )
     output_dir: str = required("folder for the checkpoint and results")
     overwrite_output_dir: bool = option(False, "write into an output folder that already holds files")
-    fusion: str = option("scalar", "scalar: one weight for all rows; gate: each row its own; raw: one without bounds", choices=list(FUSIONS))
+    fusion: str = option(
+        "scalar",
+        "scalar: one weight for all rows; gate: each row its own; raw: one without bounds",
+        choices=list(FUSIONS),
+    )
     custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
     per_device_eval_batch_size: int = option(512, "rows of one pass")
     max_eval_samples: int | None = option(None, "fit and score on seeded random samples of so many rows")
@@ -77,7 +92,9 @@ class FuseArguments:
         """The arguments that differ from the defaults: name -> `value` and `default`."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         names = [name for name in self.published() if name not in CHECKPOINTS]
-        return {n: {"value": getattr(self, n), "default": defaults[n]} for n in names if getattr(self, n) != defaults[n]}
+        return {
+            n: {"value": getattr(self, n), "default": defaults[n]} for n in names if getattr(self, n) != defaults[n]
+        }
 
 
 def run(args: FuseArguments) -> dict:
@@ -88,7 +105,8 @@ def run(args: FuseArguments) -> dict:
     Returns the results that are also in `all_results.json`.
 
     Raises:
-        ValueError: an argument, the dataset folder or a checkpoint does not fit, or the two have other ids; the message names it.
+        ValueError: an argument, the dataset folder or a checkpoint does not fit, or the two have other ids; the message
+            names it.
     """
     started = time.perf_counter()
     import_custom_code(args.custom_code)
@@ -97,7 +115,9 @@ def run(args: FuseArguments) -> dict:
     if accelerator.num_processes > 1:
         raise ValueError(f"fuse fits a few numbers in one process; it was started in {accelerator.num_processes}")
     set_up_logging(accelerator)
-    rows = {split: SplitRows(args.dataset_dir, split, args.max_eval_samples, args.seed) for split in ("validation", "test")}
+    rows = {
+        split: SplitRows(args.dataset_dir, split, args.max_eval_samples, args.seed) for split in ("validation", "test")
+    }
     schema = rows["validation"].schema
     model, processor = joint_model(args)
     check_fields(processor, schema, args.plm_model)
@@ -134,27 +154,38 @@ def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
         load_click_model(getattr(args, flag), args.base_model_name_or_path, flag) for flag in ("id_model", "plm_model")
     )
     if plm_model.text_classifier is None:
-        raise ValueError(f"--plm_model {args.plm_model} has strategy {plm_model.config.strategy!r}: its PLM does not predict")
+        raise ValueError(
+            f"--plm_model {args.plm_model} has strategy {plm_model.config.strategy!r}: its PLM does not predict"
+        )
     check_same_ids(processor.feature_extractor, id_processor.feature_extractor, args.id_model)
     config = copy.deepcopy(plm_model.config)
     config.strategy, config.fusion, config.architectures = "joint", args.fusion, None
     for name in (*ID_SHAPE, "id_dropout", "id_embedding_dropout", "id_initializer_range"):
         setattr(config, name, copy.deepcopy(getattr(id_model.config, name)))
     model = FlipForCTR(config)
-    parts = {"flip.id_tower": id_model, "id_classifier": id_model, "flip.text_encoder": plm_model, "text_classifier": plm_model}
+    parts = {
+        "flip.id_tower": id_model,
+        "id_classifier": id_model,
+        "flip.text_encoder": plm_model,
+        "text_classifier": plm_model,
+    }
     for name, source in (parts | ({"first_order": id_model} if model.first_order is not None else {})).items():
         model.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
     return model.eval(), processor
 
 
 @torch.no_grad()
-def fusion_inputs(accelerator: Accelerator, model: FlipForCTR, dataset: EncodedDataset, batch_size: int) -> list[torch.Tensor]:
-    """What the fusion is given for every row, in the rows' order and on the CPU: `[id_logits, text_logits, h_id, pooled, feature_ids]`,
-    `(N, ...)`; the last three None where it is no gate, which alone looks at them."""
+def fusion_inputs(
+    accelerator: Accelerator, model: FlipForCTR, dataset: EncodedDataset, batch_size: int
+) -> list[torch.Tensor]:
+    """What the fusion is given for every row, in the rows' order and on the CPU: `[id_logits, text_logits, h_id,
+    pooled, feature_ids]`, `(N, ...)`; the last three None where it is no gate, which alone looks at them."""
     loader = make_loader(dataset, FlipCollator(dataset.processor), batch_size, accelerator, shuffle=False)
     batches: list[tuple[torch.Tensor, ...]] = []
     used = 5 if model.fusion.kind == "gate" else 2
-    hook = model.fusion.register_forward_pre_hook(lambda module, inputs: batches.append([one.cpu() for one in inputs[:used]]))
+    hook = model.fusion.register_forward_pre_hook(
+        lambda module, inputs: batches.append([one.cpu() for one in inputs[:used]])
+    )
     for batch in tqdm(loader, unit="batch", dynamic_ncols=True):
         with accelerator.autocast():
             model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
@@ -173,27 +204,37 @@ def folds(users: np.ndarray | None, rows: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     if users is None:
         return generator.permutation(rows) % FOLDS
-    numbers = np.where(users >= 0, users, users.max(initial=0) + 1 + np.arange(rows))  # a row of no user is one of its own
+    numbers = np.where(
+        users >= 0, users, users.max(initial=0) + 1 + np.arange(rows)
+    )  # a row of no user is one of its own
     distinct, where = np.unique(numbers, return_inverse=True)
     return (generator.permutation(len(distinct)) % FOLDS)[where]
 
 
-def fit(fusion: FlipFusion, inputs: list[torch.Tensor | None], labels: torch.Tensor, fold: np.ndarray,
-        weights: torch.Tensor | None = None) -> tuple[np.ndarray, float]:  # fmt: skip
-    """Fits the fusion's weights to the rows' clicks, its loss that of the joint logit; a gate's squared weights have the penalty that is best
-    across the folds.
+def fit(
+    fusion: FlipFusion,
+    inputs: list[torch.Tensor | None],
+    labels: torch.Tensor,
+    fold: np.ndarray,
+    weights: torch.Tensor | None = None,
+) -> tuple[np.ndarray, float]:
+    """Fits the fusion's weights to the rows' clicks, its loss that of the joint logit; a gate's squared weights have
+    the penalty that is best across the folds.
 
     Args:
         labels, fold, weights: `(N,)` clicks, folds and, where rows have them, sample weights.
 
-    Returns the cross-fitted log odds `(N,)`, each row's from weights that were fitted on the other folds, and the penalty.
+    Returns the cross-fitted log odds `(N,)`, each row's from weights that were fitted on the other folds, and the
+    penalty.
     """
     tried = []
     for penalty in PENALTIES if fusion.kind == "gate" else (0.0,):
         logits = torch.empty(len(labels))
         for number in range(FOLDS):
             out = torch.from_numpy(fold == number)
-            fitted = fit_once(copy.deepcopy(fusion), rows_of(inputs, ~out), labels[~out], penalty, *rows_of([weights], ~out))
+            fitted = fit_once(
+                copy.deepcopy(fusion), rows_of(inputs, ~out), labels[~out], penalty, *rows_of([weights], ~out)
+            )
             with torch.no_grad():
                 logits[out] = fitted(*rows_of(inputs, out))[0][:, 0]
         tried.append((click_loss(logits[:, None], labels, weights).item(), penalty, logits.numpy()))
@@ -202,8 +243,13 @@ def fit(fusion: FlipFusion, inputs: list[torch.Tensor | None], labels: torch.Ten
     return logits, penalty
 
 
-def fit_once(fusion: FlipFusion, inputs: list[torch.Tensor | None], labels: torch.Tensor, penalty: float,
-             weights: torch.Tensor | None) -> FlipFusion:  # fmt: skip
+def fit_once(
+    fusion: FlipFusion,
+    inputs: list[torch.Tensor | None],
+    labels: torch.Tensor,
+    penalty: float,
+    weights: torch.Tensor | None,
+) -> FlipFusion:
     """Minimises the loss with L-BFGS, from the start that the weights have."""
     trained = [fusion.gate.weight, fusion.gate.bias] if fusion.kind == "gate" else [fusion.alpha]
     optimizer = torch.optim.LBFGS(trained, max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")

@@ -1,5 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""`flip-ctr RECIPE --accelerate_config NAME_OR_PATH ...`: the recipe started in many processes by `accelerate launch`."""
+"""`flip-ctr RECIPE --accelerate_config NAME_OR_PATH ...`: the recipe started in many processes by `accelerate
+launch`."""
 
 import argparse
 import os
@@ -11,7 +12,13 @@ import yaml
 
 CONFIGS = Path(__file__).parent / "accelerate_configs"
 LAUNCHED = ("pretrain", "finetune", "evaluate")  # the commands that know more than one process
-OPTIONS = {"num_processes": int, "num_machines": int, "machine_rank": int, "main_process_ip": str, "main_process_port": int}
+OPTIONS = {
+    "num_processes": int,
+    "num_machines": int,
+    "machine_rank": int,
+    "main_process_ip": str,
+    "main_process_port": int,
+}
 
 
 def config_names() -> list[str]:
@@ -21,9 +28,12 @@ def config_names() -> list[str]:
 def launch_help() -> str:
     """For `--help` of the recipes that can be launched."""
     return (
-        "Many processes: the flip-ctr command also takes --accelerate_config NAME_OR_PATH, an Accelerate config file or one of "
-        f"{', '.join(config_names())}, and starts the recipe through `accelerate launch`; with it --num_processes, --num_machines, "
-        "--machine_rank, --main_process_ip and --main_process_port replace what the config says (processes: of all machines together)."
+        "Many processes: the flip-ctr command also takes --accelerate_config NAME_OR_PATH, an Accelerate config file "
+        "or one of "
+        f"{', '.join(config_names())}, and starts the recipe through `accelerate launch`; with it --num_processes, "
+        "--num_machines, "
+        "--machine_rank, --main_process_ip and --main_process_port replace what the config says (processes: of all "
+        "machines together)."
     )
 
 
@@ -53,8 +63,10 @@ def split_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def launch(command: str, options: argparse.Namespace, rest: list[str], parse: Callable[[list[str]], Any]) -> bool:
-    """Runs `flip-ctr command` with the arguments `rest` in as many processes as the config says, and waits for them. Where it says one,
-    only sets the environment for it and returns False: the caller runs it, and hears a signal itself. `parse` reads `rest` and exits where
+    """Runs `flip-ctr command` with the arguments `rest` in as many processes as the config says, and waits for them.
+    Where it says one,
+    only sets the environment for it and returns False: the caller runs it, and hears a signal itself. `parse` reads
+        `rest` and exits where
     something is wrong: that is said once, before there are many processes.
 
     Raises:
@@ -75,14 +87,18 @@ def launch(command: str, options: argparse.Namespace, rest: list[str], parse: Ca
     if settings.get("num_machines", 1) > 1:
         for name in ("main_process_ip", "machine_rank"):  # without them every machine would wait for itself
             if settings.get(name) is None:
-                raise ValueError(f"--accelerate_config {options.accelerate_config} is for several machines and needs --{name}")
+                raise ValueError(
+                    f"--accelerate_config {options.accelerate_config} is for several machines and needs --{name}"
+                )
     parse(rest)
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     # the command itself, not its module: what a user did wrong is one line there too
     recipe = ["--module", "flip_ctr.train.cli", command, *rest]
     arguments = ["--quiet", "--config_file", str(path), *flags, *recipe]
     resolved, *_ = _validate_launch_command(launch_command_parser().parse_args(arguments))
-    if not (resolved.multi_gpu or resolved.use_fsdp or resolved.use_deepspeed or resolved.use_megatron_lm or resolved.tpu):
+    if not (
+        resolved.multi_gpu or resolved.use_fsdp or resolved.use_deepspeed or resolved.use_megatron_lm or resolved.tpu
+    ):
         os.environ.update(prepare_simple_launcher_cmd_env(resolved)[1])
         return False
     try:

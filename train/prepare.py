@@ -5,8 +5,8 @@
     flip-ctr prepare --dataset ml-100k --data_dir ml-100k.zip --split time --output_dir data-100k
     flip-ctr prepare --dataset bookcrossing --data_dir BX-CSV-Dump.zip --output_dir data-bx
     flip-ctr prepare --dataset goodreads --data_dir goodreads --split time --output_dir data-gr
-    flip-ctr prepare --infer_schema clicks.csv users.csv --schema schema.yaml      # a first description of your own table, to edit
-    flip-ctr prepare --dataset table --schema schema.yaml --output_dir data-mine
+    flip-ctr prepare --infer_schema clicks.csv users.csv --schema schema.yaml      # a first description of your own
+    table, to edit flip-ctr prepare --dataset table --schema schema.yaml --output_dir data-mine
 
 The same as `python -m flip_ctr.train.prepare …` or `python train/prepare.py …`.
 """
@@ -19,24 +19,29 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from flip_ctr.data.datasets import bookcrossing, goodreads, movielens
+from flip_ctr.data.datasets.infer_schema import infer_schema
+from flip_ctr.data.datasets.raw_dataset import RawDataset, Source, ratings_source
+from flip_ctr.data.datasets.table import table_source
+from flip_ctr.data.datasets.table_schema import check_ratios, read_schema
 from flip_ctr.data.prepare.dataset_card import dataset_card
 from flip_ctr.data.prepare.dataset_folder import (
-    REJECTED_NAME, check_output_dir, new_dataset_folder, write_rejected, write_split, write_texts,
-)  # fmt: skip
+    REJECTED_NAME,
+    check_output_dir,
+    new_dataset_folder,
+    write_rejected,
+    write_split,
+    write_texts,
+)
 from flip_ctr.data.prepare.dataset_picture import plot_dataset
-from flip_ctr.data.datasets.raw_dataset import RawDataset, Source, ratings_source
-from flip_ctr.data.readers.download import fetch_archive, open_raw_folder
 from flip_ctr.data.prepare.engines import Engine
-from flip_ctr.data.datasets.infer_schema import infer_schema
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.prompt_lengths import prompt_lengths
-from flip_ctr.data.readers.raw_files import LineLog
-from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
-from flip_ctr.data.readers.shards import shard_paths
-from flip_ctr.data.prepare.splits import RATIOS, SEED, SPLIT_RULES, check_split, check_split_name
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
-from flip_ctr.data.datasets.table_schema import check_ratios, read_schema
-from flip_ctr.data.datasets.table import table_source
+from flip_ctr.data.prepare.splits import RATIOS, SEED, SPLIT_RULES, check_split, check_split_name
+from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
+from flip_ctr.data.readers.download import fetch_archive, open_raw_folder
+from flip_ctr.data.readers.raw_files import LineLog
+from flip_ctr.data.readers.shards import shard_paths
 from flip_ctr.train.arguments import parse_arguments, preset_settings
 
 DATASETS: dict[str, RawDataset] = movielens.DATASETS | bookcrossing.DATASETS | goodreads.DATASETS
@@ -61,46 +66,72 @@ class PrepareArguments:
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder with the raw files, or their zip. Without it the official archive is downloaded (MovieLens only). Of a table "
+            "help": "Folder with the raw files, or their zip. Without it the official archive is downloaded "
+            "(MovieLens only). Of a table "
             "the folder to which the schema's files are relative; that of the schema when not given."
         },
     )
     schema: str | None = field(
         default=None,
-        metadata={"help": "YAML file that describes a table (docs/datasets.md), or with --infer_schema the one to write: schema.yaml when "
-            "not given."},
+        metadata={
+            "help": "YAML file that describes a table (docs/datasets.md), or with --infer_schema the one to write: "
+            "schema.yaml when "
+            "not given."
+        },
     )
     data_files: list[str] | None = field(
         default=None,
-        metadata={"help": "Files or patterns of a table's events, in place of the schema's: relative to --data_dir, or to the current "
-            "folder without it.", "nargs": "+"},
+        metadata={
+            "help": "Files or patterns of a table's events, in place of the schema's: relative to --data_dir, or to "
+            "the current "
+            "folder without it.",
+            "nargs": "+",
+        },
     )
     infer_schema: list[str] | None = field(
         default=None,
-        metadata={"help": "Write a first --schema to edit from a sample of these files, and no dataset. The first are the events; files "
-            "with other columns are side tables.", "nargs": "+"},
+        metadata={
+            "help": "Write a first --schema to edit from a sample of these files, and no dataset. The first are the "
+            "events; files "
+            "with other columns are side tables.",
+            "nargs": "+",
+        },
     )
     split: Literal["random", "time", "leave_last_out", "by_user", "cold_items", "cold_users"] | None = field(
         default=None,
-        metadata={"help": "random (when neither this nor a schema says): rows, by hash; time: the latest rows are test; leave_last_out: each "
-            "user's last row is test (neither of them for bookcrossing or the CSV of goodreads, which have no times); by_user: a share of each "
-            "user's rows, by hash; cold_*: whole items or users, by hash."},
+        metadata={
+            "help": "random (when neither this nor a schema says): rows, by hash; time: the latest rows are test; "
+            "leave_last_out: each "
+            "user's last row is test (neither of them for bookcrossing or the CSV of goodreads, which have no times); "
+            "by_user: a share of each "
+            "user's rows, by hash; cold_*: whole items or users, by hash."
+        },
     )
-    split_seed: int | None = field(default=None, metadata={"help": f"Part of what is hashed; {SEED} when neither this nor a schema says."})
+    split_seed: int | None = field(
+        default=None, metadata={"help": f"Part of what is hashed; {SEED} when neither this nor a schema says."}
+    )
     ratios: list[int] | None = field(
         default=None,
-        metadata={"help": "Three whole numbers, the shares of train, validation and test; 8 1 1 when neither this nor a schema says.", "nargs": 3},
+        metadata={
+            "help": "Three whole numbers, the shares of train, validation and test; 8 1 1 when neither this nor a "
+            "schema says.",
+            "nargs": 3,
+        },
     )
     drop_ratings: str | None = field(
         default=None,
         metadata={
-            "help": "Ratings to drop, comma separated; '' drops none. When not given: 3 of MovieLens, 0 (a book without a "
+            "help": "Ratings to drop, comma separated; '' drops none. When not given: 3 of MovieLens, 0 (a book "
+            "without a "
             "rating) of bookcrossing and goodreads. Not of a table."
         },
     )
     click_threshold: int | None = field(
         default=None,
-        metadata={"help": "A rating of at least this is a click. When not given: 4 of MovieLens and goodreads, 8 of bookcrossing."},
+        metadata={
+            "help": "A rating of at least this is a click. When not given: 4 of MovieLens and goodreads, 8 of "
+            "bookcrossing."
+        },
     )
     preset: str | None = field(default=None, metadata={"help": "Named settings: paper puts the ids into the prompt."})
     ids_in_prompt: bool = field(default=False, metadata={"help": "Put the ids into the prompt (as the paper does)."})
@@ -108,15 +139,23 @@ class PrepareArguments:
         default=0.001, metadata={"help": "Share of a file's lines that may be malformed; above it nothing is written."}
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "A PLM (path or hub id) whose tokens the card counts the prompts in; words when not given."}
+        default=None,
+        metadata={"help": "A PLM (path or hub id) whose tokens the card counts the prompts in; words when not given."},
     )
     engine: Literal["duckdb", "pyspark"] = field(
         default="duckdb",
-        metadata={"help": "What joins, labels and splits: DuckDB in this process, or Spark (pip install 'flip-ctr[spark]', Java 17)."},
+        metadata={
+            "help": "What joins, labels and splits: DuckDB in this process, or Spark (pip install 'flip-ctr[spark]', "
+            "Java 17)."
+        },
     )
     memory_limit: str | None = field(
-        default=None, metadata={"help": "Most memory that DuckDB takes, e.g. 4GB; the rest goes through files. four fifths of the machine's "
-            "when not given."},
+        default=None,
+        metadata={
+            "help": "Most memory that DuckDB takes, e.g. 4GB; the rest goes through files. four fifths of the "
+            "machine's "
+            "when not given."
+        },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an existing dataset folder."})
 
@@ -129,7 +168,10 @@ class PrepareArguments:
         if self.ratios is not None:
             self.ratios = list(check_ratios("--ratios", self.ratios))
         if self.infer_schema is not None:
-            self._refuse([one.name for one in fields(self) if one.name not in ("dataset", "infer_schema", "schema")], "--infer_schema")
+            self._refuse(
+                [one.name for one in fields(self) if one.name not in ("dataset", "infer_schema", "schema")],
+                "--infer_schema",
+            )
             if self.dataset not in (None, TABLE):
                 raise ValueError(f"--infer_schema is for --dataset {TABLE}; {self.dataset} is known already.")
             return
@@ -143,9 +185,14 @@ class PrepareArguments:
         if self.dataset != TABLE:
             self._refuse(OF_TABLES, f"--dataset {self.dataset}")
             self._check_ratings(DATASETS[self.dataset])
-            if self.preset is not None and preset_settings(PrepareArguments, self.preset) != {"ids_in_prompt": self.ids_in_prompt}:
-                raise ValueError(f"--preset {self.preset} puts the ids into the prompt, and ids_in_prompt is {self.ids_in_prompt}: leave the preset "
-                                 "out, or set both.")  # fmt: skip
+            if self.preset is not None and preset_settings(PrepareArguments, self.preset) != {
+                "ids_in_prompt": self.ids_in_prompt
+            }:
+                raise ValueError(
+                    f"--preset {self.preset} puts the ids into the prompt, and ids_in_prompt is {self.ids_in_prompt}: "
+                    "leave the preset "
+                    "out, or set both."
+                )
             return
         self._refuse(OF_RATINGS, f"--dataset {TABLE}")
         if self.schema is None:
@@ -184,7 +231,8 @@ class PrepareArguments:
             self.click_threshold = raw.click_threshold
         if not lowest < self.click_threshold <= highest:
             raise ValueError(
-                f"--click_threshold must be from {lowest + 1} to {highest} for {self.dataset}, whose ratings go from {lowest} "
+                f"--click_threshold must be from {lowest + 1} to {highest} for {self.dataset}, whose ratings go from "
+                f"{lowest} "
                 f"to {highest}; got {self.click_threshold}."
             )
 
@@ -201,11 +249,21 @@ def open_source(args: PrepareArguments) -> Source:
         ValueError: a file's header lacks a column, or the schema of a table does not fit its files.
     """
     if args.dataset == TABLE:
-        return table_source(read_schema(args.schema), args.data_dir, args.data_files, args.split, args.split_seed, args.ratios)
+        return table_source(
+            read_schema(args.schema), args.data_dir, args.data_files, args.split, args.split_seed, args.ratios
+        )
     raw = DATASETS[args.dataset]
     folder = open_raw_folder(args.dataset, args.data_dir or fetch_archive(args.dataset), raw.files)
-    return ratings_source(raw, folder, args.click_threshold, args.dropped_ratings, args.ids_in_prompt,
-                          split=args.split, seed=args.split_seed, ratios=tuple(args.ratios or RATIOS))  # fmt: skip
+    return ratings_source(
+        raw,
+        folder,
+        args.click_threshold,
+        args.dropped_ratings,
+        args.ids_in_prompt,
+        split=args.split,
+        seed=args.split_seed,
+        ratios=tuple(args.ratios or RATIOS),
+    )
 
 
 def run(args: PrepareArguments) -> dict:
@@ -283,19 +341,27 @@ def counted(count: int, noun: str) -> str:
 
 def summary(report: dict) -> str:
     """The report in a few lines for a person."""
-    counts = [("read", report["rows_read"]), *((f"dropped: {rule}", count) for rule, count in report["dropped"].items())]
+    counts = [
+        ("read", report["rows_read"]),
+        *((f"dropped: {rule}", count) for rule, count in report["dropped"].items()),
+    ]
     counts += [("malformed or unknown", report["malformed"]), ("kept", report["rows_kept"])]
     width = max(28, *(len(name) + 2 for name, _ in counts))
     lines = [f"{report['dataset']:<{width}}{'rows':>10}  click rate"]
     lines += [f"{name:<{width}}{count:>10,}" for name, count in counts]
-    lines += [f"  {name:<{width - 2}}{one['rows']:>10,}  {one['click_rate']:.4f}" for name, one in report["splits"].items()]
+    lines += [
+        f"  {name:<{width - 2}}{one['rows']:>10,}  {one['click_rate']:.4f}" for name, one in report["splits"].items()
+    ]
     for name, entry in report["raw_files"].items():
         for one in entry["first_malformed"][:3]:
             lines.append(f"{name}, line {one['line']}: {one['reason']}: {one['text']!r}")
         if entry["malformed"] > 3:
             lines.append(f"{name}: {counted(entry['malformed'] - 3, 'more malformed line')}, see {REJECTED_NAME}")
         if name not in report["events_files"]:  # dropped lines of these are rows, and stand above
-            lines += [f"{name}: {counted(count, 'line')} dropped: {reason}" for reason, count in entry["unused_by_reason"].items()]
+            lines += [
+                f"{name}: {counted(count, 'line')} dropped: {reason}"
+                for reason, count in entry["unused_by_reason"].items()
+            ]
         for kind, count in entry["values_changed"].items():
             lines.append(f"{name}: {counted(count, 'value')} changed: {kind}")
     return "\n".join([*lines, *report["notes"]])

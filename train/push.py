@@ -16,8 +16,10 @@ class PushArguments:
     hub_model_id: str = required("repository to publish to, e.g. org/flip-ml1m")
     hub_private_repo: bool = option(False, "make a new repository private")
     hub_token: str | None = option(None, "token of the Hub; that of `hf auth login` or HF_TOKEN when not given")
-    hub_pretraining_heads: bool = option(False, "of a pretrained model publish the MLM and MTM heads too: they can return a user's "
-                                                "demographics from an id")  # fmt: skip
+    hub_pretraining_heads: bool = option(
+        False,
+        "of a pretrained model publish the MLM and MTM heads too: they can return a user's demographics from an id",
+    )
 
 
 def run(args: PushArguments) -> str:

@@ -1,5 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""One run: `python benchmarks/comparison/child.py FOLDER` makes what the folder's `run.json` describes, in a process of its own."""
+"""One run: `python benchmarks/comparison/child.py FOLDER` makes what the folder's `run.json` describes, in a process of
+its own."""
 
 import json
 import os
@@ -17,16 +18,20 @@ def execute(folder: Path) -> None:
     described = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     recipe = RECIPES[described["recipe"]]
     costs = recipe.run(recipe.parse(described["argv"]), folder)
-    costs |= {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "cpu_count": os.cpu_count(),
-              "libraries": versions(recipe)}  # fmt: skip
+    costs |= {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu_count": os.cpu_count(),
+        "libraries": versions(recipe),
+    }
     partial = folder / "result.json.partial"
     partial.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
     partial.rename(folder / "result.json")
 
 
 def end_with(parent: int, seconds: float = 1.0) -> None:
-    """Ends this process soon after that parent has gone, however it went: nobody would read the run, and the next comparison may make it
-    in the same folder."""
+    """Ends this process soon after that parent has gone, however it went: nobody would read the run, and the next
+    comparison may make it in the same folder."""
+
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(seconds)

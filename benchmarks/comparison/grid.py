@@ -1,7 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""The grid of a comparison: one YAML file that names datasets, splits, seeds, runs and the methods that are the table's rows.
+"""The grid of a comparison: one YAML file that names datasets, splits, seeds, runs and the methods that are the table's
+rows.
 
-`docs/comparing.md` describes the file. All of it is checked before anything runs, the options of each run by its own recipe.
+`docs/comparing.md` describes the file. All of it is checked before anything runs, the options of each run by its own
+recipe.
 """
 
 import contextlib
@@ -15,7 +17,6 @@ from typing import Any
 
 import yaml
 from flip_ctr.benchmarks.comparison.recipes import RECIPES, Recipe, flags
-
 from flip_ctr.data.datasets.synthetic import CatalogueSettings
 from flip_ctr.train.prepare import PrepareArguments
 
@@ -31,7 +32,8 @@ class GridError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """Arguments of `prepare` that make one dataset folder; those that differ in their seed alone are of one kind, and averaged over."""
+    """Arguments of `prepare` that make one dataset folder; those that differ in their seed alone are of one kind, and
+    averaged over."""
 
     options: dict[str, Any]
 
@@ -51,8 +53,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`source` is one of `SOURCES`, `options` what stands under it; `targets` are the AUCs that time is measured to, by kind of split, or one for
-    all of them (`None`)."""
+    """`source` is one of `SOURCES`, `options` what stands under it; `targets` are the AUCs that time is measured to, by
+    kind of split, or one for all of them (`None`)."""
 
     name: str
     source: str
@@ -91,7 +93,8 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: a run under the name that people read. Differences are taken to the best of the `baseline` ones."""
+    """A row of the table: a run under the name that people read. Differences are taken to the best of the `baseline`
+    ones."""
 
     label: str
     run: str
@@ -132,7 +135,9 @@ def references(value: Any) -> Iterator[str]:
             yield from references(one)
 
 
-def load_grid(path: str | Path, settings: dict[str, Any], only: list[str] | None = None, splits: list[str] | None = None) -> Grid:
+def load_grid(
+    path: str | Path, settings: dict[str, Any], only: list[str] | None = None, splits: list[str] | None = None
+) -> Grid:
     """Reads and checks a grid.
 
     Args:
@@ -157,7 +162,10 @@ class _Reader:
         self.settings = self.mapping(self.content.get("settings") or {}, "settings")
         unknown = sorted(set(settings) - set(self.settings))
         if unknown:
-            self.fail("settings", f"--set {unknown[0]}: there is no such setting; there are {', '.join(self.settings) or 'none'}")
+            self.fail(
+                "settings",
+                f"--set {unknown[0]}: there is no such setting; there are {', '.join(self.settings) or 'none'}",
+            )
         self.settings = self.settings | settings
 
     def fail(self, where: str, reason: str) -> None:
@@ -186,7 +194,9 @@ class _Reader:
             return value
         for name in SETTING.findall(value):
             if name not in self.settings:
-                self.fail(where, f"${{{name}}}: there is no such setting; there are {', '.join(self.settings) or 'none'}")
+                self.fail(
+                    where, f"${{{name}}}: there is no such setting; there are {', '.join(self.settings) or 'none'}"
+                )
             if self.settings[name] is None:
                 self.fail(where, f"the setting {name} has no value; give one with --set {name}=VALUE")
         whole = SETTING.fullmatch(value)
@@ -201,7 +211,10 @@ class _Reader:
         if self.only:
             unknown = [label for label in self.only if label not in {method.label for method in methods}]
             if unknown:
-                self.fail("methods", f"--only {unknown[0]}: no such method; there are {', '.join(method.label for method in methods)}")
+                self.fail(
+                    "methods",
+                    f"--only {unknown[0]}: no such method; there are {', '.join(method.label for method in methods)}",
+                )
             methods = tuple(method for method in methods if method.label in self.only)
         seeds = self.content.get("seeds", [42])
         if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
@@ -218,7 +231,10 @@ class _Reader:
             unknown = [name for name in self.splits if name not in names]
             if unknown:
                 self.fail("splits", f"--splits {unknown[0]}: no such split; there are {', '.join(names)}")
-            kept = (replace(one, splits=tuple(split for split in one.splits if split.name in self.splits)) for one in datasets)
+            kept = (
+                replace(one, splits=tuple(split for split in one.splits if split.name in self.splits))
+                for one in datasets
+            )
             datasets = tuple(one for one in kept if one.splits)
         return Grid(self.path, datasets, tuple(seeds), plans, methods)
 
@@ -251,7 +267,7 @@ class _Reader:
     def check_references(self, plans: dict[str, RunPlan]) -> None:
         def visit(name: str, above: tuple[str, ...]) -> None:
             if name in above:
-                self.fail("runs", f"{' -> '.join((*above[above.index(name):], name))} is a circle")
+                self.fail("runs", f"{' -> '.join((*above[above.index(name) :], name))} is a circle")
             for one in plans[name].inputs:
                 if one not in plans:
                     self.fail(f"runs: {name}", f"@{one}: there is no such run; there are {', '.join(plans)}")
@@ -316,7 +332,9 @@ class _Reader:
             self.mapping(targets, where, dict.fromkeys(split.kind for split in splits))
         else:
             targets = {} if targets is None else {None: targets}
-        return Dataset(name, source[0], options, splits, {kind: self.target(one, where) for kind, one in targets.items()})
+        return Dataset(
+            name, source[0], options, splits, {kind: self.target(one, where) for kind, one in targets.items()}
+        )
 
     def target(self, given: Any, where: str) -> float:
         try:
@@ -330,9 +348,15 @@ class _Reader:
     def check_source(self, source: str, options: Any, split: Split, where: str) -> None:
         try:
             if source == "prepare":
-                known = [one.name for one in fields(PrepareArguments) if one.name not in ("output_dir", "overwrite_output_dir", "infer_schema")]
+                known = [
+                    one.name
+                    for one in fields(PrepareArguments)
+                    if one.name not in ("output_dir", "overwrite_output_dir", "infer_schema")
+                ]
                 self.mapping(split.options, f"{where}: splits", known)
-                PrepareArguments(**self.mapping(options, f"{where}: prepare", known) | split.options, output_dir="OUTPUT")
+                PrepareArguments(
+                    **self.mapping(options, f"{where}: prepare", known) | split.options, output_dir="OUTPUT"
+                )
             elif source == "catalogue":
                 CatalogueSettings(**self.mapping(options or {}, f"{where}: catalogue"))
                 self.mapping(split.options, f"{where}: splits", ("split", SPLIT_SEED))

@@ -1,9 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Intervals by resampling users, or items: AUC and LogLoss of many bootstrap samples at once.
 
-A sample draws as many users as there are, with replacement; a user drawn twice counts twice, with all of his rows and in all splits, so
-that rows of one user are not taken for independent ones. All methods are measured on the same samples, which makes their
-differences paired.
+A sample draws as many users as there are, with replacement; a user drawn twice counts twice, with all of his rows and
+in all splits, so that rows of one user are not taken for independent ones. All methods are measured on the same
+samples, which makes their differences paired.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,11 @@ def draw_weights(clusters: int, samples: int, seed: int = 0) -> np.ndarray:
 
 
 def resampled_auc(logits: np.ndarray, labels: np.ndarray, clusters: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The AUC of every sample: the share of pairs of a click and a non-click in which the click is ahead, ties count half.
+    """The AUC of every sample: the share of pairs of a click and a non-click in which the click is ahead, ties count
+    half.
 
-    The scores are sorted once. In their order a click's weight meets the sum of the weights of the non-clicks before it, for all samples
-    together.
+    The scores are sorted once. In their order a click's weight meets the sum of the weights of the non-clicks before
+    it, for all samples together.
 
     Args:
         logits: `(N,)` scores.
@@ -43,7 +44,9 @@ def resampled_auc(logits: np.ndarray, labels: np.ndarray, clusters: np.ndarray, 
     before, beside = (np.searchsorted(logits[others], logits[clicks], side) for side in ("left", "right"))
     aucs = np.empty(len(weights))
     for first in range(0, len(weights), AT_ONCE):
-        part = np.ascontiguousarray(weights[first : first + AT_ONCE].T, np.float64)  # (clusters, samples): a row's are together
+        part = np.ascontiguousarray(
+            weights[first : first + AT_ONCE].T, np.float64
+        )  # (clusters, samples): a row's are together
         running = np.zeros((len(others) + 1, part.shape[1]))
         np.cumsum(part[clusters[others]], axis=0, out=running[1:])
         of_clicks = part[clusters[clicks]]
@@ -70,8 +73,8 @@ def number_clusters(keys: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int, 
         keys: `(N,)` the user or item of each row, for each split; None or NaN where a row has none.
 
     Returns:
-        For each split `(N,)` the number of each row's cluster; how many there are; and whether they are users or items. A row without one
-        is a cluster of its own.
+        For each split `(N,)` the number of each row's cluster; how many there are; and whether they are users or items.
+        A row without one is a cluster of its own.
     """
     lengths = [len(one) for one in keys]
     codes, users = pd.factorize(np.concatenate([np.asarray(one, dtype=object) for one in keys]))

@@ -1,13 +1,15 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What the models of other libraries share: our rows as they see them, and for the networks one training loop.
 
-They see the ID side of the dataset folder's schema, as our ID towers do: the same values with the same numbers, vocabularies from training
-rows alone, what training has not seen as one value. The prompt side, which only a language model can read, they do not have.
+They see the ID side of the dataset folder's schema, as our ID towers do: the same values with the same numbers,
+vocabularies from training rows alone, what training has not seen as one value. The prompt side, which only a language
+model can read, they do not have.
 
-The loop is that of `flip-ctr finetune --strategy id`: the same rows a batch and passes over the rows, a linear schedule with warm-up, an
-evaluation after each pass, the weights with the best validation AUC - LogLoss kept, an end after so many passes without a better one, and the
-test split scored once with those weights. It stands around a library's `nn.Module`, as the trainers of the libraries know neither that
-schedule nor that rule. The optimizer is Adam, theirs by default.
+The loop is that of `flip-ctr finetune --strategy id`: the same rows a batch and passes over the rows, a linear schedule
+with warm-up, an evaluation after each pass, the weights with the best validation AUC - LogLoss kept, an end after so
+many passes without a better one, and the test split scored once with those weights. It stands around a library's
+`nn.Module`, as the trainers of the libraries know neither that schedule nor that rule. The optimizer is Adam, theirs by
+default.
 """
 
 import copy
@@ -20,16 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from flip_ctr.benchmarks.comparison.predictions import Predictions, timed_passes
-from torch import nn
-from transformers import get_scheduler
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import option, required
 from flip_ctr.train.outputs.metrics import click_metrics
+from torch import nn
+from transformers import get_scheduler
 
 
 @dataclass(kw_only=True)
@@ -45,7 +46,8 @@ class PeerArguments:
 
 @dataclass(kw_only=True)
 class NetworkArguments(PeerArguments):
-    """And what every network is: the names and values of `flip-ctr finetune --strategy id`, where not said otherwise."""
+    """And what every network is: the names and values of `flip-ctr finetune --strategy id`, where not said
+    otherwise."""
 
     per_device_train_batch_size: int = option(1024, "rows of a batch")
     num_train_epochs: int = option(10, "passes over the training rows")
@@ -61,7 +63,8 @@ class NetworkArguments(PeerArguments):
 
 @dataclass(frozen=True)
 class Column:
-    """A field as a peer sees it: ids below `size` (0 pad, 1 never, 2 unseen, 3 null) in columns `start` to `stop`; several are a list."""
+    """A field as a peer sees it: ids below `size` (0 pad, 1 never, 2 unseen, 3 null) in columns `start` to `stop`;
+    several are a list."""
 
     field: FlipField
     size: int
@@ -79,12 +82,17 @@ class PeerData:
     def __init__(self, dataset_dir: str):
         rows = {split: SplitRows(dataset_dir, split) for split in ("train", "validation", "test")}
         schema = rows["train"].schema
-        processor = FlipProcessor.from_dataset(rows["train"], schema.fields, label=schema.label, weight=schema.weight_column)
+        processor = FlipProcessor.from_dataset(
+            rows["train"], schema.fields, label=schema.label, weight=schema.weight_column
+        )
         extractor = processor.feature_extractor
         slots = np.bincount(extractor.slot_fields)
         stops = np.cumsum(slots)
         fields = [field for field in extractor.all_fields if field.on_id_side]
-        self.columns = [Column(field, field.vocab_size, int(stop - size), int(stop)) for field, size, stop in zip(fields, slots, stops)]
+        self.columns = [
+            Column(field, field.vocab_size, int(stop - size), int(stop))
+            for field, size, stop in zip(fields, slots, stops)
+        ]
         self.splits = {split: EncodedDataset(processor, of_split, prompts=False) for split, of_split in rows.items()}
 
     def ids(self, split: str) -> np.ndarray:
@@ -111,8 +119,14 @@ def log_odds(probabilities: np.ndarray) -> np.ndarray:
     return (np.log(kept) - np.log1p(-kept)).astype(np.float32)
 
 
-def train_network(args: NetworkArguments, folder: Path, data: PeerData, model: nn.Module, logits_of: Callable[[torch.Tensor], torch.Tensor],
-                  penalty: Callable[[], torch.Tensor]) -> dict:  # fmt: skip
+def train_network(
+    args: NetworkArguments,
+    folder: Path,
+    data: PeerData,
+    model: nn.Module,
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    penalty: Callable[[], torch.Tensor],
+) -> dict:
     """Trains a network, keeps the weights that are best on validation, saves the predictions and returns the costs.
 
     Args:
@@ -140,7 +154,10 @@ def train_network(args: NetworkArguments, folder: Path, data: PeerData, model: n
         model.train()
         for rows in batches(generator.permutation(len(ids)), args.per_device_train_batch_size):
             weights_of_rows = None if sample_weight is None else sample_weight[rows].to(device)
-            loss = click_loss(logits_of(ids[rows].to(device))[:, None], labels[rows].to(device), weights_of_rows) + penalty()
+            loss = (
+                click_loss(logits_of(ids[rows].to(device))[:, None], labels[rows].to(device), weights_of_rows)
+                + penalty()
+            )
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -159,9 +176,14 @@ def train_network(args: NetworkArguments, folder: Path, data: PeerData, model: n
     model.load_state_dict(weights)
     speed = save_predictions(folder, data, score)
     chosen = max(history, key=lambda entry: entry["auc"] - entry["logloss"])
-    return speed | {"train_seconds": seconds, "train_rows": len(ids), "train_steps": len(history) * steps_per_epoch,
-                    "best_epoch": chosen["epoch"], "history": history,
-                    "parameters": sum(weight.numel() for weight in model.parameters())}  # fmt: skip
+    return speed | {
+        "train_seconds": seconds,
+        "train_rows": len(ids),
+        "train_steps": len(history) * steps_per_epoch,
+        "best_epoch": chosen["epoch"],
+        "history": history,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+    }
 
 
 def batches(order: np.ndarray, size: int) -> Iterator[torch.Tensor]:

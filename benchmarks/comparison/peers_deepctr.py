@@ -1,9 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """DCNMix and AutoInt of DeepCTR-Torch, trained on our rows; see [`peers`].
 
-The models are the library's, with its own linear part over all fields. A multi-valued field is a `VarLenSparseFeat` with mean pooling. The
-library's penalties are added as it computes them: `embedding_l2` on the embeddings (its `l2_reg_embedding`, 1e-5 by default), and its defaults
-on the linear part and the cross network.
+The models are the library's, with its own linear part over all fields. A multi-valued field is a `VarLenSparseFeat`
+with mean pooling. The library's penalties are added as it computes them: `embedding_l2` on the embeddings (its
+`l2_reg_embedding`, 1e-5 by default), and its defaults on the linear part and the cross network.
 """
 
 import sys
@@ -13,7 +13,6 @@ from types import ModuleType
 
 import torch
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
-
 from flip_ctr.train.arguments import option
 
 MODELS = ("DCNMix", "AutoInt")
@@ -47,18 +46,39 @@ def run(args: DeepCTRArguments, folder: Path) -> dict:
     features = []
     for one in data.columns:
         feature = SparseFeat(one.name, one.size, embedding_dim=args.id_embedding_size)
-        features.append(VarLenSparseFeat(feature, maxlen=one.stop - one.start, combiner="mean") if one.field.is_multi_valued else feature)
-    shared = {"dnn_hidden_units": tuple(args.id_hidden_dims), "dnn_dropout": args.id_dropout, "l2_reg_embedding": args.embedding_l2,
-              "init_std": args.init_std, "seed": args.seed, "device": "cuda" if torch.cuda.is_available() else "cpu"}  # fmt: skip
+        features.append(
+            VarLenSparseFeat(feature, maxlen=one.stop - one.start, combiner="mean")
+            if one.field.is_multi_valued
+            else feature
+        )
+    shared = {
+        "dnn_hidden_units": tuple(args.id_hidden_dims),
+        "dnn_dropout": args.id_dropout,
+        "l2_reg_embedding": args.embedding_l2,
+        "init_std": args.init_std,
+        "seed": args.seed,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
     if args.model == "DCNMix":
-        model = DCNMix(features, features, cross_num=args.num_cross_layers, low_rank=args.low_rank, num_experts=args.num_experts, **shared)
+        model = DCNMix(
+            features,
+            features,
+            cross_num=args.num_cross_layers,
+            low_rank=args.low_rank,
+            num_experts=args.num_experts,
+            **shared,
+        )
     else:
-        model = AutoInt(features, features, att_layer_num=args.num_attention_layers, att_head_num=args.num_attention_heads, **shared)
+        model = AutoInt(
+            features, features, att_layer_num=args.num_attention_layers, att_head_num=args.num_attention_heads, **shared
+        )
     model.out.task = "regression"  # log odds: the sigmoid is in the loss
 
     def logits_of(ids: torch.Tensor) -> torch.Tensor:
         return model(ids.float())[:, 0]  # the library takes ids as floats, which hold whole numbers up to 2**24
 
     if max(one.size for one in data.columns) > 2**24:
-        raise ValueError(f"{args.dataset_dir}: a field has more than {2**24:,} values, which DeepCTR-Torch cannot tell apart")
+        raise ValueError(
+            f"{args.dataset_dir}: a field has more than {2**24:,} values, which DeepCTR-Torch cannot tell apart"
+        )
     return train_network(args, folder, data, model, logits_of, lambda: model.get_regularization_loss()[0])

@@ -1,10 +1,11 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """DCNv2 and FinalMLP of FuxiCTR, trained on our rows; see [`peers`].
 
-The distribution `fuxictr` ships the layers, and not the models, which its repository keeps in `model_zoo`. They are put together here from the
-library's own layers, embeddings and initialisation as the model zoo does: DCNv2 in its `parallel` structure (a cross network beside a DNN, one
-linear layer on both), FinalMLP with feature selection and bilinear aggregation in heads. A multi-valued field is a `sequence` feature with the
-library's `MaskedAveragePooling`. Defaults are those of the model zoo; where it leaves sizes open they are ours.
+The distribution `fuxictr` ships the layers, and not the models, which its repository keeps in `model_zoo`. They are put
+together here from the library's own layers, embeddings and initialisation as the model zoo does: DCNv2 in its
+`parallel` structure (a cross network beside a DNN, one linear layer on both), FinalMLP with feature selection and
+bilinear aggregation in heads. A multi-valued field is a `sequence` feature with the library's `MaskedAveragePooling`.
+Defaults are those of the model zoo; where it leaves sizes open they are ours.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,8 @@ from pathlib import Path
 
 import torch
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
-from torch import nn
-
 from flip_ctr.train.arguments import option
+from torch import nn
 
 MODELS = ("DCNv2", "FinalMLP")
 
@@ -23,13 +23,17 @@ MODELS = ("DCNv2", "FinalMLP")
 class FuxiCTRArguments(NetworkArguments):
     model: str = option("DCNv2", "which of its models", choices=list(MODELS))
     num_cross_layers: int = option(3, "cross layers of DCNv2")
-    use_low_rank_mixture: bool = option(False, "DCNv2 with a mixture of low-rank experts, as ours is by default, in place of full matrices")
+    use_low_rank_mixture: bool = option(
+        False, "DCNv2 with a mixture of low-rank experts, as ours is by default, in place of full matrices"
+    )
     low_rank: int = option(32, "rank of that mixture")
     num_experts: int = option(4, "experts of that mixture")
     batch_norm: bool = option(False, "batch normalisation in the DNNs")
     num_heads: int = option(1, "heads of FinalMLP's aggregation")
     gate_hidden_dims: list[int] = option([64], "hidden layers of FinalMLP's gates", nargs="+")
-    first_context: list[str] = option([], "fields that FinalMLP's first gate sees; a learned constant when not given", nargs="+")
+    first_context: list[str] = option(
+        [], "fields that FinalMLP's first gate sees; a learned constant when not given", nargs="+"
+    )
     second_context: list[str] = option([], "fields that the second gate sees", nargs="+")
 
 
@@ -43,7 +47,10 @@ def run(args: FuxiCTRArguments, folder: Path) -> dict:
     tables = [weight for name, weight in model.named_parameters() if "embedding_layers." in name]
 
     def logits_of(ids: torch.Tensor) -> torch.Tensor:
-        inputs = {one.name: ids[:, one.start : one.stop] if one.field.is_multi_valued else ids[:, one.start] for one in data.columns}
+        inputs = {
+            one.name: ids[:, one.start : one.stop] if one.field.is_multi_valued else ids[:, one.start]
+            for one in data.columns
+        }
         return model(inputs)[:, 0]
 
     def penalty() -> torch.Tensor:
@@ -61,7 +68,12 @@ def feature_map(data: PeerData):
     for one in data.columns:
         spec = {"type": "categorical", "source": "", "vocab_size": one.size}
         if one.field.is_multi_valued:
-            spec |= {"type": "sequence", "max_len": one.stop - one.start, "padding_idx": 0, "feature_encoder": "layers.MaskedAveragePooling()"}
+            spec |= {
+                "type": "sequence",
+                "max_len": one.stop - one.start,
+                "padding_idx": 0,
+                "feature_encoder": "layers.MaskedAveragePooling()",
+            }
         features.features[one.name] = spec
     features.num_fields = len(data.columns)
     return features
@@ -82,8 +94,14 @@ def initialise(model: nn.Module) -> None:
 def dnn(args: FuxiCTRArguments, size: int) -> nn.Module:
     from fuxictr.pytorch.layers import MLP_Block
 
-    return MLP_Block(input_dim=size, hidden_units=args.id_hidden_dims, hidden_activations="ReLU", output_activation=None,
-                     dropout_rates=args.id_dropout, batch_norm=args.batch_norm)  # fmt: skip
+    return MLP_Block(
+        input_dim=size,
+        hidden_units=args.id_hidden_dims,
+        hidden_activations="ReLU",
+        output_activation=None,
+        dropout_rates=args.id_dropout,
+        batch_norm=args.batch_norm,
+    )
 
 
 def dcnv2(args: FuxiCTRArguments, features) -> nn.Module:
@@ -97,7 +115,9 @@ def dcnv2(args: FuxiCTRArguments, features) -> nn.Module:
             super().__init__()
             self.embedding = FeatureEmbedding(features, args.id_embedding_size)
             if args.use_low_rank_mixture:
-                self.cross = CrossNetMix(size, args.num_cross_layers, low_rank=args.low_rank, num_experts=args.num_experts)
+                self.cross = CrossNetMix(
+                    size, args.num_cross_layers, low_rank=args.low_rank, num_experts=args.num_experts
+                )
             else:
                 self.cross = CrossNetV2(size, args.num_cross_layers)
             self.deep = dnn(args, size)
@@ -111,10 +131,16 @@ def dcnv2(args: FuxiCTRArguments, features) -> nn.Module:
 
 
 def final_mlp(args: FuxiCTRArguments, features) -> nn.Module:
-    """FinalMLP (arXiv 2304.00902): each of two DNNs sees the embeddings times 2 * sigmoid(gate), and their ends meet bilinearly."""
+    """FinalMLP (arXiv 2304.00902): each of two DNNs sees the embeddings times 2 * sigmoid(gate), and their ends meet
+    bilinearly."""
     from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 
-    width, size, last, heads = args.id_embedding_size, args.id_embedding_size * features.num_fields, args.id_hidden_dims[-1], args.num_heads
+    width, size, last, heads = (
+        args.id_embedding_size,
+        args.id_embedding_size * features.num_fields,
+        args.id_hidden_dims[-1],
+        args.num_heads,
+    )
     if last % heads:
         raise ValueError(f"num_heads {heads} must divide the last of id_hidden_dims, {last}")
 
@@ -125,11 +151,21 @@ def final_mlp(args: FuxiCTRArguments, features) -> nn.Module:
             super().__init__()
             self.embedding = FeatureEmbedding(features, width, required_feature_columns=context) if context else None
             self.constant = None if context else nn.Parameter(torch.zeros(1, width))
-            self.gate = MLP_Block(input_dim=width * max(1, len(context)), output_dim=size, hidden_units=args.gate_hidden_dims,
-                                  hidden_activations="ReLU", output_activation="Sigmoid", batch_norm=False)  # fmt: skip
+            self.gate = MLP_Block(
+                input_dim=width * max(1, len(context)),
+                output_dim=size,
+                hidden_units=args.gate_hidden_dims,
+                hidden_activations="ReLU",
+                output_activation="Sigmoid",
+                batch_norm=False,
+            )
 
         def forward(self, inputs, embedded):
-            seen = self.constant.expand(len(embedded), -1) if self.embedding is None else self.embedding(inputs, flatten_emb=True)
+            seen = (
+                self.constant.expand(len(embedded), -1)
+                if self.embedding is None
+                else self.embedding(inputs, flatten_emb=True)
+            )
             return embedded * self.gate(seen) * 2
 
     class FinalMLP(nn.Module):

@@ -1,10 +1,11 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """CatBoost on our rows; see [`peers`] for what it sees.
 
-Each field is a categorical column, for which CatBoost computes target statistics in its own way; a multi-valued one is a categorical
-column whose values are whole lists; a numeric one is the number of its bucket. Weights of rows count in splits and leaves, but not in those
-statistics, which have none. Trees have no passes and no learning-rate schedule: after each tree validation AUC - LogLoss is measured, training
-ends after `early_stopping_patience` trees without a better one, and the best number of trees is kept.
+Each field is a categorical column, for which CatBoost computes target statistics in its own way; a multi-valued one is
+a categorical column whose values are whole lists; a numeric one is the number of its bucket. Weights of rows count in
+splits and leaves, but not in those statistics, which have none. Trees have no passes and no learning-rate schedule:
+after each tree validation AUC - LogLoss is measured, training ends after `early_stopping_patience` trees without a
+better one, and the best number of trees is kept.
 """
 
 import time
@@ -15,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from flip_ctr.benchmarks.comparison.peers import PeerArguments, PeerData, save_predictions
-
 from flip_ctr.train.arguments import option
 
 
@@ -37,9 +37,14 @@ def run(args: CatBoostArguments, folder: Path) -> dict:
     categorical = [one.name for one in data.columns if one.field.kind != "numeric"]
     tables = {split: table(data, split) for split in data.splits}
     pools = {
-        split: Pool(tables[split], data.labels(split), cat_features=categorical, weight=data.weights(split) if split == "train" else None)
+        split: Pool(
+            tables[split],
+            data.labels(split),
+            cat_features=categorical,
+            weight=data.weights(split) if split == "train" else None,
+        )
         for split in data.splits
-    }  # fmt: skip
+    }
     history, started = [], time.perf_counter()
 
     def after_tree(info) -> bool:
@@ -49,23 +54,42 @@ def run(args: CatBoostArguments, folder: Path) -> dict:
         return len(history) - best_trees(history) < args.early_stopping_patience
 
     model = CatBoostClassifier(
-        iterations=args.iterations, learning_rate=args.learning_rate, depth=args.depth, l2_leaf_reg=args.l2_leaf_reg,
-        max_ctr_complexity=args.max_ctr_complexity, loss_function="Logloss", custom_metric=["AUC:hints=skip_train~true", "Logloss"],
-        use_best_model=False, random_seed=args.seed, thread_count=torch.get_num_threads(), allow_writing_files=False, verbose=100,
-    )  # fmt: skip
-    model.fit(pools["train"], eval_set=pools["validation"], callbacks=[type("AfterTree", (), {"after_iteration": staticmethod(after_tree)})()])
+        iterations=args.iterations,
+        learning_rate=args.learning_rate,
+        depth=args.depth,
+        l2_leaf_reg=args.l2_leaf_reg,
+        max_ctr_complexity=args.max_ctr_complexity,
+        loss_function="Logloss",
+        custom_metric=["AUC:hints=skip_train~true", "Logloss"],
+        use_best_model=False,
+        random_seed=args.seed,
+        thread_count=torch.get_num_threads(),
+        allow_writing_files=False,
+        verbose=100,
+    )
+    model.fit(
+        pools["train"],
+        eval_set=pools["validation"],
+        callbacks=[type("AfterTree", (), {"after_iteration": staticmethod(after_tree)})()],
+    )
     seconds = time.perf_counter() - started
     model.shrink(best_trees(history))
 
     def score(split: str) -> np.ndarray:
         rows, size = tables[split], args.per_device_eval_batch_size
         parts = [Pool(rows[start : start + size], cat_features=categorical) for start in range(0, len(rows), size)]
-        return np.concatenate([model.predict(part, prediction_type="RawFormulaVal") for part in parts]).astype(np.float32)
+        return np.concatenate([model.predict(part, prediction_type="RawFormulaVal") for part in parts]).astype(
+            np.float32
+        )
 
     return save_predictions(folder, data, score) | {
-        "train_seconds": seconds, "train_rows": len(tables["train"]), "train_steps": len(history), "best_epoch": best_trees(history),
-        "history": history, "parameters": int(model.get_leaf_values().size),
-    }  # fmt: skip
+        "train_seconds": seconds,
+        "train_rows": len(tables["train"]),
+        "train_steps": len(history),
+        "best_epoch": best_trees(history),
+        "history": history,
+        "parameters": int(model.get_leaf_values().size),
+    }
 
 
 def best_trees(history: list[dict]) -> int:
@@ -79,5 +103,7 @@ def table(data: PeerData, split: str) -> pd.DataFrame:
     columns = {}
     for one in data.columns:
         part = ids[:, one.start : one.stop]
-        columns[one.name] = [" ".join(map(str, row[row > 0])) for row in part] if one.field.is_multi_valued else part[:, 0]
+        columns[one.name] = (
+            [" ".join(map(str, row[row > 0])) for row in part] if one.field.is_multi_valued else part[:, 0]
+        )
     return pd.DataFrame(columns)

@@ -1,17 +1,29 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of a comparison: quality with intervals and paired differences, and quality against training time. Drawn where matplotlib is
-installed (`plot` extra)."""
+"""Pictures of a comparison: quality with intervals and paired differences, and quality against training time. Drawn
+where matplotlib is installed (`plot` extra)."""
 
 import textwrap
 from pathlib import Path
 
 import numpy as np
 from flip_ctr.benchmarks.comparison.tables import duration, short, title
-
 from flip_ctr.data.prepare.figures import COLORS, GRID, INK, MUTED, pyplot, save
 
 ROW = 0.34  # inches of a method
-TIMES = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, *(60 * n for n in (2, 5, 10, 20, 30)), *(3600 * n for n in (1, 2, 5, 10, 20, 50, 100))]
+TIMES = [
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    20,
+    30,
+    60,
+    *(60 * n for n in (2, 5, 10, 20, 30)),
+    *(3600 * n for n in (1, 2, 5, 10, 20, 50, 100)),
+]
 WRAP = 40  # letters of a line of a method's name; two lines of them fit into a row
 LABEL, LETTER = 0.165, 0.065  # inches that a label beside a plot takes: its height, and each of its letters
 
@@ -26,13 +38,16 @@ def draw(results: dict, folder: Path) -> list[str]:
         methods = [one for one in comparison["methods"] if one["runs"]]
         if methods:
             name = f"{comparison['dataset']}-{comparison['kind']}"
-            names += [Path(save(plt, figure(plt, comparison, methods), folder, f"{name}{suffix}.png")).name
-                      for suffix, figure in (("", quality), ("-time", quality_by_time))]  # fmt: skip
+            names += [
+                Path(save(plt, figure(plt, comparison, methods), folder, f"{name}{suffix}.png")).name
+                for suffix, figure in (("", quality), ("-time", quality_by_time))
+            ]
     return names
 
 
 def as_text(name: str) -> str:
-    """A name of the grid as matplotlib draws it letter by letter: what stands between two dollars would be a formula."""
+    """A name of the grid as matplotlib draws it letter by letter: what stands between two dollars would be a
+    formula."""
     return name.replace("$", r"\$")
 
 
@@ -42,11 +57,18 @@ def group_colors(methods: list[dict]) -> dict[str, str]:
 
 
 def quality(plt, comparison: dict, methods: list[dict]):
-    """A row a method: test AUC of each split with the mean and its interval, and the differences to the best baseline with theirs."""
+    """A row a method: test AUC of each split with the mean and its interval, and the differences to the best baseline
+    with theirs."""
     colors, reference = group_colors(methods), comparison["reference"]
     panels = ["auc"] if reference is None else ["auc", "difference of auc", "difference of logloss"]
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 3.0 * len(panels), ROW * len(methods) + 1.25), sharey=True, squeeze=False,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(2.2 + 3.0 * len(panels), ROW * len(methods) + 1.25),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     heights = np.arange(len(methods))[::-1]
     for axis, panel in zip(axes[0], panels):
         shown = [(height, *measured(one, panel), colors[one["group"]]) for height, one in zip(heights, methods)]
@@ -60,9 +82,20 @@ def quality(plt, comparison: dict, methods: list[dict]):
             if left <= summary["mean"] <= right:  # the others' intervals made room
                 draw_row(axis, height, summary, points, color)
                 continue
-            value, below = decimals(summary["mean"], sign=panel != "auc"), summary["mean"] < left  # its number, where the axis ends
-            axis.text(0.015 if below else 0.985, height, f"◂ {value}" if below else f"{value} ▸", color=color, fontsize=9, va="center",
-                      ha="left" if below else "right", transform=axis.get_yaxis_transform())  # fmt: skip
+            value, below = (
+                decimals(summary["mean"], sign=panel != "auc"),
+                summary["mean"] < left,
+            )  # its number, where the axis ends
+            axis.text(
+                0.015 if below else 0.985,
+                height,
+                f"◂ {value}" if below else f"{value} ▸",
+                color=color,
+                fontsize=9,
+                va="center",
+                ha="left" if below else "right",
+                transform=axis.get_yaxis_transform(),
+            )
         if panel != "auc":
             axis.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
             axis.xaxis.set_major_formatter(lambda value, _: "0" if abs(value) < 1e-9 else decimals(value, sign=True))
@@ -73,13 +106,20 @@ def quality(plt, comparison: dict, methods: list[dict]):
         axis.tick_params(left=False)
         axis.set_ylim(-0.7, len(methods) - 0.4)
     axes[0, 0].set_yticks(heights, [textwrap.fill(as_text(one["method"]), WRAP) for one in methods], color=INK)
-    titles = {"auc": "Test AUC", "difference of auc": "AUC, difference:\nright is better",
-              "difference of logloss": "LogLoss, difference:\nleft is better"}  # fmt: skip
+    titles = {
+        "auc": "Test AUC",
+        "difference of auc": "AUC, difference:\nright is better",
+        "difference of logloss": "LogLoss, difference:\nleft is better",
+    }
     for axis, panel in zip(axes[0], panels):
         axis.set_title(titles[panel])
     lines = f"Lines: 95 % over {comparison['clusters']:,} {comparison['clusters_are']}"
     lines += f"; ticks: {len(comparison['splits'])} splits" if len(comparison["splits"]) > 1 else "; one split"
-    figure.supxlabel(as_text(f"{title(comparison)}. {lines}") + (f"; differences to {as_text(reference)}" if reference else ""), fontsize=8, color=MUTED)
+    figure.supxlabel(
+        as_text(f"{title(comparison)}. {lines}") + (f"; differences to {as_text(reference)}" if reference else ""),
+        fontsize=8,
+        color=MUTED,
+    )
     legend_of_groups(plt, figure, colors)
     return figure
 
@@ -88,7 +128,9 @@ def draw_row(axis, height: float, summary: dict, points: list[float], color: str
     """A method's mean, its interval, and below them the splits where there are several."""
     axis.hlines(height, *summary["interval"], color=color, linewidth=2)
     if len(points) > 1:
-        axis.plot(points, np.full(len(points), height - 0.22), "|", color=color, markersize=5, markeredgewidth=0.9, alpha=0.75)
+        axis.plot(
+            points, np.full(len(points), height - 0.22), "|", color=color, markersize=5, markeredgewidth=0.9, alpha=0.75
+        )
     axis.plot(summary["mean"], height, "o", color=color, markersize=5.5)
 
 
@@ -101,7 +143,8 @@ def measured(method: dict, panel: str) -> tuple[dict | None, list[float]]:
 
 
 def not_far_off(means: list[float]) -> list[int]:
-    """Which of the means can share an axis: all, or those not far from most where a few would press the others together."""
+    """Which of the means can share an axis: all, or those not far from most where a few would press the others
+    together."""
     if not means:
         return []
     far = np.abs(means - np.median(means))
@@ -112,13 +155,23 @@ def not_far_off(means: list[float]) -> list[int]:
 def legend_of_groups(plt, figure, colors: dict[str, str]) -> None:
     """Says which colour a group of methods has, where there are several."""
     if len(colors) > 1:
-        points = [plt.Line2D([], [], color=color, marker="o", linestyle="", markersize=5, label=as_text(group) or "other") for group, color in colors.items()]
-        figure.legend(handles=points, loc="outside upper right", ncols=len(points), fontsize=8, handletextpad=0.1, columnspacing=1.2)
+        points = [
+            plt.Line2D([], [], color=color, marker="o", linestyle="", markersize=5, label=as_text(group) or "other")
+            for group, color in colors.items()
+        ]
+        figure.legend(
+            handles=points,
+            loc="outside upper right",
+            ncols=len(points),
+            fontsize=8,
+            handletextpad=0.1,
+            columnspacing=1.2,
+        )
 
 
 def quality_by_time(plt, comparison: dict, methods: list[dict]):
-    """Test AUC against all training that the method needs, of the runs that it starts from too, search left out. What is far off the others
-    stands at the edge, with its number."""
+    """Test AUC against all training that the method needs, of the runs that it starts from too, search left out. What
+    is far off the others stands at the edge, with its number."""
     colors = group_colors(methods)
     width = 4.2 + LETTER * max(len(one["method"]) for one in methods)
     figure, axis = plt.subplots(figsize=(width, max(3.0, 0.26 * len(methods) + 1.0)), layout="constrained")
@@ -129,7 +182,11 @@ def quality_by_time(plt, comparison: dict, methods: list[dict]):
     low, high = min(shown) - room, max(shown) + room
     for number, (one, mean) in enumerate(zip(methods, means)):
         seconds, auc = one["costs"]["train_seconds"] + one["costs"]["before_seconds"], min(max(mean, low), high)
-        marker, label = ("o", one["method"]) if number in near else ("v" if mean < low else "^", f"{one['method']} ({decimals(mean)})")
+        marker, label = (
+            ("o", one["method"])
+            if number in near
+            else ("v" if mean < low else "^", f"{one['method']} ({decimals(mean)})")
+        )
         axis.plot(seconds, auc, marker, color=colors[one["group"]], markersize=6, clip_on=False, zorder=3)
         points.append((seconds, auc, label, colors[one["group"]]))
     axis.set_xscale("log")
@@ -144,7 +201,14 @@ def quality_by_time(plt, comparison: dict, methods: list[dict]):
     heights = spread_out([(auc - low) / (high - low) for _, auc, *_ in points], LABEL / (figure.get_figheight() - 0.9))
     for (seconds, auc, label, color), height in zip(points, heights):
         line = {"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
-        axis.annotate("", (seconds, auc), xytext=(1.018, height), textcoords="axes fraction", annotation_clip=False, arrowprops=line)
+        axis.annotate(
+            "",
+            (seconds, auc),
+            xytext=(1.018, height),
+            textcoords="axes fraction",
+            annotation_clip=False,
+            arrowprops=line,
+        )
         axis.plot(1.018, height, "o", color=color, markersize=3.5, transform=axis.transAxes, clip_on=False)
         axis.text(1.03, height, as_text(label), transform=axis.transAxes, va="center", fontsize=8)
     legend_of_groups(plt, figure, colors)

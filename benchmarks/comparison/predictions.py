@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from flip_ctr.train.outputs.metrics import click_metrics, score_metrics
 
 SPLITS = ("validation", "test")
@@ -46,10 +45,13 @@ class Predictions:
         return cls(own.pop("labels"), own.pop("users"), own.pop("logits"), own)
 
     def save(self, folder: Path, split: str) -> None:
-        np.savez_compressed(folder / f"{split}.npz", labels=self.labels, users=self.users, logits=self.logits, **self.towers)
+        np.savez_compressed(
+            folder / f"{split}.npz", labels=self.labels, users=self.users, logits=self.logits, **self.towers
+        )
 
     def metrics(self) -> dict[str, float]:
-        """`auc`, `logloss`, `gauc`, `gauc_coverage`, `ece`, `predicted_actual_ratio`, `rows`; of joint models `id_auc`, `text_auc`, …"""
+        """`auc`, `logloss`, `gauc`, `gauc_coverage`, `ece`, `predicted_actual_ratio`, `rows`; of joint models `id_auc`,
+        `text_auc`, …"""
         named = score_metrics({"logits": self.logits, **self.towers}, self.labels, self.users, "_")
         return {name.removeprefix("__"): value for name, value in named.items()}
 
@@ -60,7 +62,8 @@ class Predictions:
 
 
 def timed_passes(predict: Callable[[], Any], rows: int, split: str) -> tuple[Any, dict]:
-    """What `predict` returns, and its rows a second, the median of some passes; of the test split only, else one pass is made."""
+    """What `predict` returns, and its rows a second, the median of some passes; of the test split only, else one pass
+    is made."""
     seconds: list[float] = []
     for _ in range(PASSES if split == "test" else 1):
         started = time.perf_counter()

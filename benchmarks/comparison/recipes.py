@@ -1,8 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""What a run of the grid may be: a recipe of flip-ctr by its command, the average of finished runs, or a model of another library.
+"""What a run of the grid may be: a recipe of flip-ctr by its command, the average of finished runs, or a model of
+another library.
 
-A recipe reads its options from a command line. Its `run` is called in a child process; it fills the run's folder with predictions of
-validation and test (`pretrain` makes none) and returns what the run cost.
+A recipe reads its options from a command line. Its `run` is called in a child process; it fills the run's folder with
+predictions of validation and test (`pretrain` makes none) and returns what the run cost.
 """
 
 import dataclasses
@@ -17,12 +18,11 @@ from typing import Any
 import numpy as np
 from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_trees
 from flip_ctr.benchmarks.comparison.predictions import SPLITS, Predictions, timed_passes
-
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import cli
 from flip_ctr.train.arguments import option, parse_arguments, required
-from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.loop.training_loop import encode_split, make_accelerator, score
+from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE
 
 MODEL = "model"  # folder of the recipe's own output, inside the run's
@@ -86,7 +86,8 @@ def run_command(command: str, argv: list[str], args: Any, folder: Path) -> dict:
 
 
 def validation_history(output: Path) -> list[dict]:
-    """The evaluations of a run with `seconds` since its start, `epoch`, `auc` and `logloss`; none where it keeps no history."""
+    """The evaluations of a run with `seconds` since its start, `epoch`, `auc` and `logloss`; none where it keeps no
+    history."""
     path = output / HISTORY_FILE
     history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     return [
@@ -108,13 +109,16 @@ def stored_parameters(output: Path) -> int:
 
 
 def score_checkpoint(args: Any, folder: Path) -> dict:
-    """Scores validation and test with the checkpoint in `args.output_dir`, as the recipe itself does, and times the latter."""
+    """Scores validation and test with the checkpoint in `args.output_dir`, as the recipe itself does, and times the
+    latter."""
     accelerator = make_accelerator(getattr(args, "mixed_precision", "no"))
     model, processor = load_click_model(args.output_dir, getattr(args, "base_model_name_or_path", None))
     model = model.to(accelerator.device)
     for split in SPLITS:
         rows = encode_split(accelerator, processor, SplitRows(args.dataset_dir, split), prompts=not processor.id_only)
-        scores, speed = timed_passes(lambda: score(accelerator, model, rows, args.per_device_eval_batch_size), len(rows), split)
+        scores, speed = timed_passes(
+            lambda: score(accelerator, model, rows, args.per_device_eval_batch_size), len(rows), split
+        )
         Predictions.of(scores, rows.labels, rows.users).save(folder, split)
     return speed | {"parameters": model.num_parameters()}
 
@@ -122,9 +126,10 @@ def score_checkpoint(args: Any, folder: Path) -> dict:
 def _command(name: str) -> Recipe:
     module = importlib.import_module(f"flip_ctr.train.{cli.COMMANDS[name][0]}")
     arguments = next(
-        one for key, one in vars(module).items()
+        one
+        for key, one in vars(module).items()
         if dataclasses.is_dataclass(one) and one.__module__ == module.__name__ and key.endswith("Arguments")
-    )  # fmt: skip
+    )
     parse = getattr(module, "parse", None) or (lambda argv: parse_arguments(arguments, argv))
 
     def run(args: Any, folder: Path) -> dict:
@@ -156,9 +161,12 @@ def average(args: AverageArguments, folder: Path) -> dict:
         Predictions(parts[0].labels, parts[0].users, logits).save(folder, split)
     costs = [json.loads((run / "result.json").read_text(encoding="utf-8")) for run in runs]
     return {
-        "train_seconds": 0.0, "history": [], "parameters": sum(one["parameters"] for one in costs),
-        "rows_per_second": 1 / sum(1 / one["rows_per_second"] for one in costs), "threads": costs[0]["threads"],
-    }  # fmt: skip
+        "train_seconds": 0.0,
+        "history": [],
+        "parameters": sum(one["parameters"] for one in costs),
+        "rows_per_second": 1 / sum(1 / one["rows_per_second"] for one in costs),
+        "threads": costs[0]["threads"],
+    }
 
 
 def _options(arguments: type) -> frozenset[str]:
@@ -166,7 +174,14 @@ def _options(arguments: type) -> frozenset[str]:
 
 
 def _other(name: str, arguments: type, run: Callable[[Any, Path], dict], library: str | None = None) -> Recipe:
-    return Recipe(name, _options(arguments), lambda argv: parse_arguments(arguments, argv, name), run, library=library, quick=library is None)
+    return Recipe(
+        name,
+        _options(arguments),
+        lambda argv: parse_arguments(arguments, argv, name),
+        run,
+        library=library,
+        quick=library is None,
+    )
 
 
 RECIPES: dict[str, Recipe] = {
@@ -180,5 +195,10 @@ RECIPES: dict[str, Recipe] = {
 
 def versions(recipe: Recipe) -> dict[str, str]:
     """Of the libraries that a run's numbers depend on."""
-    names = ["torch", "numpy", *(["transformers", "accelerate"] if recipe.of_package else []), *([recipe.library] if recipe.library else [])]
+    names = [
+        "torch",
+        "numpy",
+        *(["transformers", "accelerate"] if recipe.of_package else []),
+        *([recipe.library] if recipe.library else []),
+    ]
     return {name: version(name) for name in names}

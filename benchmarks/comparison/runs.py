@@ -9,8 +9,9 @@
         validation.npz, test.npz
         result.json      what it cost; written last: a run that has it is finished
 
-A run's identity is its dataset's content, its recipe and options, its seed, and the identities of the runs that it starts from. Of the
-options count those that are given, and defaults that depend on the case (learning rates, say); code does not count.
+A run's identity is its dataset's content, its recipe and options, its seed, and the identities of the runs that it
+starts from. Of the options count those that are given, and defaults that depend on the case (learning rates, say); code
+does not count.
 """
 
 import dataclasses
@@ -33,16 +34,17 @@ from flip_ctr.benchmarks.comparison.child import execute
 from flip_ctr.benchmarks.comparison.grid import SPLIT_SEED, Dataset, Grid, RunPlan, Split, references
 from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.benchmarks.comparison.recipes import MODEL, RECIPES, flags
-from transformers.dynamic_module_utils import get_relative_import_files
-
+from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
+from flip_ctr.data.prepare.splits import SEED
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.data.prepare.splits import SEED
-from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
 from flip_ctr.train.arguments import PRIVATE, public_name
+from transformers.dynamic_module_utils import get_relative_import_files
 
 RUN_FILE, RESULT_FILE, LOG_FILE = "run.json", "result.json", "log.txt"
-CHILD = Path(__file__).with_name("child.py")  # as a file: importing the package takes seconds, in which the parent may go
+CHILD = Path(__file__).with_name(
+    "child.py"
+)  # as a file: importing the package takes seconds, in which the parent may go
 WEIGHTS = ("*.safetensors", "*.bin", "checkpoint*")  # what is large in a recipe's output, step checkpoints too
 TAIL_LINES = 15  # of the log of a run that failed
 
@@ -68,7 +70,8 @@ def folder_digest(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset folder of the grid, one split of one dataset, and where the runs on it lie; `identity` tells its content."""
+    """A dataset folder of the grid, one split of one dataset, and where the runs on it lie; `identity` tells its
+    content."""
 
     dataset: Dataset
     split: Split
@@ -148,7 +151,14 @@ class Workshop:
             folder = Path(dataset.options).resolve()
             identity = self.content(folder)
             return Data(dataset, split, folder, self.folder / dataset.name / f"{split.name}-{identity[:8]}", identity)
-        given = digest([dataset.source, {name: self.of_file(value) for name, value in (dataset.options or {}).items()}, split.options], 4)
+        given = digest(
+            [
+                dataset.source,
+                {name: self.of_file(value) for name, value in (dataset.options or {}).items()},
+                split.options,
+            ],
+            4,
+        )
         runs = self.folder / dataset.name / f"{split.name}-{given}"
         folder, title = runs / "data", f"{dataset.name}, {split.name}: the dataset folder"
         if not (folder / SCHEMA_NAME).exists():
@@ -158,9 +168,16 @@ class Workshop:
             if dataset.source == "catalogue":
                 settings, seed = CatalogueSettings(**dataset.options or {}), split.options.get(SPLIT_SEED, SEED)
                 with self._catalogue_lock:  # DuckDB's connection is one for all threads
-                    write_catalogue(folder, generate_catalogue(settings), split.options.get("split", "random"), settings, seed)
+                    write_catalogue(
+                        folder, generate_catalogue(settings), split.options.get("split", "random"), settings, seed
+                    )
             else:
-                argv = ["-m", "flip_ctr.train.cli", "prepare", *flags(dataset.options | split.options | {"output_dir": folder})]
+                argv = [
+                    "-m",
+                    "flip_ctr.train.cli",
+                    "prepare",
+                    *flags(dataset.options | split.options | {"output_dir": folder}),
+                ]
                 self.child([sys.executable, *argv], runs / "prepare.log", title)
         return Data(dataset, split, folder, runs, self.content(folder))
 
@@ -198,7 +215,9 @@ class Workshop:
         try:
             inputs = {name: self.produce(name, data, seed) for name in plan.inputs}
         except RunFailed as failure:
-            raise RunFailed(f"{title}: not made, as it starts from what failed ({str(failure).splitlines()[0]})") from None
+            raise RunFailed(
+                f"{title}: not made, as it starts from what failed ({str(failure).splitlines()[0]})"
+            ) from None
         options = plan.trials()
         identities = [self.identity(plan, one, data, seed, inputs) for one in options]
         folders = [self.run_folder(plan, data, seed, identity) for identity in identities]
@@ -212,18 +231,22 @@ class Workshop:
             best = int(np.argmax([Predictions.load(folder, "validation").criterion() for folder in folders]))
         if weights and not weight_files(folders[best]):
             with replacing(folders[best]):
-                self.make_run(plan, options[best], data, seed, inputs, folders[best], f"{title}, whose weights were deleted")
+                self.make_run(
+                    plan, options[best], data, seed, inputs, folders[best], f"{title}, whose weights were deleted"
+                )
         return Finished(plan, folders[best], identities[best], tuple(inputs.values()), tuple(folders))
 
     def run_folder(self, plan: RunPlan, data: Data, seed: int, identity: str) -> Path:
         """Where a run lies, or is to lie; one that was made under another name is the same."""
         name = f"-s{seed + plan.seed_offset}-{identity}"
-        return next((path.parent for path in data.runs.glob(f"*{name}/{RESULT_FILE}")), data.runs / f"{plan.name}{name}")
+        return next(
+            (path.parent for path in data.runs.glob(f"*{name}/{RESULT_FILE}")), data.runs / f"{plan.name}{name}"
+        )
 
     def identity(self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished]) -> str:
         """A digest of all that a run is known by, see above."""
         recipe = RECIPES[plan.recipe]
-        args = recipe.parse(flags(fill(options, {name: "@" for name in inputs}) | {"dataset_dir": "", "output_dir": ""}))
+        args = recipe.parse(flags(fill(options, dict.fromkeys(inputs, "@")) | {"dataset_dir": "", "output_dir": ""}))
         counted = {}
         for one in dataclasses.fields(args):
             value = getattr(args, one.name)
@@ -234,7 +257,10 @@ class Workshop:
                 counted[one.name] = self.of_file(value)
         if own := options.get("custom_code"):
             counted["custom_code"] = [custom_code_digest(one) for one in ([own] if isinstance(own, str) else own)]
-        started_from = {name: [one.identity for key, one in inputs.items() if key in references(value)] for name, value in options.items()}
+        started_from = {
+            name: [one.identity for key, one in inputs.items() if key in references(value)]
+            for name, value in options.items()
+        }
         started_from = {name: found for name, found in started_from.items() if found}
         return digest([data.identity, plan.recipe, counted | started_from, seed + plan.seed_offset])
 
@@ -244,10 +270,14 @@ class Workshop:
         if path is None or not path.exists():
             return value
         if value not in self._digests:
-            self._digests[value] = folder_digest(path) if path.is_dir() else blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            self._digests[value] = (
+                folder_digest(path) if path.is_dir() else blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            )
         return self._digests[value]
 
-    def make_run(self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished], folder: Path, title: str) -> None:
+    def make_run(
+        self, plan: RunPlan, options: dict, data: Data, seed: int, inputs: dict[str, Finished], folder: Path, title: str
+    ) -> None:
         """Makes a run in its folder. `RunFailed` where that fails."""
         self.check_making(title)
         recipe = RECIPES[plan.recipe]
@@ -262,7 +292,13 @@ class Workshop:
         given |= {"resume_from_checkpoint": "latest"} if resumes else {}
         filled = fill(options, {name: str(one.folder / MODEL) for name, one in inputs.items()})
         shown = {name: shown_value(value) for name, value in options.items()}
-        content = {"run": plan.name, "recipe": plan.recipe, "options": shown, "seed": seed + plan.seed_offset, "argv": flags(given | filled)}
+        content = {
+            "run": plan.name,
+            "recipe": plan.recipe,
+            "options": shown,
+            "seed": seed + plan.seed_offset,
+            "argv": flags(given | filled),
+        }
         (folder / RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"{title} …", flush=True)
         if recipe.quick:
@@ -280,9 +316,16 @@ class Workshop:
     def child(self, command: list[str], log: Path, title: str) -> None:
         """Runs a command with its output in a log. `RunFailed` with the log's last lines where it fails."""
         environment = self._share | os.environ
-        with open(log, "w", encoding="utf-8") as file, subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0  # Ctrl-C is for the comparison, which ends its runs
-        ) as process:
+        with (
+            open(log, "w", encoding="utf-8") as file,
+            subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                process_group=0,  # Ctrl-C is for the comparison, which ends its runs
+            ) as process,
+        ):
             self._processes.add(process)
             if not self.make:  # `end` came before
                 process.kill()
@@ -293,7 +336,9 @@ class Workshop:
         if code:
             tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-TAIL_LINES:]
             print(f"{title}: failed", flush=True)
-            raise RunFailed("\n".join([f"{title}: exit code {code}", f"  {log} ends with", *(f"    {line}" for line in tail)]))
+            raise RunFailed(
+                "\n".join([f"{title}: exit code {code}", f"  {log} ends with", *(f"    {line}" for line in tail)])
+            )
 
     def end(self) -> None:
         """Ends the runs in progress, and makes no other."""
@@ -307,8 +352,8 @@ class Workshop:
             raise RunFailed(f"{title}: not finished")
 
     def delete_weights(self, data: Data, seed: int, kept: set[str]) -> None:
-        """Deletes the weights of all runs on that data but those of the names to keep; what they predicted and cost stays. Of a searched
-        run only the trial that was chosen is kept."""
+        """Deletes the weights of all runs on that data but those of the names to keep; what they predicted and cost
+        stays. Of a searched run only the trial that was chosen is kept."""
         for (name, runs, of_seed), run in list(self._known.items()):
             if runs == data.runs and of_seed == seed and isinstance(run, Finished):
                 for trial in run.trials if name not in kept else [trial for trial in run.trials if trial != run.folder]:
@@ -342,7 +387,13 @@ def replacing(folder: Path) -> Iterator[None]:
 
 def shown_value(value: Any) -> Any:
     """An option as results may have it: no folder of this machine."""
-    return public_name(value) if isinstance(value, str) else [shown_value(one) for one in value] if isinstance(value, list) else value
+    return (
+        public_name(value)
+        if isinstance(value, str)
+        else [shown_value(one) for one in value]
+        if isinstance(value, list)
+        else value
+    )
 
 
 def custom_code_digest(name: str) -> str:
@@ -363,6 +414,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def fill(options: dict, folders: dict[str, str]) -> dict:
     """Options with the folders of the runs that they refer to."""
+
     def filled(value: Any) -> Any:
         if isinstance(value, list):
             return [filled(one) for one in value]

@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from flip_ctr.benchmarks.comparison.grid import Dataset, Grid, Method
+from flip_ctr.benchmarks.comparison.intervals import (
+    draw_weights,
+    interval,
+    number_clusters,
+    resampled_auc,
+    resampled_logloss,
+)
 from flip_ctr.benchmarks.comparison.predictions import SPLITS
 from flip_ctr.benchmarks.comparison.runs import Data, Finished, RunFailed, Workshop, read_costs
-from flip_ctr.benchmarks.comparison.intervals import draw_weights, interval, number_clusters, resampled_auc, resampled_logloss
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
 RESAMPLED = {"auc": resampled_auc, "logloss": resampled_logloss}
 COSTS = ("train_seconds", "before_seconds", "total_seconds", "rows_per_second", "parameters", "trained_parameters")
@@ -20,17 +25,21 @@ COSTS = ("train_seconds", "before_seconds", "total_seconds", "rows_per_second", 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the test rows of a dataset folder say beside the predictions: `units`, the user and the item whose row each is, `(N,)` each, None
-    where the dataset has no such column, and `counts` for the reader."""
+    """What the test rows of a dataset folder say beside the predictions: `units`, the user and the item whose row each
+    is, `(N,)` each, None where the dataset has no such column, and `counts` for the reader."""
 
     units: dict[str, np.ndarray]
     counts: dict[str, int]
 
 
 def read_rows(data: Data) -> Rows:
-    """Users and items of the test rows, and how many rows, users and items there are, and how many of them training has not seen."""
+    """Users and items of the test rows, and how many rows, users and items there are, and how many of them training has
+    not seen."""
     schema = DatasetSchema.load(data.folder)
-    columns = {entity: next((field.name for field in schema.fields if is_key(field, entity)), None) for entity in ("user", "item")}
+    columns = {
+        entity: next((field.name for field in schema.fields if is_key(field, entity)), None)
+        for entity in ("user", "item")
+    }
     columns["user"] = schema.user_column or columns["user"]
     wanted = list(dict.fromkeys([schema.label, *filter(None, columns.values())]))
     train, test = (read_split(data.folder, split, wanted).to_pandas() for split in ("train", "test"))
@@ -38,14 +47,21 @@ def read_rows(data: Data) -> Rows:
     for entity, column in columns.items():
         if column is not None:
             unseen = test[column][~test[column].isin(train[column].unique())]
-            counts |= {f"{entity}s": test[column].nunique(), f"new_{entity}s": unseen.nunique(), f"new_{entity}_rows": len(unseen)}
-    units = {entity: np.full(len(test), None, object) if column is None else test[column].to_numpy(object) for entity, column in columns.items()}
+            counts |= {
+                f"{entity}s": test[column].nunique(),
+                f"new_{entity}s": unseen.nunique(),
+                f"new_{entity}_rows": len(unseen),
+            }
+    units = {
+        entity: np.full(len(test), None, object) if column is None else test[column].to_numpy(object)
+        for entity, column in columns.items()
+    }
     return Rows(units, counts)
 
 
 def resampled_entity(splits: Sequence[Rows]) -> str:
-    """Users are drawn, as they are what a model meets anew; where no item of a test split was in training the items are, whose rows share what
-    is wrong with one."""
+    """Users are drawn, as they are what a model meets anew; where no item of a test split was in training the items
+    are, whose rows share what is wrong with one."""
     return "item" if all(rows.counts.get("new_item_rows") == rows.counts["rows"] for rows in splits) else "user"
 
 
@@ -63,13 +79,23 @@ class Comparison:
         reference: label of the method that differences are to; the best baseline when None.
     """
 
-    def __init__(self, workshop: Workshop, grid: Grid, dataset: Dataset, datas: Sequence[Data], samples: int, reference: str | None = None):
+    def __init__(
+        self,
+        workshop: Workshop,
+        grid: Grid,
+        dataset: Dataset,
+        datas: Sequence[Data],
+        samples: int,
+        reference: str | None = None,
+    ):
         self.reference = reference
         self.workshop, self.grid, self.dataset, self.datas, self.samples = workshop, grid, dataset, datas, samples
         self.rows = [read_rows(data) for data in datas]
         self.target = dataset.target(datas[0].split.kind)
         self.entity = resampled_entity(self.rows)
-        self.clusters, self.num_clusters, self.by_unit = number_clusters([rows.units[self.entity] for rows in self.rows])
+        self.clusters, self.num_clusters, self.by_unit = number_clusters(
+            [rows.units[self.entity] for rows in self.rows]
+        )
         self.resampled: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # method -> split -> metric -> (samples,)
 
     def numbers(self) -> dict:
@@ -82,11 +108,18 @@ class Comparison:
             if reference is not None and one["runs"] and one is not reference:
                 one["difference"] = self.difference(one, reference)
         return {
-            "dataset": self.dataset.name, "kind": self.datas[0].split.kind, "target_auc": self.target,
+            "dataset": self.dataset.name,
+            "kind": self.datas[0].split.kind,
+            "target_auc": self.target,
             "splits": [{"name": data.split.name, **rows.counts} for data, rows in zip(self.datas, self.rows)],
-            "seeds": list(self.grid.seeds), "bootstrap_samples": self.samples, "clusters": self.num_clusters,
-            "clusters_are": f"{self.entity}s" if self.by_unit else "rows", "reference": reference and reference["method"], "reference_is_chosen": self.reference is not None, "methods": methods,
-        }  # fmt: skip
+            "seeds": list(self.grid.seeds),
+            "bootstrap_samples": self.samples,
+            "clusters": self.num_clusters,
+            "clusters_are": f"{self.entity}s" if self.by_unit else "rows",
+            "reference": reference and reference["method"],
+            "reference_is_chosen": self.reference is not None,
+            "methods": methods,
+        }
 
     def method(self, method: Method, weights: np.ndarray) -> dict:
         runs, resampled = [], {}
@@ -105,8 +138,16 @@ class Comparison:
                 resampled[number] = {metric: np.mean([one[metric] for one in of_seeds], axis=0) for metric in RESAMPLED}
         self.resampled[method.label] = resampled
         plan = self.grid.runs[method.run]
-        result = {"method": method.label, "group": method.group, "baseline": method.baseline, "run": method.run, "recipe": plan.recipe,
-                  "trials": self.grid.num_trials(method), "search": plan.search, "runs": runs}  # fmt: skip
+        result = {
+            "method": method.label,
+            "group": method.group,
+            "baseline": method.baseline,
+            "run": method.run,
+            "recipe": plan.recipe,
+            "trials": self.grid.num_trials(method),
+            "search": plan.search,
+            "runs": runs,
+        }
         if not runs:
             return result
         result |= {split: self.summary(runs, split) for split in SPLITS}
@@ -120,7 +161,11 @@ class Comparison:
         costs_before = [one.costs for one in before]
         all_trials = {folder for one in (run, *before) for folder in one.trials}
         before_seconds = sum(one["train_seconds"] for one in costs_before)
-        reached = [before_seconds + entry["seconds"] for entry in costs["history"] if self.target is not None and entry["auc"] >= self.target]
+        reached = [
+            before_seconds + entry["seconds"]
+            for entry in costs["history"]
+            if self.target is not None and entry["auc"] >= self.target
+        ]
         return {
             "options": run.options,
             **{split: finite(run.predictions(split).metrics()) for split in SPLITS},
@@ -128,29 +173,42 @@ class Comparison:
             "before_seconds": before_seconds,
             "total_seconds": sum(read_costs(folder)["train_seconds"] for folder in all_trials),
             "seconds_to_target": reached[0] if reached else None,
-            "evaluations": len(costs["history"]), "best_epoch": costs.get("best_epoch"),
-            "rows_per_second": costs["rows_per_second"], "threads": costs["threads"], "device": costs["device"],
+            "evaluations": len(costs["history"]),
+            "best_epoch": costs.get("best_epoch"),
+            "rows_per_second": costs["rows_per_second"],
+            "threads": costs["threads"],
+            "device": costs["device"],
             "parameters": costs["parameters"],
             "trained_parameters": max([costs["parameters"], *(one["parameters"] for one in costs_before)]),
             "libraries": costs["libraries"],
-        }  # fmt: skip
+        }
 
     def summary(self, runs: list[dict], split: str) -> dict:
-        """Of each metric the mean over splits, in which that over seeds is taken first, and the standard deviation between splits."""
+        """Of each metric the mean over splits, in which that over seeds is taken first, and the standard deviation
+        between splits."""
         return {metric: mean_over_splits(runs, lambda run: run[split].get(metric)) for metric in runs[0][split]}
 
     def costs(self, runs: list[dict]) -> dict:
         means = {name: float(np.mean([run[name] for run in runs])) for name in COSTS}
         measured = [run for run in runs if run["evaluations"]]  # an average has none
         reached = [run["seconds_to_target"] for run in measured if run["seconds_to_target"] is not None]
-        return means | {"measured_target": len(measured), "reached_target": len(reached),
-                        "seconds_to_target": float(np.mean(reached)) if reached else None}  # fmt: skip
+        return means | {
+            "measured_target": len(measured),
+            "reached_target": len(reached),
+            "seconds_to_target": float(np.mean(reached)) if reached else None,
+        }
 
     def best_baseline(self, methods: list[dict]) -> dict | None:
         """The baseline with the best mean of AUC - LogLoss on validation."""
-        most = max((len(one["runs"]) for one in methods if one["baseline"]), default=0)  # of those that are finished: means of the same splits
+        most = max(
+            (len(one["runs"]) for one in methods if one["baseline"]), default=0
+        )  # of those that are finished: means of the same splits
         baselines = [one for one in methods if one["baseline"] and one["runs"] and len(one["runs"]) == most]
-        return max(baselines, key=lambda one: one["validation"]["auc"]["mean"] - one["validation"]["logloss"]["mean"], default=None)
+        return max(
+            baselines,
+            key=lambda one: one["validation"]["auc"]["mean"] - one["validation"]["logloss"]["mean"],
+            default=None,
+        )
 
     def difference(self, one: dict, reference: dict) -> dict:
         """Of AUC and LogLoss on test: method minus reference on the splits that both have."""
@@ -162,7 +220,11 @@ class Comparison:
             by_split = [mean_of(one["runs"], name, metric) - mean_of(reference["runs"], name, metric) for name in names]
             samples = np.mean([mine[number][metric] - theirs[number][metric] for number in common], axis=0)
             better = sum(value > 0 if metric == "auc" else value < 0 for value in by_split)
-            result[metric] = spread(by_split) | {"interval": interval(samples), "splits_better": better, "by_split": dict(zip(names, by_split))}
+            result[metric] = spread(by_split) | {
+                "interval": interval(samples),
+                "splits_better": better,
+                "by_split": dict(zip(names, by_split)),
+            }
         return result
 
 
@@ -177,7 +239,8 @@ def mean_of(runs: list[dict], split: str, metric: str) -> float:
 
 
 def mean_over_splits(runs: list[dict], value) -> dict:
-    """Mean over splits of the mean over seeds, and the standard deviation between splits; what could not be measured is left out."""
+    """Mean over splits of the mean over seeds, and the standard deviation between splits; what could not be measured is
+    left out."""
     by_split: dict[str, list[float]] = {}
     for run in runs:
         number = value(run)
@@ -188,4 +251,7 @@ def mean_over_splits(runs: list[dict], value) -> dict:
 
 def spread(values: list[float]) -> dict:
     """Mean, and standard deviation where there are several values."""
-    return {"mean": float(np.mean(values)) if values else None, "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+    return {
+        "mean": float(np.mean(values)) if values else None,
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    }

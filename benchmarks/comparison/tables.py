@@ -7,8 +7,17 @@ from pathlib import Path
 from flip_ctr.data.prepare.dataset_folder import markdown_table
 
 METRICS = ("auc", "logloss", "gauc", "gauc_coverage", "ece", "predicted_actual_ratio", "rows")
-RUN_COSTS = ("train_seconds", "before_seconds", "total_seconds", "seconds_to_target", "rows_per_second", "threads", "parameters",
-             "trained_parameters", "best_epoch")  # fmt: skip
+RUN_COSTS = (
+    "train_seconds",
+    "before_seconds",
+    "total_seconds",
+    "seconds_to_target",
+    "rows_per_second",
+    "threads",
+    "parameters",
+    "trained_parameters",
+    "best_epoch",
+)
 
 
 def short(value: float | None, digits: int = 4, sign: bool = False) -> str:
@@ -56,7 +65,11 @@ def title(comparison: dict) -> str:
 
 def tables(results: dict) -> str:
     """All comparisons as Markdown."""
-    parts = [part for one in results["comparisons"] for part in (f"## {title(one)}", described(one), quality(one), costs(one))]
+    parts = [
+        part
+        for one in results["comparisons"]
+        for part in (f"## {title(one)}", described(one), quality(one), costs(one))
+    ]
     if results["failures"]:
         parts += ["## Failed", "\n".join(f"* {failure}" for failure in results["failures"])]
     return "\n\n".join(parts) + "\n"
@@ -74,7 +87,9 @@ def described(comparison: dict) -> str:
     for entity in ("user", "item"):
         if f"{entity}s" in splits[0]:
             unseen = f" ({span(f'new_{entity}s')} of them not in training, with {span(f'new_{entity}_rows')} rows)"
-            of_test.append(f"{span(f'{entity}s')} {entity}s" + unseen * any(split[f"new_{entity}_rows"] for split in splits))
+            of_test.append(
+                f"{span(f'{entity}s')} {entity}s" + unseen * any(split[f"new_{entity}_rows"] for split in splits)
+            )
     number = f"{len(splits)} splits" if several else "One split"
     number += f" ({', '.join(split['name'] for split in splits)})"
     seeds = f"{len(comparison['seeds'])} seeds" if len(comparison["seeds"]) > 1 else "one seed"
@@ -85,18 +100,34 @@ def described(comparison: dict) -> str:
     drawn = f"{comparison['clusters']:,} {comparison['clusters_are']}"
     lines.append(f"Intervals: 95 %, {comparison['bootstrap_samples']:,} bootstrap samples of {drawn}.")
     if comparison["reference"]:
-        reference = comparison["reference"] + ", the baseline that is best on validation" * (not comparison["reference_is_chosen"])
+        reference = comparison["reference"] + ", the baseline that is best on validation" * (
+            not comparison["reference_is_chosen"]
+        )
         lines.append(f"Differences are to {reference}; bold where the interval leaves out 0.")
     wanted = len(splits) * len(comparison["seeds"])
-    incomplete = [f"{one['method']} ({len(one['runs'])} of {wanted})" for one in comparison["methods"] if len(one["runs"]) < wanted]
+    incomplete = [
+        f"{one['method']} ({len(one['runs'])} of {wanted})"
+        for one in comparison["methods"]
+        if len(one["runs"]) < wanted
+    ]
     if incomplete:
         lines.append(f"Not all runs are finished, and means are over those that are: {', '.join(incomplete)}.")
     return " ".join(lines)
 
 
 def quality(comparison: dict) -> str:
-    header = ["method", "trials", "validation AUC / LogLoss", "test AUC", "test LogLoss", "GAUC", "ECE", "predicted / actual",
-              "AUC, difference", "LogLoss, difference"]  # fmt: skip
+    header = [
+        "method",
+        "trials",
+        "validation AUC / LogLoss",
+        "test AUC",
+        "test LogLoss",
+        "GAUC",
+        "ECE",
+        "predicted / actual",
+        "AUC, difference",
+        "LogLoss, difference",
+    ]
     rows = []
     for one in comparison["methods"]:
         if not one["runs"]:
@@ -104,18 +135,35 @@ def quality(comparison: dict) -> str:
             continue
         validation, test, differences = one["validation"], one["test"], one.get("difference") or {}
         gauc = short(test["gauc"]["mean"]) if "gauc" in test else "–"
-        rows.append([
-            one["method"], one["trials"], f"{short(validation['auc']['mean'])} / {short(validation['logloss']['mean'])}",
-            with_sd(test["auc"]), with_sd(test["logloss"]), gauc, short(test["ece"]["mean"]),
-            f"{test['predicted_actual_ratio']['mean']:.3f}", difference(differences.get("auc")), difference(differences.get("logloss")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                one["method"],
+                one["trials"],
+                f"{short(validation['auc']['mean'])} / {short(validation['logloss']['mean'])}",
+                with_sd(test["auc"]),
+                with_sd(test["logloss"]),
+                gauc,
+                short(test["ece"]["mean"]),
+                f"{test['predicted_actual_ratio']['mean']:.3f}",
+                difference(differences.get("auc")),
+                difference(differences.get("logloss")),
+            ]
+        )
     return markdown_table(header, rows)
 
 
 def costs(comparison: dict) -> str:
     target = comparison["target_auc"]
-    header = ["method", "training", "before it", "all of it", *([f"to validation AUC {short(target)}"] if target else []),
-              "test rows/s", "parameters", "trained with"]  # fmt: skip
+    header = [
+        "method",
+        "training",
+        "before it",
+        "all of it",
+        *([f"to validation AUC {short(target)}"] if target else []),
+        "test rows/s",
+        "parameters",
+        "trained with",
+    ]
     rows = []
     for one in comparison["methods"]:
         if not one["runs"]:
@@ -124,15 +172,21 @@ def costs(comparison: dict) -> str:
         reached, measured = spent["reached_target"], spent["measured_target"]
         to_target = "not reached" if measured and not reached else duration(spent["seconds_to_target"])
         to_target += f" ({reached} of {measured})" * (0 < reached < measured)
-        rows.append([
-            one["method"], *(duration(spent[name] or None) for name in ("train_seconds", "before_seconds", "total_seconds")),
-            *([to_target] if target else []), *(count(spent[name]) for name in ("rows_per_second", "parameters", "trained_parameters")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                one["method"],
+                *(duration(spent[name] or None) for name in ("train_seconds", "before_seconds", "total_seconds")),
+                *([to_target] if target else []),
+                *(count(spent[name]) for name in ("rows_per_second", "parameters", "trained_parameters")),
+            ]
+        )
     threads = sorted({run["threads"] for one in comparison["methods"] for run in one["runs"]})
     devices = sorted({run["device"] for one in comparison["methods"] for run in one["runs"]})
     note = (
-        f"Costs: means of the runs on {', '.join(devices)}, {', '.join(map(str, threads))} thread(s) each. “Before it”: training of the runs "
-        "that this one starts from, which time to an AUC has too. “All of it”: both, and all trials. “Trained with”: parameters of the largest model on the way."
+        f"Costs: means of the runs on {', '.join(devices)}, {', '.join(map(str, threads))} thread(s) each. “Before "
+        "it”: training of the runs "
+        "that this one starts from, which time to an AUC has too. “All of it”: both, and all trials. “Trained with”: "
+        "parameters of the largest model on the way."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
 
@@ -147,5 +201,16 @@ def write_csv(results: dict, path: Path) -> None:
             for method in comparison["methods"]:
                 for run in method["runs"]:
                     measured = [run[split].get(metric) for split in ("validation", "test") for metric in METRICS]
-                    writer.writerow([comparison["dataset"], comparison["kind"], run["split"], method["method"], method["group"], run["seed"],
-                                     method["trials"], *measured, *(run[name] for name in RUN_COSTS)])  # fmt: skip
+                    writer.writerow(
+                        [
+                            comparison["dataset"],
+                            comparison["kind"],
+                            run["split"],
+                            method["method"],
+                            method["group"],
+                            run["seed"],
+                            method["trials"],
+                            *measured,
+                            *(run[name] for name in RUN_COSTS),
+                        ]
+                    )

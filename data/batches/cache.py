@@ -1,8 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Encoded splits on disk: integers that are made once, part by part, and then mapped into memory by every process and run.
+"""Encoded splits on disk: integers that are made once, part by part, and then mapped into memory by every process and
+run.
 
-They lie beside the dataset, `<dataset_dir>/.cache/encoded/<split>/<key>/*.npy`, or in a temporary folder where that cannot be
-written. The key tells files, sample, processor and format; what has another one is never read.
+They lie beside the dataset, `<dataset_dir>/.cache/encoded/<split>/<key>/*.npy`, or in a temporary folder where that
+cannot be written. The key tells files, sample, processor and format; what has another one is never read.
 """
 
 import json
@@ -16,7 +17,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 
@@ -25,7 +25,11 @@ logger = logging.getLogger("flip_ctr")
 FORMAT = 1  # of the files, and of how rows are encoded
 KEPT = 4  # encoded forms of one split that are kept: the last ones used
 LIST = "arrays.json"  # names of the arrays; the last file to be written
-OF_SAVING = ("auto_map", "feature_extractor_type", "processor_class")  # what saving and loading add to a feature extractor
+OF_SAVING = (
+    "auto_map",
+    "feature_extractor_type",
+    "processor_class",
+)  # what saving and loading add to a feature extractor
 PARTIAL = ".partial-"
 ABANDONED = 24 * 3600  # seconds after which a partial folder is no longer being written
 
@@ -40,7 +44,9 @@ def processor_digest(processor: FlipProcessor, prompts: bool) -> str:
             digest.update(json.dumps([name, part], sort_keys=True).encode())
 
     extractor = processor.feature_extractor
-    state = extractor.to_dict() | {"vocabularies": extractor.vocabularies}  # large ones are not in what is saved as JSON
+    state = extractor.to_dict() | {
+        "vocabularies": extractor.vocabularies
+    }  # large ones are not in what is saved as JSON
     for name, value in sorted(state.items()):
         if name not in OF_SAVING:
             for part in value if name == "vocabularies" else [value]:
@@ -56,7 +62,9 @@ def _tokenizer_state(tokenizer) -> list:
     if backend is None:  # in Python: its vocabulary, and how it calls itself with its special tokens and settings
         return [type(tokenizer).__name__, repr(tokenizer), tokenizer.get_vocab()]
     state = json.loads(backend.to_str())
-    return [{name: part for name, part in state.items() if name not in ("padding", "truncation")}]  # each call sets those
+    return [
+        {name: part for name, part in state.items() if name not in ("padding", "truncation")}
+    ]  # each call sets those
 
 
 class _NpyWriter:
@@ -154,7 +162,9 @@ def cached_split(processor: FlipProcessor, rows: SplitRows, prompts: bool = True
         folder = _temporary_root() / place
         if _is_there(folder):
             return folder
-        logger.warning(f"{rows.dataset_dir} cannot be written ({error.strerror or error}): encoded rows go to {folder.parent}")
+        logger.warning(
+            f"{rows.dataset_dir} cannot be written ({error.strerror or error}): encoded rows go to {folder.parent}"
+        )
         return _write(processor, rows, prompts, folder, part_rows)
 
 

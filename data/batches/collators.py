@@ -6,7 +6,6 @@ Every random choice is a pure function of (seed, epoch, row), so that resuming a
 
 import numpy as np
 import torch
-
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.modeling_flip.processing_flip import NO_FIELD, FlipProcessor
@@ -17,7 +16,8 @@ TEXT_MASK, ID_MASK, UNKNOWN, NOISE = range(4)
 
 
 def row_uniform(seed: int, epoch: int, stream: int, rows: np.ndarray, columns: int) -> np.ndarray:
-    """Counter-based uniform numbers in [0, 1): `(len(rows), columns)`, a pure function of all arguments (SplitMix64)."""
+    """Counter-based uniform numbers in [0, 1): `(len(rows), columns)`, a pure function of all arguments
+    (SplitMix64)."""
 
     def mix(state):
         state = (state + np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -48,16 +48,22 @@ class FlipCollator:
     Args:
         processor: names the fields.
         seed: of all random choices.
-        unk_rate: share of (row, entity) pairs whose key ids are dropped to `[UNK]`, so that this id is trained. 0 outside
-            training.
+        unk_rate: share of (row, entity) pairs whose key ids are dropped to `[UNK]`, so that this id is trained. 0
+            outside training.
     """
 
     def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0):
         self.seed, self.epoch, self.unk_rate = seed, 0, unk_rate
         self.id_fields = [field for field in processor.feature_extractor.all_fields if field.on_id_side]
         self.slot_fields = np.array(processor.feature_extractor.slot_fields)  # (S,)
-        keys = [(slot, self.id_fields[field].entity) for slot, field in enumerate(self.slot_fields) if self.id_fields[field].key]
-        self.key_slots = [[slot for slot, entity in keys if entity == one] for one in dict.fromkeys(entity for _, entity in keys)]
+        keys = [
+            (slot, self.id_fields[field].entity)
+            for slot, field in enumerate(self.slot_fields)
+            if self.id_fields[field].key
+        ]
+        self.key_slots = [
+            [slot for slot, entity in keys if entity == one] for one in dict.fromkeys(entity for _, entity in keys)
+        ]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -78,22 +84,32 @@ class FlipCollator:
 
 
 class FlipPretrainingCollator(FlipCollator):
-    """Adds the masked views: `masked_input_ids`, `mlm_labels`, `masked_feature_ids`, `mtm_labels`, and `noise_uniform`, the random
-    numbers of MTM's noise. Labels are left out.
+    """Adds the masked views: `masked_input_ids`, `mlm_labels`, `masked_feature_ids`, `mtm_labels`, and `noise_uniform`,
+    the random numbers of MTM's noise. Labels are left out.
 
     Args:
-        text_mask_ratio, id_mask_ratio: share of the units to mask in each view, at least one a row; None leaves the masked view out.
+        text_mask_ratio, id_mask_ratio: share of the units to mask in each view, at least one a row; None leaves the
+            masked view out.
         num_noise: noise features per masked feature.
-        mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user, of the item), or a
-            single `token` (the ablation; a field on the ID side). A view with fields of one entity only is masked by field, as nothing else
-            would be left of it. The values of a multi-valued field are masked together, and each is a target.
+        mask_unit: what is masked together: a `field` (every token of its value), an `entity` (all fields of the user,
+            of the item), or a single `token` (the ablation; a field on the ID side). A view with fields of one entity
+            only is masked by field, as nothing else would be left of it. The values of a multi-valued field are masked
+            together, and each is a target.
 
     Raises:
         ValueError: the tokenizer has no mask token, `mask_unit` is unknown, or a ratio is not between 0 and 1.
     """
 
-    def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0, text_mask_ratio: float | None = 0.15,
-                 id_mask_ratio: float | None = 0.15, mask_unit: str = "entity", num_noise: int = 25):  # fmt: skip
+    def __init__(
+        self,
+        processor: FlipProcessor,
+        seed: int = 0,
+        unk_rate: float = 0.0,
+        text_mask_ratio: float | None = 0.15,
+        id_mask_ratio: float | None = 0.15,
+        mask_unit: str = "entity",
+        num_noise: int = 25,
+    ):
         super().__init__(processor, seed, unk_rate)
         self.mask_token_id = None if text_mask_ratio is None else require_mask_token(processor)
         if mask_unit not in MASK_UNITS:
@@ -139,7 +155,9 @@ class FlipPretrainingCollator(FlipCollator):
         first_slots = np.searchsorted(self.slot_fields, np.arange(len(self.id_fields)))
         has_target = np.logical_or.reduceat(real, first_slots, axis=1)  # (B, F)
         picked = self.pick_fields(ID_MASK, batch["rows"], has_target, self.id_groups, self.id_mask_ratio)
-        masked = picked[:, self.slot_fields] & (feature_ids != PAD_ID)  # a field's values are masked together, `[UNK]` too
+        masked = picked[:, self.slot_fields] & (
+            feature_ids != PAD_ID
+        )  # a field's values are masked together, `[UNK]` too
         return np.where(masked, MASK_ID, feature_ids), np.where(masked & real, feature_ids, IGNORE_INDEX)
 
     def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -162,7 +180,8 @@ def require_mask_token(processor: FlipProcessor) -> int:
     if tokenizer is None or tokenizer.mask_token_id is None:
         raise ValueError(
             f"{type(tokenizer).__name__} has no mask token; pretraining masks tokens and needs a masked language model "
-            "(BERT, RoBERTa, DeBERTa, ModernBERT, ELECTRA, ...). Leave masked language modelling out (--mlm_weight 0), or fine-tune this PLM "
+            "(BERT, RoBERTa, DeBERTa, ModernBERT, ELECTRA, ...). Leave masked language modelling out (--mlm_weight "
+            "0), or fine-tune this PLM "
             "directly with `finetune`."
         )
     return tokenizer.mask_token_id

@@ -4,17 +4,17 @@
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
-
 from flip_ctr.data.batches.cache import cached_split, read_cache
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
 from flip_ctr.modeling_flip.processing_flip import EncodedRows, FlipProcessor, PromptTable
+from torch.utils.data import Dataset
 
 
-def gather_batch(encoded: EncodedRows, labels: np.ndarray | None, weights: np.ndarray | None, picked: np.ndarray,
-                 numbers: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
-    """A batch of the picked rows: `rows` (their numbers in the split, which masks and noise follow from), `feature_ids`, and where
-    there are any `input_ids`, `attention_mask`, `token_fields`, `labels`, `sample_weight`."""
+def gather_batch(
+    encoded: EncodedRows, labels: np.ndarray | None, weights: np.ndarray | None, picked: np.ndarray, numbers: np.ndarray
+) -> dict[str, np.ndarray]:
+    """A batch of the picked rows: `rows` (their numbers in the split, which masks and noise follow from),
+    `feature_ids`, and where there are any `input_ids`, `attention_mask`, `token_fields`, `labels`, `sample_weight`."""
     batch = {"rows": numbers} | encoded.batch(picked)
     if labels is not None:
         batch["labels"] = labels[picked].astype(np.int64)
@@ -26,8 +26,8 @@ def gather_batch(encoded: EncodedRows, labels: np.ndarray | None, weights: np.nd
 class EncodedDataset(Dataset):
     """Rows encoded once by a processor; the `DataLoader` fetches whole batches as dicts of arrays.
 
-    A split on disk is encoded part by part into files, which are then mapped: what is read again and again is in the memory
-    of the system's file cache, once for all processes. See [`cached_split`].
+    A split on disk is encoded part by part into files, which are then mapped: what is read again and again is in the
+    memory of the system's file cache, once for all processes. See [`cached_split`].
 
     Args:
         processor: its vocabularies and tokenizer encode the rows.
@@ -38,7 +38,8 @@ class EncodedDataset(Dataset):
         rows: the split on disk; None where the rows were in memory.
         encoded: feature ids and prompts, see [`EncodedRows`].
         labels, weights: `(N,)`, or None where the rows have no such column.
-        users: `(N,)` each row's user as a number, -1 for a null; None where a split has no users, and of rows in memory.
+        users: `(N,)` each row's user as a number, -1 for a null; None where a split has no users, and of rows in
+            memory.
     """
 
     def __init__(self, processor: FlipProcessor, rows: Any, prompts: bool = True):
@@ -94,7 +95,9 @@ class EncodedDataset(Dataset):
     def feature_counts(self) -> np.ndarray:
         """How often each feature occurs, `(sum of field sizes,)`, in the order of the ID tower's table."""
         ids = self.encoded.feature_ids
-        return count_features(self.processor, (ids[start : start + PART_ROWS] for start in range(0, len(ids), PART_ROWS)))
+        return count_features(
+            self.processor, (ids[start : start + PART_ROWS] for start in range(0, len(ids), PART_ROWS))
+        )
 
     def distinct_prompts(self, limit: int) -> np.ndarray | None:
         """The number of one row for each distinct prompt, ascending; None where there are more than `limit`."""
@@ -112,7 +115,8 @@ class EncodedDataset(Dataset):
 
 
 def count_features(processor: FlipProcessor, parts) -> np.ndarray:
-    """How often each feature occurs in parts of feature ids `(rows, S)`: `(sum of field sizes,)`, in the order of the ID tower's table."""
+    """How often each feature occurs in parts of feature ids `(rows, S)`: `(sum of field sizes,)`, in the order of the
+    ID tower's table."""
     extractor = processor.feature_extractor
     counts = [np.zeros(field.vocab_size, np.int64) for field in extractor.all_fields if field.on_id_side]
     for feature_ids in parts:

@@ -10,8 +10,9 @@ from torch.utils.data import Sampler
 class GlobalBatchSampler(Sampler[list[int]]):
     """Shuffled batches of rows of similar length, planned globally and then split across processes.
 
-    No row is repeated to fill up (a repeated row is a false negative of ICL). The last global batch is smaller; with several
-    processes it loses the rows, fewer than processes, that would make their shares unequal; they change every epoch. A `complete` plan
+    No row is repeated to fill up (a repeated row is a false negative of ICL). The last global batch is smaller; with
+    several processes it loses the rows, fewer than processes, that would make their shares unequal; they change every
+    epoch. A `complete` plan
     loses none: its batches are of nearly the same size, and so are the processes' shares.
 
     Args:
@@ -25,9 +26,18 @@ class GlobalBatchSampler(Sampler[list[int]]):
         complete: shuffled, but for evaluation: every row is in exactly one batch of one process.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int = 0, lengths: np.ndarray | None = None,
-                 shuffle: bool = True, num_processes: int = 1, process_index: int = 0, group: int = 50,
-                 complete: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        seed: int = 0,
+        lengths: np.ndarray | None = None,
+        shuffle: bool = True,
+        num_processes: int = 1,
+        process_index: int = 0,
+        group: int = 50,
+        complete: bool = False,
+    ):
         self.num_rows, self.batch_size, self.seed, self.lengths = num_rows, batch_size, seed, lengths
         self.shuffle, self.num_processes, self.process_index, self.group = shuffle, num_processes, process_index, group
         self.complete = complete

@@ -1,16 +1,16 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""The training split as a stream of batches: only a window of its rows is in memory, and nothing of it is kept on disk."""
+"""The training split as a stream of batches: only a window of its rows is in memory, and nothing of it is kept on
+disk."""
 
 from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import IterableDataset, get_worker_info
-
 from flip_ctr.data.batches.encoded import count_features, gather_batch
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from torch.utils.data import IterableDataset, get_worker_info
 
 WINDOW_ROWS = 131_072
 
@@ -18,14 +18,16 @@ WINDOW_ROWS = 131_072
 class StreamedDataset(IterableDataset):
     """Yields the batches of one process; each row of an epoch is in one batch of one process.
 
-    The row groups of the split are put into a new order every epoch. Their rows, one group behind the other, are cut into
-    equal ranges, one a process. A process reads its range window by window: a window's rows are encoded, shuffled, sorted by
-    length within groups, and cut into batches. So rows mix within a window, and row groups between epochs: files that `prepare` has
-    not written should have their rows in random order (see docs/training.md for what it costs where they have not). Fewer rows than there are
-    processes are left out, others every epoch.
+    The row groups of the split are put into a new order every epoch. Their rows, one group behind the other, are cut
+    into
+    equal ranges, one a process. A process reads its range window by window: a window's rows are encoded, shuffled,
+        sorted by
+    length within groups, and cut into batches. So rows mix within a window, and row groups between epochs: files that
+    `prepare` has not written should have their rows in random order (see docs/training.md for what it costs where they
+    have not). Fewer rows than there are processes are left out, others every epoch.
 
-    Order, and with it the batches, are a pure function of (seed, epoch, number of processes), whatever the number of loader workers:
-    each of W workers reads all windows and composes each W-th batch.
+    Order, and with it the batches, are a pure function of (seed, epoch, number of processes), whatever the number of
+    loader workers: each of W workers reads all windows and composes each W-th batch.
 
     Args:
         processor: encodes the rows.
@@ -38,8 +40,18 @@ class StreamedDataset(IterableDataset):
         window_rows: rows of a window, at least; it holds whole groups.
     """
 
-    def __init__(self, processor: FlipProcessor, rows: SplitRows, batch_size: int, seed: int = 0, prompts: bool = True,
-                 num_processes: int = 1, process_index: int = 0, group: int = 50, window_rows: int = WINDOW_ROWS):  # fmt: skip
+    def __init__(
+        self,
+        processor: FlipProcessor,
+        rows: SplitRows,
+        batch_size: int,
+        seed: int = 0,
+        prompts: bool = True,
+        num_processes: int = 1,
+        process_index: int = 0,
+        group: int = 50,
+        window_rows: int = WINDOW_ROWS,
+    ):
         self.processor, self.rows, self.prompts = processor, rows, prompts
         self.batch_size, self.seed, self.group_rows = batch_size, seed, batch_size * group
         self.num_processes, self.process_index = num_processes, process_index
@@ -67,7 +79,9 @@ class StreamedDataset(IterableDataset):
         """How often each feature occurs, see [`count_features`]; reads all rows once."""
         extractor = self.processor.feature_extractor
         names = [field.name for field in extractor.all_fields]
-        return count_features(self.processor, self.rows.map_parts(lambda part: extractor.encode(extractor.read(part)), names))
+        return count_features(
+            self.processor, self.rows.map_parts(lambda part: extractor.encode(extractor.read(part)), names)
+        )
 
     def segments(self, skip: int) -> list[tuple[int, int, int]]:
         """This process's range of the epoch without its first rows: (row group, first row, last row + 1) in order."""

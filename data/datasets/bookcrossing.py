@@ -1,23 +1,31 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """BookCrossing: the raw CSV files, with their dirt, to typed tables of users, books and ratings.
 
-The files are `;`-separated with a header, by whose names the columns are found. Inside a quoted value a quote is `\\"` and a
-backslash `\\\\`. Not every quote was escaped, so that one inside a value counts as text unless a `;` or the end of the line
-follows. Values that are changed are counted by kind (`values_changed` of the report).
+The files are `;`-separated with a header, by whose names the columns are found. Inside a quoted value a quote is `\\"`
+and a backslash `\\\\`. Not every quote was escaped, so that one inside a value counts as text unless a `;` or the end
+of the line follows. Values that are changed are counted by kind (`values_changed` of the report).
 """
 
 import re
 from collections.abc import Callable
 
 import pyarrow as pa
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.data.datasets.raw_dataset import RawDataset
 from flip_ctr.data.prepare.labelled_rows import Join
-from flip_ctr.data.readers.raw_files import CONTROL_CHARACTER, TIDY, MalformedLine, RawTable, check_width, line_table, tidy, whole_number
+from flip_ctr.data.readers.raw_files import (
+    CONTROL_CHARACTER,
+    TIDY,
+    MalformedLine,
+    RawTable,
+    check_width,
+    line_table,
+    tidy,
+    whole_number,
+)
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
 RAW_FILES = ("BX-Book-Ratings.csv", "BX-Books.csv", "BX-Users.csv")
-RATINGS = range(0, 11)  # 1 to 10, and 0 for a book that was entered without a rating
+RATINGS = range(11)  # 1 to 10, and 0 for a book that was entered without a rating
 RATINGS_BY_TEXT = {str(rating): rating for rating in RATINGS}
 AGES = range(5, 101)
 # the crawl was in August and September 2004, when books of the next year were on sale already
@@ -25,20 +33,27 @@ YEARS = range(1800, 2006)
 
 USER_COLUMNS = {"user_id": pa.int64(), "location": pa.string(), "age": pa.int64()}
 BOOK_COLUMNS = {
-    "isbn": pa.string(), "title": pa.string(), "author": pa.string(), "year": pa.int64(), "publisher": pa.string(),
-}  # fmt: skip
+    "isbn": pa.string(),
+    "title": pa.string(),
+    "author": pa.string(),
+    "year": pa.int64(),
+    "publisher": pa.string(),
+}
 RATING_COLUMNS = {"user_id": pa.int64(), "isbn": pa.string(), "rating": pa.int64()}
 
 SEPARATOR = ";"
-# no possessive quantifiers: Python before 3.11.4 gets them wrong; each way on is told by its first character, so that none is tried twice
+# no possessive quantifiers: Python before 3.11.4 gets them wrong; each way on is told by its first character, so that
+# none is tried twice
 QUOTED = re.compile(r'"([^"\\]*(?:(?:\\.|"(?!;|\Z))[^"\\]*)*)"(?:;|\Z)')
 UNQUOTED = re.compile(r'([^";]*)(?:;|\Z)')
 ESCAPED = re.compile(r"""\\(["'\\])""")
 # UTF-8 that was read as latin-1: the two bytes of a letter with an accent, the three of a typographic quote or dash.
 # Other lead bytes are left out, as they are capital letters that a symbol may follow in true latin-1.
 UTF8_AS_LATIN1 = re.compile("[\xc2-\xc5][\x80-\xbf]|\xe2[\x80-\xbf]{2}")
-# The same happened twice to most accents of BX-Books.csv, and between the two `?` took the place of what latin-1 does not
-# print: `ü` became `Ã?Â¼`, of which `Ã?¼` is left when `Â¼` is repaired. Of a capital letter and of `ß` no more is left than
+# The same happened twice to most accents of BX-Books.csv, and between the two `?` took the place of what latin-1 does
+# not
+# print: `ü` became `Ã?Â¼`, of which `Ã?¼` is left when `Â¼` is repaired. Of a capital letter and of `ß` no more is left
+# than
 # `Ã?Â?` or `Ã?`.
 ACCENT_BROKEN_TWICE = re.compile("Ã\\?(?:Â?([\xa0-\xbf])|Â\\?)?")
 NO_AUTHOR = ("n/a", "not applicable (na )", "unknown")
@@ -76,7 +91,8 @@ def columns_of(path, names: tuple[str, ...]) -> Callable[[str], list[str | None]
     missing = [name for name in names if name not in header]
     if missing:
         raise ValueError(
-            f"{path}, line 1: no column {', '.join(missing)} in {text[:200]!r}; expected the header of the original file, "
+            f"{path}, line 1: no column {', '.join(missing)} in {text[:200]!r}; expected the header of the original "
+            "file, "
             f"with {SEPARATOR.join(names)} among its columns, separated by {SEPARATOR!r}."
         )
     places = [header.index(name) for name in names]
@@ -198,16 +214,20 @@ PAGE = "http://www2.informatik.uni-freiburg.de/~cziegler/BX/"  # that of the fil
 
 VALUES_NOTE = f"""\
 Ages outside {AGES[0]} to {AGES[-1]}, years outside {YEARS[0]} to {YEARS[-1]} and authors that say nothing
-(`Unknown`) are null. Escapes and HTML entities are resolved, accents of a wrong encoding repaired where that is possible,
+(`Unknown`) are null. Escapes and HTML entities are resolved, accents of a wrong encoding repaired where that is
+possible,
 control characters and superfluous spaces removed, ISBNs in upper case, and parts of a location that say nothing (empty,
-`n/a`) left out. Of several lines for an ISBN, a user or a user's rating of a book the first counts. How many values were
+`n/a`) left out. Of several lines for an ISBN, a user or a user's rating of a book the first counts. How many values
+were
 changed is in `prepare_report.json`."""
 
 LICENCE_NOTE = f"""\
-The data were collected from bookcrossing.com by Cai-Nicolas Ziegler in August and September 2004 and are described in the
+The data were collected from bookcrossing.com by Cai-Nicolas Ziegler in August and September 2004 and are described in
+the
 [paper]({PAPER}) below. The files themselves carry no licence, and the
 [page]({PAGE}) that distributed them is not online any more: find out what the terms of your
-copy are, acknowledge the paper in publications, and do not push this folder to a public hub without the right to do so. Others
+copy are, acknowledge the paper in publications, and do not push this folder to a public hub without the right to do
+so. Others
 get the same rows by running `flip-ctr prepare` on their own copy.
 
 The rows hold demographics (location, age) of pseudonymous users, and `rejected.parquet` may hold some as well."""

@@ -1,8 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""GoodReads, the UCSD Book Graph (Wan & McAuley): which raw files go together, and their tables of books and interactions.
+"""GoodReads, the UCSD Book Graph (Wan & McAuley): which raw files go together, and their tables of books and
+interactions.
 
-Interactions are one CSV with numbers of its own for users and books, which two maps translate, or JSON lines, of all books or of the
-books of one genre. How lines are read is in `goodreads_lines`.
+Interactions are one CSV with numbers of its own for users and books, which two maps translate, or JSON lines, of all
+books or of the books of one genre. How lines are read is in `goodreads_lines`.
 """
 
 import re
@@ -12,21 +13,46 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
-from flip_ctr.data.datasets.raw_dataset import RawDataset
 from flip_ctr.data.datasets.goodreads_lines import (
-    AUTHOR_COLUMNS, AVERAGE_RATINGS, BOOK_COLUMNS, COUNTS, GENRE_COLUMNS, INTERACTION_COLUMNS, RATINGS, WORK_COLUMNS, YEARS,
-    csv_table, json_object, parse_author, parse_book, parse_genres, parse_interaction, parse_work, plain_interactions,
-)  # fmt: skip
+    AUTHOR_COLUMNS,
+    AVERAGE_RATINGS,
+    BOOK_COLUMNS,
+    COUNTS,
+    GENRE_COLUMNS,
+    INTERACTION_COLUMNS,
+    RATINGS,
+    WORK_COLUMNS,
+    YEARS,
+    csv_table,
+    json_object,
+    parse_author,
+    parse_book,
+    parse_genres,
+    parse_interaction,
+    parse_work,
+    plain_interactions,
+)
+from flip_ctr.data.datasets.raw_dataset import RawDataset
 from flip_ctr.data.prepare.labelled_rows import Join
 from flip_ctr.data.readers.raw_files import RawTable, line_table
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
-# --- which files belong together ----------------------------------------------------------------------------------------
+# --- which files belong together
 
-NAME = re.compile(r"goodreads_(interactions|books|book_authors|book_works|book_genres_initial)(?:_(\w+))?\.(csv|json)(?:\.gz)?")
-INTERACTIONS, BOOKS, BOOK_MAP, USER_MAP = "goodreads_interactions", "goodreads_books", "book_id_map.csv", "user_id_map.csv"
-OPTIONAL = {"genres": "goodreads_book_genres_initial", "author_name": "goodreads_book_authors", "media_type": "goodreads_book_works"}
+NAME = re.compile(
+    r"goodreads_(interactions|books|book_authors|book_works|book_genres_initial)(?:_(\w+))?\.(csv|json)(?:\.gz)?"
+)
+INTERACTIONS, BOOKS, BOOK_MAP, USER_MAP = (
+    "goodreads_interactions",
+    "goodreads_books",
+    "book_id_map.csv",
+    "user_id_map.csv",
+)
+OPTIONAL = {
+    "genres": "goodreads_book_genres_initial",
+    "author_name": "goodreads_book_authors",
+    "media_type": "goodreads_book_works",
+}
 WHOLE = ("", "dedup")  # what follows `goodreads_interactions` in the name of a file of all interactions
 
 
@@ -53,7 +79,8 @@ class GoodreadsFiles:
 
 
 def find_files(folder) -> GoodreadsFiles:
-    """The files of a folder (`pathlib.Path` or `zipfile.Path`) that go together; those of other kinds (reviews, series) are left alone.
+    """The files of a folder (`pathlib.Path` or `zipfile.Path`) that go together; those of other kinds (reviews, series)
+    are left alone.
 
     Raises:
         FileNotFoundError: a file is missing; the message names it and the file that needs it.
@@ -70,15 +97,21 @@ def find_files(folder) -> GoodreadsFiles:
             part = "csv" if match[3] == "csv" else "" if part in WHOLE else part
         same = found.setdefault(kind, {})
         if part in same:
-            raise ValueError(f"{folder} has {same[part].name} and {name}, which hold the same; leave one of them in the folder.")
+            raise ValueError(
+                f"{folder} has {same[part].name} and {name}, which hold the same; leave one of them in the folder."
+            )
         same[part] = path
     interactions, books = found.get(INTERACTIONS, {}), found.get(BOOKS, {})
     if not interactions:
-        raise FileNotFoundError(f"{folder} has no {INTERACTIONS}.csv and no {INTERACTIONS}*.json.gz; goodreads needs one of them.")
+        raise FileNotFoundError(
+            f"{folder} has no {INTERACTIONS}.csv and no {INTERACTIONS}*.json.gz; goodreads needs one of them."
+        )
     if len(interactions) > 1 and ("csv" in interactions or "" in interactions):
         raise ValueError(
-            f"{folder} has {', '.join(path.name for path in interactions.values())}, which do not go together, as they hold the same "
-            "interactions; leave one kind in the folder: the CSV, the JSON file of all interactions, or JSON files of genres."
+            f"{folder} has {', '.join(path.name for path in interactions.values())}, which do not go together, as "
+            "they hold the same "
+            "interactions; leave one kind in the folder: the CSV, the JSON file of all interactions, or JSON files of "
+            "genres."
         )
 
     chosen = {}
@@ -94,7 +127,8 @@ def find_files(folder) -> GoodreadsFiles:
         paths = list(found.get(kind, {}).values())
         if len(paths) > 1:
             raise ValueError(f"{folder} has {', '.join(path.name for path in paths)}; leave one of them in the folder.")
-        optional |= {field: path for path in paths}
+        if paths:
+            optional[field] = paths[0]
 
     maps = {}
     if "csv" in interactions:
@@ -102,16 +136,21 @@ def find_files(folder) -> GoodreadsFiles:
             maps[key] = entries.get(name) or entries.get(f"{name}.gz")
         if maps["book_map"] is None:
             name = interactions["csv"].name
-            raise FileNotFoundError(f"{folder} has no {BOOK_MAP}, which {name} needs, as its book ids are numbers of its own.")
+            raise FileNotFoundError(
+                f"{folder} has no {BOOK_MAP}, which {name} needs, as its book ids are numbers of its own."
+            )
     return GoodreadsFiles(list(interactions.values()), list(chosen.values()), optional, **maps)
 
 
-# --- tables --------------------------------------------------------------------------------------------------------
+# --- tables
+
 
 def goodreads_tables(files: GoodreadsFiles) -> list[RawTable]:
     """The tables of books, of what is known of them elsewhere, and of the interactions (0 to 5), which come last."""
 
-    def json_table(name: str, paths, columns: dict[str, pa.DataType], parse: Callable, plain: Callable | None = None) -> RawTable:
+    def json_table(
+        name: str, paths, columns: dict[str, pa.DataType], parse: Callable, plain: Callable | None = None
+    ) -> RawTable:
         return line_table(name, paths, columns, json_object, parse, encoding="utf-8", plain=plain)
 
     tables = [json_table("books", files.books, BOOK_COLUMNS, parse_book)]
@@ -119,12 +158,21 @@ def goodreads_tables(files: GoodreadsFiles) -> list[RawTable]:
         if field in files.optional:
             tables.append(json_table(field, files.optional[field], columns, parse))
     if not files.is_csv:
-        return [*tables, json_table("ratings", files.interactions, INTERACTION_COLUMNS, parse_interaction, plain_interactions)]
+        return [
+            *tables,
+            json_table("ratings", files.interactions, INTERACTION_COLUMNS, parse_interaction, plain_interactions),
+        ]
     user = {"user_id": pa.int64()}
-    tables.append(csv_table("book_map", files.book_map, ("book_id_csv", "book_id"), {"book_id_csv": pa.int64(), "book_id": pa.int64()}))
+    tables.append(
+        csv_table(
+            "book_map", files.book_map, ("book_id_csv", "book_id"), {"book_id_csv": pa.int64(), "book_id": pa.int64()}
+        )
+    )
     if files.user_map is not None:
         user = {"user_id_csv": pa.int64()}
-        tables.append(csv_table("user_map", files.user_map, ("user_id_csv", "user_id"), user | {"user_id": pa.string()}))
+        tables.append(
+            csv_table("user_map", files.user_map, ("user_id_csv", "user_id"), user | {"user_id": pa.string()})
+        )
     columns = user | {"book_id_csv": pa.int64(), "rating": pa.int64()}
     return [*tables, csv_table("ratings", files.interactions[0], ("user_id", "book_id", "rating"), columns)]
 
@@ -137,23 +185,37 @@ OPTIONAL_TABLES = {
 
 
 def goodreads_joins(files: GoodreadsFiles) -> tuple[Join, ...]:
-    """Interactions of unknown books or users, and repeated lines of side tables, are no errors of a file: they are unused."""
+    """Interactions of unknown books or users, and repeated lines of side tables, are no errors of a file: they are
+    unused."""
     books = ", ".join(path.name for path in files.books)
     joins = [Join("books", {"book_id": "book_id"}, "unused", "unused", f"book is not in {books}")]
     keys = {"genres": "book_id", "author_name": "author_id", "media_type": "work_id"}
     joins += [Join(field, {key: key}, "null", "unused") for field, key in keys.items() if field in files.optional]
     if files.user_map is not None:
-        joins.insert(0, Join("user_map", {"user_id_csv": "user_id_csv"}, "unused", "unused", f"user is not in {files.user_map.name}"))
+        joins.insert(
+            0,
+            Join(
+                "user_map", {"user_id_csv": "user_id_csv"}, "unused", "unused", f"user is not in {files.user_map.name}"
+            ),
+        )
     if files.is_csv:
-        joins.insert(0, Join("book_map", {"book_id_csv": "book_id_csv"}, "unused", "unused", f"book is not in {files.book_map.name}"))
+        joins.insert(
+            0,
+            Join(
+                "book_map", {"book_id_csv": "book_id_csv"}, "unused", "unused", f"book is not in {files.book_map.name}"
+            ),
+        )
     return tuple(joins)
 
 
-def goodreads_fields(ids_in_prompt: bool = False, user_type: str = "string", absent: Sequence[str] = ()) -> list[FlipField]:
+def goodreads_fields(
+    ids_in_prompt: bool = False, user_type: str = "string", absent: Sequence[str] = ()
+) -> list[FlipField]:
     """The fifteen fields of the paper, in its order; the ids are on the ID side only unless `ids_in_prompt`.
 
-    Author, work and title are no keys: books share them. Without ids a prompt fits into about 180 tokens, the paper's longest. Buckets of
-    reviews are logarithmic, as a few books have most of them; those of pages are not, as a single wrong number would widen them all.
+    Author, work and title are no keys: books share them. Without ids a prompt fits into about 180 tokens, the paper's
+    longest. Buckets of reviews are logarithmic, as a few books have most of them; those of pages are not, as a single
+    wrong number would widen them all.
 
     Args:
         user_type: type of the user ids.
@@ -166,7 +228,15 @@ def goodreads_fields(ids_in_prompt: bool = False, user_type: str = "string", abs
         FlipField("title", entity="item", max_tokens=32),
         FlipField("genres", kind="multi-valued", max_values=10, entity="item", max_tokens=32),
         FlipField("average_rating", "float", kind="numeric", entity="item", max_tokens=6),
-        FlipField("text_reviews_count", "int", "number of reviews", kind="numeric", bucketing="log", entity="item", max_tokens=6),
+        FlipField(
+            "text_reviews_count",
+            "int",
+            "number of reviews",
+            kind="numeric",
+            bucketing="log",
+            entity="item",
+            max_tokens=6,
+        ),
         FlipField("author_id", "int", entity="item", sides=id_sides, max_tokens=8),
         FlipField("author_name", wording="author", entity="item", max_tokens=14),
         FlipField("num_pages", "int", "pages", kind="numeric", entity="item", max_tokens=4),
@@ -180,27 +250,35 @@ def goodreads_fields(ids_in_prompt: bool = False, user_type: str = "string", abs
     return [field for field in fields if field.name not in absent]
 
 
-# --- the dataset --------------------------------------------------------------------------------------------------------
+# --- the dataset
 
 PAGE = "https://mengtingwan.github.io/data/goodreads.html"
 
 VALUES_NOTE = f"""\
-Books have one author here, the first without a role (`Illustrator`, ...), and genres from the most to the least often named.
-Average ratings outside {AVERAGE_RATINGS[0]} to {AVERAGE_RATINGS[1]:g}, 0 pages, counts above {COUNTS[-1]:,} and publication
+Books have one author here, the first without a role (`Illustrator`, ...), and genres from the most to the least often
+named.
+Average ratings outside {AVERAGE_RATINGS[0]} to {AVERAGE_RATINGS[1]:g}, 0 pages, counts above {COUNTS[-1]:,} and
+publication
 years outside {YEARS[0]} to {YEARS[-1]} are null. HTML entities are resolved, control characters, broken characters and
-superfluous spaces removed. Of several lines for a book, an author, a work or a user's rating of a book the first counts. How
+superfluous spaces removed. Of several lines for a book, an author, a work or a user's rating of a book the first
+counts. How
 many values were changed is in `prepare_report.json`.
 
-Average rating and number of reviews of a book are those at the time of the crawl, late 2017: they count the ratings of this
+Average rating and number of reviews of a book are those at the time of the crawl, late 2017: they count the ratings
+of this
 dataset too, later ones included."""
 
 LICENCE_NOTE = f"""\
-The data were collected from the public shelves of goodreads.com in late 2017 by Mengting Wan and Julian McAuley, University
-of California San Diego. Their [page]({PAGE}) says: they are **for academic use only; do not redistribute them, or use them
-for commercial purposes**. This folder is therefore for your own use; do not push it to a public hub. Others get the same
+The data were collected from the public shelves of goodreads.com in late 2017 by Mengting Wan and Julian McAuley,
+University
+of California San Diego. Their [page]({PAGE}) says: they are **for academic use only; do not redistribute them, or use
+them
+for commercial purposes**. This folder is therefore for your own use; do not push it to a public hub. Others get the
+same
 rows by running `flip-ctr prepare` on their own copy. Cite both papers below.
 
-The rows hold the reading of pseudonymous people (user ids are anonymised by the authors of the data), and `rejected.parquet`
+The rows hold the reading of pseudonymous people (user ids are anonymised by the authors of the data), and
+`rejected.parquet`
 may hold lines of interactions with the beginnings of reviews in them."""
 
 CITATION = """\
@@ -232,7 +310,8 @@ CARD_FACTS = {
 
 
 def goodreads_in_folder(folder) -> dict:
-    """What of the dataset the files of a folder decide, see [`RawDataset`]. Errors are those of [`find_files`] and [`csv_table`]."""
+    """What of the dataset the files of a folder decide, see [`RawDataset`]. Errors are those of [`find_files`] and
+    [`csv_table`]."""
     files = find_files(folder)
     absent = [field for field in OPTIONAL if field not in files.optional]
     notes = [f"There is no field {field}, as {OPTIONAL[field]}.json.gz was not in the folder." for field in absent]

@@ -1,15 +1,16 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""The lines of GoodReads' raw files to the values of rows: JSON objects of books, authors, works, genres and interactions, and CSV.
+"""The lines of GoodReads' raw files to the values of rows: JSON objects of books, authors, works, genres and
+interactions, and CSV.
 
-In the JSON files all values of books, authors and works are text, and what is not known is empty. Values that are changed are counted
-by kind (`values_changed` of the report).
+In the JSON files all values of books, authors and works are text, and what is not known is empty. Values that are
+changed are counted by kind (`values_changed` of the report).
 """
 
 import csv
 import json
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -18,28 +19,45 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
-
 from flip_ctr.data.readers.plain_lines import joined, plain_numbers
-from flip_ctr.data.readers.raw_files import CONTROL_CHARACTER, MAX_DIGITS, MalformedLine, RawTable, check_width, line_table, raw_lines, tidy, whole_number
+from flip_ctr.data.readers.raw_files import (
+    CONTROL_CHARACTER,
+    MAX_DIGITS,
+    MalformedLine,
+    RawTable,
+    check_width,
+    line_table,
+    raw_lines,
+    tidy,
+    whole_number,
+)
 
-RATINGS = range(0, 6)  # 1 to 5, and 0 for a book on a shelf without a rating
+RATINGS = range(6)  # 1 to 5, and 0 for a book on a shelf without a rating
 AVERAGE_RATINGS = (0.01, 5.0)  # 0.00 is the average of no rating
-COUNTS = range(0, 2**31)
+COUNTS = range(2**31)
 PAGES = range(1, 2**31)
 # from the first printed books to those of the year after the crawl, which were on sale or announced
 YEARS = range(1450, 2019)
 
 BOOK_COLUMNS = {
-    "book_id": pa.int64(), "title": pa.string(), "average_rating": pa.float64(), "text_reviews_count": pa.int64(),
-    "author_id": pa.int64(), "num_pages": pa.int64(), "is_ebook": pa.bool_(), "format": pa.string(), "publisher": pa.string(),
-    "publication_year": pa.int64(), "work_id": pa.int64(),
-}  # fmt: skip
+    "book_id": pa.int64(),
+    "title": pa.string(),
+    "average_rating": pa.float64(),
+    "text_reviews_count": pa.int64(),
+    "author_id": pa.int64(),
+    "num_pages": pa.int64(),
+    "is_ebook": pa.bool_(),
+    "format": pa.string(),
+    "publisher": pa.string(),
+    "publication_year": pa.int64(),
+    "work_id": pa.int64(),
+}
 GENRE_COLUMNS = {"book_id": pa.int64(), "genres": pa.list_(pa.string())}
 AUTHOR_COLUMNS = {"author_id": pa.int64(), "author_name": pa.string()}
 WORK_COLUMNS = {"work_id": pa.int64(), "media_type": pa.string()}
 INTERACTION_COLUMNS = {"user_id": pa.string(), "book_id": pa.int64(), "rating": pa.int64(), "timestamp": pa.int64()}
 
-# --- values -------------------------------------------------------------------------------------------------------------
+# --- values
 
 INTEGER = re.compile(r"-?[0-9]+")
 DATE = re.compile(
@@ -47,7 +65,12 @@ DATE = re.compile(
     r"(?P<sign>[+-])(?P<zone_hours>\d\d)(?P<zone_minutes>[0-5]\d) (?P<year>\d{4})",
     re.ASCII,
 )
-MONTHS = {name: number for number, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+MONTHS = {
+    name: number
+    for number, name in enumerate(
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"], 1
+    )
+}
 
 
 def json_object(text: str) -> dict:
@@ -62,7 +85,8 @@ def json_object(text: str) -> dict:
 
 
 def text_of(record: dict, name: str) -> str:
-    """A value as text, empty where there is none. Files that were written anew have numbers where the original has text."""
+    """A value as text, empty where there is none. Files that were written anew have numbers where the original has
+    text."""
     value = record.get(name)
     if isinstance(value, str):
         return value.strip()
@@ -131,7 +155,9 @@ def first_author(record: dict) -> int | None:
         raise MalformedLine("authors is not a list of objects", json.dumps(authors))
     if not authors:
         return None
-    return identifier_or_none(next((author for author in authors if not text_of(author, "role")), authors[0]), "author_id")
+    return identifier_or_none(
+        next((author for author in authors if not text_of(author, "role")), authors[0]), "author_id"
+    )
 
 
 def seconds(text: str) -> int | None:
@@ -142,7 +168,7 @@ def seconds(text: str) -> int | None:
     try:
         part = {name: int(value) for name, value in match.groupdict().items() if value.isdigit()}
         day = part["year"], MONTHS[match["month"]], part["day"]
-        time = datetime(*day, part["hour"], part["minute"], part["second"], tzinfo=timezone.utc)
+        time = datetime(*day, part["hour"], part["minute"], part["second"], tzinfo=UTC)
     except (AttributeError, KeyError, ValueError):  # no match, no such month, no such day or hour
         raise MalformedLine("date_added is not a date as 'Tue Oct 17 09:40:11 -0700 2017'", text) from None
     zone = timedelta(hours=part["zone_hours"], minutes=part["zone_minutes"])
@@ -186,7 +212,7 @@ def seconds_of_all(dates: pa.StringArray) -> pa.Array | None:
     return pa.array(days.astype(np.int64) * 86_400 + hour * 3600 + minute * 60 + second - zone)
 
 
-# --- lines --------------------------------------------------------------------------------------------------------------
+# --- lines
 
 
 def parse_book(record: dict, changed: Callable[[str], None]) -> tuple:
@@ -214,7 +240,8 @@ def parse_work(record: dict, changed: Callable[[str], None]) -> tuple:
 
 
 def parse_genres(record: dict, changed: Callable[[str], None]) -> tuple:
-    """The genres from the most to the least often named one, with equal counts in alphabetical order; `None` where there are none."""
+    """The genres from the most to the least often named one, with equal counts in alphabetical order; `None` where
+    there are none."""
     genres = record.get("genres")
     if not isinstance(genres, dict) or not all(type(count) is int for count in genres.values()):
         raise MalformedLine("genres is not an object of counts", json.dumps(genres))
@@ -244,12 +271,15 @@ def parse_interaction(record: dict, changed: Callable[[str], None]) -> tuple:
 
 
 def plain_interactions(lines: list[bytes]) -> list[pa.Array] | None:
-    """What [`parse_interaction`] makes of many lines, several times as fast; `None` where it might be another result."""
+    """What [`parse_interaction`] makes of many lines, several times as fast; `None` where it might be another
+    result."""
     data = joined(lines)
     # one object a line: Arrow takes two of them, or one on two lines, too
     if not data.startswith(b"{") or data.count(b"}\n{") != len(lines) - 1 or not data.rstrip(b"\n").endswith(b"}"):
         return None
-    schema = pa.schema({"user_id": pa.string(), "book_id": pa.string(), "rating": pa.int64(), "date_added": pa.string()})
+    schema = pa.schema(
+        {"user_id": pa.string(), "book_id": pa.string(), "rating": pa.int64(), "date_added": pa.string()}
+    )
     try:
         if not data.isascii():
             data.decode("utf-8")  # Arrow would not look
@@ -269,7 +299,11 @@ def plain_interactions(lines: list[bytes]) -> list[pa.Array] | None:
     except (pa.ArrowInvalid, UnicodeDecodeError):
         return None
     lowest, highest = pc.min_max(ratings).as_py().values()
-    return [users, books, ratings, times] if times is not None and lowest >= RATINGS[0] and highest <= RATINGS[-1] else None
+    return (
+        [users, books, ratings, times]
+        if times is not None and lowest >= RATINGS[0] and highest <= RATINGS[-1]
+        else None
+    )
 
 
 def split_csv(text: str, width: int, places: Sequence[int]) -> list[str]:
@@ -280,7 +314,11 @@ def split_csv(text: str, width: int, places: Sequence[int]) -> list[str]:
 
 def parse_csv(values: list[str], changed: Callable[[str], None], columns: dict[str, pa.DataType]) -> tuple:
     return tuple(
-        user_of(text) if kind == pa.string() else rating_of(whole_number(name, text)) if name == "rating" else whole_number(name, text)
+        user_of(text)
+        if kind == pa.string()
+        else rating_of(whole_number(name, text))
+        if name == "rating"
+        else whole_number(name, text)
         for text, (name, kind) in zip(values, columns.items())
     )
 
@@ -292,12 +330,19 @@ def csv_table(name: str, path, header: Sequence[str], columns: dict[str, pa.Data
     missing = [one for one in header if one not in found]
     if missing:
         raise ValueError(
-            f"{path}, line 1: no column {', '.join(missing)} in {text[:200]!r}; expected the header of the original file, with "
+            f"{path}, line 1: no column {', '.join(missing)} in {text[:200]!r}; expected the header of the original "
+            "file, with "
             f"{','.join(header)} among its columns."
         )
     place = {"width": len(found), "places": [found.index(one) for one in header]}
     numbers = set(columns.values()) == {pa.int64()}
     return line_table(
-        name, path, columns, partial(split_csv, **place), partial(parse_csv, columns=columns), header_lines=1, encoding="utf-8",
+        name,
+        path,
+        columns,
+        partial(split_csv, **place),
+        partial(parse_csv, columns=columns),
+        header_lines=1,
+        encoding="utf-8",
         plain=partial(plain_numbers, **place, columns=list(columns), ranges={"rating": RATINGS}) if numbers else None,
-    )  # fmt: skip
+    )

@@ -12,24 +12,93 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flip_ctr.data.datasets.table import INNER_NAMES, find_files
+from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS
+from flip_ctr.data.prepare.rules import read_time
 from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.raw_files import open_raw
-from flip_ctr.data.prepare.rules import read_time
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, sample
-from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS
-from flip_ctr.data.datasets.table import INNER_NAMES, find_files
 
 SAMPLE_ROWS = 20_000
 NULL_WORDS = ("NULL", "null", "\\N", "NA", "N/A", "n/a", "NaN", "nan", "None")
 SEPARATORS = ("|", ";", ",", "^")
-USER_WORDS = {"user", "uid", "member", "customer", "visitor", "account", "client", "reader", "gender", "sex", "age", "occupation", "zip",
-              "location", "country", "city", "income"}  # fmt: skip
-ITEM_WORDS = {"item", "iid", "movie", "film", "book", "isbn", "product", "sku", "asin", "ad", "adgroup", "campaign", "article", "news", "song",
-              "track", "video", "title", "genre", "genres", "author", "brand", "category", "price", "publisher", "year", "name", "tags",
-              "description"}  # fmt: skip
-OBJECTS = {"user", "item", "movie", "book", "product", "ad", "article", "news", "video", "song"}  # a column of this very name is an id
+USER_WORDS = {
+    "user",
+    "uid",
+    "member",
+    "customer",
+    "visitor",
+    "account",
+    "client",
+    "reader",
+    "gender",
+    "sex",
+    "age",
+    "occupation",
+    "zip",
+    "location",
+    "country",
+    "city",
+    "income",
+}
+ITEM_WORDS = {
+    "item",
+    "iid",
+    "movie",
+    "film",
+    "book",
+    "isbn",
+    "product",
+    "sku",
+    "asin",
+    "ad",
+    "adgroup",
+    "campaign",
+    "article",
+    "news",
+    "song",
+    "track",
+    "video",
+    "title",
+    "genre",
+    "genres",
+    "author",
+    "brand",
+    "category",
+    "price",
+    "publisher",
+    "year",
+    "name",
+    "tags",
+    "description",
+}
+OBJECTS = {
+    "user",
+    "item",
+    "movie",
+    "book",
+    "product",
+    "ad",
+    "article",
+    "news",
+    "video",
+    "song",
+}  # a column of this very name is an id
 ID_WORDS = {"id", "uid", "iid", "uuid", "isbn", "sku", "asin", "key", "hash"}
-LABEL_WORDS = {"label", "click", "clicked", "clk", "target", "y", "converted", "conversion", "purchased", "bought", "liked", "like"}
+LABEL_WORDS = {
+    "label",
+    "click",
+    "clicked",
+    "clk",
+    "target",
+    "y",
+    "converted",
+    "conversion",
+    "purchased",
+    "bought",
+    "liked",
+    "like",
+}
 RATING_WORDS = {"rating", "ratings", "stars", "star", "score"}
 TIME_WORDS = {"time", "timestamp", "ts", "date", "datetime", "at", "when", "day"}
 WEIGHT_WORDS = {"weight", "sampleweight"}
@@ -65,11 +134,18 @@ class Profile:
     @property
     def words(self) -> set[str]:
         """The words of the name, in lower case: `userId` has user and id."""
-        return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", self.name)} | {self.name.lower()}
+        return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", self.name)} | {
+            self.name.lower()
+        }
 
     @property
     def is_id(self) -> bool:
-        return bool(self.words & ID_WORDS) or self.name.lower() in OBJECTS or self.name.lower().endswith("id") and self.distinct > 20
+        return (
+            bool(self.words & ID_WORDS)
+            or self.name.lower() in OBJECTS
+            or self.name.lower().endswith("id")
+            and self.distinct > 20
+        )
 
     @property
     def is_flag(self) -> bool:
@@ -108,7 +184,9 @@ def infer_schema(files: Sequence[str], target: str | Path, rows: int = SAMPLE_RO
     """
     target = Path(target).expanduser()
     if target.exists():
-        raise FileExistsError(f"--schema {target} is there already, and is not overwritten; name another file, or move it away.")
+        raise FileExistsError(
+            f"--schema {target} is there already, and is not overwritten; name another file, or move it away."
+        )
     groups = _groups(find_files(files, Path(), "--infer_schema"), rows)
     guess = _Guess(groups)
     lines = guess.lines(target.parent)
@@ -119,7 +197,7 @@ def infer_schema(files: Sequence[str], target: str | Path, rows: int = SAMPLE_RO
     return f"{target} written, from up to {rows:,} rows of each table. Look at:\n{notes}\nThen: {command}"
 
 
-# --- the sample --------------------------------------------------------------------------------------------------------
+# --- the sample
 
 
 def _groups(paths: list[Path], rows: int) -> list[Group]:
@@ -174,18 +252,40 @@ def _reader(path: Path) -> tuple[TableFormat, dict[str, Any]]:
 
 def profile(name: str, values: Sequence) -> Profile:
     """What values of a column, as a file has them, say of it."""
-    present = [value for value in values if value is not None and value == value and not (isinstance(value, str) and not value.strip())]
+    present = [
+        value
+        for value in values
+        if value is not None and value == value and not (isinstance(value, str) and not value.strip())
+    ]
     if any(isinstance(value, dict) for value in present):
         return Profile(name, NESTED, None, len(values), len(values) - len(present), len(present))
     if any(isinstance(value, list | tuple) for value in present):
-        single = [one for value in present for one in (value if isinstance(value, list | tuple) else [value]) if one is not None]
+        single = [
+            one
+            for value in present
+            for one in (value if isinstance(value, list | tuple) else [value])
+            if one is not None
+        ]
         inner = profile(name, single)
-        return Profile(name, inner.type, "", len(values), len(values) - len(present), inner.distinct, examples=tuple(map(str, present[:2])))
+        return Profile(
+            name,
+            inner.type,
+            "",
+            len(values),
+            len(values) - len(present),
+            inner.distinct,
+            examples=tuple(map(str, present[:2])),
+        )
     counts = Counter(" ".join(value.split()) if isinstance(value, str) else value for value in present)
     words = [word for word in NULL_WORDS if word in counts]
     others = [value for value in counts if value not in words]
     kind = _type(others) if others else "string"
-    if kind == "string" and _type(list(counts)) == "string" and len(words) and sum(counts[word] for word in words) < 0.001 * len(present):
+    if (
+        kind == "string"
+        and _type(list(counts)) == "string"
+        and len(words)
+        and sum(counts[word] for word in words) < 0.001 * len(present)
+    ):
         words = []  # a word like others
     nulls = len(values) - len(present) + sum(counts[word] for word in words)
     result = Profile(name, kind, None, len(values), nulls, len(others), null_words=tuple(words))
@@ -202,7 +302,11 @@ def profile(name: str, values: Sequence) -> Profile:
 
 def _type(values: list) -> str:
     kinds = set(map(type, values))
-    if kinds <= {bool} or kinds <= {str, int} and {str(value).lower() for value in values} in ({"0", "1"}, {"true", "false"}):
+    if (
+        kinds <= {bool}
+        or kinds <= {str, int}
+        and {str(value).lower() for value in values} in ({"0", "1"}, {"true", "false"})
+    ):
         return "bool"
     if kinds == {int}:
         return "int"
@@ -212,7 +316,9 @@ def _type(values: list) -> str:
         return "timestamp" if all(hasattr(value, "isoformat") for value in values) else "string"
     if all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in values):
         return "int"
-    if all(re.fullmatch(r"-?\d{1,15}(\.\d*)?([eE][-+]?\d+)?", value) and not re.match(r"-?0\d", value) for value in values):
+    if all(
+        re.fullmatch(r"-?\d{1,15}(\.\d*)?([eE][-+]?\d+)?", value) and not re.match(r"-?0\d", value) for value in values
+    ):
         return "float"
     try:
         for value in values[:1_000]:
@@ -233,7 +339,7 @@ def _separator(texts: list[str]) -> str | None:
     return None
 
 
-# --- guesses -----------------------------------------------------------------------------------------------------------
+# --- guesses
 
 
 class _Guess:
@@ -248,7 +354,8 @@ class _Guess:
         for group in groups:
             if "encoding" in group.options:
                 self.notes.append(
-                    f"encoding: {group.paths[0].name} is not all utf-8 and is taken for latin-1; if only some lines are damaged, say utf-8, and these "
+                    f"encoding: {group.paths[0].name} is not all utf-8 and is taken for latin-1; if only some lines "
+                    "are damaged, say utf-8, and these "
                     "are rejected"
                 )
         for number, group in enumerate(groups[1:], 1):
@@ -256,17 +363,32 @@ class _Guess:
         events = list(groups[0].columns.values())
         self.label, label_column = self._guess_label(events)
         self.time = next((one for one in events if self._is_time(one) and one.name != label_column), None)
-        self.weight = next((one for one in events if one.name.replace("_", "").lower() in WEIGHT_WORDS and one.type in ("float", "int")), None)
+        self.weight = next(
+            (
+                one
+                for one in events
+                if one.name.replace("_", "").lower() in WEIGHT_WORDS and one.type in ("float", "int")
+            ),
+            None,
+        )
         self.left_out = {label_column, *(one.name for one in (self.time, self.weight) if one)}
         self.keys = {}
         for entity in ("user", "item"):
-            ids = [one for one in events if one.is_id and one.entity == entity and one.separator is None and one.type in ("string", "int")]
+            ids = [
+                one
+                for one in events
+                if one.is_id and one.entity == entity and one.separator is None and one.type in ("string", "int")
+            ]
             if ids and ids[0].name not in self.left_out:
                 self.keys[entity] = ids[0].name
 
     def _guess_join(self, group: Group, before: list[Group]) -> None:
         known = {name for one in before if one is before[0] or one.on for name in one.columns}
-        shared = [one for one in group.columns.values() if one.name in known and one.separator is None and one.type in ("string", "int")]
+        shared = [
+            one
+            for one in group.columns.values()
+            if one.name in known and one.separator is None and one.type in ("string", "int")
+        ]
         unique = [one for one in shared if one.nulls == 0 and one.distinct == one.rows]
         chosen = unique[:1] or [one for one in shared if one.is_id][:1]
         if chosen:
@@ -289,10 +411,14 @@ class _Guess:
         for one in events:
             if one.words & RATING_WORDS and one.type in ("int", "float") and one.separator is None:
                 threshold = math.ceil(0.8 * one.high)
-                self.notes.append(f"label: {one.name} goes from {one.low:g} to {one.high:g}; which ratings are clicks is yours to say")
+                self.notes.append(
+                    f"label: {one.name} goes from {one.low:g} to {one.high:g}; which ratings are clicks is yours to say"
+                )
                 return f"{_column(one.name)} >= {threshold}", one.name
         flags = [one.name for one in events if one.is_flag]
-        self.notes.append(f"label: name it; no column looks like one{', of 0 and 1 are ' + ', '.join(flags) if flags else ''}")
+        self.notes.append(
+            f"label: name it; no column looks like one{', of 0 and 1 are ' + ', '.join(flags) if flags else ''}"
+        )
         return None, None
 
     def _is_time(self, one: Profile) -> bool:
@@ -317,23 +443,41 @@ class _Guess:
         lines += [f"time: {_word(self.time.name)}     # rows can be split by it: split: time"] if self.time else []
         if not self.keys.keys() >= {"user", "item"}:
             lines += self._row_key_lines()
-        types = [one for one in events.columns.values() if one.type == "timestamp" and one is self.time and not isinstance(events.reader, ParquetFormat)]
+        types = [
+            one
+            for one in events.columns.values()
+            if one.type == "timestamp" and one is self.time and not isinstance(events.reader, ParquetFormat)
+        ]
         lines += ["types:", *(f"  {_word(one.name)}: timestamp" for one in types)] if types else []
         joins = [line for group in self.groups[1:] if group.on for line in self._join_lines(group, folder)]
         lines += ["", "joins:", *joins] if joins else []
         for group in self.groups[1:]:
             if not group.on:
-                self.notes.append(f"joins: {group.paths[0].name} shares no key with the other files; add a join by hand, or leave it out")
+                self.notes.append(
+                    f"joins: {group.paths[0].name} shares no key with the other files; add a join by hand, or leave "
+                    "it out"
+                )
         return [*lines, "", "fields:", *self._field_lines()]
 
     def _row_key_lines(self) -> list[str]:
-        plain = [one for one in self._events_fields() if one.type in ("string", "int") and one.separator is None and not one.nulls]
+        plain = [
+            one
+            for one in self._events_fields()
+            if one.type in ("string", "int") and one.separator is None and not one.nulls
+        ]
         ids = [one for one in plain if one.is_id] or plain
         self.notes.append("row_key: no columns of a user and an item were found; name what identifies a row")
-        return [f"row_key: [{', '.join(_word(self._field_name(one.name)) for one in ids[:4])}]     # what identifies a row, for the split"]
+        return [
+            f"row_key: [{', '.join(_word(self._field_name(one.name)) for one in ids[:4])}]     # what identifies a "
+            "row, for the split"
+        ]
 
     def _events_fields(self) -> list[Profile]:
-        return [one for one in self.groups[0].columns.values() if one.name not in self.left_out and self._why_not(one) is None]
+        return [
+            one
+            for one in self.groups[0].columns.values()
+            if one.name not in self.left_out and self._why_not(one) is None
+        ]
 
     def _file_lines(self, group: Group, folder: Path, indent: str) -> list[str]:
         files = [Path(os.path.relpath(path, folder)).as_posix() for path in group.paths]
@@ -351,8 +495,13 @@ class _Guess:
         first, *others = self._file_lines(group, folder, "    ")
         key = self._row_name(on[0])
         on_text = _word(on[0]) if on[0] == on[1] == key else f"{{{_word(key)}: {_word(on[1])}}}"
-        lines = [f"  - name: {_word(group.name)}", first, *others, f"    on: {on_text}",
-                 "    missing: reject     # a row without partner; or: drop, null"]  # fmt: skip
+        lines = [
+            f"  - name: {_word(group.name)}",
+            first,
+            *others,
+            f"    on: {on_text}",
+            "    missing: reject     # a row without partner; or: drop, null",
+        ]
         if not group.unique:
             lines.append("    duplicates: first     # lines with a key that came before; or: reject")
             self.notes.append(f"joins: {on[1]} comes more than once in {group.paths[0].name}: the first line counts")
@@ -435,7 +584,9 @@ class _Guess:
             parts["max_tokens"] = "48"
         if one.is_id and one.distinct > 0.9 * one.rows and one.rows >= 1_000:
             note += "; almost as many as rows: `kind: hashed, num_buckets: 100000` needs no vocabulary"
-            self.notes.append(f"{name}: almost every row has another value; it may be of kind hashed, or no feature at all")
+            self.notes.append(
+                f"{name}: almost every row has another value; it may be of kind hashed, or no feature at all"
+            )
         note = " ".join(note.split())
         return f"  - {{{', '.join(f'{key}: {value}' for key, value in parts.items())}}}     # {note}"
 

@@ -8,12 +8,19 @@ from collections.abc import Callable
 from functools import partial
 
 import pyarrow as pa
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.data.datasets.raw_dataset import RawDataset
-from flip_ctr.data.readers.plain_lines import plain_numbers
 from flip_ctr.data.prepare.labelled_rows import Join
-from flip_ctr.data.readers.raw_files import CONTROL_CHARACTER, MAX_DIGITS, MalformedLine, RawTable, check_width, line_table, whole_number
+from flip_ctr.data.readers.plain_lines import plain_numbers
+from flip_ctr.data.readers.raw_files import (
+    CONTROL_CHARACTER,
+    MAX_DIGITS,
+    MalformedLine,
+    RawTable,
+    check_width,
+    line_table,
+    whole_number,
+)
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
 GENDERS = {"M": "male", "F": "female"}
 # codes of ml-1m, from its README
@@ -127,11 +134,23 @@ def parse_rating(values: list[str], changed) -> tuple:
     user, movie, rating, timestamp = values
     if not rating.isdecimal() or len(rating) > MAX_DIGITS or int(rating) not in RATINGS:
         raise MalformedLine("rating is not a whole number from 1 to 5", rating)
-    return whole_number("user id", user), whole_number("movie id", movie), int(rating), whole_number("timestamp", timestamp)
+    return (
+        whole_number("user id", user),
+        whole_number("movie id", movie),
+        int(rating),
+        whole_number("timestamp", timestamp),
+    )
 
 
 def rating_table(path, separator: str) -> RawTable:
-    plain = partial(plain_numbers, width=4, places=range(4), columns=list(RATING_COLUMNS), separator=separator.encode(), ranges={"rating": RATINGS})
+    plain = partial(
+        plain_numbers,
+        width=4,
+        places=range(4),
+        columns=list(RATING_COLUMNS),
+        separator=separator.encode(),
+        ranges={"rating": RATINGS},
+    )
     return line_table("ratings", path, RATING_COLUMNS, split_at(separator, 4), parse_rating, plain=plain)
 
 

@@ -4,10 +4,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.data.prepare.labelled_rows import Join, Plan
-from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.data.prepare.splits import check_split
+from flip_ctr.data.readers.raw_files import RawTable
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class RawDataset:
     Args:
         name: its name for `--dataset`.
         files: the raw files that it needs, by name or pattern (`books*`); the first holds the ratings.
-        tables: the folder to its tables in the order in which they are read; the last is `ratings`, with a column `rating`.
+        tables: the folder to its tables in the order in which they are read; the last is `ratings`, with a column
+            `rating`.
         joins: what is added to a rating.
         fields: `ids_in_prompt` to the fields of a row.
         card_facts: what the dataset card says of the raw data: `title`, `licence`, `licence_link`, `citation`, and
@@ -28,8 +29,8 @@ class RawDataset:
         item, user, time: columns of the item, the user and the time of a rating; `None` where the raw files have none.
         unique: whether of a user's ratings of an item only the first counts, and what the others are called.
         described_at: where the files are described, for a dataset that is not downloaded; `None` where it is.
-        in_folder: for a dataset whose files differ from folder to folder: the folder to those of the above that its files decide,
-            which take the place of what stands here.
+        in_folder: for a dataset whose files differ from folder to folder: the folder to those of the above that its
+            files decide, which take the place of what stands here.
         notes: what of the dataset a folder lacks, for people.
     """
 
@@ -96,7 +97,15 @@ class Source:
 
 
 def ratings_source(
-    raw: RawDataset, folder, click_threshold: int, dropped: Sequence[int], ids_in_prompt: bool, *, split: str, seed: int, ratios: Sequence[int]
+    raw: RawDataset,
+    folder,
+    click_threshold: int,
+    dropped: Sequence[int],
+    ids_in_prompt: bool,
+    *,
+    split: str,
+    seed: int,
+    ratios: Sequence[int],
 ) -> Source:
     """What `prepare` runs for a dataset of ratings.
 

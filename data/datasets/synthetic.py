@@ -2,8 +2,9 @@
 """A generated catalogue with clicks from a known model, and a small BERT that knows its words: the offline demo's data.
 
 An item has a *theme* that no column names. Its title is made of the theme's words, and its genre hints at the theme
-weakly, or is missing. A click depends on what people of this gender, age and occupation think of the theme (which the text
-tells, also of an item never seen before), and on the item's quality and the user's own taste (which only ids tell).
+weakly, or is missing. A click depends on what people of this gender, age and occupation think of the theme (which the
+text tells, also of an item never seen before), and on the item's quality and the user's own taste (which only ids
+tell).
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
+from flip_ctr.data.prepare.dataset_folder import markdown_table, write_dataset_folder
+from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
+from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, split_table
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.modeling_flip.fields_flip import FlipField
 from scipy.special import expit
 from transformers import (
     BertConfig,
@@ -22,12 +28,6 @@ from transformers import (
     DataCollatorForLanguageModeling,
     get_linear_schedule_with_warmup,
 )
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
-from flip_ctr.data.prepare.dataset_folder import markdown_table, write_dataset_folder
-from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, split_table
-from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
 
 DATASET = "demo"
 
@@ -50,10 +50,19 @@ THEMES = {
     "captain pirate reef galleon lagoon compass shipwreck mariner",
 }
 TITLES = (
-    "The {a} and the {b}", "{a} of the {b}", "The Last {a} of {b}", "Return of the {b} {a}", "{a}, {b} and Me",
-    "My {a} {b}", "This {a} in Summer: {b}", "The Silent {a} {b}", "One More {a} {b}", "Beyond the {a} {b}",
-    "The Year of {a} and {b}", "{a} {b} Forever",
-)  # fmt: skip
+    "The {a} and the {b}",
+    "{a} of the {b}",
+    "The Last {a} of {b}",
+    "Return of the {b} {a}",
+    "{a}, {b} and Me",
+    "My {a} {b}",
+    "This {a} in Summer: {b}",
+    "The Silent {a} {b}",
+    "One More {a} {b}",
+    "Beyond the {a} {b}",
+    "The Year of {a} and {b}",
+    "{a} {b} Forever",
+)
 # a genre is shared by several themes, so that it tells little of any
 GENRES = ("Drama", "Comedy", "Adventure", "Documentary", "Thriller")
 GENDERS = ("female", "male")
@@ -108,7 +117,9 @@ def generate_catalogue(settings: CatalogueSettings = CatalogueSettings(), seed: 
     """
     users, items, rows = settings.users, settings.items, settings.rows
     if rows > users * items:
-        raise ValueError(f"{rows:,} rows need as many pairs; {users:,} users and {items:,} items have {users * items:,}.")
+        raise ValueError(
+            f"{rows:,} rows need as many pairs; {users:,} users and {items:,} items have {users * items:,}."
+        )
     generator = np.random.default_rng(seed)
     themes, theme_count = generator.integers(len(THEMES), size=items), len(THEMES)
 
@@ -138,22 +149,26 @@ def generate_catalogue(settings: CatalogueSettings = CatalogueSettings(), seed: 
     pairs = np.argpartition(-noisy, rows - 1)[:rows]
     user, item = np.divmod(generator.permutation(np.sort(pairs)), items)
     size = 2
-    pair = (generator.normal(size=(users, size))[user] * generator.normal(size=(items, size))[item]).sum(1) / np.sqrt(size)
+    pair = (generator.normal(size=(users, size))[user] * generator.normal(size=(items, size))[item]).sum(1) / np.sqrt(
+        size
+    )
     log_odds = taste[user, themes[item]] + quality[item] + generosity[user] + settings.pair_taste * pair
     label = generator.random(rows) < expit(log_odds)
 
     def take(values, indices, nulls=None) -> pa.Array:
         return pa.array(np.array(values, dtype=object)[indices], mask=nulls)
 
-    return pa.table({
-        "user_id": user + 1,
-        **{name: take(values, codes[name][user]) for name, values in traits.items()},
-        "item_id": item + 1,
-        "title": take(list(titles), item),
-        "genre": take(GENRES, genres[item], no_genre[item]),
-        "label": label.astype(np.int8),
-        "theme": take(list(THEMES), themes[item]),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "user_id": user + 1,
+            **{name: take(values, codes[name][user]) for name, values in traits.items()},
+            "item_id": item + 1,
+            "title": take(list(titles), item),
+            "genre": take(GENRES, genres[item], no_genre[item]),
+            "label": label.astype(np.int8),
+            "theme": take(list(THEMES), themes[item]),
+        }
+    )
 
 
 def catalogue_fields() -> list[FlipField]:
@@ -169,16 +184,30 @@ def catalogue_fields() -> list[FlipField]:
     ]
 
 
-def write_catalogue(output_dir: str | Path, table: pa.Table, split: str, settings: CatalogueSettings, seed: int) -> Path:
+def write_catalogue(
+    output_dir: str | Path, table: pa.Table, split: str, settings: CatalogueSettings, seed: int
+) -> Path:
     """Writes the catalogue as a dataset folder with that split (see `SPLIT_RULES`) and returns its path."""
     table = table.drop_columns("theme")
     row_key = ("user_id", "item_id")
     placed = split_table(table, split, seed, row_key=row_key, user="user_id", item="item_id")
     rule = SPLIT_RULES[split].format(row_key="|".join(row_key), user="user_id", item="item_id", time="")
-    protocol = {"label_rule": "a draw from the generator's click probability", "generator": vars(settings), "seed": seed,
-                "split": split, "split_rule": rule, "split_seed": seed, "ratios": list(RATIOS)}  # fmt: skip
+    protocol = {
+        "label_rule": "a draw from the generator's click probability",
+        "generator": vars(settings),
+        "seed": seed,
+        "split": split,
+        "split_rule": rule,
+        "split_seed": seed,
+        "ratios": list(RATIOS),
+    }
     schema = DatasetSchema(DATASET, catalogue_fields(), user_column="user_id", protocol=protocol)
-    report = {"dataset": DATASET, "protocol": protocol, "rows_kept": len(table), "splits": split_statistics(ibis.memtable(placed), schema.fields)}
+    report = {
+        "dataset": DATASET,
+        "protocol": protocol,
+        "rows_kept": len(table),
+        "splits": split_statistics(ibis.memtable(placed), schema.fields),
+    }
     check_splits(report["splits"], schema.fields, split, protocol["label_rule"], "a larger catalogue")
     return write_dataset_folder(output_dir, parts(placed), schema, report, catalogue_card(schema, report))
 
@@ -190,11 +219,13 @@ def catalogue_card(schema: DatasetSchema, report: dict) -> str:
         "license": "cc0-1.0",
         "task_categories": ["tabular-classification"],
         "tags": ["click-through-rate", "synthetic", "flip-ctr"],
-        "configs": [{
-            "config_name": "default",
-            "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]],
-        }],
-    }  # fmt: skip
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]],
+            }
+        ],
+    }
     rows = [
         [name, one["rows"], one["clicks"], one["fields"]["user_id"]["values"], one["fields"]["item_id"]["values"]]
         for name, one in report["splits"].items()
@@ -204,7 +235,8 @@ def catalogue_card(schema: DatasetSchema, report: dict) -> str:
 
 # Generated catalogue of the flip-ctr demo
 
-No real user, item or click: made by `flip_ctr.data.datasets.synthetic` from seed {schema.protocol["seed"]}. Titles tell an item's
+No real user, item or click: made by `flip_ctr.data.datasets.synthetic` from seed {schema.protocol["seed"]}. Titles
+tell an item's
 theme, which decides much of what people like; the rest only ids can tell.
 
 * **Label** `{schema.label}`: {schema.protocol["label_rule"]}.
@@ -218,8 +250,8 @@ theme, which decides much of what people like; the rest only ids can tell.
 
 
 def generate_texts(count: int = 6000, seed: int = 0) -> list[str]:
-    """Text in which the words of a theme go together, none of it from a catalogue and none about clicks: lists of words,
-    titles of other works, and descriptions of people."""
+    """Text in which the words of a theme go together, none of it from a catalogue and none about clicks: lists of
+    words, titles of other works, and descriptions of people."""
     generator = np.random.default_rng([seed, count])
     words, texts = theme_words(), []
     for number in range(count):
@@ -262,8 +294,9 @@ def make_tokenizer(texts: list[str], max_length: int) -> BertTokenizer:
     return BertTokenizer(vocab=vocabulary, model_max_length=max_length)
 
 
-def make_tiny_plm(folder: str | Path, texts: list[str], seed: int = 42,
-                  settings: TinyPlmSettings = TinyPlmSettings()) -> Path:  # fmt: skip
+def make_tiny_plm(
+    folder: str | Path, texts: list[str], seed: int = 42, settings: TinyPlmSettings = TinyPlmSettings()
+) -> Path:
     """Trains a WordPiece tokenizer and a small BERT on the texts, saves both and returns the folder.
 
     `AutoTokenizer`, `AutoModel` and `AutoModelForMaskedLM` load it. Global random states are left as they were.

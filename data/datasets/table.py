@@ -13,17 +13,30 @@ from pathlib import Path
 
 import ibis
 import pyarrow as pa
-
 from flip_ctr.data.datasets.raw_dataset import Source
+from flip_ctr.data.datasets.table_schema import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles, TableSchema
 from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan
-from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
+from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, read_table
-from flip_ctr.data.datasets.table_schema import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles, TableSchema
 from flip_ctr.data.readers.table_values import TableColumn
 
-INNER_NAMES = {"_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split", "_rank", "_digest", "_usable", "_absent", "_found"}
+INNER_NAMES = {
+    "_row",
+    "_file",
+    "_line",
+    "_reason",
+    "_text",
+    "_drop",
+    "_kept",
+    "_split",
+    "_rank",
+    "_digest",
+    "_usable",
+    "_absent",
+    "_found",
+}
 KEY_TYPES = ("string", "int", "bool")  # whose text is the same on every engine
 
 
@@ -50,7 +63,9 @@ class _Table:
 
     @property
     def where(self) -> str:
-        return next(iter(self.paths)) if len(self.paths) == 1 else f"{self.name} ({', '.join(list(self.paths)[:3])}, ...)"
+        return (
+            next(iter(self.paths)) if len(self.paths) == 1 else f"{self.name} ({', '.join(list(self.paths)[:3])}, ...)"
+        )
 
     def raw(self) -> RawTable:
         columns = list(self.taken.values())
@@ -76,7 +91,8 @@ def table_source(
 
     Args:
         data_dir: folder of the files; that of the YAML file when `None`.
-        data_files: paths or patterns of the events, instead of the schema's; relative to `data_dir`, else to the current folder.
+        data_files: paths or patterns of the events, instead of the schema's; relative to `data_dir`, else to the
+            current folder.
         split, seed, ratios: instead of the schema's.
 
     Raises:
@@ -100,14 +116,17 @@ def table_source(
     joins = [_join(schema, tables, join, types) for join in schema.joins]
     _check_names(schema, tables)
     plan = _plan(schema, joins, types, split, seed, ratios)
-    dropped = f"; dropped are rows with {', '.join(f'`{rule}`' for rule in schema.drop.values())}" if schema.drop else ""
+    dropped = (
+        f"; dropped are rows with {', '.join(f'`{rule}`' for rule in schema.drop.values())}" if schema.drop else ""
+    )
     is_column = Rule(schema.label).columns == [schema.label.strip("`")]
     return Source(
         dataset=schema.name,
         tables=[table.raw() for table in [*tables[1:], tables[0]]],
         plan=plan,
         fields=schema.fields,
-        label_rule=f"column `{schema.label.strip('`')}` says what a click is{dropped}" if is_column
+        label_rule=f"column `{schema.label.strip('`')}` says what a click is{dropped}"
+        if is_column
         else f"a row with `{schema.label}` is a click{dropped}",
         card_facts=schema.facts,
         way_out=f"`label` and `drop` in {schema.path.name}",
@@ -116,9 +135,12 @@ def table_source(
             "drop": schema.drop,
             "unique": schema.unique,
             "sample_weight": schema.sample_weight,
-            "joins": [{"table": one.name, "on": one.on, "missing": one.missing, "duplicates": one.duplicates} for one in schema.joins],
+            "joins": [
+                {"table": one.name, "on": one.on, "missing": one.missing, "duplicates": one.duplicates}
+                for one in schema.joins
+            ],
         },
-    )  # fmt: skip
+    )
 
 
 def _plain(rule: str) -> str:
@@ -127,7 +149,7 @@ def _plain(rule: str) -> str:
     return name if rule == f"`{name}`" and name.isidentifier() else rule
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files
 
 
 def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
@@ -141,12 +163,18 @@ def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
     for pattern in patterns:
         expanded = Path(pattern).expanduser()
         plain = base / expanded  # first of all: a name may hold the signs of a pattern
-        paths = [plain] if plain.exists() else [base / path for path in sorted(glob.glob(str(expanded), root_dir=base, recursive=True))]
+        paths = (
+            [plain]
+            if plain.exists()
+            else [base / path for path in sorted(glob.glob(str(expanded), root_dir=base, recursive=True))]
+        )
         if not paths:
             raise FileNotFoundError(f"{owner}: no file fits {pattern!r} in {base}.")
         files = [path for path in paths if path.is_file()]
         if not files:
-            raise ValueError(f"{owner}: {pattern!r} is a folder; name its files, as in '{pattern.rstrip('/')}/*.parquet'.")
+            raise ValueError(
+                f"{owner}: {pattern!r} is a folder; name its files, as in '{pattern.rstrip('/')}/*.parquet'."
+            )
         found |= dict.fromkeys(Path(os.path.normpath(path)) for path in files)
     return list(found)
 
@@ -155,7 +183,9 @@ def _open_tables(schema: TableSchema, data_dir, data_files) -> list[_Table]:
     """The events and the side tables, in this order."""
     base = Path(data_dir).expanduser() if data_dir is not None else schema.path.parent
     if not base.is_dir():
-        raise FileNotFoundError(f"--data_dir {base}: no such folder (of a table the files are not read out of an archive).")
+        raise FileNotFoundError(
+            f"--data_dir {base}: no such folder (of a table the files are not read out of an archive)."
+        )
     tables: list[_Table] = []
     for files in (schema.events, *schema.joins):
         patterns, folder, owner = files.files, base, f"{schema.path}: `files` of {files.name}"
@@ -206,17 +236,23 @@ def _check_alike(reader: TableFormat, first: Path, columns: list[str], own: dict
         different = [name for name in own if name in types and len({own[name], types[name]} - {"null"}) > 1]
         if different:
             name = different[0]
-            raise ValueError(f"{path}: column '{name}' is {types[name]}, and {own[name]} in {first}; give all files of a table the same types.")
+            raise ValueError(
+                f"{path}: column '{name}' is {types[name]}, and {own[name]} in {first}; give all files of a table the "
+                "same types."
+            )
     if reader.sparse:
         return
     found = reader.columns(path)
     lacking, more = ([name for name in one if name not in other] for one, other in ((columns, found), (found, columns)))
     if lacking or more:
         said = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"has {', '.join(more)} in addition"] * bool(more)
-        raise ValueError(f"{path} {' and '.join(said)}, compared with {first}; all files of a table need the same columns, in any order.")
+        raise ValueError(
+            f"{path} {' and '.join(said)}, compared with {first}; all files of a table need the same columns, in any "
+            "order."
+        )
 
 
-# --- columns -----------------------------------------------------------------------------------------------------------
+# --- columns
 
 
 def _rules(schema: TableSchema) -> dict[str, Rule]:
@@ -225,12 +261,16 @@ def _rules(schema: TableSchema) -> dict[str, Rule]:
         label = Rule(schema.label)
     except ValueError as error:
         raise schema.error(f"`label`: {str(error).rstrip('.')}") from None
-    return {"`label`": label} | {f"`drop`, {name}": Rule(rule) for name, rule in schema.drop.items()}  # these were read before
+    return {"`label`": label} | {
+        f"`drop`, {name}": Rule(rule) for name, rule in schema.drop.items()
+    }  # these were read before
 
 
 def _check_rules(schema: TableSchema, tables: list[_Table]) -> None:
     """`ValueError` where a rule does not fit the types of its columns, before anything is read."""
-    rows = pa.schema([(name, column.arrow_type) for table in tables for name, column in table.taken.items()]).empty_table()
+    rows = pa.schema(
+        [(name, column.arrow_type) for table in tables for name, column in table.taken.items()]
+    ).empty_table()
     for key, rule in _rules(schema).items():
         try:
             rule.of_rows(ibis.memtable(rows))
@@ -249,7 +289,11 @@ def _needed(schema: TableSchema) -> dict[str, tuple[str, str]]:
     named += [(f"`joins`, {join.name}, `on`", name) for join in schema.joins for name in join.on]
     for key, name in named:
         field = next((one for one, column in schema.columns.items() if column == name != one), None)
-        if field is not None and name not in needed and key in ("`sample_weight`", "`user`", "`item`", "`time`", "`row_key`"):
+        if (
+            field is not None
+            and name not in needed
+            and key in ("`sample_weight`", "`user`", "`item`", "`time`", "`row_key`")
+        ):
             raise schema.error(f"{key}: '{name}' is the column of the field '{field}'; name the field")
         if name is not None:
             needed.setdefault(name, (key, name))
@@ -266,7 +310,9 @@ def _place_columns(schema: TableSchema, tables: list[_Table]) -> dict[str, tuple
             unknown = [column for column in wanted if column not in side.columns]
             if unknown:
                 have = ", ".join(side.columns)
-                raise schema.error(f"`joins`, {join.name}, `{key}`: {side.where} has no column '{unknown[0]}'; it has {have}")
+                raise schema.error(
+                    f"`joins`, {join.name}, `{key}`: {side.where} has no column '{unknown[0]}'; it has {have}"
+                )
             twice = [column for column in wanted if side.columns.count(column) > 1]
             if twice:
                 raise schema.error(f"`joins`, {join.name}, `{key}`: {side.where} has more than one column '{twice[0]}'")
@@ -280,7 +326,8 @@ def _place_columns(schema: TableSchema, tables: list[_Table]) -> dict[str, tuple
             raise schema.error(f"{key}: no file has a column '{source}'. {have}")
         if len(found) > 1:
             raise schema.error(
-                f"{key}: '{source}' is a column of {' and of '.join(table.where for table, _ in found)}; say in a join's `columns` what to "
+                f"{key}: '{source}' is a column of {' and of '.join(table.where for table, _ in found)}; say in a "
+                "join's `columns` what to "
                 f"take, and how to call it: columns: {{{found[-1][0].name}_{source}: {source}}}"
             )
         table, column = found[0]
@@ -302,7 +349,9 @@ def _column_types(schema: TableSchema, tables: list[_Table], places: dict[str, t
     for table in tables:
         unknown = [column for column in table.files.types if column not in table.columns]
         if unknown:
-            raise schema.error(f"`types`: {table.where} has no column '{unknown[0]}'; it has {', '.join(table.columns)}")
+            raise schema.error(
+                f"`types`: {table.where} has no column '{unknown[0]}'; it has {', '.join(table.columns)}"
+            )
     types: dict[str, str] = {}
     for name, (table, source) in places.items():
         said, own = table.files.types.get(source), table.own_types.get(source)
@@ -338,8 +387,13 @@ def _needed_as(schema: TableSchema, name: str, compared: dict[str, str]) -> str:
 
 def _check_own_type(schema: TableSchema, table: _Table, name: str, source: str, wanted: str, own: str | None) -> None:
     """`ValueError` where a Parquet column can have no value of the type that is wanted."""
-    fits = {"string": ("string",), "int": ("int", "float", "string"), "float": ("int", "float", "string"),
-            "bool": ("bool", "int", "string"), "timestamp": ("timestamp", "string")}  # fmt: skip
+    fits = {
+        "string": ("string",),
+        "int": ("int", "float", "string"),
+        "float": ("int", "float", "string"),
+        "bool": ("bool", "int", "string"),
+        "timestamp": ("timestamp", "string"),
+    }
     if own == "null":
         return
     if own is not None and own not in fits[wanted]:
@@ -347,7 +401,10 @@ def _check_own_type(schema: TableSchema, table: _Table, name: str, source: str, 
         way_out = f"write a rule such as `{source} == 1`" if is_label else f"say type {own}, or write the file anew"
         raise schema.error(f"'{source}' is {own} in {table.where}, and cannot be read as {wanted}: {way_out}")
     if own is None:
-        raise schema.error(f"'{source}' in {table.where} is of a Parquet type that is not read: write it as one of string, int, float, bool")
+        raise schema.error(
+            f"'{source}' in {table.where} is of a Parquet type that is not read: write it as one of string, int, "
+            "float, bool"
+        )
 
 
 def _join(schema: TableSchema, tables: list[_Table], join: SideTable, types: dict[str, str]) -> Join:
@@ -360,7 +417,9 @@ def _join(schema: TableSchema, tables: list[_Table], join: SideTable, types: dic
         if isinstance(side.reader, ParquetFormat):
             _check_own_type(schema, side, name, source, types[name], side.own_types.get(source))
         on[name] = key
-    return Join(join.name, on, MISSING[join.missing], DUPLICATES[join.duplicates], f"{', '.join(on)} is not in {side.where}")
+    return Join(
+        join.name, on, MISSING[join.missing], DUPLICATES[join.duplicates], f"{', '.join(on)} is not in {side.where}"
+    )
 
 
 def _check_names(schema: TableSchema, tables: list[_Table]) -> None:
@@ -369,20 +428,27 @@ def _check_names(schema: TableSchema, tables: list[_Table]) -> None:
         other = next((one for one in names if one != name and one.lower() == name.lower()), None)
         if other is not None:
             raise schema.error(
-                f"'{name}' and '{other}' differ in upper and lower case only, which engines do not tell apart; give a field another `name`"
+                f"'{name}' and '{other}' differ in upper and lower case only, which engines do not tell apart; give a "
+                "field another `name`"
             )
         if name in INNER_NAMES or name.startswith(("_key_", "_found_")):
-            raise schema.error(f"'{name}' is a name that is needed inside; give the field another `name`, and say `column: {name}`")
+            raise schema.error(
+                f"'{name}' is a name that is needed inside; give the field another `name`, and say `column: {name}`"
+            )
     for one in schema.fields:
         if one.name.lower() == LABEL:
             raise schema.error(
-                f"`fields`, '{one.name}': '{LABEL}' is the column of the clicks; give the field another `name`, and say its `column`"
+                f"`fields`, '{one.name}': '{LABEL}' is the column of the clicks; give the field another `name`, and "
+                "say its `column`"
             )
         if Rule(schema.label).columns in ([one.name], [schema.columns[one.name]]):
-            raise schema.error(f"`fields`, '{one.name}': the label is made of it alone, so that a model would read the answer; leave it out")
+            raise schema.error(
+                f"`fields`, '{one.name}': the label is made of it alone, so that a model would read the answer; leave "
+                "it out"
+            )
 
 
-# --- the plan ----------------------------------------------------------------------------------------------------------
+# --- the plan
 
 
 def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, seed, ratios) -> Plan:
@@ -391,7 +457,8 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
     row_key = schema.row_key or ((user, item) if user and item else tuple(keys))
     if not row_key:
         raise schema.error(
-            "`row_key` must name the column(s) that identify a row, as there is neither `user` and `item` nor a field with `key: true`"
+            "`row_key` must name the column(s) that identify a row, as there is neither `user` and `item` nor a field "
+            "with `key: true`"
         )
     split = split or schema.split or "random"
     check_split(split, owner=schema.path.name, user=user, item=item, time=time)
@@ -400,9 +467,13 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
     for name in hashed:
         if types[name] not in KEY_TYPES or name in lists:
             kind = "a list" if name in lists else f"of type {types[name]}"
-            raise schema.error(f"'{name}' is {kind} and cannot identify a row, user or item; `row_key` and keys must be string or int")
+            raise schema.error(
+                f"'{name}' is {kind} and cannot identify a row, user or item; `row_key` and keys must be string or int"
+            )
     if time is not None and (types[time] in ("string", "bool") or time in lists):
-        raise schema.error(f"`time`: '{time}' is {types[time]}; it must be a number or a time: `types: {{{time}: timestamp}}`")
+        raise schema.error(
+            f"`time`: '{time}' is {types[time]}; it must be a number or a time: `types: {{{time}: timestamp}}`"
+        )
     extra = [name for name in (user, item, time, schema.sample_weight) if name is not None]
     return Plan(
         events=EVENTS,

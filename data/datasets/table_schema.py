@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
-from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import SPLIT_RULES
+from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat
 from flip_ctr.data.readers.table_values import TYPES
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
-ENDINGS = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet",
-           ".pq": "parquet"}  # fmt: skip
+ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
 MISSING = {"reject": "malformed", "drop": "unused", "null": "null"}  # what a schema says to what a plan says
 DUPLICATES = {"reject": "malformed", "first": "unused"}
 FACTS = ("title", "licence", "licence_link", "citation")
@@ -56,7 +63,9 @@ class TableFiles:
         suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
         kind = self.format or ENDINGS.get(suffix)
         if kind is None:
-            raise ValueError(f"`format` must say which of {', '.join(FORMATS)} {path} is: its ending {suffix!r} does not tell")
+            raise ValueError(
+                f"`format` must say which of {', '.join(FORMATS)} {path} is: its ending {suffix!r} does not tell"
+            )
         if kind in ("csv", "tsv"):
             return CsvFormat(**({"delimiter": "\t"} if kind == "tsv" else {}) | self.csv, encoding=self.encoding)
         if self.csv:
@@ -147,14 +156,18 @@ def read_schema(path: str | Path) -> TableSchema:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"--schema {path}: no such file; `flip-ctr prepare --infer_schema FILE` writes a first one.")
+        raise FileNotFoundError(
+            f"--schema {path}: no such file; `flip-ctr prepare --infer_schema FILE` writes a first one."
+        )
     try:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error)
-        hint = "; text that begins with such a character stands in quotes" if "cannot start any token" in problem else ""
+        hint = (
+            "; text that begins with such a character stands in quotes" if "cannot start any token" in problem else ""
+        )
         raise ValueError(f"{path}{where}: no YAML in UTF-8: {problem}{hint}.") from None
     try:
         if not isinstance(values, dict):
@@ -172,7 +185,9 @@ def _schema(path: Path, values: dict) -> TableSchema:
     if not NAME.fullmatch(name):
         raise ValueError(f"`name` must be a word of letters, digits, '-', '_' and '.'; got {name!r}")
     if isinstance(values["label"], bool | int | float | list | dict):
-        raise ValueError(f"`label` must be a column of 0, 1, true or false, or a rule such as `rating >= 4`; got {values['label']!r}")
+        raise ValueError(
+            f"`label` must be a column of 0, 1, true or false, or a rule such as `rating >= 4`; got {values['label']!r}"
+        )
     described, columns = _fields(values["fields"])
     return TableSchema(
         path=path,
@@ -195,9 +210,13 @@ def _schema(path: Path, values: dict) -> TableSchema:
 
 def check_ratios(owner: str, ratios: Any) -> tuple[int, ...]:
     """Three positive whole numbers; `ValueError` where they are not."""
-    whole = isinstance(ratios, list | tuple) and all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in ratios)
+    whole = isinstance(ratios, list | tuple) and all(
+        isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in ratios
+    )
     if not whole or len(ratios) != 3:
-        raise ValueError(f"{owner} must be three whole numbers above 0 for train, validation and test, such as 8 1 1; got {ratios!r}")
+        raise ValueError(
+            f"{owner} must be three whole numbers above 0 for train, validation and test, such as 8 1 1; got {ratios!r}"
+        )
     return tuple(ratios)
 
 
@@ -294,10 +313,14 @@ def _fields(values: Any) -> tuple[list[FlipField], dict[str, str]]:
         except ValueError as error:
             raise ValueError(f"`fields`: {error}") from None
         if described.name in columns:
-            raise ValueError(f"`fields`: two fields are named '{described.name}'; give one another `name`, and say its `column`")
+            raise ValueError(
+                f"`fields`: two fields are named '{described.name}'; give one another `name`, and say its `column`"
+            )
         before = next((name for name, other in columns.items() if other == column), None)
         if before is not None:
-            raise ValueError(f"`fields`: '{before}' and '{described.name}' both have the column '{column}'; leave one out")
+            raise ValueError(
+                f"`fields`: '{before}' and '{described.name}' both have the column '{column}'; leave one out"
+            )
         result.append(described)
         columns[described.name] = column
     return result, columns
@@ -315,7 +338,9 @@ def _files(values: dict, name: str, owner: str) -> TableFiles:
             if values[key] is not None and (not isinstance(values[key], str) or len(values[key]) != 1):
                 raise ValueError(f"{owner}`{key}` must be one character, or null for none; got {values[key]!r}")
     if values.get("column_names") is not None:
-        csv["column_names"] = _texts(values, "column_names", "the columns of files that have no header, in order", owner)
+        csv["column_names"] = _texts(
+            values, "column_names", "the columns of files that have no header, in order", owner
+        )
     if len(csv.get("delimiter", ",")) > 1:
         if csv.get("quote") is not None:
             raise ValueError(f"{owner}`quote` must be null with a `delimiter` of more than one character")
@@ -325,9 +350,14 @@ def _files(values: dict, name: str, owner: str) -> TableFiles:
         encoding = {"utf-8-sig": "utf-8", "utf_8_sig": "utf-8"}.get(encoding.lower(), encoding)
         plain = 'a,"\n'.encode(encoding) == b'a,"\n'
     except LookupError:
-        raise ValueError(f"{owner}`encoding` must be one that Python knows, such as utf-8 or latin-1; got {encoding!r}") from None
+        raise ValueError(
+            f"{owner}`encoding` must be one that Python knows, such as utf-8 or latin-1; got {encoding!r}"
+        ) from None
     if not plain:
-        raise ValueError(f"{owner}`encoding` {encoding} is not read, as its line feeds are no single bytes; write the files anew in utf-8")
+        raise ValueError(
+            f"{owner}`encoding` {encoding} is not read, as its line feeds are no single bytes; write the files anew "
+            "in utf-8"
+        )
     return TableFiles(
         name=name,
         files=_texts(values, "files", "a path or pattern such as clicks/*.csv, or a list of them", owner),
@@ -344,7 +374,9 @@ def _null_values(value: Any, owner: str) -> frozenset[str]:
         return frozenset()
     if not isinstance(value, list) or any(isinstance(one, list | dict) for one in value):
         raise ValueError(f"{owner}`null_values` must be a list of texts, such as ['NULL', 'n/a']; got {value!r}")
-    texts = [word for one in value for word in (("null", "Null", "NULL") if one is None else (str(one),))]  # YAML's NULL is one
+    texts = [
+        word for one in value for word in (("null", "Null", "NULL") if one is None else (str(one),))
+    ]  # YAML's NULL is one
     return frozenset(" ".join(text.split()) for text in texts)
 
 
@@ -365,7 +397,9 @@ def _joins(values: Any) -> tuple[SideTable, ...]:
     own = {"name", "on", "missing", "duplicates", "columns"}
     for number, value in enumerate(values, 1):
         owner = f"`joins`, number {number}: "
-        _check_keys(value, own | {"files", "format", "encoding", "null_values", "types", *CSV_KEYS}, ("files", "on"), owner)
+        _check_keys(
+            value, own | {"files", "format", "encoding", "null_values", "types", *CSV_KEYS}, ("files", "on"), owner
+        )
         if "missing" in value and value["missing"] is None:  # as YAML reads `missing: null`
             value["missing"] = "null"
         first = value["files"] if isinstance(value["files"], str) else (value["files"] or [""])[0]
@@ -377,11 +411,20 @@ def _joins(values: Any) -> tuple[SideTable, ...]:
         result.append(
             SideTable(
                 **{one.name: getattr(files, one.name) for one in fields(TableFiles)},
-                on=_mapping(value["on"], f"{owner}`on`", "a column, a list of columns, or {column of the rows: column of the side table}"),
+                on=_mapping(
+                    value["on"],
+                    f"{owner}`on`",
+                    "a column, a list of columns, or {column of the rows: column of the side table}",
+                ),
                 missing=_one_of(value, "missing", tuple(MISSING), "reject", owner),
                 duplicates=_one_of(value, "duplicates", tuple(DUPLICATES), "reject", owner),
-                columns=None if value.get("columns") is None else _mapping(
-                    value["columns"], f"{owner}`columns`", "columns to take, or {name in the rows: column of the side table}"),  # fmt: skip
+                columns=None
+                if value.get("columns") is None
+                else _mapping(
+                    value["columns"],
+                    f"{owner}`columns`",
+                    "columns to take, or {name in the rows: column of the side table}",
+                ),
             )
         )
     return tuple(result)

@@ -2,7 +2,6 @@
 """The card of a dataset folder."""
 
 import yaml
-
 from flip_ctr.data.prepare.dataset_folder import PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
 
@@ -11,9 +10,10 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
     """The dataset card, with the front matter by which `datasets.load_dataset(folder)` finds the splits.
 
     Args:
-        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see `statistics`) and `prompt_lengths`.
-        facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned; each where
-            it is known.
+        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see `statistics`) and
+            `prompt_lengths`.
+        facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned;
+            each where it is known.
         has_picture: whether `dataset.png` lies in the folder.
     """
     title = facts.get("title", schema.dataset)
@@ -60,7 +60,8 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
 # {title}
 
 Made from the raw files of `{schema.dataset}` by `flip-ctr prepare`; read it with `datasets.load_dataset(this_folder)`.
-`{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count, `{REJECTED_NAME}` every line that could not be
+`{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count, `{REJECTED_NAME}` every line that
+could not be
 read or used, with file, line, reason and text.
 
 * **Label** `{schema.label}`: {protocol["label_rule"]}.
@@ -75,7 +76,8 @@ read or used, with file, line, reason and text.
 
 {markdown_table(column_header, columns)}
 
-*Values* are distinct values; *unseen* is the share of rows whose value no training row has (of a multi-valued field: of its values).
+*Values* are distinct values; *unseen* is the share of rows whose value no training row has (of a multi-valued field:
+of its values).
 {values}{_prompts(report["prompt_lengths"])}
 ## Where the rows went
 
@@ -91,7 +93,12 @@ def _prompts(lengths: dict) -> str:
     splits = [[split, one["rows"], *(f"{one[name]:g}" for name in names)] for split, one in lengths["splits"].items()]
     has_cuts = any("cut_share" in one for one in lengths["fields"].values())
     fields = [
-        [f"`{field}`", *(f"{one[name]:g}" for name in names), one["budget"], *([f"{100 * one['cut_share']:.2f} %"] if has_cuts else [])]
+        [
+            f"`{field}`",
+            *(f"{one[name]:g}" for name in names),
+            one["budget"],
+            *([f"{100 * one['cut_share']:.2f} %"] if has_cuts else []),
+        ]
         for field, one in lengths["fields"].items()
     ]
     header = ["mean", "median", "95 %", "longest"]

@@ -1,5 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Writing and reading a dataset folder: three splits in Parquet shards, `schema.json`, a dataset card and `prepare_report.json`.
+"""Writing and reading a dataset folder: three splits in Parquet shards, `schema.json`, a dataset card and
+`prepare_report.json`.
 
 One that was made from raw files also has `rejected.parquet`: each line that became no row, with file, line, reason and
 text; empty where there is none. It lies outside `data/`, so that nothing takes it for a split.
@@ -16,9 +17,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from flip_ctr.data.readers.raw_files import REJECTED_COLUMNS
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
+from flip_ctr.data.readers.raw_files import REJECTED_COLUMNS
 from flip_ctr.data.readers.shards import shard_paths
 
 REPORT_NAME = "prepare_report.json"
@@ -154,7 +154,8 @@ def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa
 
 
 def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
-    """Writes the lines that became no row, in the order of files and lines; the file is there also where there are none."""
+    """Writes the lines that became no row, in the order of files and lines; the file is there also where there are
+    none."""
     schema = pa.schema(REJECTED_COLUMNS)
     with pq.ParquetWriter(folder / REJECTED_NAME, schema) as writer:
         for batch in batches:
@@ -169,7 +170,12 @@ def write_texts(folder: Path, schema: DatasetSchema, report: dict, card: str) ->
 
 
 def write_dataset_folder(
-    output_dir: str | Path, splits: dict[str, pa.Table], schema: DatasetSchema, report: dict, card: str, overwrite: bool = False
+    output_dir: str | Path,
+    splits: dict[str, pa.Table],
+    schema: DatasetSchema,
+    report: dict,
+    card: str,
+    overwrite: bool = False,
 ) -> Path:
     """Writes rows in memory as a dataset folder and returns its path; see [`new_dataset_folder`].
 

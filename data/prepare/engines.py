@@ -1,5 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Where the expressions of `prepare` run: DuckDB inside the process, or Spark. Both read and write Parquet in a work folder."""
+"""Where the expressions of `prepare` run: DuckDB inside the process, or Spark. Both read and write Parquet in a work
+folder."""
 
 import contextlib
 import importlib.util
@@ -44,7 +45,9 @@ class Engine:
                 self.connection.raw_sql("SET enable_progress_bar = false")
         else:
             if memory_limit is not None:
-                raise ValueError("--memory_limit is DuckDB's; Spark has settings of its own (spark.driver.memory, ...).")
+                raise ValueError(
+                    "--memory_limit is DuckDB's; Spark has settings of its own (spark.driver.memory, ...)."
+                )
             self.connection = ibis.pyspark.connect(self._spark_session())
 
     def _spark_session(self):
@@ -56,7 +59,11 @@ class Engine:
         running = SparkSession.getActiveSession()
         if running is not None:
             return running
-        builder = SparkSession.builder.appName("flip-ctr prepare").config("spark.ui.showConsoleProgress", "false").config("spark.log.level", "ERROR")
+        builder = (
+            SparkSession.builder.appName("flip-ctr prepare")
+            .config("spark.ui.showConsoleProgress", "false")
+            .config("spark.log.level", "ERROR")
+        )
         if not os.environ.get("MASTER") and "SPARK_CONNECT_MODE_ENABLED" not in os.environ:
             builder = builder.config("spark.ui.enabled", "false")
         try:

@@ -1,7 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """From typed tables to labelled rows in splits, written once over Ibis: the same expressions run on every engine.
 
-Each row of the raw table of events ends in exactly one place: rejected with a reason, dropped by a named rule, or kept in a split.
+Each row of the raw table of events ends in exactly one place: rejected with a reason, dropped by a named rule, or kept
+    in a split.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,19 @@ from itertools import groupby, tee
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-
 from flip_ctr.data.prepare.engines import Engine
-from flip_ctr.data.readers.raw_files import PLACE_COLUMNS, LineLog, MalformedLine, RawTable, UnusedLine, texts_at, write_typed
 from flip_ctr.data.prepare.rules import Rule
-from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, text_key, with_split
+from flip_ctr.data.readers.dataset_schema import SPLITS
+from flip_ctr.data.readers.raw_files import (
+    PLACE_COLUMNS,
+    LineLog,
+    MalformedLine,
+    RawTable,
+    UnusedLine,
+    texts_at,
+    write_typed,
+)
 
 LABEL = "label"
 UNUSABLE = {"malformed": MalformedLine, "unused": UnusedLine}
@@ -29,8 +37,8 @@ class Join:
     Args:
         table: name of the side table.
         on: columns of the rows, those of earlier joins too, to the side table's key columns.
-        missing: what a row is whose key the side table lacks: `malformed` or `unused` (see `raw`), or `null`: it is kept, with
-            nulls. A null key is always such a row.
+        missing: what a row is whose key the side table lacks: `malformed` or `unused` (see `raw`), or `null`: it is
+            kept, with nulls. A null key is always such a row.
         again: what a line of the side table is whose key came before: `malformed` or `unused`. The first counts.
         missing_reason: why a row without partner is rejected, for people.
     """
@@ -105,12 +113,14 @@ class PreparedRows:
         return pa.schema(self.types)
 
     def split(self, code: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a split, with the types of the folder; those of `train` in random order, so that a stream of them is mixed, the
-        others in that of the raw files."""
+        """The rows of a split, with the types of the folder; those of `train` in random order, so that a stream of them
+        is mixed, the others in that of the raw files."""
         order = ["_digest", "_row"] if SPLITS[code] == "train" else "_row"
         ordered = self.rows.filter(self.rows._split == code).order_by(order).select(*self.types)
         for batch in self.engine.batches(ordered):
-            yield pa.RecordBatch.from_arrays([batch.column(name).cast(kind) for name, kind in self.types.items()], schema=self.schema)
+            yield pa.RecordBatch.from_arrays(
+                [batch.column(name).cast(kind) for name, kind in self.types.items()], schema=self.schema
+            )
 
 
 def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: LineLog) -> PreparedRows:
@@ -121,8 +131,8 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         log: gets every line that becomes no row.
 
     Raises:
-        ValueError: a file has a larger share of malformed lines than the log allows; a column or rule of the plan does not fit the
-            tables; all rows that are left have the same label, or none is left.
+        ValueError: a file has a larger share of malformed lines than the log allows; a column or rule of the plan does
+            not fit the tables; all rows that are left have the same label, or none is left.
     """
     by_name = {table.name: table for table in tables}
     _check_plan(by_name, plan)
@@ -153,7 +163,9 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         kinds[reason] = "malformed"
         reasons.append(((rows[plan.weight] < 0).fill_null(False), reason, rows[plan.weight].cast("string")))
 
-    rows = rows.mutate(_reason=_first(reasons), _text=_first([(when, None, text) for when, _, text in reasons], text=True))
+    rows = rows.mutate(
+        _reason=_first(reasons), _text=_first([(when, None, text) for when, _, text in reasons], text=True)
+    )
     if plan.unique:
         reason = plan.again_reason or f"{', '.join(plan.row_key)} came on an earlier line"
         kinds[reason] = "unused"
@@ -172,9 +184,17 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     rows = rows.mutate(_reason=nameless.ifelse(unlabelled, rows._reason), **{LABEL: label.ifelse(1, 0).cast("int8")})
     rows = rows.mutate(_kept=rows._reason.isnull() & rows._drop.isnull())
     rows = with_split(
-        rows, plan.split, plan.seed, plan.ratios, row_key=plan.row_key, order="_row", group="_kept", user=plan.user,
-        item=plan.item, time=plan.time,
-    )  # fmt: skip
+        rows,
+        plan.split,
+        plan.seed,
+        plan.ratios,
+        row_key=plan.row_key,
+        order="_row",
+        group="_kept",
+        user=plan.user,
+        item=plan.item,
+        time=plan.time,
+    )
     internal = ("_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split", "_digest")
     rows = engine.keep(rows.select(*internal, *plan.columns, LABEL), "placed")
 
@@ -182,7 +202,9 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     rejected = rows.filter(rows._reason.notnull())
     _reject(engine, events, rejected, {reason: UNUSABLE[kind] for reason, kind in kinds.items()}, log)
     log.check_table(events.files)
-    counted = engine.fetch(rows.filter(rows._reason.isnull() & rows._drop.notnull()).group_by("_drop").agg(rows=ibis._.count()))
+    counted = engine.fetch(
+        rows.filter(rows._reason.isnull() & rows._drop.notnull()).group_by("_drop").agg(rows=ibis._.count())
+    )
     counts = dict(zip(counted["_drop"].to_pylist(), counted["rows"].to_pylist()))
     types = _types(by_name, plan)
     kept = rows.filter("_kept")
@@ -199,7 +221,8 @@ def _check_times(engine: Engine, kept: ir.Table, plan: Plan) -> None:
     found = engine.fetch(kept.agg(rows=kept.count(), first=times.min(), last=times.max())).to_pylist()[0]
     if found["rows"] and found["first"] == found["last"]:
         raise ValueError(
-            f"--split {plan.split}: all {found['rows']:,} rows have the same {plan.time}, {found['first']}; there is no order to split by. "
+            f"--split {plan.split}: all {found['rows']:,} rows have the same {plan.time}, {found['first']}; there is "
+            "no order to split by. "
             "Use --split random, by_user, cold_items or cold_users."
         )
 
@@ -209,7 +232,9 @@ def _check_weights(engine: Engine, kept: ir.Table, weight: str) -> None:
     train = kept.filter(kept._split == SPLITS.index("train"))
     rows, heaviest = engine.fetch(train.agg(rows=train.count(), heaviest=train[weight].max())).to_pylist()[0].values()
     if rows and not heaviest:
-        raise ValueError(f"sample weight '{weight}': all {rows:,} training rows weigh 0, so that there is nothing to learn from.")
+        raise ValueError(
+            f"sample weight '{weight}': all {rows:,} training rows weigh 0, so that there is nothing to learn from."
+        )
 
 
 def _check_plan(tables: dict[str, RawTable], plan: Plan) -> None:
@@ -220,21 +245,37 @@ def _check_plan(tables: dict[str, RawTable], plan: Plan) -> None:
         for column, key in join.on.items():
             for name, columns, where in ((column, have, "the rows"), (key, side, f"table {join.table}")):
                 if name not in columns:
-                    raise ValueError(f"join with {join.table}: {where} have no column '{name}'; there are {', '.join(columns)}.")
+                    raise ValueError(
+                        f"join with {join.table}: {where} have no column '{name}'; there are {', '.join(columns)}."
+                    )
             if have[column] != side[key]:
-                raise ValueError(f"join with {join.table}: '{column}' is {have[column]}, '{key}' is {side[key]}; give both one type.")
+                raise ValueError(
+                    f"join with {join.table}: '{column}' is {have[column]}, '{key}' is {side[key]}; give both one type."
+                )
         new = {name: kind for name, kind in side.items() if name not in join.on.values()}
         twice = sorted(have.keys() & new.keys())
         if twice:
-            raise ValueError(f"join with {join.table}: column(s) {', '.join(twice)} are there already; rename them or leave them out.")
+            raise ValueError(
+                f"join with {join.table}: column(s) {', '.join(twice)} are there already; rename them or leave them "
+                "out."
+            )
         have |= new
-    for name in (*plan.columns, *plan.needed, *Rule(plan.label).columns, *(c for rule in plan.drops.values() for c in Rule(rule).columns)):
+    for name in (
+        *plan.columns,
+        *plan.needed,
+        *Rule(plan.label).columns,
+        *(c for rule in plan.drops.values() for c in Rule(rule).columns),
+    ):
         if name not in have:
             raise ValueError(f"no table has a column '{name}'; there are {', '.join(have)}.")
 
 
 def _types(tables: dict[str, RawTable], plan: Plan) -> dict[str, pa.DataType]:
-    have = {name: kind for table in (plan.events, *(join.table for join in plan.joins)) for name, kind in tables[table].columns.items()}
+    have = {
+        name: kind
+        for table in (plan.events, *(join.table for join in plan.joins))
+        for name, kind in tables[table].columns.items()
+    }
     return {name: have[name] for name in plan.columns} | {LABEL: pa.int8()}
 
 
@@ -274,9 +315,14 @@ def _join(rows: ir.Table, side: ir.Table, join: Join) -> tuple[ir.Table, ir.Bool
 
 
 def _reject(engine: Engine, raw: RawTable, rejected: ir.Table, kinds: dict[str, type], log: LineLog) -> None:
-    """Tells the log of lines that the engine has left out; the whole line comes from the raw file, where that has lines."""
+    """Tells the log of lines that the engine has left out; the whole line comes from the raw file, where that has
+    lines."""
     ordered = rejected.order_by("_row" if "_row" in rejected.columns else ["_file", "_line"])
-    rows = (row for batch in engine.batches(ordered.select("_file", "_line", "_reason", "_text")) for row in batch.to_pylist())
+    rows = (
+        row
+        for batch in engine.batches(ordered.select("_file", "_line", "_reason", "_text"))
+        for row in batch.to_pylist()
+    )
     names = list(log.files)
     for number, of_file in groupby(rows, key=lambda row: row["_file"]):
         name = names[number]

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoTokenizer
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
 from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
+from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from transformers import AutoTokenizer
 
 MAX_ROWS = 50_000  # of a split; lengths of more would not differ
 # what BERT's tokenizer takes apart before it looks into its vocabulary: no tokenizer of its kind gives fewer tokens
@@ -60,16 +59,19 @@ class PromptMeter:
         return np.array(counts or [0], np.int64)[column.codes]
 
 
-def prompt_lengths(files: dict[str, Sequence[Path]], fields: Sequence[FlipField], tokenizer_name: str | None = None) -> dict:
+def prompt_lengths(
+    files: dict[str, Sequence[Path]], fields: Sequence[FlipField], tokenizer_name: str | None = None
+) -> dict:
     """What the report says of the lengths of prompts, and what the picture shows.
 
     Args:
         files: shards of each split.
 
     Returns:
-        `unit`; `splits`: for each its sampled rows, and mean, median, 95th percentile and longest prompt, values cut to their
-        budgets; `fields`: for each text field of the training rows the same of its values before they are cut, its `budget`, and
-        (of tokens) the share of rows whose value is cut; `histogram`: `edges` and `rows` of the training split.
+        `unit`; `splits`: for each its sampled rows, and mean, median, 95th percentile and longest prompt, values cut to
+        their budgets; `fields`: for each text field of the training rows the same of its values before they are cut,
+        its `budget`, and (of tokens) the share of rows whose value is cut; `histogram`: `edges` and `rows` of the
+        training split.
     """
     meter = PromptMeter(fields, tokenizer_name)
     if not meter.fields:
@@ -82,10 +84,16 @@ def prompt_lengths(files: dict[str, Sequence[Path]], fields: Sequence[FlipField]
         prompts = template + np.minimum(values, budgets).sum(1)
         report["splits"][split] = {"rows": len(prompts)} | _summary(prompts)
         if split == "train":
-            counts, edges = np.histogram(prompts, bins=np.unique(np.linspace(prompts.min(), prompts.max() + 1, 41).astype(int)))
+            counts, edges = np.histogram(
+                prompts, bins=np.unique(np.linspace(prompts.min(), prompts.max() + 1, 41).astype(int))
+            )
             report["histogram"] = {"edges": edges.tolist(), "rows": counts.tolist()}
             for column, field in enumerate(meter.fields):
-                cut = {"cut_share": round(float((values[:, column] > field.max_tokens).mean()), 6)} if tokenizer_name else {}
+                cut = (
+                    {"cut_share": round(float((values[:, column] > field.max_tokens).mean()), 6)}
+                    if tokenizer_name
+                    else {}
+                )
                 report["fields"][field.name] = _summary(values[:, column]) | {"budget": field.max_tokens} | cut
     return report
 

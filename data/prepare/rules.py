@@ -1,10 +1,11 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Rules over the columns of a row, such as `rating >= 4` or `dwell < 2 and action != "buy"`, as Ibis expressions.
 
-The syntax is a small part of Python's: columns by name (in backticks where the name is no single word: `` `Book-Rating` >= 8 ``),
-numbers, text in quotes, `true`, `false` and `null`; `== != < <= > >=`, `in [...]`, `not in [...]`, `is null`, `is not null`; `+ - * /`;
-`and`, `or`, `not`, parentheses. A time is compared with text such as "2024-03-01" or "2024-03-01 12:00", in UTC. Nothing is ever
-evaluated as Python or as SQL. As in SQL, a comparison with a null is neither true nor false but null.
+The syntax is a small part of Python's: columns by name (in backticks where the name is no single word: `` `Book-Rating`
+>= 8 ``), numbers, text in quotes, `true`, `false` and `null`; `== != < <= > >=`, `in [...]`, `not in [...]`, `is null`,
+`is not null`; `+ - * /`; `and`, `or`, `not`, parentheses. A time is compared with text such as "2024-03-01" or
+"2024-03-01 12:00", in UTC. Nothing is ever evaluated as Python or as SQL. As in SQL, a comparison with a null is
+neither true nor false but null.
 """
 
 import ast
@@ -19,8 +20,14 @@ import ibis
 import ibis.expr.types as ir
 
 CONSTANTS = {"null": None, "None": None, "true": True, "True": True, "false": False, "False": False}
-COMPARISONS = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-               ast.GtE: operator.ge}  # fmt: skip
+COMPARISONS = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
 # what may stand in backticks, and the texts in which a backtick is nothing but itself
 QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|`([^`]+)`""")
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -47,10 +54,14 @@ class Rule:
             self._tree = ast.parse(self._code, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             example = "`rating >= 4 and country in ['nl', 'be']`"
-            raise ValueError(f"rule {self.text!r} cannot be read{self._near(error)}; write it as in {example}.") from None
+            raise ValueError(
+                f"rule {self.text!r} cannot be read{self._near(error)}; write it as in {example}."
+            ) from None
         self._check()
-        names = sorted((node.lineno, node.col_offset, self._names.get(node.id, node.id)) for node in self._nodes(ast.Name))
-        self.columns = [name for name in dict.fromkeys(name for *_, name in names)]
+        names = sorted(
+            (node.lineno, node.col_offset, self._names.get(node.id, node.id)) for node in self._nodes(ast.Name)
+        )
+        self.columns = list(dict.fromkeys(name for *_, name in names))
 
     def __repr__(self) -> str:
         return f"Rule({self.text!r})"
@@ -70,7 +81,11 @@ class Rule:
 
     def _shown(self, code: str) -> str:
         """A piece of the rule as it was written."""
-        return re.sub(r"(column_in_backticks_\d+)", lambda match: f"`{self._names[match[1]]}`" if match[1] in self._names else match[0], code)
+        return re.sub(
+            r"(column_in_backticks_\d+)",
+            lambda match: f"`{self._names[match[1]]}`" if match[1] in self._names else match[0],
+            code,
+        )
 
     def _source(self, node: ast.AST) -> str:
         return self._shown(ast.get_source_segment(self._code, node) or type(node).__name__)
@@ -83,8 +98,28 @@ class Rule:
         return [node for node in nodes if not (kind is ast.Name and node.id in CONSTANTS)]
 
     def _check(self) -> None:
-        known = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.Compare, *COMPARISONS, ast.In, ast.NotIn, ast.Is,
-                 ast.IsNot, ast.BinOp, *ARITHMETIC, ast.Div, ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple)  # fmt: skip
+        known = (
+            ast.BoolOp,
+            ast.And,
+            ast.Or,
+            ast.UnaryOp,
+            ast.Not,
+            ast.USub,
+            ast.Compare,
+            *COMPARISONS,
+            ast.In,
+            ast.NotIn,
+            ast.Is,
+            ast.IsNot,
+            ast.BinOp,
+            *ARITHMETIC,
+            ast.Div,
+            ast.Name,
+            ast.Load,
+            ast.Constant,
+            ast.List,
+            ast.Tuple,
+        )
         for one in ast.walk(self._tree):
             if not isinstance(one, known):
                 self._refuse(one if hasattr(one, "lineno") else self._tree, "is not part of what a rule may say")
@@ -120,7 +155,14 @@ class Rule:
                 case ast.BinOp(left=left, right=right):
                     say(left, "number"), say(right, "number")
                 case ast.Compare(left=left, comparators=others):
-                    sides = [left, *(one for other in others for one in (other.elts if isinstance(other, ast.List | ast.Tuple) else [other]))]
+                    sides = [
+                        left,
+                        *(
+                            one
+                            for other in others
+                            for one in (other.elts if isinstance(other, ast.List | ast.Tuple) else [other])
+                        ),
+                    ]
                     for kind in filter(None, map(of, sides)):
                         for side in sides:
                             say(side, kind)
@@ -134,7 +176,9 @@ class Rule:
         """
         missing = [name for name in self.columns if name not in table.columns]
         if missing:
-            raise ValueError(f"rule {self.text!r}: no column {', '.join(missing)}; there are {', '.join(table.columns)}.")
+            raise ValueError(
+                f"rule {self.text!r}: no column {', '.join(missing)}; there are {', '.join(table.columns)}."
+            )
         return self._build(self._tree, table)
 
     def of_rows(self, table: ir.Table) -> ir.BooleanValue:
@@ -142,7 +186,9 @@ class Rule:
         value = self(table)
         if not isinstance(value, ir.BooleanValue):
             kind = _kind(value) if isinstance(value, ir.Value) else "the same for every row"
-            raise ValueError(f"rule {self.text!r} is {kind} and not true or false of a row; compare a column, as in `rating >= 4`.")
+            raise ValueError(
+                f"rule {self.text!r} is {kind} and not true or false of a row; compare a column, as in `rating >= 4`."
+            )
         return value
 
     def _build(self, node: ast.AST, table: ir.Table) -> Any:
@@ -203,7 +249,9 @@ class Rule:
     def _alike(self, left: ast.AST, value: Any, right: ast.AST, other: Any) -> tuple[Any, Any]:
         """Both sides of a comparison, of one type."""
         if value is None or other is None:
-            self._refuse(left if value is None else right, "is never equal to anything; write `is null` or `is not null`")
+            self._refuse(
+                left if value is None else right, "is never equal to anything; write `is null` or `is not null`"
+            )
         if not isinstance(value, ir.Value) and not isinstance(other, ir.Value):
             self._refuse(left, f"and {self._source(right)} are both constants; compare a column")
         if isinstance(value, ir.TimestampValue) and isinstance(other, str):

@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.data.readers.dataset_schema import SPLITS
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
 
 def split_statistics(
     rows: ir.Table, fields: Sequence[FlipField], fetch: Callable[[ir.Table], pa.Table] = ir.Table.to_pyarrow
 ) -> dict[str, dict]:
     """For each split its rows, clicks and click rate, and for each field its distinct values and nulls and, outside
-    `train`, the share of rows whose value `train` never has (a null is not a value). Of a field of lists it is the share of all
-    its values and nulls.
+    `train`, the share of rows whose value `train` never has (a null is not a value). Of a field of lists it is the
+    share of all its values and nulls.
 
     Args:
         rows: with the label and `_split`, see `splits`.
@@ -41,7 +40,8 @@ def split_statistics(
 
 
 def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
-    """A row a field: over its distinct values and each split s the numbers `values_s`, `nulls_s`, `unseen_s` and `all_s`."""
+    """A row a field: over its distinct values and each split s the numbers `values_s`, `nulls_s`, `unseen_s` and
+    `all_s`."""
     parts = []
     for one in fields:
         values = rows.select("_split", value=rows[one.name])
@@ -49,7 +49,9 @@ def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
             full = values.filter(values.value.length() > 0)
             empty = values.filter(values.value.isnull() | (values.value.length() == 0))
             single = full.mutate(value=full.value.unnest())
-            values = single.filter(single.value.notnull()).union(empty.mutate(value=ibis.null(full.value.type().value_type)))
+            values = single.filter(single.value.notnull()).union(
+                empty.mutate(value=ibis.null(full.value.type().value_type))
+            )
         values = values.mutate(value=values.value.cast("string"))
         per_value = values.group_by("value").agg(
             **{f"n_{code}": (values._split == code).cast("int64").sum() for code in range(len(SPLITS))}
@@ -65,8 +67,11 @@ def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
     return ibis.union(*parts) if len(parts) > 1 else parts[0]
 
 
-def check_splits(statistics: dict[str, dict], fields: Sequence[FlipField], split: str, label_rule: str, way_out: str) -> None:
-    """`ValueError` where a split has one class only, as no AUC exists without both, or a field is null in all training rows.
+def check_splits(
+    statistics: dict[str, dict], fields: Sequence[FlipField], split: str, label_rule: str, way_out: str
+) -> None:
+    """`ValueError` where a split has one class only, as no AUC exists without both, or a field is null in all training
+    rows.
 
     Args:
         label_rule: what a click is, and `way_out`, how to change that, for the message.
@@ -77,13 +82,15 @@ def check_splits(statistics: dict[str, dict], fields: Sequence[FlipField], split
     for owner, (rows, clicks) in counts.items():
         if not 0 < clicks < rows:
             raise ValueError(
-                f"{owner} has {rows:,} rows, {clicks:,} of them clicks; it needs both clicks and non-clicks. Use more data, another "
+                f"{owner} has {rows:,} rows, {clicks:,} of them clicks; it needs both clicks and non-clicks. Use more "
+                "data, another "
                 f"--split or --split_seed, or another label rule ({way_out})."
             )
     train = statistics["train"]
     empty = [one.name for one in fields if train["fields"][one.name]["values"] == 0]
     if empty:
         raise ValueError(
-            f"column(s) {', '.join(empty)}: all {train['rows']:,} training rows are null, so that there is nothing to learn; leave "
+            f"column(s) {', '.join(empty)}: all {train['rows']:,} training rows are null, so that there is nothing to "
+            "learn; leave "
             "such a field out, or name the column that holds its values."
         )

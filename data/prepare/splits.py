@@ -13,7 +13,6 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
-
 from flip_ctr.data.readers.dataset_schema import SPLITS
 
 RATIOS = (8, 1, 1)
@@ -23,17 +22,23 @@ SEED = 42
 SPLIT_RULES = {
     "random": "each row by md5(seed|{row_key}|duplicate rank)",
     "time": "rows ordered by {time}, ties by md5(seed|{row_key}|duplicate rank); the earliest are train, the last test",
-    "leave_last_out": "of each {user}'s rows ordered by {time}, ties by md5(seed|{row_key}|duplicate rank), the last is test, the "
+    "leave_last_out": "of each {user}'s rows ordered by {time}, ties by md5(seed|{row_key}|duplicate rank), the last "
+    "is test, the "
     "last but one validation; users with fewer than three rows are all train",
-    "by_user": "of each {user}'s rows, ordered by md5(seed|{row_key}|duplicate rank), the first are train and the last test, in "
+    "by_user": "of each {user}'s rows, ordered by md5(seed|{row_key}|duplicate rank), the first are train and the "
+    "last test, in "
     "these ratios rounded to whole rows (half a row is rounded up): a user's only rows are train",
     "cold_items": "each item by md5(seed|item|{item}): all rows of an item are in one split",
     "cold_users": "each user by md5(seed|user|{user}): all rows of a user are in one split",
 }
 # what a rule needs to know of the rows, beside their key
 NEEDS = {
-    "time": ("time",), "leave_last_out": ("time", "user"), "by_user": ("user",), "cold_items": ("item",), "cold_users": ("user",),
-}  # fmt: skip
+    "time": ("time",),
+    "leave_last_out": ("time", "user"),
+    "by_user": ("user",),
+    "cold_items": ("item",),
+    "cold_users": ("user",),
+}
 
 
 def split_bounds(ratios: Sequence[int]) -> list[str]:
@@ -49,11 +54,14 @@ def check_split_name(split: str) -> None:
 
 
 def check_split(split: str, owner: str = "this dataset", **columns: str | None) -> None:
-    """`ValueError` where there is no such split, or no column that it needs; `user`, `item` and `time` name the columns."""
+    """`ValueError` where there is no such split, or no column that it needs; `user`, `item` and `time` name the
+    columns."""
     check_split_name(split)
     for need in NEEDS.get(split, ()):
         if columns.get(need) is None:
-            possible = [name for name in SPLIT_RULES if all(columns.get(other) is not None for other in NEEDS.get(name, ()))]
+            possible = [
+                name for name in SPLIT_RULES if all(columns.get(other) is not None for other in NEEDS.get(name, ()))
+            ]
             raise ValueError(f"--split {split}: {owner} has no column of {need}s; use --split {', '.join(possible)}.")
 
 
@@ -88,11 +96,12 @@ def with_split(
     item: str | None = None,
     time: str | None = None,
 ) -> ir.Table:
-    """The table with two columns: `_split`, the index into `SPLITS` of each row, and `_digest`, md5(`seed|value of each key
-    column|duplicate rank`), by which rows are in random order.
+    """The table with two columns: `_split`, the index into `SPLITS` of each row, and `_digest`, md5(`seed|value of each
+    key column|duplicate rank`), by which rows are in random order.
 
     Args:
-        split: one of `SPLIT_RULES`. `cold_items` and `cold_users` split entities, so that their ratios hold for items or users.
+        split: one of `SPLIT_RULES`. `cold_items` and `cold_users` split entities, so that their ratios hold for items
+            or users.
         ratios: whole numbers, one a split.
         row_key: columns that identify a row, in the order in which they are hashed.
         order: column of running numbers: of rows with the same key the first has duplicate rank 0, the second 1, ...
@@ -105,7 +114,9 @@ def with_split(
     check_split(split, user=user, item=item, time=time)
     own = [] if group is None else [group]
     table = table.mutate(_rank=ibis.row_number().over(group_by=[*own, *row_key], order_by=order))
-    table = table.mutate(_digest=_md5(seed, *(text_key(table, column) for column in row_key), table._rank.cast("string"))).drop("_rank")
+    table = table.mutate(
+        _digest=_md5(seed, *(text_key(table, column) for column in row_key), table._rank.cast("string"))
+    ).drop("_rank")
     if split in ("cold_items", "cold_users"):
         entity, column = ("item", item) if split == "cold_items" else ("user", user)
         return table.mutate(_split=_place(_md5(seed, entity, text_key(table, column)), ratios).cast("int8"))
@@ -117,7 +128,9 @@ def with_split(
         position = ibis.row_number().over(group_by=own, order_by=[time, "_digest"]) + 1
         rows = table.count().over(window)
         # at or behind the whole part of rows * share: position + 1 > rows * share
-        code = ibis.cases((position * total <= rows * train, 0), (position * total <= rows * (train + validation), 1), else_=2)
+        code = ibis.cases(
+            (position * total <= rows * train, 0), (position * total <= rows * (train + validation), 1), else_=2
+        )
     else:
         last_out = split == "leave_last_out"
         latest = [ibis.desc(time), ibis.desc("_digest")] if last_out else [ibis.desc("_digest")]
@@ -134,8 +147,15 @@ def with_split(
     return table.mutate(_split=code.cast("int8"))
 
 
-def split_table(table: pa.Table, split: str = "random", seed: int = 42, ratios: Sequence[int] = RATIOS, *,
-                row_key: Sequence[str], **columns: str | None) -> pa.Table:  # fmt: skip
+def split_table(
+    table: pa.Table,
+    split: str = "random",
+    seed: int = 42,
+    ratios: Sequence[int] = RATIOS,
+    *,
+    row_key: Sequence[str],
+    **columns: str | None,
+) -> pa.Table:
     """Rows in memory with the column `_split`; the other arguments are those of [`with_split`]."""
     numbered = table.append_column("_row", pa.array(range(len(table)), pa.int64()))
     placed = with_split(ibis.memtable(numbered), split, seed, ratios, row_key=row_key, order="_row", **columns)

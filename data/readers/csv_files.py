@@ -1,5 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Tables in CSV files: a record is a row, or a rejected line with its number and a reason, and never shifted in silence.
+"""Tables in CSV files: a record is a row, or a rejected line with its number and a reason, and never shifted in
+silence.
 
 Blocks of plain lines go through Arrow; quotes, records of several lines and broken lines are read record by record.
 """
@@ -15,7 +16,6 @@ from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.csv
-
 from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, byte_blocks
 
 BOM = codecs.BOM_UTF8
@@ -48,7 +48,8 @@ class CsvFormat:
 
     Args:
         delimiter: between two values; of more than one character only where there are no quotes.
-        quote: around a value that may hold delimiters, line ends and (doubled) quotes; `None` where a quote is a character like others.
+        quote: around a value that may hold delimiters, line ends and (doubled) quotes; `None` where a quote is a
+            character like others.
         escape: before a character that means only itself; `None` where there is none.
         encoding: of the text; one in which a line feed is a single byte.
         column_names: of a file without a header; `None` where the first line holds the names.
@@ -87,7 +88,9 @@ class CsvFormat:
         try:
             names = next(records)
         except csv.Error:
-            raise ValueError(f"{path}, line 1: {UNCLOSED}, or lines that end in carriage returns; expected the names of the columns.") from None
+            raise ValueError(
+                f"{path}, line 1: {UNCLOSED}, or lines that end in carriage returns; expected the names of the columns."
+            ) from None
         if not names or "\0" in "".join(names):
             what = "is blank" if not names else f"holds NUL bytes (it is no text, or not in {self.encoding})"
             raise ValueError(f"{path}, line 1 {what}; expected the names of the columns between {self.delimiter!r}.")
@@ -100,7 +103,9 @@ class CsvFormat:
         if len(self.delimiter) > 1:
             return _SplitLines(lines, self.delimiter)
         quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape, quoting=quoting, strict=True)
+        return csv.reader(
+            lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape, quoting=quoting, strict=True
+        )
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         """The wanted columns of a file; lines that cannot be taken apart go to the log."""
@@ -121,7 +126,8 @@ class CsvFormat:
                 yield chunk
 
     def _plain_chunk(self, first: int, block: bytes, width: int, places: list[int]) -> RawChunk | None:
-        """A block of which each line is a record without quotes, which Arrow takes apart just as it stands; else None."""
+        """A block of which each line is a record without quotes, which Arrow takes apart just as it stands; else
+        None."""
         special = [one.encode() for one in (self.quote, self.escape) if one]
         if len(self.delimiter) > 1 or any(one in block for one in special) or block.startswith((b"\n", b"\r", BOM)):
             return None
@@ -153,14 +159,20 @@ class CsvFormat:
         if "new-line character" in str(error):
             return "a carriage return inside a line"
         if self.quote is None or ("field limit" in str(error) and self.quote not in line):
-            return f"a value of more than {csv.field_size_limit():,} characters" if "field limit" in str(error) else "a value that does not end"
+            return (
+                f"a value of more than {csv.field_size_limit():,} characters"
+                if "field limit" in str(error)
+                else "a value that does not end"
+            )
         at = self._unclosed(line)
         return f"{names[at]}: {UNCLOSED}" if at < len(names) else UNCLOSED
 
     def _unclosed(self, line: str) -> int:
         """The number of the value whose quote is wrong, on the first line of a record."""
         quote, delimiter = re.escape(self.quote), re.escape(self.delimiter)
-        value = re.compile(rf"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|(?!{quote})[^{delimiter}]*)(?:{delimiter}|$)")
+        value = re.compile(
+            rf"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|(?!{quote})[^{delimiter}]*)(?:{delimiter}|$)"
+        )
         at, start, text = 0, 0, line.rstrip("\r\n")
         while (match := value.match(text, start)) and match.end() > start:
             at, start = at + 1, match.end()
@@ -168,10 +180,11 @@ class CsvFormat:
 
 
 class _CarefulReader:
-    """The blocks of a CSV file record by record: values in quotes, records of several lines, and lines that are no record.
+    """The blocks of a CSV file record by record: values in quotes, records of several lines, and lines that are no
+    record.
 
-    A line whose quote does not end is rejected alone, and the lines behind it are read as if it were not there. A record of the wrong
-    number of values is rejected whole.
+    A line whose quote does not end is rejected alone, and the lines behind it are read as if it were not there. A
+    record of the wrong number of values is rejected whole.
 
     Attributes:
         held: the first lines of a record that goes on in the next block.
@@ -212,7 +225,9 @@ class _CarefulReader:
                     self.held, at = lines[end:], len(lines)
                 else:
                     self._suspect, at = self._format.quote is not None, end + 1
-                    self._reject(first + end, self._format.why(error, lines[end].rstrip("\r\n"), self._names), text(end, at))
+                    self._reject(
+                        first + end, self._format.why(error, lines[end].rstrip("\r\n"), self._names), text(end, at)
+                    )
         if starts:
             self.blank.settle(first + starts[-1])
         columns = [values[place::width] for place in self._places]
@@ -250,7 +265,8 @@ def shown(text: str) -> str:
 
 
 def text_lines(block: bytes, encoding: str) -> tuple[list[str], bool]:
-    """The lines of a block with their ends, and whether it could not be decoded; such bytes then stand in them as half characters."""
+    """The lines of a block with their ends, and whether it could not be decoded; such bytes then stand in them as half
+    characters."""
     try:
         text, broken = block.decode(encoding), False
     except UnicodeDecodeError:

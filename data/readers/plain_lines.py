@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-
 from flip_ctr.data.readers.raw_files import MAX_DIGITS
 
 
@@ -17,9 +16,13 @@ def joined(lines: list[bytes]) -> bytes:
 
 
 def plain_numbers(
-    lines: list[bytes], width: int, places: Sequence[int], columns: Sequence[str], separator: bytes = b",",
+    lines: list[bytes],
+    width: int,
+    places: Sequence[int],
+    columns: Sequence[str],
+    separator: bytes = b",",
     ranges: Mapping[str, range] = {},
-) -> list[pa.Array] | None:  # fmt: skip
+) -> list[pa.Array] | None:
     """The columns of lines of whole numbers, as `whole_number` reads each; `None` where that might be another result.
 
     Args:
@@ -40,7 +43,9 @@ def plain_numbers(
         table = pa.csv.read_csv(
             pa.BufferReader(data),
             read_options=pa.csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data)),
-            convert_options=pa.csv.ConvertOptions(include_columns=chosen, column_types=dict.fromkeys(chosen, pa.int64()), null_values=[]),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=chosen, column_types=dict.fromkeys(chosen, pa.int64()), null_values=[]
+            ),
         ).combine_chunks()
     except pa.ArrowInvalid:
         return None

@@ -1,8 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Raw files to typed Parquet, as a stream: what the readers of all datasets share.
 
-A line of a raw file becomes a row of a typed table, or a `LineLog` keeps it with its number and reason. Neither rows nor
-rejected lines pile up in memory.
+A line of a raw file becomes a row of a typed table, or a `LineLog` keeps it with its number and reason. Neither rows
+nor rejected lines pile up in memory.
 """
 
 import gzip
@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from flip_ctr.data.readers.download import file_md5
 
 MAX_LISTED_LINES = 100  # of a file, in the report; `rejected.parquet` has all
@@ -56,7 +55,8 @@ class UnusedLine(RejectedLine):
 
 @dataclass
 class RowChunk:
-    """Rows of one file: where they stand, `(rows,)`, and their columns, in the order and with the types of the table."""
+    """Rows of one file: where they stand, `(rows,)`, and their columns, in the order and with the types of the
+    table."""
 
     file: str
     lines: Sequence[int]
@@ -145,7 +145,9 @@ class LineLog:
         """`ValueError` where all files of a table are empty, or one has too many malformed lines."""
         if not any(self.files[name]["lines"] for name in files):
             shown = [str(path) for path in files.values()]
-            raise ValueError(f"{shown[0]} is empty." if len(shown) == 1 else f"{', '.join(shown[:5])}: all these files are empty.")
+            raise ValueError(
+                f"{shown[0]} is empty." if len(shown) == 1 else f"{', '.join(shown[:5])}: all these files are empty."
+            )
         for name, path in files.items():
             self._check_share(self.files[name], path)
 
@@ -172,7 +174,8 @@ class LineLog:
             self._waiting.clear()
 
     def close(self) -> None:
-        """Ends the file of rejected lines, which is there also where there are none; what the engine has found comes in its place."""
+        """Ends the file of rejected lines, which is there also where there are none; what the engine has found comes in
+        its place."""
         for entry in self.files.values():
             entry["first_malformed"].sort(key=lambda one: one["line"])
         self.flush()
@@ -181,7 +184,7 @@ class LineLog:
             self._writer = None
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files
 
 
 class _Unpacked(io.RawIOBase):
@@ -223,7 +226,9 @@ def raw_blocks(path) -> Iterator[list[bytes]]:
                 block, size, more = [], 0, True
                 while more and len(block) < CHUNK_ROWS and size < CHUNK_BYTES:
                     before = len(block)
-                    block.extend(islice(file, CHUNK_ROWS // 64))  # what was read before an error stays in the list, and is counted
+                    block.extend(
+                        islice(file, CHUNK_ROWS // 64)
+                    )  # what was read before an error stays in the list, and is counted
                     more = len(block) > before
                     size += sum(map(len, islice(block, before, None)))
                 if not block:
@@ -235,7 +240,8 @@ def raw_blocks(path) -> Iterator[list[bytes]]:
 
 
 def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """A raw file in blocks of whole lines of about `size` bytes, each with the number of its first line. The last may lack its end.
+    """A raw file in blocks of whole lines of about `size` bytes, each with the number of its first line. The last may
+    lack its end.
 
     Raises:
         ValueError: a packed file is cut off or damaged, or what should be lines has none.
@@ -252,7 +258,9 @@ def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
                     yield number, block
                     number += block.count(b"\n")
                 elif len(rest) > MAX_LINE_BYTES:
-                    raise ValueError(f"{path}, line {number:,}: no line feed in {len(rest):,} bytes; expected text in lines.")
+                    raise ValueError(
+                        f"{path}, line {number:,}: no line feed in {len(rest):,} bytes; expected text in lines."
+                    )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged(path, number - 1 + rest.count(b"\n"), error) from error
     if rest:
@@ -261,7 +269,8 @@ def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
 
 def _damaged(path, line: int, error: Exception) -> ValueError:
     return ValueError(
-        f"{path}: the packed file is cut off or damaged after line {line:,} ({error}); fetch it again, or unpack what can be "
+        f"{path}: the packed file is cut off or damaged after line {line:,} ({error}); fetch it again, or unpack what "
+        "can be "
         "unpacked and name that."
     )
 
@@ -275,16 +284,22 @@ class LineReader:
     """Takes the lines of one file, in their order, to rows.
 
     Args:
-        split, parse: `parse` gets the values into which `split` takes a line; a line that either refuses goes to the log.
+        split, parse: `parse` gets the values into which `split` takes a line; a line that either refuses goes to the
+            log.
         header_lines: lines that are neither read nor counted; the others keep their numbers in the file.
 
     Lines end at line feeds only. Blank lines at the end are ignored, a blank line before that is malformed.
     """
 
     def __init__(
-        self, name: str, split: Callable[[str], Any], parse: Callable[[Any], tuple], log: LineLog, header_lines: int = 0,
+        self,
+        name: str,
+        split: Callable[[str], Any],
+        parse: Callable[[Any], tuple],
+        log: LineLog,
+        header_lines: int = 0,
         encoding: str = "latin-1",
-    ):  # fmt: skip
+    ):
         self.name, self.split, self.parse, self.log = name, split, parse, log
         self.header_lines, self.encoding = header_lines, encoding
         self.blank: list[int] = []
@@ -317,21 +332,28 @@ class LineReader:
 
 
 def read_chunks(
-    path, reader: LineReader, columns: dict[str, pa.DataType], plain: Callable[[list[bytes]], list[pa.Array] | None] | None = None
+    path,
+    reader: LineReader,
+    columns: dict[str, pa.DataType],
+    plain: Callable[[list[bytes]], list[pa.Array] | None] | None = None,
 ) -> Iterator[RowChunk]:
     """The rows of a file in chunks of bounded size.
 
     Args:
-        plain: takes many lines to columns at once, with the same result as the reader, or to `None` where one of them is not
-            plain. Those are looked for by halving, and read one by one.
+        plain: takes many lines to columns at once, with the same result as the reader, or to `None` where one of them
+            is not plain. Those are looked for by halving, and read one by one.
     """
 
     def one_by_one(first: int, lines: list[bytes]) -> tuple[Sequence[int], list[pa.Array]]:
-        rows = [(number, row) for number, line in enumerate(lines, first) if (row := reader.row(number, line)) is not None]
+        rows = [
+            (number, row) for number, line in enumerate(lines, first) if (row := reader.row(number, line)) is not None
+        ]
         if not rows:
             return [], [pa.array([], kind) for kind in columns.values()]
         values = zip(*(row for _, row in rows))
-        return [number for number, _ in rows], [pa.array(column, kind) for column, kind in zip(values, columns.values())]
+        return [number for number, _ in rows], [
+            pa.array(column, kind) for column, kind in zip(values, columns.values())
+        ]
 
     def pieces(first: int, lines: list[bytes]) -> Iterator[tuple[Sequence[int], list[pa.Array]]]:
         arrays = plain(lines) if plain is not None else None
@@ -360,14 +382,20 @@ def read_chunks(
 
 
 def line_table(
-    name: str, paths: Any, columns: dict[str, pa.DataType], split: Callable[[str], Any], parse: Callable[..., tuple],
-    header_lines: int = 0, encoding: str = "latin-1", plain: Callable[[list[bytes]], list[pa.Array] | None] | None = None,
-) -> RawTable:  # fmt: skip
+    name: str,
+    paths: Any,
+    columns: dict[str, pa.DataType],
+    split: Callable[[str], Any],
+    parse: Callable[..., tuple],
+    header_lines: int = 0,
+    encoding: str = "latin-1",
+    plain: Callable[[list[bytes]], list[pa.Array] | None] | None = None,
+) -> RawTable:
     """A table with a row a line, of one file or of a list of files.
 
     Args:
-        parse: the values of a line to those of the row; its second argument counts a kind of value that is not kept as it
-            stands.
+        parse: the values of a line to those of the row; its second argument counts a kind of value that is not kept as
+            it stands.
         plain: see [`read_chunks`].
     """
     paths = paths if isinstance(paths, list) else [paths]
@@ -376,7 +404,9 @@ def line_table(
         for path in paths:
             log.start(path.name, path)
             changed = partial(log.count_change, path.name)
-            reader = LineReader(path.name, split, lambda values, changed=changed: parse(values, changed), log, header_lines, encoding)
+            reader = LineReader(
+                path.name, split, lambda values, changed=changed: parse(values, changed), log, header_lines, encoding
+            )
             yield from read_chunks(path, reader, columns, plain)
             log.check(path.name, path)
 
@@ -412,7 +442,7 @@ def texts_at(path, numbers: Iterable[int], encoding: str) -> Iterator[str]:
             number = next(wanted, None)
 
 
-# --- values ------------------------------------------------------------------------------------------------------------
+# --- values
 
 
 def check_width(values: list, width: int, separator: str, text: str) -> list:
@@ -441,8 +471,8 @@ def tidy(text: str | None, changed: Callable[[str], None], steps: dict[str, Call
 
     Args:
         changed: gets the name of each step that has changed the value.
-        steps: names and functions in order; by default HTML entities, broken characters, control characters and superfluous spaces
-            are dealt with.
+        steps: names and functions in order; by default HTML entities, broken characters, control characters and
+            superfluous spaces are dealt with.
     """
     for kind, step in steps.items() if text else ():
         before, text = text, step(text)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
 FORMATS = (".parquet", ".csv", ".jsonl")
@@ -28,8 +27,8 @@ def file_format(path: str) -> str:
 
 
 def read_rows(path: str, fields: Sequence[FlipField]) -> pa.Table:
-    """A file's rows; CSV columns that are fields are read as text, which their type then interprets (zip code `02139`, or values
-    with a separator).
+    """A file's rows; CSV columns that are fields are read as text, which their type then interprets (zip code `02139`,
+    or values with a separator).
 
     Raises:
         ValueError: the file cannot be read; names the file, and the line of broken JSON.
@@ -50,7 +49,9 @@ def read_rows(path: str, fields: Sequence[FlipField]) -> pa.Table:
         if twice:
             raise ValueError(f"{path}: its header names {', '.join(twice)} more than once")
         # all as text: what is no field goes to the output as it stands
-        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""])
+        options = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+        )
         return _with_types(pyarrow.csv.read_csv(path, parse_options=parsing, convert_options=options), fields)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: {error}") from None
@@ -72,8 +73,8 @@ def _json_objects(path: str) -> Iterator[dict]:
 
 
 def _with_types(table: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
-    """Columns of numbers as numbers; one that holds anything else stays text, whose reader then names the row, and so does one of
-    several values a row, which its reader splits."""
+    """Columns of numbers as numbers; one that holds anything else stays text, whose reader then names the row, and so
+    does one of several values a row, which its reader splits."""
     for field in fields:
         if field.name in table.column_names and field.type in ARROW_TYPES and not field.is_multi_valued:
             index = table.column_names.index(field.name)
@@ -91,8 +92,14 @@ def _table_of_dicts(rows: list[dict], path: str) -> pa.Table:
             kinds = sorted({_kind(row[name]) for row in rows if row.get(name) is not None})
             raise ValueError(f"{path}: column '{name}' mixes {' and '.join(kinds)}; give it one type") from None
         except OverflowError:
-            row = next(number for number, row in enumerate(rows) if isinstance(row.get(name), int) and not -(2**63) <= row[name] < 2**64)
-            raise ValueError(f"{path}: column '{name}', row {row}: {rows[row][name]} does not fit into 64 bits; write it as text") from None
+            row = next(
+                number
+                for number, row in enumerate(rows)
+                if isinstance(row.get(name), int) and not -(2**63) <= row[name] < 2**64
+            )
+            raise ValueError(
+                f"{path}: column '{name}', row {row}: {rows[row][name]} does not fit into 64 bits; write it as text"
+            ) from None
     return pa.table(columns)
 
 
@@ -102,16 +109,21 @@ def _kind(value) -> str:
 
 
 def lists_as_text(rows: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
-    """Columns of lists as text, values joined by their field's separator (by a comma where they are no field), for a CSV file.
+    """Columns of lists as text, values joined by their field's separator (by a comma where they are no field), for a
+    CSV file.
 
     Raises:
-        ValueError: a value contains the separator, and would be read as two, or a column holds objects; names column and row.
+        ValueError: a value contains the separator, and would be read as two, or a column holds objects; names column
+            and row.
     """
     separators = {field.name: field.separator for field in fields}
     for index, name in enumerate(rows.column_names):
         kind = rows.schema.types[index]
         if pa.types.is_struct(kind) or (hasattr(kind, "value_field") and pa.types.is_nested(kind.value_type)):
-            raise ValueError(f"column '{name}' holds {kind}, which a CSV file cannot; leave it out, or write Parquet or JSON lines instead of CSV.")
+            raise ValueError(
+                f"column '{name}' holds {kind}, which a CSV file cannot; leave it out, or write Parquet or JSON lines "
+                "instead of CSV."
+            )
         if not hasattr(kind, "value_field"):
             continue
         separator, texts = separators.get(name, FlipField(name).separator), []
@@ -120,7 +132,8 @@ def lists_as_text(rows: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
             torn = next((word for word in words if separator in word), None)
             if torn is not None:
                 raise ValueError(
-                    f"column '{name}', row {row}: {torn!r} contains the separator {separator!r} and would be read as two values; write "
+                    f"column '{name}', row {row}: {torn!r} contains the separator {separator!r} and would be read as "
+                    "two values; write "
                     "Parquet or JSON lines instead of CSV."
                 )
             texts.append(separator.join(words) if words else None)
@@ -129,7 +142,8 @@ def lists_as_text(rows: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
 
 
 def write_rows(rows: pa.Table, path: str, fields: Sequence[FlipField] = ()) -> None:
-    """Writes rows in the format of the file's ending; for CSV see [`lists_as_text`]. Where that fails, what lay there stays."""
+    """Writes rows in the format of the file's ending; for CSV see [`lists_as_text`]. Where that fails, what lay there
+    stays."""
     suffix, target = file_format(path), Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.saving")

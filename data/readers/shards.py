@@ -1,5 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Reading a split of a dataset folder: its Parquet shards, checked by their footers and read part by part, never as a whole."""
+"""Reading a split of a dataset folder: its Parquet shards, checked by their footers and read part by part, never as a
+whole."""
 
 import copy
 import re
@@ -14,10 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
+from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.fields_flip import FlipField
-from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
 
 PART_ROWS = 65_536  # rows in memory at a time
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet")
@@ -70,14 +70,16 @@ def shard_paths(dataset_dir: Path, split: str) -> list[Path]:
     for kind, some in (("lacks", set(expected) - names), ("also has", names - set(expected))):
         if some:
             raise ValueError(
-                f"split '{split}': {dataset_dir / 'data'} {kind} {', '.join(sorted(some)[:3])}{', ...' * (len(some) > 3)}; "
+                f"split '{split}': {dataset_dir / 'data'} {kind} "
+                f"{', '.join(sorted(some)[:3])}{', ...' * (len(some) > 3)}; "
                 f"its {total} file(s) are named {expected[0]} and so on. Prepare the dataset again."
             )
     return [found[name] for name in expected]
 
 
 def fits(arrow: pa.DataType, field: FlipField) -> bool:
-    """Whether an Arrow column can hold a field's values; single values may still not be of its type (text that is no number)."""
+    """Whether an Arrow column can hold a field's values; single values may still not be of its type (text that is no
+    number)."""
     kinds = pa.types
     if field.is_multi_valued and hasattr(arrow, "value_field"):  # a list
         arrow = arrow.value_type
@@ -111,8 +113,8 @@ class SplitRows:
 
     Raises:
         FileNotFoundError: `dataset_dir` is not a dataset folder, or has no such split.
-        ValueError: the split has no rows, a file of it is missing or damaged, or a column is missing or of a type that does not
-            fit; names split, file and column.
+        ValueError: the split has no rows, a file of it is missing or damaged, or a column is missing or of a type that
+            does not fit; names split, file and column.
     """
 
     def __init__(self, dataset_dir: str | Path, split: str, max_samples: int | None = None, seed: int = 0):
@@ -143,18 +145,30 @@ class SplitRows:
             where, have = f"split '{self.split}', {shard.path}", shard.schema.names
             for name in required:
                 if name not in have:
-                    raise ValueError(f"{where}: no column '{name}', which {SCHEMA_NAME} names; it has {', '.join(have)}.")
+                    raise ValueError(
+                        f"{where}: no column '{name}', which {SCHEMA_NAME} names; it has {', '.join(have)}."
+                    )
             targets = [name for name in (schema.label, schema.weight_column) if name in have]
             targets = [name for name in targets if not pa.types.is_boolean(shard.schema.field(name).type)]
             for field in [*schema.fields, *(FlipField(name, "float") for name in targets)]:
                 arrow = shard.schema.field(field.name).type
                 if not fits(arrow, field):
                     kind = f"{field.type}, {field.kind}" if field.is_multi_valued else field.type
-                    raise ValueError(f"{where}: column '{field.name}' is of type {arrow}, which does not fit {kind} of {SCHEMA_NAME}.")
+                    raise ValueError(
+                        f"{where}: column '{field.name}' is of type {arrow}, which does not fit {kind} of "
+                        f"{SCHEMA_NAME}."
+                    )
             if not shard.schema.equals(first.schema):
-                differing = next((name for name in [*have, *first.schema.names]
-                                  if name not in have or name not in first.schema.names
-                                  or shard.schema.field(name).type != first.schema.field(name).type), "their order")  # fmt: skip
+                differing = next(
+                    (
+                        name
+                        for name in [*have, *first.schema.names]
+                        if name not in have
+                        or name not in first.schema.names
+                        or shard.schema.field(name).type != first.schema.field(name).type
+                    ),
+                    "their order",
+                )
                 raise ValueError(f"{where}: its columns are not those of {first.path.name} (see {differing}).")
 
     def __len__(self) -> int:
@@ -200,9 +214,11 @@ class SplitRows:
 
     # --- reading
 
-    def read_group(self, group: int, start: int, stop: int, columns: Sequence[str] | None = None,
-                   size: int = PART_ROWS) -> Iterator[tuple[int, pa.Table]]:  # fmt: skip
-        """The rows `start` to `stop - 1` of a row group, which they must lie in: yields (number of the first row, part).
+    def read_group(
+        self, group: int, start: int, stop: int, columns: Sequence[str] | None = None, size: int = PART_ROWS
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """The rows `start` to `stop - 1` of a row group, which they must lie in: yields (number of the first row,
+        part).
 
         Args:
             columns: those to read; all that the schema names when None.
@@ -218,7 +234,9 @@ class SplitRows:
         done = 0
         columns = self.used_columns if columns is None else list(columns)
         try:
-            if self._open is None or self._open[0] is not shard:  # the footer of a file with many row groups is read once
+            if (
+                self._open is None or self._open[0] is not shard
+            ):  # the footer of a file with many row groups is read once
                 self._open = shard, pq.ParquetFile(shard.path, memory_map=True)
             for batch in self._open[1].iter_batches(size, [index], columns, use_threads=False):
                 begin, done = done, done + len(batch)
@@ -241,9 +259,11 @@ class SplitRows:
         for group, (start, stop) in enumerate(pairwise(self.group_starts.tolist())):
             yield from self.read_group(group, start, stop, columns, size)
 
-    def map_parts(self, function: Callable[[pa.Table], Any], columns: Sequence[str] | None = None,
-                  size: int = PART_ROWS) -> Iterator[Any]:  # fmt: skip
-        """Yields `function(part)` for all rows in order. A value that it cannot read is an error that names file and row."""
+    def map_parts(
+        self, function: Callable[[pa.Table], Any], columns: Sequence[str] | None = None, size: int = PART_ROWS
+    ) -> Iterator[Any]:
+        """Yields `function(part)` for all rows in order. A value that it cannot read is an error that names file and
+        row."""
         for first, part in self.parts(columns, size):
             with self.naming_rows(range(first, first + len(part))):
                 result = function(part)
@@ -264,8 +284,8 @@ class SplitRows:
 
     @contextmanager
     def naming_rows(self, numbers: Sequence[int]) -> Iterator[None]:
-        """Inside, a value that cannot be read is a `ValueError` that names split, file and row. `numbers` are those of the rows that
-        are being read."""
+        """Inside, a value that cannot be read is a `ValueError` that names split, file and row. `numbers` are those of
+        the rows that are being read."""
         try:
             yield
         except RowError as error:
@@ -274,4 +294,6 @@ class SplitRows:
             group = int(np.searchsorted(self._row_starts, row, side="right")) - 1
             shard, index = self._groups[group]
             row -= int(self._row_starts[group - index])  # in its file
-            raise ValueError(f"split '{self.split}', {shard.path}: column '{error.column}', row {row}: {error.reason}.") from None
+            raise ValueError(
+                f"split '{self.split}', {shard.path}: column '{error.column}', row {row}: {error.reason}."
+            ) from None

@@ -1,7 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Tables in JSON-lines and Parquet files, and the way from files of any format to typed rows.
 
-No file is ever whole in memory, and nothing is guessed: a line that cannot be read goes to the log with its number and a reason.
+No file is ever whole in memory, and nothing is guessed: a line that cannot be read goes to the log with its number and
+    a reason.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from flip_ctr.data.readers.csv_files import BOM, BlankLines, CsvFormat, RawChunk, is_text, shown, text_lines
 from flip_ctr.data.readers.raw_files import BLOCK_BYTES, LineLog, MalformedLine, RowChunk, byte_blocks
 from flip_ctr.data.readers.table_values import TableColumn, typed_column
@@ -22,7 +22,7 @@ PEEKED_LINES = 1_000  # of a JSON-lines file, for its columns and their types
 PARQUET_ROWS = 65_536
 
 
-# --- JSON lines --------------------------------------------------------------------------------------------------------
+# --- JSON lines
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class JsonFormat:
         return list(self.own_types(path))
 
     def own_types(self, path) -> dict[str, str | None]:
-        """The columns of the first lines and the types of their values, None where they are null or have none of the five."""
+        """The columns of the first lines and the types of their values, None where they are null or have none of the
+        five."""
         found: dict[str, set] = {}
         for line in next(self._blocks(path), (1, [], False))[1][:PEEKED_LINES]:
             with contextlib.suppress(MalformedLine):
@@ -51,7 +52,8 @@ class JsonFormat:
         return {name: _common_type(kinds) for name, kinds in found.items()}
 
     def _blocks(self, path) -> Iterator[tuple[int, list[str], bool]]:
-        """Blocks of lines with the number of the first, and whether there are bytes in them that are not of the encoding."""
+        """Blocks of lines with the number of the first, and whether there are bytes in them that are not of the
+        encoding."""
         for number, block in byte_blocks(path):
             block = block.removeprefix(BOM) if number == 1 else block
             if number == 1 and block.lstrip().startswith(b"["):
@@ -124,7 +126,7 @@ def _common_type(kinds: set) -> str | None:
     return kinds.pop() if len(kinds) == 1 else None
 
 
-# --- Parquet -----------------------------------------------------------------------------------------------------------
+# --- Parquet
 
 
 @dataclass(frozen=True)
@@ -150,22 +152,32 @@ class ParquetFormat:
         with _parquet(path) as file:
             first, metadata = 1, file.metadata
             size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-            rows = min(PARQUET_ROWS, max(1, 16 * BLOCK_BYTES * metadata.num_rows // max(1, size)))  # long texts: fewer at once
+            rows = min(
+                PARQUET_ROWS, max(1, 16 * BLOCK_BYTES * metadata.num_rows // max(1, size))
+            )  # long texts: fewer at once
             batches = iter(file.iter_batches(rows, columns=list(dict.fromkeys(sources))))
             while (batch := _next_batch(batches, path)) is not None:
                 log.files[name]["lines"] += len(batch)
-                yield RawChunk(range(first, first + len(batch)), [batch.column(source) for source in sources], _RowText(batch))
+                yield RawChunk(
+                    range(first, first + len(batch)), [batch.column(source) for source in sources], _RowText(batch)
+                )
                 first += len(batch)
 
     def spread(self, path, columns: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
-        """The first half of so many rows, and the other half from row groups that lie further back, where there are any."""
+        """The first half of so many rows, and the other half from row groups that lie further back, where there are
+        any."""
         with _parquet(path) as file:
             groups = file.metadata.num_row_groups
             later = sorted({groups * part // 4 for part in (1, 2, 3)} | {groups - 1}) if groups > 1 else []
             later = [group for group in later if group > 0]
             share = rows // 2 // len(later) if later else 0
-            for wanted, left in ((range(groups) if not later else [0], rows - share * len(later)), *(([group], share) for group in later)):
-                for batch in file.iter_batches(max(1, min(left, 4_096)), row_groups=list(wanted), columns=list(columns)):
+            for wanted, left in (
+                (range(groups) if not later else [0], rows - share * len(later)),
+                *(([group], share) for group in later),
+            ):
+                for batch in file.iter_batches(
+                    max(1, min(left, 4_096)), row_groups=list(wanted), columns=list(columns)
+                ):
                     yield [batch.column(column)[:left] for column in columns]
                     left -= len(batch)
                     if left <= 0:
@@ -199,7 +211,12 @@ def _next_batch(batches: Iterator[pa.RecordBatch], path) -> pa.RecordBatch | Non
 
 
 def _arrow_type(kind: pa.DataType) -> str | None:
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if (
+        pa.types.is_dictionary(kind)
+        or pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    ):
         return _arrow_type(kind.value_type)
     if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
         return "int"
@@ -214,12 +231,14 @@ def _arrow_type(kind: pa.DataType) -> str | None:
     return "null" if pa.types.is_null(kind) else None
 
 
-# --- any of them -------------------------------------------------------------------------------------------------------
+# --- any of them
 
 TableFormat = CsvFormat | JsonFormat | ParquetFormat
 
 
-def read_table(files: dict[str, Path], table_format: TableFormat, columns: Sequence[TableColumn], log: LineLog) -> Iterator[RowChunk]:
+def read_table(
+    files: dict[str, Path], table_format: TableFormat, columns: Sequence[TableColumn], log: LineLog
+) -> Iterator[RowChunk]:
     """The files of a table as typed rows; a row with a value of another type goes to the log, by its first such column.
 
     Raises:
@@ -237,13 +256,17 @@ def read_table(files: dict[str, Path], table_format: TableFormat, columns: Seque
             lines = chunk.lines
             if wrong:
                 kept = [row for row in range(len(lines)) if row not in wrong]
-                arrays, lines = [array.take(pa.array(kept, pa.int64())) for array in arrays], [lines[row] for row in kept]
+                arrays, lines = (
+                    [array.take(pa.array(kept, pa.int64())) for array in arrays],
+                    [lines[row] for row in kept],
+                )
             if len(lines):
                 yield RowChunk(name, lines, arrays)
 
 
 def sample(table_format: TableFormat, path: Path, columns: Sequence[str], rows: int) -> dict[str, list]:
-    """Some rows of a file as Python values, by column: the first ones, in Parquet a part of them from later row groups."""
+    """Some rows of a file as Python values, by column: the first ones, in Parquet a part of them from later row
+    groups."""
     log, found = LineLog(1.0), {column: [] for column in columns}
     log.files[path.name] = LineLog.entry()
     if isinstance(table_format, ParquetFormat):

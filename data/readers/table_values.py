@@ -1,8 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Columns of raw values to typed columns, by the one canonical form of a value that training and prediction use too.
 
-Each distinct value of a chunk is looked at once. Where Arrow alone gives what `canonical_value` gives (text in plain ASCII, digits,
-columns that have the type already), it does the work; everything else goes through `canonical_value` itself.
+Each distinct value of a chunk is looked at once. Where Arrow alone gives what `canonical_value` gives (text in plain
+ASCII, digits, columns that have the type already), it does the work; everything else goes through `canonical_value`
+itself.
 """
 
 import datetime
@@ -13,18 +14,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
+from flip_ctr.data.prepare.rules import read_time
+from flip_ctr.data.readers.raw_files import MalformedLine
 from flip_ctr.modeling_flip.columns_flip import canonical_value
 from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
-from flip_ctr.data.readers.raw_files import MalformedLine
-from flip_ctr.data.prepare.rules import read_time
 
 TYPES = (*FIELD_TYPES, "timestamp")  # a timestamp is no field, but orders rows, and rules compare it
-ARROW_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "timestamp": pa.timestamp("us")}
-WORDS = {"string": "text", "int": "a whole number", "float": "a number", "bool": "true, false, 1 or 0",
-         "timestamp": "a date or time such as 2024-03-01 12:00"}  # fmt: skip
+ARROW_TYPES = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us"),
+}
+WORDS = {
+    "string": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true, false, 1 or 0",
+    "timestamp": "a date or time such as 2024-03-01 12:00",
+}
 PYTHON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-# Text of which Arrow's cast is what `canonical_value` gives: printable ASCII without a superfluous space (which NFC leaves as it is), and
+# Text of which Arrow's cast is what `canonical_value` gives: printable ASCII without a superfluous space (which NFC
+# leaves as it is), and
 # digits (not `+1`, `1_000`, or digits of other scripts, which Python reads and Arrow may not).
 PLAIN = {"string": r"^[!-~]+( [!-~]+)*$", "int": r"^-?[0-9]{1,18}$", "float": r"^-?[0-9]{1,15}(\.[0-9]{1,15})?$"}
 
@@ -56,7 +68,8 @@ class TableColumn:
 
 
 def typed_column(raw: "pa.Array | Sequence", column: TableColumn) -> tuple[pa.Array, dict[int, MalformedLine]]:
-    """The values of a column with its type, `(rows,)`, and what is wrong with the rows (by number) whose value is not of it.
+    """The values of a column with its type, `(rows,)`, and what is wrong with the rows (by number) whose value is not
+    of it.
 
     Args:
         raw: the values as a file has them: an Arrow array, or Python values of any types.
@@ -127,15 +140,23 @@ def _typed_dictionary(distinct: pa.Array, column: TableColumn) -> tuple[pa.Array
         # numpy keeps that a number has 32 bits: 0.1 must not become 0.10000000149011612
         short = pa.types.is_float32(distinct.type) or pa.types.is_float16(distinct.type)
         return _typed_values(list(distinct.to_numpy(zero_copy_only=False)) if short else distinct.to_pylist(), column)
-    distinct = pc.if_else(pc.is_in(distinct, pa.array([*column.nulls, ""], pa.string())), pa.scalar(None, pa.string()), distinct)
-    plain = pc.match_substring_regex(distinct, PLAIN[column.type]) if column.type in PLAIN else pa.array([None] * len(distinct), pa.bool_())
+    distinct = pc.if_else(
+        pc.is_in(distinct, pa.array([*column.nulls, ""], pa.string())), pa.scalar(None, pa.string()), distinct
+    )
+    plain = (
+        pc.match_substring_regex(distinct, PLAIN[column.type])
+        if column.type in PLAIN
+        else pa.array([None] * len(distinct), pa.bool_())
+    )
     plain = pc.or_kleene(plain, distinct.is_null()).fill_null(False)
     typed = pc.if_else(plain, distinct, pa.scalar(None, pa.string())).cast(kind)
     if pc.all(plain).as_py() is not False:
         return typed, {}
     others = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
     values, wrong = _typed_values(distinct.take(pa.array(others)).to_pylist(), column)
-    return pc.replace_with_mask(typed, pc.invert(plain), values), {int(others[at]): error for at, error in wrong.items()}
+    return pc.replace_with_mask(typed, pc.invert(plain), values), {
+        int(others[at]): error for at, error in wrong.items()
+    }
 
 
 def _typed_values(values: Sequence, column: TableColumn) -> tuple[pa.Array, dict[int, MalformedLine]]:
@@ -186,7 +207,9 @@ def _convert(value: Any, column: TableColumn) -> Any:
         return None
     if column.type == "int":
         number = int(text)
-        return number if -(2**63) <= number < 2**63 else MalformedLine(f"{column.source} does not fit into 64 bits", text)
+        return (
+            number if -(2**63) <= number < 2**63 else MalformedLine(f"{column.source} does not fit into 64 bits", text)
+        )
     if column.type != "string":
         return text == "true" if column.type == "bool" else float(text)
     if "\0" in text:
@@ -207,11 +230,20 @@ def _time(value: Any, column: TableColumn) -> datetime.datetime | None | Malform
 
 
 def _of_another_type(value: Any, column: TableColumn) -> MalformedLine:
-    """What is said of a value that is not of the column's type. The value is not part of the reason, by which lines are counted."""
-    shown = str(value).encode("utf-8", "backslashreplace").decode()  # JSON may hold half characters, which no file takes
+    """What is said of a value that is not of the column's type. The value is not part of the reason, by which lines are
+    counted."""
+    shown = (
+        str(value).encode("utf-8", "backslashreplace").decode()
+    )  # JSON may hold half characters, which no file takes
     if isinstance(value, str) or (isinstance(value, float) and column.type == "int"):
         return MalformedLine(f"{column.source} is not {WORDS[column.type]}{column.hint}", shown)
-    kind = "a list" if isinstance(value, list | tuple | np.ndarray) else "an object" if isinstance(value, dict) else type(value).__name__
+    kind = (
+        "a list"
+        if isinstance(value, list | tuple | np.ndarray)
+        else "an object"
+        if isinstance(value, dict)
+        else type(value).__name__
+    )
     kind = {"int": "a number", "float": "a number", "bool": "true or false", "bytes": "bytes"}.get(kind, kind)
     if kind == "a number" and column.type in ("float", "int"):
         return MalformedLine(f"{column.source} is not finite", shown)

@@ -1,32 +1,35 @@
-"""Other libraries in `benchmarks/compare.py`: the shared loop, and where a library is installed, that its models learn from our rows."""
-
-import sys
-from pathlib import Path
+"""Other libraries in `benchmarks/compare.py`: the shared loop, and where a library is installed, that its models learn
+from our rows."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-
+from flip_ctr import FlipField
 from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_trees
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
 from flip_ctr.benchmarks.comparison.predictions import Predictions
-
-from flip_ctr import FlipField
-from flip_ctr.data.prepare.dataset_folder import read_split
-from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.data.prepare.dataset_folder import shard_path
 from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
+from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
 
-NETWORK = {"id_embedding_size": 8, "id_hidden_dims": [16, 8], "per_device_train_batch_size": 128, "num_train_epochs": 4, "learning_rate": 1e-2}
+NETWORK = {
+    "id_embedding_size": 8,
+    "id_hidden_dims": [16, 8],
+    "per_device_train_batch_size": 128,
+    "num_train_epochs": 4,
+    "learning_rate": 1e-2,
+}
 
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
     """A small catalogue, split at random."""
     settings = CatalogueSettings(users=60, items=80, rows=3000)
-    return write_catalogue(tmp_path_factory.mktemp("catalogue") / "data", generate_catalogue(settings), "random", settings, 1)
+    return write_catalogue(
+        tmp_path_factory.mktemp("catalogue") / "data", generate_catalogue(settings), "random", settings, 1
+    )
 
 
 class LogisticRegression(torch.nn.Module):
@@ -42,7 +45,9 @@ class LogisticRegression(torch.nn.Module):
 
 def test_the_loop_keeps_the_best_weights_and_stops(catalogue, tmp_path, capsys):
     data = PeerData(str(catalogue))
-    args = NetworkArguments(dataset_dir=str(catalogue), output_dir="", **NETWORK | {"num_train_epochs": 40, "learning_rate": 0.3})
+    args = NetworkArguments(
+        dataset_dir=str(catalogue), output_dir="", **NETWORK | {"num_train_epochs": 40, "learning_rate": 0.3}
+    )
     torch.manual_seed(0)
     model = LogisticRegression(data)
     costs = train_network(args, tmp_path, data, model, model, lambda: torch.zeros(()))
@@ -58,7 +63,11 @@ def test_the_loop_keeps_the_best_weights_and_stops(catalogue, tmp_path, capsys):
 
 def test_peers_see_what_the_id_side_has(dataset_dir):
     data = PeerData(str(dataset_dir))
-    assert [one.name for one in data.columns][:1] == ["user_id"] and {one.name for one in data.columns} >= {"movie_id", "title", "genre"}
+    assert [one.name for one in data.columns][:1] == ["user_id"] and {one.name for one in data.columns} >= {
+        "movie_id",
+        "title",
+        "genre",
+    }
     genre = next(one for one in data.columns if one.name == "genre")
     assert genre.field.is_multi_valued and genre.stop - genre.start == genre.field.max_values
     ids = data.ids("train")
@@ -68,7 +77,10 @@ def test_peers_see_what_the_id_side_has(dataset_dir):
 @pytest.mark.parametrize("peer", ["network", "catboost"])
 def test_rows_without_weight_teach_nothing(peer, tmp_path):
     """Every other row has the opposite label and the weight 0: unweighted, there is nothing to learn."""
-    rows = [{"user_id": str(n % 7), "item_id": str(n % 2), "label": n % 2 ^ (n >= 400), "weight": float(n < 400)} for n in range(800)]
+    rows = [
+        {"user_id": str(n % 7), "item_id": str(n % 2), "label": n % 2 ^ (n >= 400), "weight": float(n < 400)}
+        for n in range(800)
+    ]
     folder = tmp_path / "data"
     (folder / "data").mkdir(parents=True)
     fields = [FlipField("user_id", entity="user", key=True), FlipField("item_id", entity="item", key=True)]
@@ -90,13 +102,32 @@ def test_rows_without_weight_teach_nothing(peer, tmp_path):
 DEEPCTR = {"init_std": 0.05}  # of clicks that only pairs of fields tell, its own 1e-4 learns nothing in so few steps
 PEERS = {
     "fuxictr-dcnv2": ("fuxictr.pytorch.layers", peers_fuxictr.run, peers_fuxictr.FuxiCTRArguments, {"model": "DCNv2"}),
-    "fuxictr-dcnv2-mixture": ("fuxictr.pytorch.layers", peers_fuxictr.run, peers_fuxictr.FuxiCTRArguments, {"use_low_rank_mixture": True}),
-    "fuxictr-finalmlp": ("fuxictr.pytorch.layers", peers_fuxictr.run, peers_fuxictr.FuxiCTRArguments,
-                         {"model": "FinalMLP", "num_heads": 2, "first_context": ["user_id"]}),
-    "deepctr-dcnmix": ("deepctr_torch", peers_deepctr.run, peers_deepctr.DeepCTRArguments, {"model": "DCNMix", **DEEPCTR}),
-    "deepctr-autoint": ("deepctr_torch", peers_deepctr.run, peers_deepctr.DeepCTRArguments, {"model": "AutoInt", **DEEPCTR}),
+    "fuxictr-dcnv2-mixture": (
+        "fuxictr.pytorch.layers",
+        peers_fuxictr.run,
+        peers_fuxictr.FuxiCTRArguments,
+        {"use_low_rank_mixture": True},
+    ),
+    "fuxictr-finalmlp": (
+        "fuxictr.pytorch.layers",
+        peers_fuxictr.run,
+        peers_fuxictr.FuxiCTRArguments,
+        {"model": "FinalMLP", "num_heads": 2, "first_context": ["user_id"]},
+    ),
+    "deepctr-dcnmix": (
+        "deepctr_torch",
+        peers_deepctr.run,
+        peers_deepctr.DeepCTRArguments,
+        {"model": "DCNMix", **DEEPCTR},
+    ),
+    "deepctr-autoint": (
+        "deepctr_torch",
+        peers_deepctr.run,
+        peers_deepctr.DeepCTRArguments,
+        {"model": "AutoInt", **DEEPCTR},
+    ),
     "catboost": ("catboost", peers_trees.run, peers_trees.CatBoostArguments, {"iterations": 40}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("source", ["catalogue", "dataset_dir"])  # the second has lists of genres

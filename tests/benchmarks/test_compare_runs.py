@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-
 from flip_ctr.benchmarks import compare
 from flip_ctr.benchmarks.comparison.child import execute
-from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.benchmarks.comparison.grid import GridError
+from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.benchmarks.comparison.runs import RunFailed, Workshop
-
 from flip_ctr.data.prepare.dataset_folder import read_split
 
 SMALL = {"id_embedding_size": 4, "id_hidden_dims": [8], "per_device_train_batch_size": 128, "num_train_epochs": 2}
@@ -43,7 +41,8 @@ def grid(dataset_dir):
 
 
 class Maker:
-    """In the place of child processes: writes what a run leaves, and remembers it; better or worse by what it is told of a run."""
+    """In the place of child processes: writes what a run leaves, and remembers it; better or worse by what it is told
+    of a run."""
 
     def __init__(self, dataset_dir):
         table = {split: read_split(dataset_dir, split) for split in ("validation", "test")}
@@ -64,8 +63,15 @@ class Maker:
             logits = (labels - 0.5 + noise * generator.normal(size=len(labels))).astype(np.float32)
             Predictions(labels, np.arange(len(labels)) % 7, logits).save(folder, split)
         history = [{"seconds": 4.0 * epoch, "epoch": epoch, "auc": 0.4 + epoch / 10, "logloss": 1} for epoch in (1, 2)]
-        costs = {"train_seconds": 10.0, "history": history,
-                 "rows_per_second": 100.0, "threads": 1, "parameters": 5, "device": "cpu", "libraries": {}}  # fmt: skip
+        costs = {
+            "train_seconds": 10.0,
+            "history": history,
+            "rows_per_second": 100.0,
+            "threads": 1,
+            "parameters": 5,
+            "device": "cpu",
+            "libraries": {},
+        }
         (folder / "result.json").write_text(json.dumps(costs))
 
 
@@ -80,6 +86,7 @@ def maker(monkeypatch, dataset_dir):
 @pytest.fixture
 def run(tmp_path):
     """`compare.run` of a grid in one output folder."""
+
     def call(grid, **options):
         (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
         options = {"bootstrap_samples": 50} | options
@@ -111,7 +118,9 @@ def test_what_changes_is_made_anew_with_what_starts_from_it(run, grid, maker, mo
     grid["runs"]["id"]["learning_rate"] = "3e-3"  # the default
     run(grid)
     assert maker.made == []
-    monkeypatch.setitem(compare.load_grid.__globals__["RECIPES"]["finetune"].parse.__globals__["DEFAULTS"]["id"], "embedding_l2", 0.5)
+    monkeypatch.setitem(
+        compare.load_grid.__globals__["RECIPES"]["finetune"].parse.__globals__["DEFAULTS"]["id"], "embedding_l2", 0.5
+    )
     run(grid)
     assert maker.made == ["id"]  # `flip-id` starts from a checkpoint, with defaults of its own
 
@@ -152,13 +161,21 @@ def test_a_failed_run_is_reported_and_the_others_are_made(run, grid, maker, monk
     results = run(grid)
     assert sorted(maker.made) == ["id", "pretrained"]
     assert len(results["failures"]) == 4
-    assert "flip: not made, as it starts from what failed (ml, as-is, seed 42: pretrained: exit code 1)" in results["failures"][-2]
+    assert (
+        "flip: not made, as it starts from what failed (ml, as-is, seed 42: pretrained: exit code 1)"
+        in results["failures"][-2]
+    )
     assert "it said so" in capsys.readouterr().err
     assert [len(one["runs"]) for one in results["comparisons"][0]["methods"]] == [1, 0, 0, 0]
-    with pytest.raises(ValueError, match=r"--report_only: no run of .*grid.yaml is finished in --output_dir .*runs; nothing was written"):
+    with pytest.raises(
+        ValueError,
+        match=r"--report_only: no run of .*grid.yaml is finished in --output_dir .*runs; nothing was written",
+    ):
         run(grid, report_only=True, only=["FLIP"], results_dir=str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
-    monkeypatch.setattr(sys, "argv", ["compare", "--grid", str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")])
+    monkeypatch.setattr(
+        sys, "argv", ["compare", "--grid", str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")]
+    )
     assert compare.main() == 1
     with pytest.raises(RunFailed, match="pretrained"):
         run(grid, stop_on_error=True)
@@ -226,7 +243,10 @@ def test_a_tower_of_the_users_is_known_by_its_files(run, grid, maker, tmp_path, 
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.py").write_text(f"from .parts import x\nNAME = '{name}'")
         (tmp_path / name / "parts.py").write_text("x = 1")
-        grid["runs"][name] = grid["runs"]["id"] | {"id_tower": "mine", "custom_code": [str(tmp_path / name / "mine.py")]}
+        grid["runs"][name] = grid["runs"]["id"] | {
+            "id_tower": "mine",
+            "custom_code": [str(tmp_path / name / "mine.py")],
+        }
     grid["runs"]["again"] = grid["runs"]["a"] | {"custom_code": "a/mine.py"}
     grid["methods"] = {name: {"run": name, "baseline": True} for name in ("a", "b", "again")}
     results = run(grid)
@@ -238,16 +258,24 @@ def test_a_tower_of_the_users_is_known_by_its_files(run, grid, maker, tmp_path, 
 
 
 def test_catalogues_are_made_on_several_threads(tmp_path, monkeypatch):
-    grid = {"datasets": {"made": {"catalogue": {"users": 30, "items": 30, "rows": 600}}}, "splits": [{"split": "random", "split_seed": n} for n in range(4)],
-            "runs": {"id": {"recipe": "finetune", "strategy": "id"}}, "methods": {"ID-only": "id"}}  # fmt: skip
+    grid = {
+        "datasets": {"made": {"catalogue": {"users": 30, "items": 30, "rows": 600}}},
+        "splits": [{"split": "random", "split_seed": n} for n in range(4)],
+        "runs": {"id": {"recipe": "finetune", "strategy": "id"}},
+        "methods": {"ID-only": "id"},
+    }
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
     made = []
     monkeypatch.setattr(Workshop, "produce", lambda self, name, data, seed: made.append(data.split.name))
-    monkeypatch.setattr(compare.Comparison, "numbers", lambda self: {"methods": [], "dataset": "made", "kind": "random"})
+    monkeypatch.setattr(
+        compare.Comparison, "numbers", lambda self: {"methods": [], "dataset": "made", "kind": "random"}
+    )
     monkeypatch.setattr(compare, "tables", lambda results: "")
     monkeypatch.setattr(compare, "write_csv", lambda *given: None)
     monkeypatch.setattr(compare, "draw", lambda *given: [])
-    compare.run(compare.CompareArguments(str(tmp_path / "grid.yaml"), str(tmp_path / "runs"), jobs=4, bootstrap_samples=50))
+    compare.run(
+        compare.CompareArguments(str(tmp_path / "grid.yaml"), str(tmp_path / "runs"), jobs=4, bootstrap_samples=50)
+    )
     assert sorted(made) == [f"random-{number}" for number in range(4)]
 
 
@@ -300,17 +328,31 @@ def test_an_output_folder_has_one_comparison_at_a_time(grid, run, maker, tmp_pat
 
 def test_the_baseline_is_the_best_on_validation_and_pairs_share_samples(run, grid, maker, monkeypatch):
     grid["runs"] |= {name: {"recipe": "finetune", "strategy": "id", "learning_rate": name} for name in ("1e-2", "1e-3")}
-    grid["methods"] = {"good": {"run": "1e-3", "baseline": True}, "bad": {"run": "1e-2", "baseline": True}, "again": "1e-3"}
+    grid["methods"] = {
+        "good": {"run": "1e-3", "baseline": True},
+        "bad": {"run": "1e-2", "baseline": True},
+        "again": "1e-3",
+    }
     maker.noise = {"1e-2": 5.0, "1e-3": 0.2}
     comparison = run(grid)["comparisons"][0]
     good, bad, again = comparison["methods"]
     assert comparison["reference"] == "good" and "difference" not in good
-    assert again["difference"]["auc"] == {"mean": 0.0, "sd": None, "interval": [0.0, 0.0], "splits_better": 0, "by_split": {"as-is": 0.0}}
-    assert bad["difference"]["auc"]["mean"] == pytest.approx(bad["runs"][0]["test"]["auc"] - good["runs"][0]["test"]["auc"])
+    assert again["difference"]["auc"] == {
+        "mean": 0.0,
+        "sd": None,
+        "interval": [0.0, 0.0],
+        "splits_better": 0,
+        "by_split": {"as-is": 0.0},
+    }
+    assert bad["difference"]["auc"]["mean"] == pytest.approx(
+        bad["runs"][0]["test"]["auc"] - good["runs"][0]["test"]["auc"]
+    )
     low, high = bad["difference"]["auc"]["interval"]
     assert low < bad["difference"]["auc"]["mean"] < high < 0
     other = run(grid, reference="bad")["comparisons"][0]
-    assert other["reference"] == "bad" and other["methods"][0]["difference"]["auc"]["interval"] == pytest.approx([-high, -low])
+    assert other["reference"] == "bad" and other["methods"][0]["difference"]["auc"]["interval"] == pytest.approx(
+        [-high, -low]
+    )
     with pytest.raises(GridError, match="--reference best: the methods compared are good, bad, again"):
         run(grid, reference="best")
 
@@ -333,7 +375,13 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
         "splits": [{"split": "cold_items", "split_seed": 1}],
         "settings": {"plm": None},
         "runs": {
-            "pretrained": {"recipe": "pretrain", "model_name_or_path": "${plm}", "projection_dim": 8, **SMALL, "num_train_epochs": 1},
+            "pretrained": {
+                "recipe": "pretrain",
+                "model_name_or_path": "${plm}",
+                "projection_dim": 8,
+                **SMALL,
+                "num_train_epochs": 1,
+            },
             "flip": {"recipe": "finetune", "strategy": "joint", "model_name_or_path": "@pretrained", **SMALL},
             "id": {"recipe": "finetune", "strategy": "id", **SMALL},
             "both": {"recipe": "average", "models": ["@id", "@flip"]},
@@ -358,14 +406,26 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
     assert flip["test"]["text_auc"] == pytest.approx(own["test_text_auc"], abs=1e-6)
     logits = [Predictions.load(folders[name], "test").logits for name in ("id", "flip", "both")]
     np.testing.assert_allclose(logits[2], (logits[0] + logits[1]) / 2, rtol=1e-5)
-    assert flip["before_seconds"] > 0 == id_only["before_seconds"] and flip["trained_parameters"] > flip["parameters"] > id_only["parameters"]
-    assert both["before_seconds"] == pytest.approx(id_only["train_seconds"] + flip["train_seconds"] + flip["before_seconds"])
+    assert (
+        flip["before_seconds"] > 0 == id_only["before_seconds"]
+        and flip["trained_parameters"] > flip["parameters"] > id_only["parameters"]
+    )
+    assert both["before_seconds"] == pytest.approx(
+        id_only["train_seconds"] + flip["train_seconds"] + flip["before_seconds"]
+    )
     split = comparison["splits"][0]
-    assert split["new_items"] == split["items"] > 0 and split["new_item_rows"] == split["rows"] and split["new_users"] == 0
+    assert (
+        split["new_items"] == split["items"] > 0 and split["new_item_rows"] == split["rows"] and split["new_users"] == 0
+    )
     assert (comparison["clusters"], comparison["clusters_are"]) == (split["items"], "items")  # that are new
     assert comparison["reference"] == "ID-only"
 
-    assert {path.name for path in (tmp_path / "results").iterdir()} >= {"results.json", "results.csv", "table.md", "made-cold_items.png"}
+    assert {path.name for path in (tmp_path / "results").iterdir()} >= {
+        "results.json",
+        "results.csv",
+        "table.md",
+        "made-cold_items.png",
+    }
     table = (tmp_path / "results" / "table.md").read_text()
     assert "of them not in training" in table and r"| both, $a_{$ \| b | 2 |" in table
     with open(tmp_path / "results" / "results.csv") as file:
@@ -389,10 +449,15 @@ def test_the_end_of_a_childs_log_is_shown(tmp_path, grid, run, maker, monkeypatc
 
 def test_a_run_ends_with_its_comparison():
     """The parent is killed, and cannot end it itself."""
-    waiting = "import os, time; from child import end_with; end_with(os.getppid(), 0.1); print('started', flush=True); time.sleep(120)"
+    waiting = (
+        "import os, time; from child import end_with; end_with(os.getppid(), 0.1); print('started', "
+        "flush=True); time.sleep(120)"
+    )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {waiting!r}])"
     paths = os.pathsep.join([str(Path(compare.__file__).parent / "comparison"), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}
+    ) as process:
         assert process.stdout.readline() == b"started\n"
         process.kill()
         before = time.monotonic()

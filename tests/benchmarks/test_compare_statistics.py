@@ -1,15 +1,17 @@
 """Intervals of `benchmarks/compare.py` against slow loops and against known truths."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from flip_ctr.benchmarks.comparison.intervals import (
+    draw_weights,
+    interval,
+    number_clusters,
+    resampled_auc,
+    resampled_logloss,
+)
+from flip_ctr.benchmarks.comparison.pictures import not_far_off
 from scipy.special import expit, log_expit
 from sklearn.metrics import roc_auc_score
-
-from flip_ctr.benchmarks.comparison.pictures import not_far_off
-from flip_ctr.benchmarks.comparison.intervals import draw_weights, interval, number_clusters, resampled_auc, resampled_logloss
 
 
 def sample(generator, users=30, rows=10, decimals=1):
@@ -29,10 +31,14 @@ def test_metrics_of_samples_are_those_of_repeated_rows():
     for number in (0, 1, 15, 16, 129):
         rows = np.repeat(np.arange(len(logits)), weights[number][clusters])
         assert aucs[number] == pytest.approx(roc_auc_score(labels[rows], logits[rows]), abs=1e-12)
-        loss = -np.where(labels[rows] == 1, log_expit(logits[rows].astype(float)), log_expit(-logits[rows].astype(float))).mean()
+        loss = -np.where(
+            labels[rows] == 1, log_expit(logits[rows].astype(float)), log_expit(-logits[rows].astype(float))
+        ).mean()
         assert losses[number] == pytest.approx(loss, abs=1e-12)
     everyone = np.ones((1, 30), np.int32)
-    assert resampled_auc(logits, labels, clusters, everyone)[0] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
+    assert resampled_auc(logits, labels, clusters, everyone)[0] == pytest.approx(
+        roc_auc_score(labels, logits), abs=1e-12
+    )
 
 
 def test_a_sample_without_clicks_is_left_out_of_an_interval():
@@ -49,7 +55,9 @@ def test_weights_are_users_drawn_with_replacement_and_the_same_each_time():
 
 
 def test_a_user_has_one_number_in_all_splits_and_rows_of_nobody_stand_alone():
-    (first, second), count, by_user = number_clusters([np.array(["a", "b", None], object), np.array([None, "b", "c"], object)])
+    (first, second), count, by_user = number_clusters(
+        [np.array(["a", "b", None], object), np.array([None, "b", "c"], object)]
+    )
     assert count == 5 and by_user
     assert second[1] == first[1] and len({*first, *second}) == 5
     rows, count, by_user = number_clusters([np.array([None, None], object)])
@@ -81,10 +89,16 @@ def test_intervals_cover_the_truth():
     assert 87 <= covered <= 100  # 95 expected; below 87 once in a thousand times
 
 
-@pytest.mark.parametrize(("means", "near"), [
-    ([0.871, 0.868, 0.731, 0.875, 0.743, 0.87, 0.869], [0, 1, 3, 5, 6]),
-    ([0.871, 0.868, 0.731, 0.875, 0.743], [0, 1, 2, 3, 4]),  # not a few
-    ([0.87, 0.87, 0.87, 0.86], [0, 1, 2]), ([0.5, 0.6, 0.7], [0, 1, 2]), ([0.87], [0]), ([], []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("means", "near"),
+    [
+        ([0.871, 0.868, 0.731, 0.875, 0.743, 0.87, 0.869], [0, 1, 3, 5, 6]),
+        ([0.871, 0.868, 0.731, 0.875, 0.743], [0, 1, 2, 3, 4]),  # not a few
+        ([0.87, 0.87, 0.87, 0.86], [0, 1, 2]),
+        ([0.5, 0.6, 0.7], [0, 1, 2]),
+        ([0.87], [0]),
+        ([], []),
+    ],
+)
 def test_a_few_means_far_off_do_not_share_the_axis(means, near):
     assert not_far_off(means) == near

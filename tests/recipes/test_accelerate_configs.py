@@ -1,4 +1,5 @@
-"""The Accelerate configs that are shipped start the recipes, as far as CPUs go; FSDP2 and ZeRO-2 learn what one process does."""
+"""The Accelerate configs that are shipped start the recipes, as far as CPUs go; FSDP2 and ZeRO-2 learn what one process
+does."""
 
 import json
 import os
@@ -21,14 +22,13 @@ import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.commands import launch as accelerate_launch
 from accelerate.commands.config.config_args import load_config_from_file
-from safetensors.torch import load_file
-
-from flip_ctr.train.models import build
 from flip_ctr.train import cli, finetune
-from flip_ctr.train.loop.distributed import check_accelerator, check_launch, check_run
-from flip_ctr.train.loop.training_loop import make_accelerator
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.launch import CONFIGS, LAUNCHED, config_names
+from flip_ctr.train.loop.distributed import check_accelerator, check_launch, check_run
+from flip_ctr.train.loop.training_loop import make_accelerator
+from flip_ctr.train.models import build
+from safetensors.torch import load_file
 
 EXPECTED = {  # name -> kind, processes, machines
     "single_gpu": ("NO", 1, 1),
@@ -38,13 +38,32 @@ EXPECTED = {  # name -> kind, processes, machines
     "deepspeed_zero2": ("DEEPSPEED", 8, 1),
 }
 # 65 rows of validation: of the last batch one process has no row
-SHARED = {"max_train_samples": 96, "max_eval_samples": 65, "num_train_epochs": 2, "per_device_eval_batch_size": 32,
-          "warmup_ratio": 0.0, "seed": 1}  # fmt: skip
+SHARED = {
+    "max_train_samples": 96,
+    "max_eval_samples": 65,
+    "num_train_epochs": 2,
+    "per_device_eval_batch_size": 32,
+    "warmup_ratio": 0.0,
+    "seed": 1,
+}
 ALIKE = {
-    "finetune": {"strategy": "joint", "unk_rate": 0.1, "early_stopping_patience": None, "gradient_checkpointing": True,
-                 "max_grad_norm": 0.02, "embedding_l2": 0.01},  # fmt: skip
-    "gate": {"strategy": "joint", "fusion": "gate", "id_tower": "deepfm", "id_tower_kwargs": "{}", "early_stopping_patience": None,
-             "gradient_accumulation_steps": 2, "freeze_plm_layers": 1},  # fmt: skip
+    "finetune": {
+        "strategy": "joint",
+        "unk_rate": 0.1,
+        "early_stopping_patience": None,
+        "gradient_checkpointing": True,
+        "max_grad_norm": 0.02,
+        "embedding_l2": 0.01,
+    },
+    "gate": {
+        "strategy": "joint",
+        "fusion": "gate",
+        "id_tower": "deepfm",
+        "id_tower_kwargs": "{}",
+        "early_stopping_patience": None,
+        "gradient_accumulation_steps": 2,
+        "freeze_plm_layers": 1,
+    },
     "pretrain": {"eval_steps": 2, "checkpointing_steps": "2"},  # weights are looked at after an evaluation
 }
 BF16 = {"bf16": {"strategy": "joint", "mixed_precision": "bf16", "max_train_steps": 2, "logging_steps": 1}}
@@ -70,7 +89,9 @@ def test_a_config_loads_and_says_nothing_that_accelerate_would_ignore(name):
     for section in (config.fsdp_config, config.deepspeed_config):
         assert set(section or {}) <= known.keys() - {"gradient_accumulation_steps", "gradient_clipping"}
     machine = ["--machine_rank", "0", "--main_process_ip", "127.0.0.1"] if config.num_machines > 1 else []
-    args, *_ = accelerate_launch._validate_launch_command(parser.parse_args(["--config_file", path, *machine, "script.py"]))
+    args, *_ = accelerate_launch._validate_launch_command(
+        parser.parse_args(["--config_file", path, *machine, "script.py"])
+    )
     assert args.num_processes == EXPECTED[name][1]
     assert (args.use_fsdp, args.use_deepspeed) == (name == "fsdp2", name == "deepspeed_zero2")
     if name == "fsdp2":
@@ -82,7 +103,9 @@ def test_a_config_loads_and_says_nothing_that_accelerate_would_ignore(name):
 def test_the_configs_are_those_named_and_are_packaged():
     assert config_names() == sorted(EXPECTED)
     root = Path(__file__).parents[2]
-    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["flip_ctr.train"]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "flip_ctr.train"
+    ]
     for path in (root / "train" / "accelerate_configs").iterdir():
         assert any(fnmatch(f"accelerate_configs/{path.name}", pattern) for pattern in patterns), path
 
@@ -93,10 +116,19 @@ def test_the_configs_are_those_named_and_are_packaged():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--accelerate_config", "fdsp2"], "--accelerate_config fdsp2: no such file, and not one of deepspeed_zero2, fsdp2, multi_gpu"),
+        (
+            ["--accelerate_config", "fdsp2"],
+            "--accelerate_config fdsp2: no such file, and not one of deepspeed_zero2, fsdp2, multi_gpu",
+        ),
         (["--num-processes", "2"], "--num_processes has no effect without --accelerate_config"),
-        (["--accelerate_config", "multi_node", "--machine_rank", "1"], "multi_node is for several machines and needs --main_process_ip"),
-        (["--accelerate_config", "multi_node", "--main_process_ip", "::1"], "multi_node is for several machines and needs --machine_rank"),
+        (
+            ["--accelerate_config", "multi_node", "--machine_rank", "1"],
+            "multi_node is for several machines and needs --main_process_ip",
+        ),
+        (
+            ["--accelerate_config", "multi_node", "--main_process_ip", "::1"],
+            "multi_node is for several machines and needs --machine_rank",
+        ),
         (["--accelerate_config", __file__], "is no Accelerate config"),
     ],
 )
@@ -120,11 +152,15 @@ def test_a_command_is_handed_to_accelerate_launch(command, monkeypatch, tmp_path
     mine.write_text((CONFIGS / "multi_gpu.yaml").read_text())
     launched = []
     monkeypatch.setattr(accelerate_launch, "launch_command", launched.append)
-    rest = ["--dataset_dir", "D", "--seed", "3", "--model_name_or_path", "M"] + ["--output_dir", "O"] * (command != "evaluate")
+    rest = ["--dataset_dir", "D", "--seed", "3", "--model_name_or_path", "M"] + ["--output_dir", "O"] * (
+        command != "evaluate"
+    )
     assert cli.main([command, *rest[:2], "--accelerate_config", str(mine), "--num_processes=4", *rest[2:]]) == 0
     (args,) = launched
     assert (args.config_file, args.num_processes, args.main_process_port) == (str(mine), 4, None)
-    assert args.module and args.training_script == "flip_ctr.train.cli" and args.training_script_args == [command, *rest]
+    assert (
+        args.module and args.training_script == "flip_ctr.train.cli" and args.training_script_args == [command, *rest]
+    )
 
 
 # --- what does not fit is refused before anything is loaded
@@ -145,8 +181,13 @@ def test_settings_of_the_launcher_that_contradict_the_recipe(variable, value, me
 
 
 def fake(kind: DistributedType, processes: int = 2, **state) -> SimpleNamespace:
-    return SimpleNamespace(mixed_precision="no", distributed_type=kind, num_processes=processes, state=SimpleNamespace(**state),
-                           deepspeed_plugin=state.get("deepspeed_plugin"))  # fmt: skip
+    return SimpleNamespace(
+        mixed_precision="no",
+        distributed_type=kind,
+        num_processes=processes,
+        state=SimpleNamespace(**state),
+        deepspeed_plugin=state.get("deepspeed_plugin"),
+    )
 
 
 def test_processes_that_do_not_know_of_each_other(monkeypatch):
@@ -160,7 +201,9 @@ def test_processes_that_do_not_know_of_each_other(monkeypatch):
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_sharding_that_is_not_in_use(name, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(ValueError, match=f"asked for {name} and runs without it .MULTI_CPU.: it has {name} on GPUs only"):
+    with pytest.raises(
+        ValueError, match=f"asked for {name} and runs without it .MULTI_CPU.: it has {name} on GPUs only"
+    ):
         check_accelerator(fake(DistributedType.MULTI_CPU))
 
 
@@ -207,8 +250,10 @@ def test_runs_that_do_not_fit(kind, stage, options, message):
 def test_deepspeed_settings_that_do_not_fit(stage, steps, message):
     plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"gradient_accumulation_steps": steps})
     with pytest.raises(ValueError, match=message):
-        check_run(fake(DistributedType.DEEPSPEED, deepspeed_plugin=plugin),
-                  FinetuneArguments(dataset_dir="D", output_dir="O", model_name_or_path="P"))  # fmt: skip
+        check_run(
+            fake(DistributedType.DEEPSPEED, deepspeed_plugin=plugin),
+            FinetuneArguments(dataset_dir="D", output_dir="O", model_name_or_path="P"),
+        )
 
 
 def test_ddp_does_not_send_buffers():
@@ -233,9 +278,24 @@ def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen
 
 def sharded(name: str, runs: dict, data, plm, out: Path, **environment: str) -> subprocess.Popen:
     """Two processes that run recipes under FSDP2 or DeepSpeed, started by `accelerate launch` with a shipped config."""
-    arguments = [str(data), str(plm), str(out), json.dumps(runs), json.dumps(SHARED | {"per_device_train_batch_size": 16})]
-    command = ["accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", "2",
-               "--main_process_port", free_port(), sharded_child.__file__, *arguments]  # fmt: skip
+    arguments = [
+        str(data),
+        str(plm),
+        str(out),
+        json.dumps(runs),
+        json.dumps(SHARED | {"per_device_train_batch_size": 16}),
+    ]
+    command = [
+        "accelerate.commands.launch",
+        "--config_file",
+        str(CONFIGS / f"{name}.yaml"),
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        free_port(),
+        sharded_child.__file__,
+        *arguments,
+    ]
     return start(command, out / "log", ACCELERATE_USE_CPU="1", **environment)
 
 
@@ -243,7 +303,11 @@ def test_one_process_runs_in_the_command_itself(monkeypatch):
     """So that it hears SIGTERM, and its exit code is the command's."""
     seen = []
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(finetune, "run", lambda args: seen.append((os.getpid(), args.strategy, os.environ["ACCELERATE_MIXED_PRECISION"])))
+    monkeypatch.setattr(
+        finetune,
+        "run",
+        lambda args: seen.append((os.getpid(), args.strategy, os.environ["ACCELERATE_MIXED_PRECISION"])),
+    )
     flags = ["--dataset_dir", "d", "--output_dir", "o", "--strategy", "id"]
     assert cli.main(["finetune", "--accelerate_config", "single_gpu", *flags]) == 0
     assert seen == [(os.getpid(), "id", "no")]
@@ -252,30 +316,82 @@ def test_one_process_runs_in_the_command_itself(monkeypatch):
 def test_wrong_arguments_are_said_before_processes_start(monkeypatch, capsys):
     monkeypatch.setattr(accelerate_launch, "launch_command", None)
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["finetune", "--accelerate_config", "multi_gpu", "--dataset_dir", "d", "--output_dir", "o", "--strategy", "both"])
+        cli.main(
+            [
+                "finetune",
+                "--accelerate_config",
+                "multi_gpu",
+                "--dataset_dir",
+                "d",
+                "--output_dir",
+                "o",
+                "--strategy",
+                "both",
+            ]
+        )
     assert "invalid choice: 'both'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory, dataset_dir, calm_plm):
-    """All launches at once, since most of their time is that of importing the stack: output folder and the processes of each."""
+    """All launches at once, since most of their time is that of importing the stack: output folder and the processes of
+    each."""
     out = {name: tmp_path_factory.mktemp(name) for name in ("single_gpu", "multi_node", "fsdp2")}
-    small = ["--max_train_samples", "64", "--max_eval_samples", "32", "--num_train_epochs", "1", "--id_hidden_dims", "8"]
+    small = [
+        "--max_train_samples",
+        "64",
+        "--max_eval_samples",
+        "32",
+        "--num_train_epochs",
+        "1",
+        "--id_hidden_dims",
+        "8",
+    ]
 
     def run(recipe, name, *options, folder, log="log", **environment):
-        command = ["flip_ctr.train.cli", recipe, "--accelerate_config", name, *options, "--dataset_dir", str(dataset_dir), *small,
-                   "--output_dir", str(folder / "checkpoint")]  # fmt: skip
+        command = [
+            "flip_ctr.train.cli",
+            recipe,
+            "--accelerate_config",
+            name,
+            *options,
+            "--dataset_dir",
+            str(dataset_dir),
+            *small,
+            "--output_dir",
+            str(folder / "checkpoint"),
+        ]
         return start(command, folder / log, **environment)
 
-    node = ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port(), "--num_processes", "2", "--strategy", "id"]
+    node = [
+        "--main_process_ip",
+        "127.0.0.1",
+        "--main_process_port",
+        free_port(),
+        "--num_processes",
+        "2",
+        "--strategy",
+        "id",
+    ]
     launches = {
         "fsdp2": lambda: [sharded("fsdp2", ALIKE | BF16 | resumed(out["fsdp2"]), dataset_dir, calm_plm, out["fsdp2"])],
         "multi_node": lambda: [
-            run("finetune", "multi_node", "--machine_rank", rank, *node, folder=out["multi_node"], log=f"log{rank}", ACCELERATE_USE_CPU="1")
+            run(
+                "finetune",
+                "multi_node",
+                "--machine_rank",
+                rank,
+                *node,
+                folder=out["multi_node"],
+                log=f"log{rank}",
+                ACCELERATE_USE_CPU="1",
+            )
             for rank in "01"
         ],
-        "single_gpu": lambda: [run("pretrain", "single_gpu", "--model_name_or_path", str(calm_plm), folder=out["single_gpu"])],
-    }  # fmt: skip
+        "single_gpu": lambda: [
+            run("pretrain", "single_gpu", "--model_name_or_path", str(calm_plm), folder=out["single_gpu"])
+        ],
+    }
     running = {name: Launch(out[name], launch) for name, launch in launches.items()}
     yield running
     for launch in running.values():
@@ -290,15 +406,18 @@ class Launch:
         self.processes = start_all()
 
     def finished(self) -> Path:
-        """The output folder, once all processes have ended well. One that crashed natively (gloo aborts once in many runs on CPUs) is
-        started a second time, with a warning that says how it ended."""
+        """The output folder, once all processes have ended well. One that crashed natively (gloo aborts once in many
+        runs on CPUs) is started a second time, with a warning that says how it ended."""
         codes = [process.wait(200) for process in self.processes]
         if any(codes):
             logs = "".join(f"{log.name}:\n{log.read_text()[-20_000:]}" for log in sorted(self.folder.glob("log*")))
             crashed = re.search(r"exitcode\s*: -(6|11)\b", logs)
             assert crashed and not self.crashes, logs
             self.crashes += 1
-            warnings.warn(f"{self.folder.name} crashed with signal {crashed[1]} and is started again; its logs end with\n{logs}", stacklevel=2)
+            warnings.warn(
+                f"{self.folder.name} crashed with signal {crashed[1]} and is started again; its logs end with\n{logs}",
+                stacklevel=2,
+            )
             shutil.rmtree(self.folder)
             self.folder.mkdir()
             self.processes = self.start_all()
@@ -353,7 +472,9 @@ def same_as_one_process(name: str, folder: Path, tmp_path, dataset_dir, plm, mon
     for file in ("config.json", "modeling_flip.py"):
         assert (folder / name / file).read_text() == (tmp_path / name / file).read_text()
     first, second = (json.loads((parent / name / "all_results.json").read_text()) for parent in (tmp_path, folder))
-    metrics = [key for key in first if key.endswith(("auc", "logloss"))]  # of pretraining, the losses depend on the processes' shares
+    metrics = [
+        key for key in first if key.endswith(("auc", "logloss"))
+    ]  # of pretraining, the losses depend on the processes' shares
     assert {key: second[key] for key in metrics} == pytest.approx({key: first[key] for key in metrics}, abs=2e-3)
 
 

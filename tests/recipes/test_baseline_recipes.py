@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModel
-
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipModel, FlipProcessor
 from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.modeling_flip.heads_flip import FlipFusion
 from flip_ctr.modeling_flip.losses_flip import click_loss
-from flip_ctr.train.models import build
 from flip_ctr.train import evaluate_ctr, fuse, predict
 from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.models import build
+from flip_ctr.train.models.warm_start import check_same_ids
 from flip_ctr.train.outputs.hub import without_heads
 from flip_ctr.train.pretrain import PretrainArguments
-from flip_ctr.train.models.warm_start import check_same_ids
+from transformers import AutoModel
 
 MAP = {"mlm_weight": 0.0, "icl_weight": 0.0, "mtm_text_dropout": 1.0, "mask_unit": "entity"}
 PLAIN_MLM = {"mtm_weight": 0.0, "icl_weight": 0.0, "mlm_id_dropout": 1.0}
@@ -44,20 +43,31 @@ def card(folder) -> str:
 
 def test_ids_alone(tmp_path, dataset_dir, map_model):
     folder, results = map_model
-    assert "eval_mtm_accuracy" in results and "eval_mtm_shuffled_accuracy" not in results and "eval_icl_loss" not in results
+    assert (
+        "eval_mtm_accuracy" in results
+        and "eval_mtm_shuffled_accuracy" not in results
+        and "eval_icl_loss" not in results
+    )
     assert FlipProcessor.from_pretrained(folder).tokenizer is None
     assert "trained to recover masked ids of a row from its other ids (MAP)" in card(folder)
     tiny.finetune(dataset_dir, folder, tmp_path / "m", strategy="id")
     text = card(tmp_path / "m")
     assert "pretrained without labels on its own view" in text and "aligned" not in text
-    with pytest.raises(ValueError, match="--strategy joint needs a PLM, and .* has none; name a PLM .* and this checkpoint with --id_model"):
+    with pytest.raises(
+        ValueError,
+        match="--strategy joint needs a PLM, and .* has none; name a PLM .* and this checkpoint with --id_model",
+    ):
         tiny.finetune(dataset_dir, folder, tmp_path / "j")
     assert "views.id_hidden_state    # the ids of the row" in (folder / "README.md").read_text()
 
 
 def test_text_alone(tmp_path, dataset_dir, plm):
     results = tiny.pretrain(dataset_dir, plm, tmp_path / "p", **PLAIN_MLM)
-    assert "eval_mlm_accuracy" in results and "eval_mlm_shuffled_accuracy" not in results and "eval_mtm_loss" not in results
+    assert (
+        "eval_mlm_accuracy" in results
+        and "eval_mlm_shuffled_accuracy" not in results
+        and "eval_mtm_loss" not in results
+    )
     assert "trained on rows as sentences by masked language modelling" in card(tmp_path / "p")
     tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "m", strategy="plm")
     assert "pretrained without labels" in card(tmp_path / "m")
@@ -73,7 +83,9 @@ def test_text_alone(tmp_path, dataset_dir, plm):
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "j", strategy="id")
     # as it is published, without its head: no tower appears from nowhere
     (tmp_path / "public").mkdir()
-    for name, content in without_heads(tmp_path / "p", json.loads((tmp_path / "p" / "config.json").read_text())).items():
+    for name, content in without_heads(
+        tmp_path / "p", json.loads((tmp_path / "p" / "config.json").read_text())
+    ).items():
         (tmp_path / "public" / name).write_bytes(content)
     assert AutoModel.from_pretrained(tmp_path / "public").id_tower is None
     with pytest.raises(ValueError, match="has no ID tower of ids alone"):
@@ -82,7 +94,9 @@ def test_text_alone(tmp_path, dataset_dir, plm):
 
 def test_contrast_alone(tmp_path, dataset_dir, plm):
     results = tiny.pretrain(dataset_dir, plm, tmp_path / "p", mlm_weight=0.0, mtm_weight=0.0)
-    assert results["eval_loss"] == pytest.approx(results["eval_icl_loss"]) and "aligned on the same rows" in card(tmp_path / "p")
+    assert results["eval_loss"] == pytest.approx(results["eval_icl_loss"]) and "aligned on the same rows" in card(
+        tmp_path / "p"
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,10 +105,22 @@ def test_contrast_alone(tmp_path, dataset_dir, plm):
         ({"model_name_or_path": "m", **MAP}, "no objective uses the PLM: leave --model_name_or_path m out"),
         ({**MAP, "mtm_text_dropout": 0.5}, "an objective uses the PLM: --model_name_or_path must name it"),
         ({"model_name_or_path": "m", "id_model": "x", **PLAIN_MLM}, "--id_model x: no objective uses the ID tower"),
-        ({"model_name_or_path": "m", "mtm_text_dropout": 0.5, "mtm_weight": 0.0}, "--mtm_text_dropout 0.5 has no effect with --mtm_weight 0"),
-        ({"model_name_or_path": "m", "mlm_id_dropout": 0.5, "mlm_weight": 0.0}, "--mlm_id_dropout 0.5 has no effect with --mlm_weight 0"),
-        ({"model_name_or_path": "m", "mlm_vocabulary": "plm", "mlm_weight": 0.0}, "--mlm_vocabulary plm has no effect without MLM"),
-        ({"model_name_or_path": "m", "mlm_vocabulary": "dataset", "streaming": True}, "--mlm_vocabulary dataset needs the rows encoded"),
+        (
+            {"model_name_or_path": "m", "mtm_text_dropout": 0.5, "mtm_weight": 0.0},
+            "--mtm_text_dropout 0.5 has no effect with --mtm_weight 0",
+        ),
+        (
+            {"model_name_or_path": "m", "mlm_id_dropout": 0.5, "mlm_weight": 0.0},
+            "--mlm_id_dropout 0.5 has no effect with --mlm_weight 0",
+        ),
+        (
+            {"model_name_or_path": "m", "mlm_vocabulary": "plm", "mlm_weight": 0.0},
+            "--mlm_vocabulary plm has no effect without MLM",
+        ),
+        (
+            {"model_name_or_path": "m", "mlm_vocabulary": "dataset", "streaming": True},
+            "--mlm_vocabulary dataset needs the rows encoded",
+        ),
         ({"model_name_or_path": "m", "mlm_id_dropout": -0.1}, "`mlm_id_dropout` must lie between 0 and 1; got -0.1"),
     ],
 )
@@ -108,7 +134,9 @@ def test_objectives_that_do_not_fit(settings, message):
 
 def test_pretraining_goes_on_from_an_id_tower(tmp_path, dataset_dir, plm, map_model):
     # no step: what is saved is what the run started with
-    tiny.pretrain(dataset_dir, plm, tmp_path / "p", id_model=str(map_model[0]), learning_rate=1e-30, mtm_text_dropout=0.5)
+    tiny.pretrain(
+        dataset_dir, plm, tmp_path / "p", id_model=str(map_model[0]), learning_rate=1e-30, mtm_text_dropout=0.5
+    )
     assert torch.equal(embeddings(tmp_path / "p"), embeddings(map_model[0]))
     ours, theirs = (FlipForPretraining.from_pretrained(folder).mtm_head for folder in (tmp_path / "p", map_model[0]))
     assert torch.equal(ours.embeddings.weight, theirs.embeddings.weight)
@@ -121,16 +149,27 @@ def test_fine_tuning_starts_from_an_id_tower(tmp_path, dataset_dir, plm, map_mod
     tiny.finetune(dataset_dir, plm, tmp_path / "a", id_model=str(map_model[0]), **settings)
     assert torch.equal(embeddings(tmp_path / "a"), embeddings(map_model[0]))
     tiny.finetune(dataset_dir, plm, tmp_path / "b", id_model=str(finetuned["id"][0]), **settings)
-    ours, theirs = (FlipForCTR.from_pretrained(folder).id_classifier.weight for folder in (tmp_path / "b", finetuned["id"][0]))
+    ours, theirs = (
+        FlipForCTR.from_pretrained(folder).id_classifier.weight for folder in (tmp_path / "b", finetuned["id"][0])
+    )
     assert torch.equal(ours, theirs)  # a trained click layer comes along
     text = card(tmp_path / "b")
     assert "the language model not pretrained and the ID tower aligned with the other view" in text
-    assert "Its ID tower started from a checkpoint of `flip-ctr finetune`" in text and "Its ID tower started from a checkpoint of `flip-ctr pretrain`" in text
+    assert (
+        "Its ID tower started from a checkpoint of `flip-ctr finetune`" in text
+        and "Its ID tower started from a checkpoint of `flip-ctr pretrain`" in text
+    )
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"embedding_optimizer": "rowwise_adagrad"}, {"use_lora": True}, {"grad_cache_chunk_size": 16},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"embedding_optimizer": "rowwise_adagrad"},
+        {"use_lora": True},
+        {"grad_cache_chunk_size": 16},
+    ],
+)
 def test_a_tower_whose_rate_is_0_stays_as_it_is(tmp_path, dataset_dir, plm, map_model, options):
     def tower(folder):
         return AutoModel.from_pretrained(folder).base_model.id_tower.state_dict()
@@ -145,7 +184,9 @@ def test_a_tower_whose_rate_is_0_stays_as_it_is(tmp_path, dataset_dir, plm, map_
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "m", id_learning_rate=0.0, **start, **options)
         after = tower(tmp_path / "m")
         assert all(torch.equal(before[name], after[name]) for name in before)
-        assert "the language model aligned with the other view and the ID tower pretrained on its own view" in card(tmp_path / "m")
+        assert "the language model aligned with the other view and the ID tower pretrained on its own view" in card(
+            tmp_path / "m"
+        )
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "i", strategy="id", max_train_steps=1)
         assert "pretrained without labels on its own view. It predicts" in card(tmp_path / "i")
     assert "the language model was aligned to the ID tower, which stayed as it was" in card(tmp_path / "p")
@@ -156,13 +197,18 @@ def test_a_tower_that_stays_as_it_is_counts_and_drops_nothing(tmp_path, dataset_
     """AFN's batch norm counts nothing, and DeepFM's weights of single features stay too."""
     new = {"strategy": "id", "id_tower": tower, "id_tower_kwargs": None, "id_dropout": 0.5, "max_train_steps": 2}
     tiny.finetune(dataset_dir, None, tmp_path / "i", **new)
-    tiny.finetune(dataset_dir, plm, tmp_path / "j", id_model=str(tmp_path / "i"), id_learning_rate=0.0, max_train_steps=2)
+    tiny.finetune(
+        dataset_dir, plm, tmp_path / "j", id_model=str(tmp_path / "i"), id_learning_rate=0.0, max_train_steps=2
+    )
     before, after = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("i", "j"))
     for name in before:
         assert torch.equal(before[name], after[name]) == (not name.startswith("id_classifier")), name
     model = AutoModel.from_pretrained(tmp_path / "j")
     build.lock_id_tower(model)
-    assert not any(module.training for module in model.train().flip.id_tower.modules()) and model.flip.text_encoder.training
+    assert (
+        not any(module.training for module in model.train().flip.id_tower.modules())
+        and model.flip.text_encoder.training
+    )
 
 
 def test_an_id_tower_goes_on_learning_where_no_plm_is_aligned_to_it(tmp_path, dataset_dir, plm, map_model):
@@ -182,8 +228,16 @@ def test_a_rate_of_the_tower_that_has_no_effect():
         FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", id_learning_rate=0.0)
     with pytest.raises(ValueError, match="--embedding_l2 0.01 has no effect on a tower that stays as it is"):
         PretrainArguments(**folders, id_model="i", embedding_l2=1e-2)
-    odd = {"id_model": "i", "icl_weight": 0.0, "mlm_id_dropout": 1.0, "mtm_text_dropout": 1.0}  # no objective sees both views
-    assert PretrainArguments(**folders, **odd).id_learning_rate is None and PretrainArguments(**folders, id_model="i").id_learning_rate == 0
+    odd = {
+        "id_model": "i",
+        "icl_weight": 0.0,
+        "mlm_id_dropout": 1.0,
+        "mtm_text_dropout": 1.0,
+    }  # no objective sees both views
+    assert (
+        PretrainArguments(**folders, **odd).id_learning_rate is None
+        and PretrainArguments(**folders, id_model="i").id_learning_rate == 0
+    )
     with pytest.raises(ValueError, match="--id_learning_rate 0.01 has no effect with --strategy plm"):
         FinetuneArguments(**folders, strategy="plm", id_learning_rate=0.01)
     with pytest.raises(ValueError, match="--id_learning_rate must be at least 0; got -1"):
@@ -193,7 +247,9 @@ def test_a_rate_of_the_tower_that_has_no_effect():
 def test_ids_that_mean_other_things(tmp_path):
     """Buckets that add up to the same number are not the same ids."""
     sizes = [(16, 8), (12, 12)]
-    fields = [[{"name": name, "kind": "hashed", "num_buckets": size} for name, size in zip("ab", pair)] for pair in sizes]
+    fields = [
+        [{"name": name, "kind": "hashed", "num_buckets": size} for name, size in zip("ab", pair)] for pair in sizes
+    ]
     rows = [{"a": "x", "b": "y", "label": 1}]
     ours, theirs = (FlipProcessor.from_dataset(rows, one).feature_extractor for one in fields)
     check_same_ids(ours, ours, "here")
@@ -205,7 +261,10 @@ def test_an_id_tower_that_does_not_fit(tmp_path, dataset_dir, plm, map_model, fi
     start = {"id_model": str(map_model[0])}
     with pytest.raises(ValueError, match="--id_embedding_size 8 does not fit .*, which has 4; leave the flag out"):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", id_embedding_size=8, **start)
-    with pytest.raises(ValueError, match="the ids of .* are not those of this run: field 1, user_id int categorical.*, has other values"):
+    with pytest.raises(
+        ValueError,
+        match="the ids of .* are not those of this run: field 1, user_id int categorical.*, has other values",
+    ):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", max_train_samples=48, **start)
     with pytest.raises(ValueError, match="is a bert, not a FLIP checkpoint with an ID tower"):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", id_model=str(plm))
@@ -238,7 +297,12 @@ def test_frozen_text_embeddings(tmp_path, dataset_dir, plm):
 
 
 def test_a_frozen_plm_reads_a_prompt_once(tmp_path, dataset_dir, plm, monkeypatch, caplog):
-    settings = {"strategy": "frozen", "prompt_fields": ["title", "genre"], "text_pooling": "mean", "num_train_epochs": 2}
+    settings = {
+        "strategy": "frozen",
+        "prompt_fields": ["title", "genre"],
+        "text_pooling": "mean",
+        "num_train_epochs": 2,
+    }
     read = []
     real = FlipModel.encode_text
 
@@ -290,7 +354,9 @@ def test_frozen_starts_from_a_plm(tmp_path, dataset_dir, pretrained, finetuned):
         tiny.finetune(dataset_dir, pretrained, tmp_path / "m", strategy="frozen")
     with pytest.raises(ValueError, match="the ID tower of .* is of another form than that of --strategy joint"):
         tiny.finetune(dataset_dir, finetuned["frozen"][0], tmp_path / "m")
-    again = AutoModel.from_pretrained(finetuned["frozen"][0])  # it is frozen after loading too: DDP would wait for its gradients
+    again = AutoModel.from_pretrained(
+        finetuned["frozen"][0]
+    )  # it is frozen after loading too: DDP would wait for its gradients
     assert not any(parameter.requires_grad for parameter in again.flip.text_encoder.parameters())
     with pytest.raises(ValueError, match="--use_lora has no place beside --strategy frozen"):
         FinetuneArguments(dataset_dir="d", output_dir="o", model_name_or_path="m", strategy="frozen", use_lora=True)
@@ -303,7 +369,9 @@ def test_ids_in_the_prompt_are_an_argument(tmp_path, dataset_dir, plm, caplog):
     assert [field.name for field in processor.text_fields] == names
     with caplog.at_level("INFO"):
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "m")
-    assert "prompts have the checkpoint's fields user_id, movie_id, title; the dataset's schema puts gender" in caplog.text
+    assert (
+        "prompts have the checkpoint's fields user_id, movie_id, title; the dataset's schema puts gender" in caplog.text
+    )
     with pytest.raises(ValueError, match="--prompt_fields: the prompts of .* have its own fields"):
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "n", prompt_fields=names)
     with pytest.raises(ValueError, match="--prompt_fields has no effect with --strategy id"):
@@ -317,7 +385,9 @@ def test_ids_in_the_prompt_are_an_argument(tmp_path, dataset_dir, plm, caplog):
 
 def fuse_models(dataset_dir, finetuned, folder, **options) -> dict:
     paths = {"id_model": str(finetuned["id"][0]), "plm_model": str(finetuned["plm"][0])} | options
-    return fuse.run(fuse.FuseArguments(dataset_dir=str(dataset_dir), output_dir=str(folder), max_eval_samples=64, **paths))
+    return fuse.run(
+        fuse.FuseArguments(dataset_dir=str(dataset_dir), output_dir=str(folder), max_eval_samples=64, **paths)
+    )
 
 
 @pytest.mark.parametrize("fusion", ["scalar", "gate", "raw"])
@@ -329,7 +399,9 @@ def test_fused_models_keep_their_towers(tmp_path, dataset_dir, finetuned, fusion
         output = model(**processor(rows))
         for strategy, logits in (("id", output.id_logits), ("plm", output.text_logits)):
             alone = FlipForCTR.from_pretrained(finetuned[strategy][0]).eval()
-            torch.testing.assert_close(alone(**FlipProcessor.from_pretrained(finetuned[strategy][0])(rows)).logits, logits)
+            torch.testing.assert_close(
+                alone(**FlipProcessor.from_pretrained(finetuned[strategy][0])(rows)).logits, logits
+            )
     assert (model.config.strategy, model.config.fusion) == ("joint", fusion)
     for strategy, tower in (("id", "id"), ("plm", "text")):
         assert results[f"test_{tower}_auc"] == pytest.approx(finetuned[strategy][1]["test_auc"])
@@ -337,8 +409,14 @@ def test_fused_models_keep_their_towers(tmp_path, dataset_dir, finetuned, fusion
     assert again["test_auc"] == pytest.approx(results["test_auc"])
     assert json.loads((tmp_path / "m" / "all_results.json").read_text()) == results
     text = card(tmp_path / "m")
-    assert "`flip-ctr fuse`" in text and "the weights of the towers were fitted on 64 of validation" in text and "cross-fitted" in text
-    assert "aligned in pretraining by" in text and "steps" not in text.split("`flip-ctr fuse`")[1].split("It started")[0]
+    assert (
+        "`flip-ctr fuse`" in text
+        and "the weights of the towers were fitted on 64 of validation" in text
+        and "cross-fitted" in text
+    )
+    assert (
+        "aligned in pretraining by" in text and "steps" not in text.split("`flip-ctr fuse`")[1].split("It started")[0]
+    )
 
 
 def test_fusing_over_another_run_leaves_nothing_of_it(tmp_path, dataset_dir, finetuned):
@@ -347,7 +425,9 @@ def test_fusing_over_another_run_leaves_nothing_of_it(tmp_path, dataset_dir, fin
     (tmp_path / "m" / "notes.txt").write_text("mine")
     fuse_models(dataset_dir, finetuned, tmp_path / "m", overwrite_output_dir=True)
     names = {path.name for path in (tmp_path / "m").iterdir()}
-    assert not names & {"history.json", "training.png"} and not [name for name in names if name.startswith("checkpoint-")]
+    assert not names & {"history.json", "training.png"} and not [
+        name for name in names if name.startswith("checkpoint-")
+    ]
     assert "notes.txt" in names and "training.png" not in card(tmp_path / "m")
 
 
@@ -382,7 +462,8 @@ def test_models_that_cannot_be_fused(tmp_path, dataset_dir, finetuned, pretraine
 
 
 def fusion_rows(count: int, processor, text_config, kind: str):
-    """A fusion, and inputs where the ID tower is right in rows of the first half of its states' sign, the PLM in the others."""
+    """A fusion, and inputs where the ID tower is right in rows of the first half of its states' sign, the PLM in the
+    others."""
     generator = torch.Generator().manual_seed(0)
     config = tiny.flip_config(processor.fields, text_config, fusion=kind)
     state, pooled = torch.randn(count, 6, generator=generator), torch.randn(count, 5, generator=generator)

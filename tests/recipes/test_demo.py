@@ -8,9 +8,6 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, AutoTokenizer
-
-from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.datasets.synthetic import (
     THEMES,
     CatalogueSettings,
@@ -20,8 +17,10 @@ from flip_ctr.data.datasets.synthetic import (
     make_tiny_plm,
     make_tokenizer,
 )
+from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.train import demo
 from flip_ctr.train.demo import METHODS, DemoArguments
+from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, AutoTokenizer
 
 SMALL = CatalogueSettings(users=40, items=60, rows=900)
 TINY = TinyPlmSettings(hidden_size=16, layers=1, heads=2, steps=3, batch_size=16)
@@ -56,7 +55,9 @@ def test_title_tells_the_theme_and_genre_does_not():
     for title, theme in zip(items.title, items.theme):
         found = [theme_of[word] for word in title.lower().replace(",", "").replace(":", "").split() if word in theme_of]
         assert set(found) == {theme} and len(found) == 2, title
-    by_genre = items.dropna(subset="genre").groupby("genre").theme.agg(lambda themes: Counter(themes).most_common(1)[0][1])
+    by_genre = (
+        items.dropna(subset="genre").groupby("genre").theme.agg(lambda themes: Counter(themes).most_common(1)[0][1])
+    )
     assert by_genre.sum() / items.genre.notna().sum() < 0.4
 
 
@@ -79,7 +80,10 @@ def test_plm_loads_through_the_auto_classes(plm):
 
 
 def test_tokenizer_is_the_same_in_another_process():
-    code = "from flip_ctr.data.datasets.synthetic import *; print(make_tokenizer(generate_texts(50), 64).get_vocab()['comet'])"
+    code = (
+        "from flip_ctr.data.datasets.synthetic import *; print(make_tokenizer(generate_texts(50), "
+        "64).get_vocab()['comet'])"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(other) == make_tokenizer(generate_texts(50), 64).get_vocab()["comet"]
 
@@ -124,15 +128,19 @@ def test_cold_items_are_never_seen_in_training(finished):
     assert not set(rows["train"].item_id) & set(rows["test"].item_id)
     assert results["cold_items"] == rows["test"].item_id.nunique() and results["cold_item_rows"] == len(rows["test"])
     assert "theme" not in rows["train"]
-    both = [sum(len(read_split(folder / "data" / split, part)) for part in ("train", "validation", "test"))
-            for split in ("random", "cold_items")]  # fmt: skip
+    both = [
+        sum(len(read_split(folder / "data" / split, part)) for part in ("train", "validation", "test"))
+        for split in ("random", "cold_items")
+    ]
     assert both == [SMALL.rows, SMALL.rows]
 
 
 def test_only_a_former_demo_is_overwritten(finished, tmp_path):
     former = tmp_path / "former"
     shutil.copytree(finished[0], former)
-    with pytest.raises(FileExistsError, match="not empty; name another folder, or replace it with --overwrite_output_dir"):
+    with pytest.raises(
+        FileExistsError, match="not empty; name another folder, or replace it with --overwrite_output_dir"
+    ):
         demo.claim_output_dir(DemoArguments(output_dir=str(former)))
     again = DemoArguments(output_dir=str(former), overwrite_output_dir=True)
     (former / "notes.txt").write_text("mine")

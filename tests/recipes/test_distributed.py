@@ -9,16 +9,26 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from flip_ctr.train.launch import CONFIGS
 from transformers import AutoModel
 
-from flip_ctr.train.launch import CONFIGS
-
 # 65 rows of validation: of the last batch one process has no row
-SHARED = {"max_train_samples": 96, "max_eval_samples": 65, "num_train_epochs": 2, "per_device_eval_batch_size": 32,
-          "warmup_ratio": 0.0, "seed": 1}  # fmt: skip
+SHARED = {
+    "max_train_samples": 96,
+    "max_eval_samples": 65,
+    "num_train_epochs": 2,
+    "per_device_eval_batch_size": 32,
+    "warmup_ratio": 0.0,
+    "seed": 1,
+}
 RUNS = {
     "finetune": {"strategy": "joint", "unk_rate": 0.1, "early_stopping_patience": None},
-    "rows": {"strategy": "joint", "early_stopping_patience": None, "embedding_optimizer": "lazy_adam", "embedding_l2": 0.01},
+    "rows": {
+        "strategy": "joint",
+        "early_stopping_patience": None,
+        "embedding_optimizer": "lazy_adam",
+        "embedding_l2": 0.01,
+    },
     "lora": {"strategy": "joint", "early_stopping_patience": None, "use_lora": True, "plm_learning_rate": 0.01},
     # without ICL: the dropout of its projections differs between processes
     "mlm": {"icl_weight": 0.0, "mtm_weight": 0.0},
@@ -28,11 +38,20 @@ RUNS = {
     "locked": {"icl_weight": 0.0, "id_model": "OUT/map"},
     # with dropout: each process has a random state of its own
     "whole": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1"},
-    "resumed": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1",
-                "resume_from_checkpoint": "OUT/whole/checkpoint-2"},
+    "resumed": {
+        "strategy": "joint",
+        "classifier_dropout": 0.2,
+        "checkpointing_steps": "1",
+        "resume_from_checkpoint": "OUT/whole/checkpoint-2",
+    },
     "streamed": {"strategy": "joint", "streaming": True, "unk_rate": 0.1, "checkpointing_steps": "1"},
-    "streamed resumed": {"strategy": "joint", "streaming": True, "unk_rate": 0.1, "checkpointing_steps": "1",
-                         "resume_from_checkpoint": "OUT/streamed/checkpoint-2"},
+    "streamed resumed": {
+        "strategy": "joint",
+        "streaming": True,
+        "unk_rate": 0.1,
+        "checkpointing_steps": "1",
+        "resume_from_checkpoint": "OUT/streamed/checkpoint-2",
+    },
     "all": {"mtm_num_noise": 5, "max_train_steps": 2},
     # nothing learnt: the same model is evaluated
     "measured": {"max_train_steps": 1, "learning_rate": 1e-12, "plm_learning_rate": 1e-12},
@@ -56,14 +75,28 @@ def two_processes(tmp_path_factory, dataset_dir, calm_plm):
     """Folder of the checkpoints that two processes wrote, each with batches of 16."""
     out = tmp_path_factory.mktemp("two")
     shared = str(SHARED | {"per_device_train_batch_size": 16})
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_gpu.yaml"),
-               "--num_processes", "2", "--main_process_port", "0"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(CONFIGS / "multi_gpu.yaml"),
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
     (out / "script.py").write_text(SCRIPT)
     paths = [str(dataset_dir), str(calm_plm), str(out)]
     path = os.pathsep.join([str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([*command, str(out / "script.py"), *paths, str(RUNS), shared], env=environment,
-                          capture_output=True, text=True, timeout=600)  # fmt: skip
+    done = subprocess.run(
+        [*command, str(out / "script.py"), *paths, str(RUNS), shared],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     (out / "printed").write_text(done.stdout + done.stderr)
     return out
@@ -72,12 +105,26 @@ def two_processes(tmp_path_factory, dataset_dir, calm_plm):
 @pytest.mark.parametrize("name", ["finetune", "rows", "lora", "mlm", "mtm", "frozen", "map", "locked"])
 def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, calm_plm, two_processes, name):
     recipe = tiny.finetune if "strategy" in RUNS[name] else tiny.pretrain
-    options = {key: value.replace("OUT", str(two_processes)) if isinstance(value, str) else value for key, value in RUNS[name].items()}
-    recipe(dataset_dir, None if name == "map" else calm_plm, tmp_path / name, **SHARED, **options, per_device_train_batch_size=32)
+    options = {
+        key: value.replace("OUT", str(two_processes)) if isinstance(value, str) else value
+        for key, value in RUNS[name].items()
+    }
+    recipe(
+        dataset_dir,
+        None if name == "map" else calm_plm,
+        tmp_path / name,
+        **SHARED,
+        **options,
+        per_device_train_batch_size=32,
+    )
     one, two = (AutoModel.from_pretrained(folder / name).state_dict() for folder in (tmp_path, two_processes))
-    logged = [[entry["loss"] for entry in json.loads((folder / name / "history.json").read_text()) if "loss" in entry]
-              for folder in (tmp_path, two_processes)]  # fmt: skip
-    assert logged[1] == pytest.approx(logged[0], rel=1e-4) and len(logged[0]) > 1  # the mean over all rows, not the first process's
+    logged = [
+        [entry["loss"] for entry in json.loads((folder / name / "history.json").read_text()) if "loss" in entry]
+        for folder in (tmp_path, two_processes)
+    ]
+    assert (
+        logged[1] == pytest.approx(logged[0], rel=1e-4) and len(logged[0]) > 1
+    )  # the mean over all rows, not the first process's
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
 
@@ -94,7 +141,9 @@ def test_two_processes_go_on_where_they_were(two_processes, names):
 
 def test_alignment_is_measured_on_every_row_once(tmp_path, dataset_dir, calm_plm, two_processes):
     tiny.pretrain(dataset_dir, calm_plm, tmp_path / "m", **SHARED, **RUNS["measured"], per_device_train_batch_size=32)
-    one, two = (json.loads((folder / "all_results.json").read_text()) for folder in (tmp_path / "m", two_processes / "measured"))
+    one, two = (
+        json.loads((folder / "all_results.json").read_text()) for folder in (tmp_path / "m", two_processes / "measured")
+    )
     assert one["eval_rows"] == two["eval_rows"] == 65
     # but for those with shuffled rows, which are of the process's own batch
     names = [f"eval_{kind}_{what}" for kind in ("mlm", "mtm", "icl") for what in ("loss", "accuracy")]

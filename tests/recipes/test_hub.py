@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from flip_ctr.modeling_flip.tower_code_flip import package_modules
+from flip_ctr.train.outputs import hub as publishing
 from huggingface_hub import ModelCard
 from loopback_hub import FakeHub
 from safetensors.torch import load as load_safetensors
 from transformers import AutoModel, AutoProcessor
-
-from flip_ctr.modeling_flip.tower_code_flip import package_modules
-from flip_ctr.train.outputs import hub as publishing
 
 TOKEN = "hf_a-secret-token"
 CODE = {f"{name}.py" for name in package_modules()}
@@ -32,10 +31,17 @@ def hub():
 
 @pytest.fixture(scope="module")
 def environment(hub, tmp_path_factory):
-    """Of a process whose Hub is the loopback one. `HF_ENDPOINT` is read when huggingface_hub is imported: hence processes."""
+    """Of a process whose Hub is the loopback one. `HF_ENDPOINT` is read when huggingface_hub is imported: hence
+    processes."""
     home = str(tmp_path_factory.mktemp("home"))
-    return os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "HF_HOME": home,
-                         "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(tiny.__file__).parent)}  # fmt: skip
+    return os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": home,
+        "HF_HUB_OFFLINE": "0",
+        "PYTHONPATH": str(Path(tiny.__file__).parent),
+    }
 
 
 WORKER = """
@@ -63,7 +69,9 @@ for line in sys.stdin:
 def worker(environment):
     """One process that runs commands and scripts: importing the stack takes longer than all that is done with it."""
     arguments = [sys.executable, "-c", WORKER]
-    with subprocess.Popen(arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield process
         process.stdin.close()
 
@@ -94,10 +102,34 @@ def pushed(hub, worker, tmp_path_factory, dataset_dir, pretrained):
     (folder / "checkpoint-3").mkdir(parents=True)
     for name in ("notes.txt", "optimizer.bin", "random_states_0.pkl", "mine.py", "checkpoint-3/model.safetensors"):
         (folder / name).write_bytes(b"not for others")
-    flags = ["--max_train_samples", 96, "--max_eval_samples", 64, "--num_train_epochs", 1, "--per_device_train_batch_size", 32]
-    command(worker, "finetune", "--dataset_dir", dataset_dir, "--model_name_or_path", pretrained, "--output_dir", folder,
-            "--overwrite_output_dir", *flags, "--push_to_hub", "--hub_model_id", "org/flip-tiny", "--hub_private_repo",
-            "--hub_token", TOKEN)  # fmt: skip
+    flags = [
+        "--max_train_samples",
+        96,
+        "--max_eval_samples",
+        64,
+        "--num_train_epochs",
+        1,
+        "--per_device_train_batch_size",
+        32,
+    ]
+    command(
+        worker,
+        "finetune",
+        "--dataset_dir",
+        dataset_dir,
+        "--model_name_or_path",
+        pretrained,
+        "--output_dir",
+        folder,
+        "--overwrite_output_dir",
+        *flags,
+        "--push_to_hub",
+        "--hub_model_id",
+        "org/flip-tiny",
+        "--hub_private_repo",
+        "--hub_token",
+        TOKEN,
+    )
     return folder
 
 
@@ -118,7 +150,8 @@ def test_the_card_names_the_repository(hub, pushed):
 
 
 def test_the_card_passes_validation(hub, worker, pushed, pretrained):
-    """The client's own check, which asks the Hub; the loopback one accepts all YAML, so the client's reading is what is tested."""
+    """The client's own check, which asks the Hub; the loopback one accepts all YAML, so the client's reading is what is
+    tested."""
     script = """
 from huggingface_hub import ModelCard
 card = ModelCard.load(folder + "/README.md")
@@ -132,7 +165,14 @@ assert not card.data.eval_results or len(card.data.to_dict()["model-index"]) == 
 
 def test_nothing_secret_and_no_path_is_published(hub, pushed, dataset_dir, pretrained):
     for name, content in published(hub, "org/flip-tiny").items():
-        for secret in (TOKEN, str(pushed.parent), str(dataset_dir), str(pretrained.parent), str(Path.home()), os.getcwd()):
+        for secret in (
+            TOKEN,
+            str(pushed.parent),
+            str(dataset_dir),
+            str(pretrained.parent),
+            str(Path.home()),
+            os.getcwd(),
+        ):
             assert secret.encode() not in content, (name, secret)
 
 
@@ -173,7 +213,9 @@ def test_pretraining_heads_are_published_only_when_asked(hub, worker, pretrained
     push = ("push", "--model_name_or_path", pretrained, "--hub_model_id")
     command(worker, *push, "org/towers")
     command(worker, *push, "org/heads", "--hub_pretraining_heads")
-    towers, heads = (set(load_safetensors(published(hub, f"org/{name}")["model.safetensors"])) for name in ("towers", "heads"))
+    towers, heads = (
+        set(load_safetensors(published(hub, f"org/{name}")["model.safetensors"])) for name in ("towers", "heads")
+    )
     assert any(name.startswith(("mlm_head.", "mtm_head.")) for name in heads)
     assert {name.removeprefix("flip.") for name in heads if name.startswith("flip.")} == towers
     assert json.loads(published(hub, "org/towers")["config.json"])["architectures"] == ["FlipModel"]
@@ -190,8 +232,22 @@ def test_pretraining_heads_are_published_only_when_asked(hub, worker, pretrained
 def test_an_adapter_of_a_published_base(hub, worker, dataset_dir, pretrained, tmp_path):
     """It names its base by hub id, takes the place of a merged upload, and is loaded with its base from the Hub."""
     command(worker, "push", "--model_name_or_path", pretrained, "--hub_model_id", "org/base")
-    flags = ["--dataset_dir", dataset_dir, "--model_name_or_path", "org/base", "--max_train_samples", 64, "--max_eval_samples", 64,
-             "--num_train_epochs", 1, "--use_lora", "--push_to_hub", "--hub_model_id", "org/tuned"]  # fmt: skip
+    flags = [
+        "--dataset_dir",
+        dataset_dir,
+        "--model_name_or_path",
+        "org/base",
+        "--max_train_samples",
+        64,
+        "--max_eval_samples",
+        64,
+        "--num_train_epochs",
+        1,
+        "--use_lora",
+        "--push_to_hub",
+        "--hub_model_id",
+        "org/tuned",
+    ]
     command(worker, "finetune", *flags, "--output_dir", tmp_path / "merged")
     assert "model.safetensors" in published(hub, "org/tuned")
     command(worker, "finetune", *flags, "--output_dir", tmp_path / "adapter", "--lora_adapter_only")
@@ -219,7 +275,9 @@ assert push_checkpoint(folder, "org/from-folder").endswith("org/from-folder")
     for strategy in ("joint", "id"):
         ask(worker, script=script, folder=str(finetuned[strategy][0]))
         expected = WEIGHTS | CODE | (TOKENIZER if strategy == "joint" else set())
-        assert expected <= set(published(hub, "org/from-python")) and expected <= set(published(hub, "org/from-pipeline"))
+        assert expected <= set(published(hub, "org/from-python")) and expected <= set(
+            published(hub, "org/from-pipeline")
+        )
         stale = TOKENIZER & set(published(hub, "org/from-folder"))
         assert stale == (TOKENIZER if strategy == "joint" else set())  # those of the joint upload went
 
@@ -294,8 +352,22 @@ def test_a_public_repository_is_not_taken_for_private(hub, worker, finetuned):
 
 def test_an_upload_that_fails_leaves_the_checkpoint_and_says_what_to_do(hub, worker, dataset_dir, tmp_path):
     folder = tmp_path / "m"
-    arguments = ["finetune", "--dataset_dir", str(dataset_dir), "--strategy", "id", "--max_train_samples", "64", "--max_eval_samples",
-                 "64", "--output_dir", str(folder), "--push_to_hub", "--hub_model_id", "org/later"]  # fmt: skip
+    arguments = [
+        "finetune",
+        "--dataset_dir",
+        str(dataset_dir),
+        "--strategy",
+        "id",
+        "--max_train_samples",
+        "64",
+        "--max_eval_samples",
+        "64",
+        "--output_dir",
+        str(folder),
+        "--push_to_hub",
+        "--hub_model_id",
+        "org/later",
+    ]
     script = ANOTHER_HUB.format(endpoint="http://127.0.0.1:9", arguments=arguments)
     said = ask(worker, 2, script=script, folder="")
     advice = f"flip-ctr push --model_name_or_path {folder} --hub_model_id org/later"
@@ -327,7 +399,10 @@ def test_what_cannot_be_pushed_is_said_before_training(tmp_path, dataset_dir, pl
         ({"push_to_hub": True, "hub_token": "t", "hub_model_id": "a/b/c"}, "--hub_model_id a/b/c"),
         ({"hub_model_id": "org/m"}, "--hub_model_id has no effect without --push_to_hub"),
         ({"hub_private_repo": True}, "--hub_private_repo has no effect without --push_to_hub"),
-        ({"push_to_hub": True, "hub_token": "t", "use_lora": True, "lora_adapter_only": True}, "add --hub_pretraining_heads"),
+        (
+            {"push_to_hub": True, "hub_token": "t", "use_lora": True, "lora_adapter_only": True},
+            "add --hub_pretraining_heads",
+        ),
     ):
         recipe, start = (tiny.pretrain, plm) if "use_lora" in options else (tiny.finetune, None)
         with pytest.raises(ValueError, match=message):
@@ -359,7 +434,8 @@ processor = AutoProcessor.from_pretrained(folder)
 vocabularies = processor.feature_extractor.vocabularies
 for name, one in (("org/flip-words", processor), ("org/flip-extractor", processor.feature_extractor)):
     one.push_to_hub(name)
-for loaded in (AutoProcessor.from_pretrained("org/flip-words").feature_extractor, AutoFeatureExtractor.from_pretrained("org/flip-extractor")):
+for loaded in (AutoProcessor.from_pretrained("org/flip-words").feature_extractor,
+AutoFeatureExtractor.from_pretrained("org/flip-extractor")):
     assert loaded.vocabularies == vocabularies and sum(map(len, vocabularies)) > 5
 """
     ask(worker, script=script, folder=str(finetuned["joint"][0]))

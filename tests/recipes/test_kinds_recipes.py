@@ -1,26 +1,26 @@
-"""Rows with a field of each kind through the recipes: three towers, files in every format, the pipeline, the card, remote code."""
+"""Rows with a field of each kind through the recipes: three towers, files in every format, the pipeline, the card,
+remote code."""
 
 import json
 import math
 import re
 
 import datasets
-import pandas as pd
 import ibis
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from flip_ctr import FlipField
+from flip_ctr.data.prepare.split_statistics import split_statistics
+from flip_ctr.data.readers.row_files import lists_as_text, read_rows, write_rows
+from flip_ctr.train.predict import PredictArguments, run
 from huggingface_hub import ModelCard
 from remote_code import run_blocked
 from transformers import AutoModel, AutoProcessor, pipeline
-
-from flip_ctr import FlipField
-from flip_ctr.data.readers.row_files import lists_as_text, read_rows, write_rows
-from flip_ctr.data.prepare.split_statistics import split_statistics
-from flip_ctr.train.predict import PredictArguments, run
 
 TOWERS = {
     "dcnv2": {"id_tower_kwargs": '{"low_rank": 3, "num_experts": 2}'},
@@ -30,10 +30,18 @@ TOWERS = {
 # values that no training row has, too many of them, repeated ones, nulls
 ROWS = [
     *tiny.kind_rows(6),
-    {"user_id": 10**12, "history": [101, 101, 5, 102, 103], "age": 500, "movie_id": 7, "title": "New; a film",
-     "genres": ["New genre", "Drama", "Comedy, dark", "Crime"], "tags": ["city", "x", "y"], "price": -1e7},
+    {
+        "user_id": 10**12,
+        "history": [101, 101, 5, 102, 103],
+        "age": 500,
+        "movie_id": 7,
+        "title": "New; a film",
+        "genres": ["New genre", "Drama", "Comedy, dark", "Crime"],
+        "tags": ["city", "x", "y"],
+        "price": -1e7,
+    },
     dict.fromkeys(["user_id", "history", "age", "movie_id", "title", "genres", "tags", "price"]),
-]  # fmt: skip
+]
 ROWS = [{name: value for name, value in row.items() if name != "label"} for row in ROWS]
 
 
@@ -50,7 +58,15 @@ def trained(tmp_path_factory, kinds_dir, plm):
         chunks = {"grad_cache_chunk_size": 16} if tower == "deepfm" else {}
         aligned = tiny.pretrain(kinds_dir, plm, folder / f"{tower}-p", id_tower=tower, **options | chunks)
         options = {name: value for name, value in options.items() if name != "id_tower_kwargs"}
-        clicks = tiny.finetune(kinds_dir, folder / f"{tower}-p", folder / tower, strategy="joint", fusion="gate", learning_rate=0.02, **options)
+        clicks = tiny.finetune(
+            kinds_dir,
+            folder / f"{tower}-p",
+            folder / tower,
+            strategy="joint",
+            fusion="gate",
+            learning_rate=0.02,
+            **options,
+        )
         made[tower] = folder / f"{tower}-p", aligned, folder / tower, clicks
     return made
 
@@ -89,7 +105,9 @@ def as_text(row: dict) -> dict:
 
 
 def scores(model, path) -> list[float]:
-    return run(PredictArguments(str(model), str(path), str(path.parent / "scores.parquet")))["click_probability"].to_pylist()
+    return run(PredictArguments(str(model), str(path), str(path.parent / "scores.parquet")))[
+        "click_probability"
+    ].to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +180,13 @@ def test_a_csv_of_lists_reads_back(joint, tmp_path):
 def test_a_value_with_the_separator_is_no_csv(joint, tmp_path, monkeypatch):
     rows = [ROWS[0], ROWS[1] | {"genres": ["Drama|Crime"]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    monkeypatch.setattr("flip_ctr.train.predict.score", lambda *args, **kwargs: pytest.fail("scored before it was refused"))
-    message = "rows.parquet: column 'genres', row 1: 'Drama\\|Crime' contains the separator '\\|'.*write Parquet or JSON lines"
+    monkeypatch.setattr(
+        "flip_ctr.train.predict.score", lambda *args, **kwargs: pytest.fail("scored before it was refused")
+    )
+    message = (
+        "rows.parquet: column 'genres', row 1: 'Drama\\|Crime' contains the separator '\\|'.*write Parquet or "
+        "JSON lines"
+    )
     with pytest.raises(ValueError, match=message):
         run(PredictArguments(str(joint), str(tmp_path / "rows.parquet"), str(tmp_path / "scores.csv")))
 
@@ -188,27 +211,40 @@ def test_tables_without_lists_are_written_as_they_are():
 # --- schema, statistics, card
 
 
-@pytest.mark.parametrize(("name", "change"), [("genres", {"separator": ";"}), ("movie_id", {"kind": "hashed", "num_buckets": 9})])
+@pytest.mark.parametrize(
+    ("name", "change"), [("genres", {"separator": ";"}), ("movie_id", {"kind": "hashed", "num_buckets": 9})]
+)
 def test_a_dataset_of_other_kinds_is_refused(trained, tmp_path, name, change):
-    fields = [FlipField.from_dict(field.to_dict() | (change if field.name == name else {})) for field in tiny.KIND_FIELDS]
+    fields = [
+        FlipField.from_dict(field.to_dict() | (change if field.name == name else {})) for field in tiny.KIND_FIELDS
+    ]
     other = tiny.write_dataset(tmp_path / "data", tiny.kind_rows(60), fields)
-    with pytest.raises(ValueError, match=rf"the dataset's fields .*{name} \(.*(hashed|multi-valued by ';').*are not those of the checkpoint"):
+    with pytest.raises(
+        ValueError,
+        match=rf"the dataset's fields .*{name} \(.*(hashed|multi-valued by ';').*are not those of the checkpoint",
+    ):
         tiny.finetune(other, trained["dcnv2"][0], tmp_path / "m", strategy="joint")
 
 
 def test_statistics_of_lists():
     fields = [FlipField("g", kind="multi-valued"), FlipField("f")]
-    train = pa.concat_tables([pa.table({"g": [["a", "b"], None], "f": ["x", None], "label": [0, 1]}),
-                              pa.table({"g": [["b", None], []], "f": ["y", "x"], "label": [0, 1]}).cast(
-                                  pa.schema([("g", pa.list_(pa.string())), ("f", pa.string()), ("label", pa.int64())]))])  # fmt: skip
+    train = pa.concat_tables(
+        [
+            pa.table({"g": [["a", "b"], None], "f": ["x", None], "label": [0, 1]}),
+            pa.table({"g": [["b", None], []], "f": ["y", "x"], "label": [0, 1]}).cast(
+                pa.schema([("g", pa.list_(pa.string())), ("f", pa.string()), ("label", pa.int64())])
+            ),
+        ]
+    )
     test = pa.table({"g": [["a", "c", "d"], ["b"], None, ["c"]], "f": ["z", "x", None, "x"], "label": [0, 1, 0, 1]})
     codes = [pa.array([code] * len(part)) for code, part in ((0, train), (2, test))]
     rows = pa.concat_tables([part.append_column("_split", code) for part, code in zip((train, test), codes)])
     found = split_statistics(ibis.memtable(rows), fields)
     assert found["train"]["fields"] == {"g": {"values": 2, "nulls": 2}, "f": {"values": 2, "nulls": 1}}
     assert found["test"]["fields"] == {
-        "g": {"values": 4, "nulls": 1, "unseen_share": 0.5}, "f": {"values": 2, "nulls": 1, "unseen_share": 0.25}
-    }  # fmt: skip
+        "g": {"values": 4, "nulls": 1, "unseen_share": 0.5},
+        "f": {"values": 2, "nulls": 1, "unseen_share": 0.25},
+    }
 
 
 def test_the_card_says_what_the_fields_are(joint, expected):
@@ -218,7 +254,10 @@ def test_the_card_says_what_the_fields_are(joint, expected):
     assert "| `age` | int | numeric | user | id + text | 4 buckets |" in text
     assert "lists the values of these fields of users: `history`." in text
     assert "no value is stored, on the ID side they are hashed into buckets: `user_id`." in text
-    assert "only bounds of buckets over all training rows are stored: `age` (quantiles, numbers that occur in the rows)." in text
+    assert (
+        "only bounds of buckets over all training rows are stored: `age` (quantiles, numbers that occur in the rows)."
+        in text
+    )
     scope: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.S):
         exec(block.replace("path/or/hub-id", str(joint)), scope)

@@ -5,13 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, BertConfig, BertForMaskedLM
-
 from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining
-from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.datasets.synthetic import (
     CatalogueSettings,
     TinyPlmSettings,
@@ -20,10 +14,15 @@ from flip_ctr.data.datasets.synthetic import (
     make_tiny_plm,
     write_catalogue,
 )
+from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.train import evaluate_ctr, predict
-from flip_ctr.train.models import lora
 from flip_ctr.train.arguments import public_name
 from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.models import lora
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, BertConfig, BertForMaskedLM
 
 LORA = {"use_lora": True, "lora_r": 4, "plm_learning_rate": 0.02, "learning_rate": 0.02, "num_train_epochs": 2}
 
@@ -65,7 +64,9 @@ def test_unknown_layers_and_models_without_a_plm_are_refused(processor, text_con
     with pytest.raises(
         ValueError, match="--lora_target_modules q_proj: the PLM has no linear layer .* it has: dense, key, query"
     ):
-        lora.add_lora(FlipForCTR(tiny.flip_config(processor.fields, text_config)), arguments(lora_target_modules=["q_proj"]))
+        lora.add_lora(
+            FlipForCTR(tiny.flip_config(processor.fields, text_config)), arguments(lora_target_modules=["q_proj"])
+        )
     with pytest.raises(ValueError, match="--use_lora adapts the PLM, and an ID-only model has none"):
         lora.add_lora(FlipForCTR(tiny.flip_config(processor.fields, strategy="id")), arguments(strategy="id"))
 
@@ -94,7 +95,9 @@ def runs(tmp_path_factory, dataset_dir, pretrained):
     """The same LoRA run twice: as a merged checkpoint, and as an adapter."""
     folder = tmp_path_factory.mktemp("lora")
     results = {
-        name: tiny.finetune(dataset_dir, pretrained, folder / name, fusion="gate", lora_adapter_only=name == "adapter", **LORA)
+        name: tiny.finetune(
+            dataset_dir, pretrained, folder / name, fusion="gate", lora_adapter_only=name == "adapter", **LORA
+        )
         for name in ("merged", "adapter")
     }
     return folder, results
@@ -124,7 +127,9 @@ def test_an_adapter_holds_all_but_the_plm(runs, pretrained):
     state = load_file(folder / lora.ADAPTER_WEIGHTS)
     inner = {name.removeprefix(lora.PREFIX) for name in state}
     own = FlipForCTR(FlipConfig.from_pretrained(folder)).state_dict()
-    assert {name for name in inner if "text_encoder" not in name} == {name for name in own if "text_encoder" not in name}
+    assert {name for name in inner if "text_encoder" not in name} == {
+        name for name in own if "text_encoder" not in name
+    }
     assert all(".lora_" in name for name in inner if "text_encoder" in name)
     config = json.loads((folder / lora.ADAPTER_CONFIG).read_text())
     assert config["base_model_name_or_path"] == pretrained.name  # of a local base its name, not where it lies
@@ -143,7 +148,9 @@ def test_adapter_and_merge_predict_the_same(runs, inputs, pretrained, tmp_path):
     assert torch.equal(logits(again, inputs), logits(merged, inputs))
     for other in (from_run, logits(merged, inputs)):
         torch.testing.assert_close(other, adapter, atol=2e-6, rtol=1e-5)
-    untrained = logits(FlipForCTR.from_pretrained(pretrained, config=FlipConfig.from_pretrained(folder / "adapter")), inputs)
+    untrained = logits(
+        FlipForCTR.from_pretrained(pretrained, config=FlipConfig.from_pretrained(folder / "adapter")), inputs
+    )
     assert (untrained - adapter).abs().max() > 0.05  # training changed something
 
 
@@ -155,7 +162,9 @@ def test_both_ways_have_the_same_results(runs):
 
 def test_the_plm_itself_is_left_as_it_was(runs, pretrained):
     before = {
-        name: tensor for name, tensor in AutoModel.from_pretrained(pretrained).state_dict().items() if "text_encoder" in name
+        name: tensor
+        for name, tensor in AutoModel.from_pretrained(pretrained).state_dict().items()
+        if "text_encoder" in name
     }
     after = AutoModel.from_pretrained(runs[0] / "merged").state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
@@ -165,13 +174,17 @@ def test_the_plm_itself_is_left_as_it_was(runs, pretrained):
 def test_recipes_take_an_adapter_with_its_base(runs, pretrained, dataset_dir, tmp_path):
     folder, results = runs
     common = {"model_name_or_path": str(folder / "adapter"), "base_model_name_or_path": str(pretrained)}
-    found = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), split="test", max_eval_samples=64, **common))
+    found = evaluate_ctr.run(
+        evaluate_ctr.EvaluateArguments(str(dataset_dir), split="test", max_eval_samples=64, **common)
+    )
     assert found["test_auc"] == pytest.approx(results["adapter"]["test_auc"], abs=1e-5)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in tiny.ml_rows(dataset_dir)))
     scored = predict.run(predict.PredictArguments(input=str(rows), output=str(tmp_path / "s.csv"), **common))
     assert len(scored) == 10
-    with pytest.raises(OSError, match=f"LoRA adapter of '{public_name(str(pretrained))}', which is neither a folder here nor"):
+    with pytest.raises(
+        OSError, match=f"LoRA adapter of '{public_name(str(pretrained))}', which is neither a folder here nor"
+    ):
         lora.load_adapter(str(folder / "adapter"))
 
 
@@ -182,7 +195,13 @@ def test_another_base_is_refused(runs, finetuned):
 
 def test_a_base_of_another_shape_is_refused(runs, dataset_dir, tmp_path):
     tokenizer = tiny.wordpiece()
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": len(tokenizer)}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": len(tokenizer),
+    }
     plm = tmp_path / "plm"
     BertForMaskedLM(BertConfig(**sizes, max_position_embeddings=320)).save_pretrained(plm)
     tokenizer.save_pretrained(plm)
@@ -217,7 +236,11 @@ def test_pretraining_with_lora_and_fine_tuning_from_it(tmp_path, dataset_dir, pl
     base = {"merged": None, "adapter": str(plm)}
     found = [
         tiny.finetune(
-            dataset_dir, tmp_path / name, tmp_path / f"{name}-tuned", base_model_name_or_path=base[name], num_train_epochs=1
+            dataset_dir,
+            tmp_path / name,
+            tmp_path / f"{name}-tuned",
+            base_model_name_or_path=base[name],
+            num_train_epochs=1,
         )
         for name in base
     ]
@@ -245,7 +268,8 @@ def test_gradient_checkpointing_reaches_the_updates(processor, text_config, batc
 def test_a_run_may_not_replace_its_own_base(tmp_path, dataset_dir, plm):
     tiny.finetune(dataset_dir, plm, tmp_path / "m", num_train_epochs=1)
     with pytest.raises(
-        ValueError, match="--output_dir .* is --model_name_or_path: the new checkpoint would take the place of what it is made from"
+        ValueError,
+        match="--output_dir .* is --model_name_or_path: the new checkpoint would take the place of what",
     ):
         tiny.finetune(dataset_dir, tmp_path / "m", tmp_path / "m", overwrite_output_dir=True, **LORA)
     assert AutoModel.from_pretrained(tmp_path / "m")
@@ -255,7 +279,9 @@ def test_an_adapter_is_not_its_own_base(runs):
     folder = str(runs[0] / "adapter")
     with pytest.raises(ValueError, match="cannot be its own base"):
         lora.load_adapter(folder, folder)
-    with pytest.raises(OSError, match="is a LoRA adapter without its base; load it with flip_ctr.train.models.lora.load_adapter"):
+    with pytest.raises(
+        OSError, match="is a LoRA adapter without its base; load it with flip_ctr.train.models.lora.load_adapter"
+    ):
         FlipForCTR.from_pretrained(folder)
 
 
@@ -292,7 +318,14 @@ def test_a_lora_run_learns_on_the_demo_data(tmp_path, catalogue):
     """Only the text tells, the PLM's own weights are frozen, and clicks are predicted far better than by chance."""
     data, plm = catalogue
     assert len(read_split(str(data), "test")) > 400
-    options = {"strategy": "plm", "text_pooling": "mean", "per_device_train_batch_size": 64, "num_train_epochs": 4,
-               "max_train_samples": None, "max_eval_samples": None, "learning_rate": 5e-3}  # fmt: skip
+    options = {
+        "strategy": "plm",
+        "text_pooling": "mean",
+        "per_device_train_batch_size": 64,
+        "num_train_epochs": 4,
+        "max_train_samples": None,
+        "max_eval_samples": None,
+        "learning_rate": 5e-3,
+    }
     tuned = tiny.finetune(data, plm, tmp_path / "m", use_lora=True, plm_learning_rate=1e-2, **options)
     assert tuned["test_auc"] > 0.6

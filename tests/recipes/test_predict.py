@@ -8,23 +8,67 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-
 from flip_ctr import FlipField
 from flip_ctr.data.readers import row_files
 from flip_ctr.train.predict import PredictArguments, run
 
 ROWS = [
-    {"user_id": 1, "gender": "female", "age": 21, "occupation": "writer", "zip_code": "00001", "movie_id": 2,
-     "title": "Comedy Number 2 (1952)", "genre": "Comedy", "note": "a"},
-    {"user_id": 2, "gender": "male", "age": None, "occupation": None, "zip_code": "00002", "movie_id": 3,
-     "title": "Drama Number 3 (1953)", "genre": "Drama", "note": ""},
-    {"user_id": 999, "gender": "other", "age": 99, "occupation": "pilot", "zip_code": "02139", "movie_id": 998,
-     "title": 'A "new", strange; title\nin two lines', "genre": None, "note": "ß"},
-    {"user_id": None, "gender": None, "age": None, "occupation": None, "zip_code": None, "movie_id": None,
-     "title": None, "genre": None, "note": None},
-    {"user_id": 30, "gender": "female", "age": 20, "occupation": "NA", "zip_code": "V1N3Z", "movie_id": 40,
-     "title": "  Cité   des enfants ", "genre": "Drama, Romance", "note": "e"},
-]  # fmt: skip
+    {
+        "user_id": 1,
+        "gender": "female",
+        "age": 21,
+        "occupation": "writer",
+        "zip_code": "00001",
+        "movie_id": 2,
+        "title": "Comedy Number 2 (1952)",
+        "genre": "Comedy",
+        "note": "a",
+    },
+    {
+        "user_id": 2,
+        "gender": "male",
+        "age": None,
+        "occupation": None,
+        "zip_code": "00002",
+        "movie_id": 3,
+        "title": "Drama Number 3 (1953)",
+        "genre": "Drama",
+        "note": "",
+    },
+    {
+        "user_id": 999,
+        "gender": "other",
+        "age": 99,
+        "occupation": "pilot",
+        "zip_code": "02139",
+        "movie_id": 998,
+        "title": 'A "new", strange; title\nin two lines',
+        "genre": None,
+        "note": "ß",
+    },
+    {
+        "user_id": None,
+        "gender": None,
+        "age": None,
+        "occupation": None,
+        "zip_code": None,
+        "movie_id": None,
+        "title": None,
+        "genre": None,
+        "note": None,
+    },
+    {
+        "user_id": 30,
+        "gender": "female",
+        "age": 20,
+        "occupation": "NA",
+        "zip_code": "V1N3Z",
+        "movie_id": 40,
+        "title": "  Cité   des enfants ",
+        "genre": "Drama, Romance",
+        "note": "e",
+    },
+]
 
 
 def write(path, rows=ROWS, floats: bool = False) -> str:
@@ -99,7 +143,9 @@ def test_batches_and_order_have_no_say(tmp_path, joint):
     expected = scores(joint, tmp_path, write(tmp_path / "rows.csv"))
     reverse = scores(joint, tmp_path, write(tmp_path / "reverse.csv", ROWS[::-1]))
     assert reverse[::-1] == pytest.approx(expected, abs=1e-6)
-    arguments = PredictArguments(str(joint), str(tmp_path / "rows.csv"), str(tmp_path / "o.csv"), per_device_eval_batch_size=2)
+    arguments = PredictArguments(
+        str(joint), str(tmp_path / "rows.csv"), str(tmp_path / "o.csv"), per_device_eval_batch_size=2
+    )
     assert run(arguments)["click_probability"].to_pylist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -119,7 +165,9 @@ def test_errors_name_file_column_and_row(tmp_path, joint, suffix):
         scores(joint, tmp_path, short)
     wrong = [row | {"age": str(row["age"] or 1)} for row in ROWS]
     wrong[2]["age"] = "old"
-    with pytest.raises(ValueError, match=f"wrong{suffix}: column 'age', row 2: expected int, got str 'old'. Rows are counted from 0"):
+    with pytest.raises(
+        ValueError, match=f"wrong{suffix}: column 'age', row 2: expected int, got str 'old'. Rows are counted from 0"
+    ):
         scores(joint, tmp_path, write(tmp_path / f"wrong{suffix}", wrong))
 
 
@@ -178,7 +226,11 @@ def test_columns_that_are_no_field_come_back_as_they_stood(tmp_path):
     ("name", "content", "message"),
     [
         ("r.csv", b"uid,a,uid\n1,2,3\n", "its header names uid more than once"),
-        ("r.jsonl", b'{"uid": 1}\n{"uid": 1180591620717411303424}\n', "column 'uid', row 1: 1180591620717411303424 does not fit into 64 bits"),
+        (
+            "r.jsonl",
+            b'{"uid": 1}\n{"uid": 1180591620717411303424}\n',
+            "column 'uid', row 1: 1180591620717411303424 does not fit into 64 bits",
+        ),
         ("r.jsonl", b'{"uid": 1}\n{"uid": "\xe9"}\n', "r.jsonl, line 2: 'utf-8' codec can't decode"),
     ],
 )

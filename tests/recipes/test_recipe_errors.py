@@ -7,12 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
-
 from flip_ctr.data.prepare.dataset_folder import shard_path
 from flip_ctr.train import evaluate_ctr, predict, prepare
 from flip_ctr.train.finetune import FinetuneArguments
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,11 @@ def test_overwriting_is_possible_and_deletes_nothing_else(tmp_path, dataset_dir)
 
 
 def test_a_checkpoint_of_other_fields_is_refused(tmp_path, other_dataset, pretrained, finetuned):
-    with pytest.raises(ValueError, match=r"the dataset's fields \[.*age \(int, categorical\),.* are not those of the checkpoint .*age \(int, categorical, id\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"the dataset's fields \[.*age \(int, categorical\),.* are not those of the checkpoint .*age \(int, "
+        r"categorical, id\)",
+    ):
         tiny.finetune(other_dataset, pretrained, tmp_path / "m")
     with pytest.raises(ValueError, match="the dataset's fields"):
         evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(other_dataset), str(finetuned["id"][0])))
@@ -51,7 +54,9 @@ def test_a_checkpoint_of_other_fields_is_refused(tmp_path, other_dataset, pretra
 
 @pytest.mark.parametrize("strategy", ["plm", "joint"])
 def test_a_plm_strategy_without_a_plm(strategy):
-    with pytest.raises(ValueError, match=f"--strategy {strategy} needs a PLM or a FLIP checkpoint: --model_name_or_path"):
+    with pytest.raises(
+        ValueError, match=f"--strategy {strategy} needs a PLM or a FLIP checkpoint: --model_name_or_path"
+    ):
         FinetuneArguments(dataset_dir="d", output_dir="o", strategy=strategy)
 
 
@@ -89,7 +94,9 @@ def test_a_checkpoint_without_some_of_its_weights_is_not_scored(tmp_path, datase
     lost = weights.pop("id_classifier.weight")
     save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     assert lost.numel() > 0
-    with pytest.raises(ValueError, match="--model_name_or_path .*m lacks weights that its configuration asks for: id_classifier.weight"):
+    with pytest.raises(
+        ValueError, match="--model_name_or_path .*m lacks weights that its configuration asks for: id_classifier.weight"
+    ):
         evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(tmp_path / "m")))
 
 
@@ -137,7 +144,10 @@ def test_tower_arguments_that_are_no_json_object_name_the_flag(tmp_path, dataset
     ("options", "message"),
     [
         ({"id_tower": "bert"}, "`id_tower` must be one of afm, afn, autoint"),
-        ({"id_tower_kwargs": '{"depth": 3}'}, "may hold num_cross_layers, low_rank, num_experts, full_matrix, structure; got depth"),
+        (
+            {"id_tower_kwargs": '{"depth": 3}'},
+            "may hold num_cross_layers, low_rank, num_experts, full_matrix, structure; got depth",
+        ),
         ({"early_stopping_patience": 0}, "--early_stopping_patience"),
         ({"max_train_samples": 0}, "--max_train_samples"),
         ({"lr_scheduler_type": "sawtooth"}, "sawtooth"),
@@ -164,7 +174,9 @@ def change_split(dataset_dir, folder, split, change):
 
 
 def with_label(value):
-    return lambda table: table.set_column(table.column_names.index("label"), "label", pa.array([value] * len(table), pa.int64()))
+    return lambda table: table.set_column(
+        table.column_names.index("label"), "label", pa.array([value] * len(table), pa.int64())
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -9,16 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from transformers import AutoModel
-
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
-from flip_ctr.modeling_flip.configuration_flip import STRATEGIES
-from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.loop import training_loop
+from flip_ctr.modeling_flip.configuration_flip import STRATEGIES
 from flip_ctr.train import evaluate_ctr, finetune, predict, pretrain
+from flip_ctr.train.loop import training_loop
 from flip_ctr.train.loop.optimizer import FeatureTables, make_optimizer
+from transformers import AutoModel
 
 
 def read_json(folder, name):
@@ -81,7 +80,11 @@ def test_fine_tuning_evaluation_and_prediction_agree(tmp_path, dataset_dir, fine
         expected = model(**processor(rows)).logits[:, 0].sigmoid()
     torch.testing.assert_close(torch.tensor(scored["click_probability"].to_numpy().copy()).float(), expected)
     assert expected.std() > 1e-4
-    assert ("text_probability" in scored.column_names) == ("id_probability" in scored.column_names) == (strategy == "joint")
+    assert (
+        ("text_probability" in scored.column_names)
+        == ("id_probability" in scored.column_names)
+        == (strategy == "joint")
+    )
 
 
 def test_an_id_model_from_pretraining_needs_no_plm(finetuned):
@@ -108,8 +111,15 @@ def test_a_click_model_can_be_trained_on(tmp_path, dataset_dir, finetuned):
 
 @pytest.mark.parametrize("tower", ["dcnv2", "deepfm", "autoint"])
 def test_a_planted_signal_is_learned(tmp_path, dataset_dir, tower):
-    options = {"max_train_samples": None, "max_eval_samples": None, "per_device_train_batch_size": 64,
-               "learning_rate": 0.02, "num_train_epochs": 4, "id_tower": tower, "id_tower_kwargs": None}  # fmt: skip
+    options = {
+        "max_train_samples": None,
+        "max_eval_samples": None,
+        "per_device_train_batch_size": 64,
+        "learning_rate": 0.02,
+        "num_train_epochs": 4,
+        "id_tower": tower,
+        "id_tower_kwargs": None,
+    }
     results = tiny.finetune(dataset_dir, None, tmp_path / "m", **options)
     train = evaluate(dataset_dir, tmp_path / "m", split="train")
     assert min(results["eval_auc"], results["test_auc"], train["train_auc"]) > 0.75
@@ -123,7 +133,9 @@ def test_bf16(tmp_path, dataset_dir, plm):
     options = {"mixed_precision": "bf16", "num_train_epochs": 1, "max_train_samples": 32}
     check_files(tmp_path / "p", tiny.pretrain(dataset_dir, plm, tmp_path / "p", **options))
     for strategy, fusion in (("id", {}), ("joint", {"fusion": "gate"})):
-        results = tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / strategy, strategy=strategy, **fusion, **options)
+        results = tiny.finetune(
+            dataset_dir, tmp_path / "p", tmp_path / strategy, strategy=strategy, **fusion, **options
+        )
         check_files(tmp_path / strategy, results)
         model = FlipForCTR.from_pretrained(tmp_path / strategy)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # master weights
@@ -140,8 +152,14 @@ def test_the_same_seed_gives_the_same_weights(tmp_path, dataset_dir):
 
 def test_gradient_accumulation_equals_the_large_batch(tmp_path, dataset_dir):
     """4 micro-batches of 16 rows are one batch of the same 64: one step an epoch, so that the rows are the same."""
-    shared = {"max_train_samples": 64, "weight_decay": 0.0, "unk_rate": 0.0, "num_train_epochs": 3, "warmup_ratio": 0.0,
-              "early_stopping_patience": None}  # fmt: skip
+    shared = {
+        "max_train_samples": 64,
+        "weight_decay": 0.0,
+        "unk_rate": 0.0,
+        "num_train_epochs": 3,
+        "warmup_ratio": 0.0,
+        "early_stopping_patience": None,
+    }
     results = {}
     for name, batch, steps in (("large", 64, 1), ("small", 16, 4)):
         options = shared | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
@@ -186,7 +204,9 @@ def test_the_test_split_is_scored_once_at_the_end(tmp_path, dataset_dir, monkeyp
 
 def test_pretraining_does_not_read_the_test_split(tmp_path, dataset_dir, plm, monkeypatch):
     read = []
-    monkeypatch.setattr(pretrain, "SplitRows", lambda folder, split, *args: (read.append(split), SplitRows(folder, split, *args))[1])
+    monkeypatch.setattr(
+        pretrain, "SplitRows", lambda folder, split, *args: (read.append(split), SplitRows(folder, split, *args))[1]
+    )
     tiny.pretrain(dataset_dir, plm, tmp_path / "p", num_train_epochs=1)
     assert read == ["train", "validation"]
 
@@ -242,7 +262,12 @@ def test_every_parameter_has_its_rate_and_decay(processor, text_config):
     found = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
-        table = "embeddings.weight" in name and "LayerNorm" not in name or "_embeddings.weight" in name or "first_order" in name
+        table = (
+            "embeddings.weight" in name
+            and "LayerNorm" not in name
+            or "_embeddings.weight" in name
+            or "first_order" in name
+        )
         rate = 0.2 if "text_encoder" in name else 0.1
         assert found[id(parameter)] == (rate, 0.3 if parameter.ndim > 1 and not table else 0.0), name
 
@@ -250,7 +275,9 @@ def test_every_parameter_has_its_rate_and_decay(processor, text_config):
 @pytest.mark.parametrize("logging_steps", [1, 1000])
 def test_a_loss_that_is_not_finite_stops_training(tmp_path, dataset_dir, logging_steps):
     with pytest.raises(FloatingPointError, match="not finite at step .*nothing yet. Lower --learning_rate"):
-        tiny.finetune(dataset_dir, None, tmp_path / "m", learning_rate=1e30, logging_steps=logging_steps, max_grad_norm=0.0)
+        tiny.finetune(
+            dataset_dir, None, tmp_path / "m", learning_rate=1e30, logging_steps=logging_steps, max_grad_norm=0.0
+        )
 
 
 def test_scores_are_in_the_rows_order_whatever_the_batches(processor, rows, text_config):
@@ -282,7 +309,10 @@ def test_vocabularies_too_large_for_json_go_the_whole_way(tmp_path, dataset_dir,
     assert (tmp_path / "b" / "vocabularies.txt").exists() and not (tmp_path / "a" / "vocabularies.txt").exists()
     assert results["test_auc"] == as_json["test_auc"]
     shutil.rmtree(tmp_path / "b" / "checkpoint-4")
-    assert tiny.finetune(dataset_dir, None, tmp_path / "b", **few, resume_from_checkpoint="latest")["test_auc"] == results["test_auc"]
+    assert (
+        tiny.finetune(dataset_dir, None, tmp_path / "b", **few, resume_from_checkpoint="latest")["test_auc"]
+        == results["test_auc"]
+    )
     tiny.pretrain(dataset_dir, plm, tmp_path / "p", max_train_steps=2)
     joint = tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "j", max_train_steps=2, max_eval_samples=None)
     assert evaluate(dataset_dir, tmp_path / "j")["test_auc"] == pytest.approx(joint["test_auc"], abs=1e-6)

@@ -14,12 +14,11 @@ import pytest
 import resume_child
 import tiny
 import torch
-from safetensors.torch import load_file
-
-from flip_ctr.train.outputs import checkpoint
-from flip_ctr.train.loop import resume
 from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.loop import resume
 from flip_ctr.train.loop.resume import PARTIAL, PREEMPTED, step_checkpoints
+from flip_ctr.train.outputs import checkpoint
+from safetensors.torch import load_file
 
 # 5 variants of 5 kills each: 25 random moments
 KILLS = 5
@@ -27,18 +26,43 @@ VARIANTS = {
     "pretrain, 0 workers": ("pretrain", {"dataloader_num_workers": 0, "icl_weight": 1.0}),
     "pretrain, 2 workers": (
         "pretrain",
-        {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2, "embedding_optimizer": "lazy_adam", "grad_cache_chunk_size": 12},
+        {
+            "dataloader_num_workers": 2,
+            "gradient_accumulation_steps": 2,
+            "embedding_optimizer": "lazy_adam",
+            "grad_cache_chunk_size": 12,
+        },
     ),
-    "finetune, 0 workers": ("finetune", {"strategy": "joint", "fusion": "gate", "unk_rate": 0.2, "dataloader_num_workers": 0}),
+    "finetune, 0 workers": (
+        "finetune",
+        {"strategy": "joint", "fusion": "gate", "unk_rate": 0.2, "dataloader_num_workers": 0},
+    ),
     "finetune, 2 workers": (
         "finetune",
-        {"strategy": "joint", "use_lora": True, "lora_dropout": 0.1, "dataloader_num_workers": 2,
-         "embedding_optimizer": "rowwise_adagrad"},
+        {
+            "strategy": "joint",
+            "use_lora": True,
+            "lora_dropout": 0.1,
+            "dataloader_num_workers": 2,
+            "embedding_optimizer": "rowwise_adagrad",
+        },
     ),
-    "pretrain, streamed, 2 workers": ("pretrain", {"streaming": True, "dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
-}  # fmt: skip
-LONG = {"max_train_samples": 1500, "max_eval_samples": 64, "num_train_epochs": 3, "eval_steps": 20, "logging_steps": 5, "seed": 5,
-        "checkpointing_steps": "3", "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}  # fmt: skip
+    "pretrain, streamed, 2 workers": (
+        "pretrain",
+        {"streaming": True, "dataloader_num_workers": 2, "gradient_accumulation_steps": 2},
+    ),
+}
+LONG = {
+    "max_train_samples": 1500,
+    "max_eval_samples": 64,
+    "num_train_epochs": 3,
+    "eval_steps": 20,
+    "logging_steps": 5,
+    "seed": 5,
+    "checkpointing_steps": "3",
+    "checkpoints_total_limit": 2,
+    "resume_from_checkpoint": "latest",
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +118,9 @@ def test_killed_at_random_moments(tmp_path, processes, dataset_dir, plm, variant
     for kill in range(KILLS):
         process, begun = start(processes, recipe, (dataset_dir, plm, folder), LONG | options), newest(folder)
         if kill == 0:
-            time.sleep(generator.uniform(0, 1))  # while it starts; the others come after some more step checkpoints and a moment
+            time.sleep(
+                generator.uniform(0, 1)
+            )  # while it starts; the others come after some more step checkpoints and a moment
         else:
             goal = begun + int(LONG["checkpointing_steps"]) * generator.randint(1, 3)
             while newest(folder) < goal:
@@ -105,7 +131,9 @@ def test_killed_at_random_moments(tmp_path, processes, dataset_dir, plm, variant
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         reached.append(newest(folder))
-        assert len(step_checkpoints(str(folder))) <= 3  # two are kept; a third one where the kill came before the oldest went
+        assert (
+            len(step_checkpoints(str(folder))) <= 3
+        )  # two are kept; a third one where the kill came before the oldest went
     assert finish(processes, recipe, (dataset_dir, plm, folder), LONG | options) == 0
     same_results(tmp_path / "whole", folder)
     assert reached[1:] == sorted(set(reached[1:])) and len(reached) == KILLS  # it did go on, each time from further on
@@ -141,11 +169,15 @@ def stopped(tmp_path_factory, dataset_dir):
 
 
 def go_on(dataset_dir, folder, **options):
-    return tiny.finetune(dataset_dir, None, folder, checkpointing_steps="1", **{"resume_from_checkpoint": "latest"} | options)
+    return tiny.finetune(
+        dataset_dir, None, folder, checkpointing_steps="1", **{"resume_from_checkpoint": "latest"} | options
+    )
 
 
 def test_what_a_step_checkpoint_holds(stopped):
-    assert [Path(path).name for path in step_checkpoints(str(stopped))] == [f"checkpoint-{step}" for step in range(1, 7)]
+    assert [Path(path).name for path in step_checkpoints(str(stopped))] == [
+        f"checkpoint-{step}" for step in range(1, 7)
+    ]
     folder = stopped / "checkpoint-3"
     assert {path.name for path in folder.iterdir()} == {"training_state.pt", "random_state_0.pt", "progress.json"}
     state = torch.load(folder / "training_state.pt", weights_only=True)  # no code is run by reading it
@@ -173,7 +205,9 @@ def test_every_kind_of_run_goes_on(tmp_path, dataset_dir, plm, kind):
 
 def test_a_continuation_elsewhere_without_the_best_model_is_refused(tmp_path, stopped, dataset_dir):
     shutil.copytree(stopped / "checkpoint-5", tmp_path / "moved" / "checkpoint-5")  # after an evaluation
-    with pytest.raises(ValueError, match="the best model of that run so far is not in .*moved, where it was saved; put it there"):
+    with pytest.raises(
+        ValueError, match="the best model of that run so far is not in .*moved, where it was saved; put it there"
+    ):
         go_on(dataset_dir, tmp_path / "m", resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-5"))
     assert not (tmp_path / "m").exists()
 
@@ -220,7 +254,10 @@ def test_other_rows_are_refused(stopped, dataset_dir, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"checkpointing_steps": "0"}, "--checkpointing_steps must be a number of steps of at least 1, or `epoch`; got 0"),
+        (
+            {"checkpointing_steps": "0"},
+            "--checkpointing_steps must be a number of steps of at least 1, or `epoch`; got 0",
+        ),
         ({"checkpointing_steps": "each"}, "got each"),
         ({"checkpoints_total_limit": 2}, "--checkpoints_total_limit has no effect without --checkpointing_steps"),
         ({"checkpointing_steps": "1", "checkpoints_total_limit": 0}, "--checkpoints_total_limit must be at least 1"),
@@ -250,7 +287,9 @@ def test_a_full_disk_leaves_earlier_checkpoints(tmp_path, dataset_dir, monkeypat
 
     monkeypatch.setattr(resume, "_write", full)
     wide = {"id_embedding_size": 32}
-    with pytest.raises(OSError, match="checkpoint-3 could not be saved .*File too large. Whole ones there: checkpoint-1, checkpoint-2"):
+    with pytest.raises(
+        OSError, match="checkpoint-3 could not be saved .*File too large. Whole ones there: checkpoint-1, checkpoint-2"
+    ):
         tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="1", **wide)
     assert not [name for name in os.listdir(tmp_path / "m") if name.startswith(PARTIAL)]
     rlimit.setrlimit(rlimit.RLIMIT_FSIZE, (rlimit.RLIM_INFINITY, rlimit.getrlimit(rlimit.RLIMIT_FSIZE)[1]))
@@ -271,8 +310,12 @@ def test_a_full_disk_leaves_the_best_model(tmp_path, dataset_dir, monkeypatch, n
     kept = {}
     checkpoint_save = checkpoint._save
     monkeypatch.setattr(checkpoint, "_save", full)
-    with pytest.raises(OSError, match="the checkpoint could not be saved in .*[Ff]ile too large.*What lay there is as it was"):
-        tiny.finetune(dataset_dir, None, tmp_path / "m", id_embedding_size=128, num_train_epochs=6, max_train_samples=400)
+    with pytest.raises(
+        OSError, match="the checkpoint could not be saved in .*[Ff]ile too large.*What lay there is as it was"
+    ):
+        tiny.finetune(
+            dataset_dir, None, tmp_path / "m", id_embedding_size=128, num_train_epochs=6, max_train_samples=400
+        )
     weights = tmp_path / "m" / "model.safetensors"
     assert kept[weights] == weights.read_bytes() and len(kept[weights]) > 32_768
     assert {path.name for path in kept} == {path.name for path in (tmp_path / "m").iterdir()}

@@ -5,12 +5,19 @@ import json
 import pytest
 import tiny
 import torch
-from transformers import AlbertConfig, AutoModel, GPT2Config, MegatronBertConfig, MPNetConfig, RobertaPreLayerNormConfig, XLMConfig
-
 from flip_ctr import FlipForCTR
 from flip_ctr.train import finetune as finetune_recipe
-from flip_ctr.train.models.build import freeze_layers, set_dropout
 from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.models.build import freeze_layers, set_dropout
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    GPT2Config,
+    MegatronBertConfig,
+    MPNetConfig,
+    RobertaPreLayerNormConfig,
+    XLMConfig,
+)
 
 
 @pytest.fixture
@@ -67,7 +74,13 @@ def test_a_frozen_plm_keeps_its_weights(trained, plm, recipe):
     ],
 )
 def test_a_norm_after_the_last_layer_trains(config, after):
-    sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 20,
+    }
     text_encoder = AutoModel.from_config(config(**sizes))
     freeze_layers(text_encoder, 2)
     trained = {name for name, parameter in text_encoder.named_parameters() if parameter.requires_grad}
@@ -89,12 +102,16 @@ def test_dropout_of_the_plm_is_what_was_asked_for(kind):
     assert not varies()
     assert not any(module.p for module in again.modules() if isinstance(module, torch.nn.Dropout))
     set_dropout(again, 0.25)  # ModernBERT has no module for a dropout of 0
-    rates = [[module.p for module in one.modules() if isinstance(module, torch.nn.Dropout)] for one in (text_encoder, again)]
+    rates = [
+        [module.p for module in one.modules() if isinstance(module, torch.nn.Dropout)] for one in (text_encoder, again)
+    ]
     assert set(rates[1]) == {0.25} and len(rates[0]) == len(rates[1])
 
 
 def test_dropouts_by_the_names_of_gpt2():
-    text_encoder = AutoModel.from_config(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, summary_first_dropout=0.1))
+    text_encoder = AutoModel.from_config(
+        GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, summary_first_dropout=0.1)
+    )
     set_dropout(text_encoder, 0.25)
     config = text_encoder.config
     assert config.attn_pdrop == config.embd_pdrop == config.resid_pdrop == 0.25 and config.layer_norm_epsilon == 1e-5
@@ -116,8 +133,20 @@ def test_dropout_of_the_plm_is_saved_with_the_checkpoint(trained):
         trained(plm_dropout=1.0)
 
 
-@pytest.mark.parametrize("config", [XLMConfig(vocab_size=20, emb_dim=8, n_layers=3, n_heads=2), AlbertConfig(
-    vocab_size=20, hidden_size=8, embedding_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        XLMConfig(vocab_size=20, emb_dim=8, n_layers=3, n_heads=2),
+        AlbertConfig(
+            vocab_size=20,
+            hidden_size=8,
+            embedding_size=8,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=8,
+        ),
+    ],
+)
 def test_layers_that_cannot_be_told_are_not_frozen(config):
     text_encoder = AutoModel.from_config(config)
     with pytest.raises(ValueError, match="--freeze_plm_layers 1: (XLM|Albert)Model has"):
@@ -130,9 +159,15 @@ def test_freezing_asks_for_layers_that_there_are(trained):
         trained(freeze_plm_layers=2)
 
 
-@pytest.mark.parametrize("option", [
-    {"freeze_plm_layers": 1}, {"gradient_checkpointing": True}, {"torch_compile": True}, {"plm_dropout": 0.0},
-])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"freeze_plm_layers": 1},
+        {"gradient_checkpointing": True},
+        {"torch_compile": True},
+        {"plm_dropout": 0.0},
+    ],
+)
 def test_switches_of_the_plm_need_one(tmp_path, dataset_dir, option):
     with pytest.raises(ValueError, match=f"--{next(iter(option))} is of the PLM, and an ID-only model has none"):
         tiny.finetune(dataset_dir, None, tmp_path / "m", **option)
@@ -140,7 +175,9 @@ def test_switches_of_the_plm_need_one(tmp_path, dataset_dir, option):
 
 def test_freezing_has_no_place_beside_lora():
     with pytest.raises(ValueError, match="--freeze_plm_layers has no place beside --use_lora"):
-        finetune_recipe.FinetuneArguments(dataset_dir="d", output_dir="o", model_name_or_path="m", use_lora=True, freeze_plm_layers=1)
+        finetune_recipe.FinetuneArguments(
+            dataset_dir="d", output_dir="o", model_name_or_path="m", use_lora=True, freeze_plm_layers=1
+        )
 
 
 def test_gradient_checkpointing_is_on(trained):

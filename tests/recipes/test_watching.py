@@ -8,11 +8,10 @@ import pytest
 import tiny
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModel
-
 from flip_ctr.train.loop.resume import step_checkpoints
 from flip_ctr.train.loop.step import TrainingStep
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModel
 
 
 def test_the_log_holds_what_happened(tmp_path, dataset_dir):
@@ -21,8 +20,14 @@ def test_the_log_holds_what_happened(tmp_path, dataset_dir):
     assert all(line[4] == line[7] == "-" for line in lines)  # each begins with its time
     log = "\n".join(lines)
     parameters = AutoModel.from_pretrained(tmp_path / "m").num_parameters()
-    for part in ("finetune on 1 process(es), cpu, no", '"strategy": "id"', f"{parameters:,} parameters", "96 training rows",
-                 "step 2/6: epoch 0.6667 loss 0.", "step 6/6: epoch 2 eval_auc 0."):  # fmt: skip
+    for part in (
+        "finetune on 1 process(es), cpu, no",
+        '"strategy": "id"',
+        f"{parameters:,} parameters",
+        "96 training rows",
+        "step 2/6: epoch 0.6667 loss 0.",
+        "step 6/6: epoch 2 eval_auc 0.",
+    ):
         assert log.count(part) == 1, part
     assert json.loads(log.split("results: ")[1])["test_auc"] == results["test_auc"]
     assert str(tmp_path) not in log
@@ -51,7 +56,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_step(tmp_path, dataset_di
 
     monkeypatch.setattr(TrainingStep, "backward", backward)
     options = {"checkpointing_steps": "2", "num_train_epochs": 4, "logging_steps": logging_steps}
-    with pytest.raises(FloatingPointError, match=r"not finite at step 5 \(epoch 1.67\)..*checkpoint-4 and the best model. Lower"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite at step 5 \(epoch 1.67\)..*checkpoint-4 and the best model. Lower"
+    ):
         tiny.finetune(dataset_dir, None, tmp_path / "m", **options)
     assert [path.rsplit("/")[-1] for path in step_checkpoints(str(tmp_path / "m"))] == ["checkpoint-2", "checkpoint-4"]
     assert (tmp_path / "m" / "model.safetensors").exists()  # of step 3, the first epoch's evaluation
@@ -111,7 +118,13 @@ FORWARD = TrainingStep.backward
 @pytest.mark.parametrize("kind", ["dense", "lazy_adam"])
 def test_a_step_that_a_scaler_skips_is_none_to_the_schedule(tmp_path, dataset_dir, monkeypatch, kind):
     overflowing(monkeypatch, at=(1, 2))
-    options = {"max_train_steps": 6, "logging_steps": 1, "warmup_ratio": 0.0, "embedding_optimizer": kind, "early_stopping_patience": None}
+    options = {
+        "max_train_steps": 6,
+        "logging_steps": 1,
+        "warmup_ratio": 0.0,
+        "embedding_optimizer": kind,
+        "early_stopping_patience": None,
+    }
     tiny.finetune(dataset_dir, None, tmp_path / "m", learning_rate=0.6, **options)
     history = json.loads((tmp_path / "m" / "history.json").read_text())
     rates = [entry["learning_rate"] for entry in history if "loss" in entry]
@@ -121,7 +134,9 @@ def test_a_step_that_a_scaler_skips_is_none_to_the_schedule(tmp_path, dataset_di
 def test_gradients_that_always_overflow_stop_the_run(tmp_path, dataset_dir, monkeypatch):
     overflowing(monkeypatch, at=range(4, 1000))
     with pytest.raises(FloatingPointError, match="not finite at step 4 "):
-        tiny.finetune(dataset_dir, None, tmp_path / "m", max_train_steps=60, logging_steps=10, early_stopping_patience=None)
+        tiny.finetune(
+            dataset_dir, None, tmp_path / "m", max_train_steps=60, logging_steps=10, early_stopping_patience=None
+        )
 
 
 def test_after_a_run_that_failed_all_is_as_before(tmp_path, dataset_dir, monkeypatch):
@@ -129,24 +144,40 @@ def test_after_a_run_that_failed_all_is_as_before(tmp_path, dataset_dir, monkeyp
     monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", lambda self: finished.append(self))
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FloatingPointError):
-        tiny.finetune(dataset_dir, None, tmp_path / "m", learning_rate=1e30, checkpointing_steps="1", report_to="tensorboard")
+        tiny.finetune(
+            dataset_dir, None, tmp_path / "m", learning_rate=1e30, checkpointing_steps="1", report_to="tensorboard"
+        )
     assert signal.getsignal(signal.SIGTERM) == handler and len(finished) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"dataset_dir": "/nowhere"}, {"resume_from_checkpoint": "/nowhere"}, {"id_tower": "bert"}])
+@pytest.mark.parametrize(
+    "wrong", [{"dataset_dir": "/nowhere"}, {"resume_from_checkpoint": "/nowhere"}, {"id_tower": "bert"}]
+)
 def test_a_refused_run_neither_leaves_nor_takes_a_file(tmp_path, dataset_dir, wrong):
     options = {"num_train_epochs": 1, "checkpointing_steps": "1"}
     tiny.finetune(dataset_dir, None, tmp_path / "old", **options)
     for name in ("old", "new"):
         before = {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
         with pytest.raises((ValueError, OSError)):
-            tiny.finetune(wrong.get("dataset_dir", dataset_dir), None, tmp_path / name, overwrite_output_dir=True, report_to="tensorboard",
-                          **options | {key: value for key, value in wrong.items() if key != "dataset_dir"})  # fmt: skip
+            tiny.finetune(
+                wrong.get("dataset_dir", dataset_dir),
+                None,
+                tmp_path / name,
+                overwrite_output_dir=True,
+                report_to="tensorboard",
+                **options | {key: value for key, value in wrong.items() if key != "dataset_dir"},
+            )
         assert {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()} == before
 
 
 def test_the_logged_rate_is_that_of_the_heads(tmp_path, dataset_dir):
-    options = {"learning_rate": 0.02, "embedding_learning_rate": 0.5, "warmup_ratio": 0.0, "logging_steps": 1, "lr_scheduler_type": "constant"}
+    options = {
+        "learning_rate": 0.02,
+        "embedding_learning_rate": 0.5,
+        "warmup_ratio": 0.0,
+        "logging_steps": 1,
+        "lr_scheduler_type": "constant",
+    }
     for kind in ("dense", "rowwise_adagrad"):
         tiny.finetune(dataset_dir, None, tmp_path / kind, embedding_optimizer=kind, num_train_epochs=1, **options)
         history = json.loads((tmp_path / kind / "history.json").read_text())
@@ -160,7 +191,9 @@ def test_tensorboard_gets_the_history(tmp_path, dataset_dir, plm):
     history = json.loads((tmp_path / "p" / "history.json").read_text())
     for name in ("loss", "mlm_loss", "mtm_loss", "icl_loss", "learning_rate", "grad_norm", "eval_mtm_accuracy"):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
-        assert logged == [(entry["step"], pytest.approx(entry[name], rel=1e-5)) for entry in history if name in entry], name
+        assert logged == [
+            (entry["step"], pytest.approx(entry[name], rel=1e-5)) for entry in history if name in entry
+        ], name
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path, dataset_dir):
@@ -171,7 +204,10 @@ def test_fp16_on_a_cpu_is_refused(tmp_path, dataset_dir):
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, dataset_dir, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"--report_to trackio: the package trackio is not installed \(pip install 'flip-ctr\[trackio\]'\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"--report_to trackio: the package trackio is not installed \(pip install 'flip-ctr\[trackio\]'\)",
+    ):
         tiny.finetune(dataset_dir, None, tmp_path / "m", report_to="trackio")
     assert not (tmp_path / "m").exists()
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What the recipes need to run on many processes beyond what Accelerate does: with DDP, FSDP2 and DeepSpeed ZeRO-2.
 
-One process and DDP change nothing. Under FSDP2 a model's parameters are shards, and what needs them whole is a collective: all
-processes must take part in each forward pass, in saving and in reading.
+One process and DDP change nothing. Under FSDP2 a model's parameters are shards, and what needs them whole is a
+collective: all processes must take part in each forward pass, in saving and in reading.
 """
 
 import dataclasses
@@ -14,13 +14,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from flip_ctr.train.arguments import TrainArguments
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from flip_ctr.train.arguments import TrainArguments
 
 BLOCKS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # the variable of Accelerate's `fsdp_transformer_layer_cls_to_wrap`
 
@@ -37,12 +41,14 @@ def check_launch(mixed_precision: str) -> None:
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if told not in ("no", mixed_precision):
         raise ValueError(
-            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision {mixed_precision}: give the recipe "
+            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision "
+            f"{mixed_precision}: give the recipe "
             f"--mixed_precision {told}, or leave mixed_precision out of the Accelerate config"
         )
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise ValueError(
-            f"Accelerate was started with gradient_accumulation_steps {steps}; the recipe accumulates itself: leave it out of the "
+            f"Accelerate was started with gradient_accumulation_steps {steps}; the recipe accumulates itself: leave "
+            "it out of the "
             f"Accelerate config and give the recipe --gradient_accumulation_steps {steps}"
         )
 
@@ -51,44 +57,51 @@ def check_accelerator(accelerator: Accelerator) -> None:
     """Checks that Accelerate runs what its launcher was asked for, and that FSDP's settings fit these models.
 
     Raises:
-        ValueError: fp16 on a CPU, which Accelerate would silently leave out; the processes do not know of each other, FSDP or
-            DeepSpeed was asked for and is not in use, or FSDP is of version 1, loads the model in the first process only, or does not
-            cut at the PLM's blocks.
+        ValueError: fp16 on a CPU, which Accelerate would silently leave out; the processes do not know of each other,
+            FSDP or DeepSpeed was asked for and is not in use, or FSDP is of version 1, loads the model in the first
+            process only, or does not cut at the PLM's blocks.
     """
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("--mixed_precision fp16 needs a GPU; on a CPU choose bf16 or no")
     launched = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
     if launched > accelerator.num_processes:
         raise ValueError(
-            f"started as one of {launched} processes, but Accelerate found no GPU and would let each of them run for itself; "
+            f"started as one of {launched} processes, but Accelerate found no GPU and would let each of them run for "
+            "itself; "
             "to use CPUs set ACCELERATE_USE_CPU=1"
         )
     for name, kind in (("FSDP", DistributedType.FSDP), ("DEEPSPEED", DistributedType.DEEPSPEED)):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and accelerator.distributed_type != kind:
             raise ValueError(
-                f"Accelerate was asked for {name} and runs without it ({accelerator.distributed_type.value}): it has {name} on GPUs "
+                f"Accelerate was asked for {name} and runs without it ({accelerator.distributed_type.value}): it has "
+                f"{name} on GPUs "
                 "only, started by its launcher; choose the config multi_gpu or single_gpu"
             )
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
-        raise ValueError(f"fsdp_version is {plugin.fsdp_version} in the Accelerate config; it must be 2 (see the config fsdp2)")
+        raise ValueError(
+            f"fsdp_version is {plugin.fsdp_version} in the Accelerate config; it must be 2 (see the config fsdp2)"
+        )
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
-            "fsdp_cpu_ram_efficient_loading is true in the Accelerate config; it must be false: all processes but the first would score "
+            "fsdp_cpu_ram_efficient_loading is true in the Accelerate config; it must be false: all processes but the "
+            "first would score "
             "rows with empty weights"
         )
     policy = getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy)
     if policy is not transformer_auto_wrap_policy:
         raise ValueError(
-            "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP in the Accelerate config: only the PLM's blocks may be units of "
+            "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP in the Accelerate config: only the PLM's blocks may "
+            "be units of "
             "their own, heads and towers are not called as a whole"
         )
 
 
 def splits_states(accelerator: Accelerator) -> bool:
-    """Whether optimizer states, or more, are split among the processes: FSDP and DeepSpeed, which know dense gradients only."""
+    """Whether optimizer states, or more, are split among the processes: FSDP and DeepSpeed, which know dense gradients
+    only."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -96,42 +109,54 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
     """Checks a training run's arguments against the way it is spread over processes.
 
     Raises:
-        ValueError: LoRA or GradCache under FSDP or DeepSpeed; an ID-only model under FSDP; step checkpoints, another stage than ZeRO-1
-            and 2, or accumulation of its own under DeepSpeed.
+        ValueError: LoRA or GradCache under FSDP or DeepSpeed; an ID-only model under FSDP; step checkpoints, another
+            stage than ZeRO-1 and 2, or accumulation of its own under DeepSpeed.
     """
     kind = accelerator.distributed_type
     if getattr(args, "grad_cache_chunk_size", None) is not None and splits_states(accelerator):
         raise ValueError(
-            f"--grad_cache_chunk_size does not run under {kind.value}; choose the Accelerate config multi_gpu, or leave it out"
+            f"--grad_cache_chunk_size does not run under {kind.value}; choose the Accelerate config multi_gpu, or "
+            "leave it out"
         )
     if args.use_lora and splits_states(accelerator):
         raise ValueError(
-            f"--use_lora does not run under {kind.value}: LoRA's gradients and optimizer states are small, there is little to split; "
+            f"--use_lora does not run under {kind.value}: LoRA's gradients and optimizer states are small, there is "
+            "little to split; "
             "choose the Accelerate config multi_gpu, or leave --use_lora out"
         )
     strategy = getattr(args, "strategy", None)
     if not getattr(args, "uses_plm", True) and kind == DistributedType.FSDP:
-        raise ValueError("pretraining without a PLM does not run under FSDP, which splits one; choose the Accelerate config multi_gpu")
+        raise ValueError(
+            "pretraining without a PLM does not run under FSDP, which splits one; choose the Accelerate config "
+            "multi_gpu"
+        )
     if strategy in ("id", "frozen") and kind == DistributedType.FSDP:
         raise ValueError(
-            f"--strategy {strategy} does not run under FSDP, which splits a PLM that is trained; choose the Accelerate config multi_gpu"
+            f"--strategy {strategy} does not run under FSDP, which splits a PLM that is trained; choose the "
+            "Accelerate config multi_gpu"
         )
     if kind != DistributedType.DEEPSPEED:
         return
     for name in ("checkpointing_steps", "resume_from_checkpoint"):
         if getattr(args, name) is not None:
             raise ValueError(
-                f"--{name} does not run under DeepSpeed, whose optimizer states lie in pieces; choose the Accelerate config fsdp2 "
+                f"--{name} does not run under DeepSpeed, whose optimizer states lie in pieces; choose the Accelerate "
+                "config fsdp2 "
                 f"or multi_gpu, or leave --{name} out"
             )
     if (stage := accelerator.deepspeed_plugin.zero_stage) not in (1, 2):
         raise ValueError(
-            f"zero_stage is {stage} in the Accelerate config; the recipes know 1 and 2. To split parameters too: the config fsdp2; to "
+            f"zero_stage is {stage} in the Accelerate config; the recipes know 1 and 2. To split parameters too: the "
+            "config fsdp2; to "
             "split nothing: multi_gpu"
         )
-    if (steps := accelerator.deepspeed_plugin.deepspeed_config.get("gradient_accumulation_steps", 1)) not in (1, "auto"):
+    if (steps := accelerator.deepspeed_plugin.deepspeed_config.get("gradient_accumulation_steps", 1)) not in (
+        1,
+        "auto",
+    ):
         raise ValueError(
-            f"gradient_accumulation_steps is {steps} in the DeepSpeed config; the recipe accumulates itself: leave it out there and give "
+            f"gradient_accumulation_steps is {steps} in the DeepSpeed config; the recipe accumulates itself: leave it "
+            "out there and give "
             f"the recipe --gradient_accumulation_steps {steps}"
         )
 
@@ -148,11 +173,15 @@ def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.O
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         if BLOCKS not in os.environ:
-            # `_no_split_modules` will not do: some PLMs have none, and of others it holds the embeddings, which the MLM decoder shares
-            blocks = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+            # `_no_split_modules` will not do: some PLMs have none, and of others it holds the embeddings, which the MLM
+            # decoder shares
+            blocks = {
+                type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+            }
             if not blocks:
                 raise ValueError(
-                    "no transformer block was found in the PLM for FSDP to split; name their class in the Accelerate config: "
+                    "no transformer block was found in the PLM for FSDP to split; name their class in the Accelerate "
+                    "config: "
                     "fsdp_transformer_layer_cls_to_wrap"
                 )
             plugin.transformer_cls_names_to_wrap = sorted(blocks)
@@ -188,15 +217,16 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def split(model: nn.Module) -> None:
-    """Has each process hold its shares alone, where parameters are split: after a forward pass without a backward one the root's are whole."""
+    """Has each process hold its shares alone, where parameters are split: after a forward pass without a backward one
+    the root's are whole."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def whole_model(accelerator: Accelerator, model: nn.Module) -> nn.Module | None:
-    """The model as one process trains it, to save it. All processes must call it; where weights are gathered (FSDP, DeepSpeed) all
-    but the main process get None."""
+    """The model as one process trains it, to save it. All processes must call it; where weights are gathered (FSDP,
+    DeepSpeed) all but the main process get None."""
     model = accelerator.unwrap_model(model)
     if is_sharded(model):
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -214,8 +244,8 @@ def whole_model(accelerator: Accelerator, model: nn.Module) -> nn.Module | None:
 
 
 def _master_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of a model in DeepSpeed's hands, with the float32 weights that it trains: in bf16 the model has rounded ones. What is
-    frozen has no others."""
+    """The state of a model in DeepSpeed's hands, with the float32 weights that it trains: in bf16 the model has rounded
+    ones. What is frozen has no others."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     state = model.state_dict()

@@ -1,32 +1,37 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Large contrastive batches on small memory (GradCache: Gao et al., "Scaling deep contrastive learning batch size under memory limited
-setup", 2021).
+"""Large contrastive batches on small memory (GradCache: Gao et al., "Scaling deep contrastive learning batch size under
+memory limited setup", 2021).
 
-ICL learns from the negatives of the batch, and accumulating gradients adds none. Here a batch goes through the towers in chunks: once
-without gradients for the embeddings of all rows, from which ICL's loss and its gradients by the embeddings follow; then once more
-chunk by chunk with gradients, where ICL's share of the loss is the product of embeddings and these gradients. Only one chunk's
-activations are ever held. The result is that of the whole batch, at the price of one more forward pass of the clean view.
+ICL learns from the negatives of the batch, and accumulating gradients adds none. Here a batch goes through the towers
+in chunks: once without gradients for the embeddings of all rows, from which ICL's loss and its gradients by the
+embeddings follow; then once more chunk by chunk with gradients, where ICL's share of the loss is the product of
+embeddings and these gradients. Only one chunk's activations are ever held. The result is that of the whole batch, at
+the price of one more forward pass of the clean view.
 """
 
 from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-
 from flip_ctr.modeling_flip.gather_flip import share_of_total
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX, contrastive_loss
 from flip_ctr.train.loop.distributed import accumulating
 from flip_ctr.train.models.lora import plain
+from torch import nn
 
 
 def chunked_losses(
-    accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor], chunk_size: int, backward: Callable, sync: bool
+    accelerator: Accelerator,
+    model: nn.Module,
+    batch: dict[str, torch.Tensor],
+    chunk_size: int,
+    backward: Callable,
+    sync: bool,
 ) -> dict[str, torch.Tensor]:
     """Adds the gradients of one batch, chunk by chunk; returns its losses, detached.
 
-    Exact to the plain computation where there is no dropout; with dropout exact to its own chunks: a chunk's clean view has the same
-    dropout in both passes.
+    Exact to the plain computation where there is no dropout; with dropout exact to its own chunks: a chunk's clean view
+    has the same dropout in both passes.
 
     Args:
         model: a [`FlipForPretraining`] with ICL, as Accelerate prepared it.
@@ -59,9 +64,15 @@ def chunked_losses(
     of_scale = [gradient / len(chunks) for gradient in gradients[2:]]
 
     # 3. chunk by chunk with gradients; sums of losses are divided by the counts of the whole batch
-    counts = {name: (batch[f"{name}_labels"] != IGNORE_INDEX).sum() for name in ("mlm", "mtm") if f"{name}_labels" in batch}
+    counts = {
+        name: (batch[f"{name}_labels"] != IGNORE_INDEX).sum() for name in ("mlm", "mtm") if f"{name}_labels" in batch
+    }
     divisors = {name: share_of_total(count, training=True) for name, count in counts.items()}
-    losses = {"icl_loss": icl_loss.detach(), "icl_accuracy": icl_accuracy, "loss": flip_model.config.icl_weight * icl_loss.detach()}
+    losses = {
+        "icl_loss": icl_loss.detach(),
+        "icl_accuracy": icl_accuracy,
+        "loss": flip_model.config.icl_weight * icl_loss.detach(),
+    }
     for (chunk, last), rows in zip(_with_dropout_of(chunks, seeds, accelerator.device), of_rows):
         with accumulating(accelerator, model, last and sync):
             output = model(**chunk, icl_gradients=(*rows, *of_scale), divisors=divisors)
@@ -75,8 +86,8 @@ def chunked_losses(
 
 
 def _with_dropout_of(chunks: list, seeds: list[int], device: torch.device) -> Iterator[tuple[dict, bool]]:
-    """The chunks, each with random numbers from its own seed while it is used, and whether it is the last; the random state
-    outside is as before."""
+    """The chunks, each with random numbers from its own seed while it is used, and whether it is the last; the random
+    state outside is as before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for number, (chunk, seed) in enumerate(zip(chunks, seeds)):
             torch.manual_seed(seed)

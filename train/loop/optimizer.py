@@ -1,21 +1,22 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The optimizer of the recipes: AdamW, and for large vocabularies an update of the touched rows alone.
 
-With `--embedding_optimizer rowwise_adagrad` or `lazy_adam` the feature tables (the ID tower's, and MTM's output table) get sparse
-gradients: (row id, gradient) pairs of the rows that the batch looked up. Their exchange between processes, clipping, update and l2 cost
-what the batch touches, whatever the vocabulary. DDP is told to leave them alone; it would send whole tables.
+With `--embedding_optimizer rowwise_adagrad` or `lazy_adam` the feature tables (the ID tower's, and MTM's output table)
+get sparse
+gradients: (row id, gradient) pairs of the rows that the batch looked up. Their exchange between processes, clipping,
+update and l2 cost what the batch touches, whatever the vocabulary. DDP is told to leave them alone; it would send whole
+tables.
 """
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW, Optimizer
-
 from flip_ctr.modeling_flip.gather_flip import gather_unequal, world_size
 from flip_ctr.modeling_flip.heads_flip import FlipMTMHead
 from flip_ctr.modeling_flip.id_tower import FeatureEmbedding
 from flip_ctr.train.arguments import TrainArguments
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
 
 FUSED_ON = ("cpu", "cuda", "mps", "xpu")  # devices with a fused AdamW
 
@@ -23,10 +24,13 @@ FUSED_ON = ("cpu", "cuda", "mps", "xpu")  # devices with a fused AdamW
 class RowWiseOptimizer(Optimizer):
     """Base of the optimizers of large tables: a step reads and writes the rows that have a gradient, and no other.
 
-    The l2 is that of whole tables, `l2 * sum of squares` at every step, charged to a row when it is touched, for all the steps since it
-    was touched last: a row that is rare is held back more than a frequent one, as it is where the penalty is in the loss. (With l2 of
-    the touched rows alone it would be the other way round.) It is taken as a proximal step, which never goes past zero. What differs
-    from whole tables: a row is read before it has paid for the steps since, and pays for them at the learning rate of now.
+    The l2 is that of whole tables, `l2 * sum of squares` at every step, charged to a row when it is touched, for all
+    the steps since it
+    was touched last: a row that is rare is held back more than a frequent one, as it is where the penalty is in the
+    loss. (With l2 of the touched rows alone it would be the other way round.) It is taken as a proximal step, which
+    never goes past zero. What differs
+    from whole tables: a row is read before it has paid for the steps since, and pays for them at the learning rate of
+        now.
 
     Args:
         params: tables `(rows, size)`, or groups of them; their gradients must be sparse.
@@ -41,7 +45,9 @@ class RowWiseOptimizer(Optimizer):
         """The state of a table of that group."""
         raise NotImplementedError
 
-    def direction(self, state: dict, rows: torch.Tensor, gradient: torch.Tensor, group: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    def direction(
+        self, state: dict, rows: torch.Tensor, gradient: torch.Tensor, group: dict
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Updates the state of the touched rows `(n,)` with their gradients `(n, size)`.
 
         Returns what the rows move against, `(n, size)`, and what a gradient is divided by, `(n, 1)` or `(n, size)`.
@@ -57,7 +63,10 @@ class RowWiseOptimizer(Optimizer):
                 state = self.state[table]
                 if not state:
                     # a float, as load_state_dict would make it one
-                    state |= {"step": 0, "last_step": torch.zeros_like(table[:, 0], dtype=torch.float)} | self.new_state(table, group)
+                    state |= {
+                        "step": 0,
+                        "last_step": torch.zeros_like(table[:, 0], dtype=torch.float),
+                    } | self.new_state(table, group)
                 state["step"] += 1
                 gradient = table.grad.coalesce()
                 rows = gradient.indices()[0]
@@ -65,8 +74,11 @@ class RowWiseOptimizer(Optimizer):
                 weights, update = table[rows], group["lr"] * change / divisor
                 if group["l2"] > 0:
                     missed = (state["step"] - state["last_step"][rows] - 1)[:, None]
-                    # of the penalty's own gradient, over the divisor that a loss with it would have: no step is larger than lr
-                    rate = 2 * group["l2"] * group["lr"] / (divisor.square() + (2 * group["l2"] * weights).square()).sqrt()
+                    # of the penalty's own gradient, over the divisor that a loss with it would have: no step is larger
+                    # than lr
+                    rate = (
+                        2 * group["l2"] * group["lr"] / (divisor.square() + (2 * group["l2"] * weights).square()).sqrt()
+                    )
                     weights = (weights / (1 + missed * rate) - update) / (1 + rate)
                 else:
                     weights = weights - update
@@ -75,8 +87,8 @@ class RowWiseOptimizer(Optimizer):
 
 
 class RowwiseAdagrad(RowWiseOptimizer):
-    """Adagrad with one accumulator a row: a row moves by `lr * g / (sqrt(G) + eps)`, G the sum over the steps of the mean of its squared
-    gradients. Two floats of state a row, where Adam has two a weight."""
+    """Adagrad with one accumulator a row: a row moves by `lr * g / (sqrt(G) + eps)`, G the sum over the steps of the
+    mean of its squared gradients. Two floats of state a row, where Adam has two a weight."""
 
     def __init__(self, params, lr: float, l2: float = 0.0, eps: float = 1e-10):
         super().__init__(params, lr, l2, eps=eps)
@@ -91,12 +103,16 @@ class RowwiseAdagrad(RowWiseOptimizer):
 
 
 class LazyAdam(RowWiseOptimizer):
-    """Adam that brings a row's moments up to date when it is touched: they decay for all the steps since it was touched last, as those
-    of Adam over whole tables do, so that the same learning rate and l2 serve. (In torch's SparseAdam they do not decay, and a rare row
-    then moves less.) Without a first moment by default: what momentum would still move a row after its last touch, it moves at once.
+    """Adam that brings a row's moments up to date when it is touched: they decay for all the steps since it was touched
+    last, as those of Adam over whole tables do, so that the same learning rate and l2 serve. (In torch's SparseAdam
+    they do not decay, and a rare row
+    then moves less.) Without a first moment by default: what momentum would still move a row after its last touch, it
+        moves at once.
     """
 
-    def __init__(self, params, lr: float, l2: float = 0.0, betas: tuple[float, float] = (0.0, 0.999), eps: float = 1e-8):
+    def __init__(
+        self, params, lr: float, l2: float = 0.0, betas: tuple[float, float] = (0.0, 0.999), eps: float = 1e-8
+    ):
         super().__init__(params, lr, l2, betas=betas, eps=eps)
 
     def new_state(self, table, group):
@@ -124,7 +140,9 @@ class CombinedOptimizer(Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # what a scheduler sets, a part reads
+        self.param_groups = [
+            group for part in self.parts for group in part.param_groups
+        ]  # what a scheduler sets, a part reads
 
     def step(self, closure=None) -> None:
         for part in self.parts:
@@ -147,13 +165,16 @@ def input_tables(model: nn.Module) -> dict[str, nn.Embedding]:
 def feature_tables(model: nn.Module) -> dict[str, nn.Embedding]:
     """All tables with a row a feature, MTM's output table too: name of the weight -> module."""
     heads = {name: module for name, module in model.named_modules() if isinstance(module, FlipMTMHead)}
-    outputs = {f"{name}.{part}.weight": getattr(head, part) for name, head in heads.items() for part in ("embeddings", "bias")}
+    outputs = {
+        f"{name}.{part}.weight": getattr(head, part) for name, head in heads.items() for part in ("embeddings", "bias")
+    }
     return input_tables(model) | outputs
 
 
 def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device) -> Optimizer:
-    """AdamW with learning rates of their own for the PLM and the ID tower; no weight decay on tables, biases, norms and single scalars.
-    Feature tables are left to a row-wise optimizer where `--embedding_optimizer` asks for one; it needs [`use_sparse_tables`] first."""
+    """AdamW with learning rates of their own for the PLM and the ID tower; no weight decay on tables, biases, norms and
+    single scalars. Feature tables are left to a row-wise optimizer where `--embedding_optimizer` asks for one; it needs
+    [`use_sparse_tables`] first."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     tables = feature_tables(model)
     row_wise = {name: table.weight for name, table in tables.items() if table.sparse and table.weight.requires_grad}
@@ -176,7 +197,10 @@ def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device)
         return dense
     kind = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}[args.embedding_optimizer]
     penalised = input_tables(model)
-    of_rows = [{"params": [weight], "l2": args.embedding_l2 * (name in penalised), "lr": rate(name)} for name, weight in row_wise.items()]
+    of_rows = [
+        {"params": [weight], "l2": args.embedding_l2 * (name in penalised), "lr": rate(name)}
+        for name, weight in row_wise.items()
+    ]
     return CombinedOptimizer(dense, kind(of_rows, lr=args.learning_rate))
 
 
@@ -193,7 +217,8 @@ class FeatureTables:
 
     Args:
         model: the model, out of what Accelerate put around it.
-        l2: factor of the sum of squares of the input tables whose gradients are dense; a row-wise optimizer has its own.
+        l2: factor of the sum of squares of the input tables whose gradients are dense; a row-wise optimizer has its
+            own.
 
     Raises:
         ValueError: a table whose gradient should be sparse has a dense one.
@@ -201,8 +226,12 @@ class FeatureTables:
 
     def __init__(self, model: nn.Module, l2: float):
         tables = feature_tables(model)
-        self.sparse = {name: table.weight for name, table in tables.items() if table.sparse and table.weight.requires_grad}
-        dense = [table.weight for table in input_tables(model).values() if not table.sparse and table.weight.requires_grad]
+        self.sparse = {
+            name: table.weight for name, table in tables.items() if table.sparse and table.weight.requires_grad
+        }
+        dense = [
+            table.weight for table in input_tables(model).values() if not table.sparse and table.weight.requires_grad
+        ]
         self.penalised = dense if l2 > 0 else []
         self.l2 = l2
         if world_size() > 1:
@@ -230,7 +259,8 @@ class FeatureTables:
             weight.grad.add_(weight, alpha=2 * self.l2 * loss_scale)
 
     def sparse_values(self) -> list[torch.Tensor]:
-        """The values of the sparse gradients, `(touched rows, size)` each; scaling them in place scales the gradients."""
+        """The values of the sparse gradients, `(touched rows, size)` each; scaling them in place scales the
+        gradients."""
         return [weight.grad.values() for weight in self.sparse.values()]
 
     def _pairs(self, name: str, weight: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,7 +268,8 @@ class FeatureTables:
             return torch.empty(0, dtype=torch.long, device=weight.device), weight.new_empty(0, weight.shape[1])
         if not weight.grad.is_sparse:
             raise ValueError(
-                f"the gradient of {name} is that of a whole table: something reads its weight, and not rows of it. Train this "
+                f"the gradient of {name} is that of a whole table: something reads its weight, and not rows of it. "
+                "Train this "
                 "model with --embedding_optimizer dense"
             )
         gradient = weight.grad.coalesce()
@@ -246,7 +277,8 @@ class FeatureTables:
 
 
 def _gather_pairs(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The (row id, gradient) pairs of all processes, one after the other, gradients divided by the number of processes."""
+    """The (row id, gradient) pairs of all processes, one after the other, gradients divided by the number of
+    processes."""
     world = world_size()
     device = next(rows.device for rows, _ in pairs.values())
     mine = torch.tensor([len(rows) for rows, _ in pairs.values()], device=device)

@@ -1,9 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Exact resume: a run that is killed goes on from its last step checkpoint and ends in the same weights, bit for bit.
 
-A step checkpoint `checkpoint-N` holds model, optimizer, schedule, scaler, the loop's own state, and the random state of every process.
-Which rows, masks and noise come next follows from (seed, epoch, step). It is never published, and is read without pickle's code
-(`weights_only`).
+A step checkpoint `checkpoint-N` holds model, optimizer, schedule, scaler, the loop's own state, and the random state of
+every process. Which rows, masks and noise come next follows from (seed, epoch, step). It is never published, and is
+read without pickle's code (`weights_only`).
 """
 
 import json
@@ -22,16 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
-
 from flip_ctr.data.batches.cache import processor_digest
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.loop.distributed import load_training_state, training_state
 from flip_ctr.train.outputs.card import RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PARTIAL, PROCESSOR, WEIGHTS, matches
-from flip_ctr.train.loop.distributed import load_training_state, training_state
 from flip_ctr.train.outputs.run_log import logger
+from torch import nn
 
 STATE_FILE, RANDOM_FILE, MANIFEST = "training_state.pt", "random_state_{}.pt", "progress.json"
 FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -76,7 +75,13 @@ class StepCheckpoints:
         ValueError: `--resume_from_checkpoint` names no checkpoint, or one of another run; says what differs.
     """
 
-    def __init__(self, accelerator: Accelerator, args: TrainArguments, dataset: EncodedDataset | StreamedDataset, steps_per_epoch: int):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        args: TrainArguments,
+        dataset: EncodedDataset | StreamedDataset,
+        steps_per_epoch: int,
+    ):
         self.accelerator, self.args = accelerator, args
         every = args.checkpointing_steps
         self.every = None if every is None else steps_per_epoch if every == "epoch" else int(every)
@@ -105,8 +110,15 @@ class StepCheckpoints:
 
     # --- writing
 
-    def after_step(self, step: int, model: nn.Module, optimizer, scheduler, loop: Callable[[], dict[str, Any]],
-                   before_saving: Callable[[], None]) -> None:  # fmt: skip
+    def after_step(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer,
+        scheduler,
+        loop: Callable[[], dict[str, Any]],
+        before_saving: Callable[[], None],
+    ) -> None:
         """Saves where it is time to, on all processes together.
 
         Args:
@@ -144,9 +156,12 @@ class StepCheckpoints:
             weights, moments = training_state(accelerator, model, optimizer)
             if accelerator.is_main_process:
                 state = {
-                    "model": weights, "optimizer": moments, "scheduler": scheduler.state_dict(), "loop": loop,
+                    "model": weights,
+                    "optimizer": moments,
+                    "scheduler": scheduler.state_dict(),
+                    "loop": loop,
                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-                }  # fmt: skip
+                }
                 _write(os.path.join(partial, STATE_FILE), state)
                 with open(os.path.join(partial, MANIFEST), "w", encoding="utf-8") as file:
                     json.dump({"step": step} | self.run, file, indent=2)
@@ -163,13 +178,15 @@ class StepCheckpoints:
             earlier = ", ".join(os.path.basename(path) for path in step_checkpoints(folder)) or "none"
             raise OSError(
                 error.errno,
-                f"checkpoint-{step} could not be saved in {folder}: {error.strerror or error}. Whole ones there: {earlier}",
+                f"checkpoint-{step} could not be saved in {folder}: {error.strerror or error}. Whole ones there: "
+                f"{earlier}",
             ) from error
 
     # --- reading
 
     def load(self, model: nn.Module, optimizer, scheduler) -> dict[str, Any] | None:
-        """Puts everything back as it was; returns the loop's own state, None where the run starts from the beginning."""
+        """Puts everything back as it was; returns the loop's own state, None where the run starts from the
+        beginning."""
         folder = self.args.resume_from_checkpoint
         if folder is None:
             return None
@@ -197,15 +214,16 @@ class StepCheckpoints:
         return state["loop"]
 
     def _bring_best_model(self, run_folder: str) -> None:
-        """Copies the best model so far from the folder of the run that goes on, where that is another than this one's: later evaluations
-        may not be better. `ValueError` where it is not there."""
+        """Copies the best model so far from the folder of the run that goes on, where that is another than this one's:
+        later evaluations may not be better. `ValueError` where it is not there."""
         output_dir = self.args.output_dir
         if os.path.isdir(output_dir) and os.path.samefile(run_folder, output_dir):
             return
         names = [name for name in os.listdir(run_folder) if matches(name, (*WEIGHTS, *CODE, *PROCESSOR, RECORD))]
         if not any(matches(name, WEIGHTS) for name in names):
             raise ValueError(
-                f"--resume_from_checkpoint: the best model of that run so far is not in {run_folder}, where it was saved; put it there, or "
+                f"--resume_from_checkpoint: the best model of that run so far is not in {run_folder}, where it was "
+                "saved; put it there, or "
                 f"go on with --output_dir {run_folder}"
             )
         if self.accelerator.is_main_process:
@@ -231,7 +249,8 @@ class StepCheckpoints:
             raise ValueError(f"--resume_from_checkpoint {folder} is of a run {had} FSDP, this one is {has} it")
         if saved["training_rows"] != self.run["training_rows"]:
             raise ValueError(
-                f"--resume_from_checkpoint {folder} is of a run on other training rows than {self.args.dataset_dir} has now"
+                f"--resume_from_checkpoint {folder} is of a run on other training rows than {self.args.dataset_dir} "
+                "has now"
             )
 
 

@@ -1,23 +1,23 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""One optimizer step: forward and backward over a group of batches, gradients exchanged and clipped, weights updated."""
+"""One optimizer step: forward and backward over a group of batches, gradients exchanged and clipped, weights
+updated."""
 
 import math
 
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.loop.distributed import accumulating, split
 from flip_ctr.train.loop.grad_cache import chunked_losses
 from flip_ctr.train.loop.optimizer import FeatureTables
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 class TrainingStep:
-    """Forward, backward and update. On W processes with batches of B rows it does what one process does with batches of W x B rows:
-    sums of losses are divided by the counts of all processes, and ICL sees the rows of all.
+    """Forward, backward and update. On W processes with batches of B rows it does what one process does with batches of
+    W x B rows: sums of losses are divided by the counts of all processes, and ICL sees the rows of all.
 
     Args:
         accelerator: of the run.
@@ -34,14 +34,21 @@ class TrainingStep:
         self.skipped = 0  # steps in a row without an update, as their gradients overflowed fp16
 
     def backward(self, group: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-        """Adds up the gradients of the mean over the group's batches; returns each batch's losses and accuracies, detached."""
+        """Adds up the gradients of the mean over the group's batches; returns each batch's losses and accuracies,
+        detached."""
         outputs = []
         for number, batch in enumerate(group):
             batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             last = number == len(group) - 1
             if self.chunk_size is not None:
-                output = chunked_losses(self.accelerator, self.model, batch, self.chunk_size,
-                                        lambda loss: self.accelerator.backward(loss / len(group)), sync=last)  # fmt: skip
+                output = chunked_losses(
+                    self.accelerator,
+                    self.model,
+                    batch,
+                    self.chunk_size,
+                    lambda loss: self.accelerator.backward(loss / len(group)),
+                    sync=last,
+                )
             else:
                 with accumulating(self.accelerator, self.model, last):
                     output = self.model(**batch)
@@ -86,7 +93,8 @@ class TrainingStep:
 
 
 def weights_are_finite(model: nn.Module) -> bool:
-    """Whether all weights are numbers, and none so large that its square is not (1e19). Under FSDP all processes must call it."""
+    """Whether all weights are numbers, and none so large that its square is not (1e19). Under FSDP all processes must
+    call it."""
     split(model)
     return bool(_whole(get_total_norm([parameter.detach() for parameter in model.parameters()])).isfinite())
 
@@ -97,7 +105,8 @@ def _whole(norm: torch.Tensor) -> torch.Tensor:
 
 
 class FiniteWatch:
-    """Remembers the first step with a number that is not finite, on the device, without waiting for it at every step."""
+    """Remembers the first step with a number that is not finite, on the device, without waiting for it at every
+    step."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator

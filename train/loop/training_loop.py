@@ -16,27 +16,33 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.batches.samplers import GlobalBatchSampler
+from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.loop.distributed import (
+    check_accelerator,
+    check_launch,
+    check_run,
+    is_sharded,
+    prepare,
+    splits_states,
+)
+from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.loop.resume import Preempted, StepCheckpoints, step_checkpoints
+from flip_ctr.train.loop.step import FiniteWatch, TrainingStep, weights_are_finite
+from flip_ctr.train.models.custom_code import import_custom_code
+from flip_ctr.train.outputs.checkpoint import clear_reports
+from flip_ctr.train.outputs.hub import check_hub_arguments
+from flip_ctr.train.outputs.results import HISTORY_FILE, write_json
+from flip_ctr.train.outputs.run_log import LOG_FILE, close_log, file_logger, logger, open_log, set_up_logging, write_log
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
-
-from flip_ctr.data.batches.collators import FlipCollator
-from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.batches.samplers import GlobalBatchSampler
-from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.data.batches.streaming import StreamedDataset
-from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.outputs.checkpoint import clear_reports
-from flip_ctr.train.models.custom_code import import_custom_code
-from flip_ctr.train.loop.distributed import check_accelerator, check_launch, check_run, is_sharded, prepare, splits_states
-from flip_ctr.train.outputs.hub import check_hub_arguments
-from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
-from flip_ctr.train.outputs.results import HISTORY_FILE, write_json
-from flip_ctr.train.loop.resume import Preempted, StepCheckpoints, step_checkpoints
-from flip_ctr.train.outputs.run_log import LOG_FILE, close_log, file_logger, logger, open_log, set_up_logging, write_log
-from flip_ctr.train.loop.step import FiniteWatch, TrainingStep, weights_are_finite
 
 
 def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
@@ -56,15 +62,17 @@ def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
 
 
 def check_output_dir(args: Any, *sources: str, goes_on: bool = False) -> None:
-    """Raises `ValueError` where the output folder is a file, holds files that the run was not told to overwrite, or is the checkpoint
-    that one of the arguments `sources` names, whose place the new one would take."""
+    """Raises `ValueError` where the output folder is a file, holds files that the run was not told to overwrite, or is
+    the checkpoint that one of the arguments `sources` names, whose place the new one would take."""
     folder = args.output_dir
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"--output_dir {folder} is a file; name a folder")
     for name in sources:
         source = getattr(args, name)
         if source and os.path.exists(source) and os.path.exists(folder) and os.path.samefile(source, folder):
-            raise ValueError(f"--output_dir {folder} is --{name}: the new checkpoint would take the place of what it is made from")
+            raise ValueError(
+                f"--output_dir {folder} is --{name}: the new checkpoint would take the place of what it is made from"
+            )
     if os.path.isdir(folder) and os.listdir(folder) and not (args.overwrite_output_dir or goes_on):
         raise ValueError(f"--output_dir {folder} is not empty; choose another or add --overwrite_output_dir")
 
@@ -78,12 +86,13 @@ def clear_output_dir(folder: str, goes_on: bool = False) -> None:
 
 
 def start(args: TrainArguments) -> Accelerator:
-    """Checks the output folder and the Hub's arguments, starts Accelerate and logging, and sets the seed. Writes nothing yet, not even
-    the folder, see [`begin`].
+    """Checks the output folder and the Hub's arguments, starts Accelerate and logging, and sets the seed. Writes
+    nothing yet, not even the folder, see [`begin`].
 
     Raises:
-        ValueError: the output folder holds files and `--overwrite_output_dir` was not given, or is what a LoRA run starts from; or
-            nothing could be pushed; or the tracker, or the user's own code, cannot be imported; or Accelerate was started in a way that does not fit the run.
+        ValueError: the output folder holds files and `--overwrite_output_dir` was not given, or is what a LoRA run
+            starts from; or nothing could be pushed; or the tracker, or the user's own code, cannot be imported; or
+            Accelerate was started in a way that does not fit the run.
     """
     import_custom_code(args.custom_code)
     check_hub_arguments(args)
@@ -91,7 +100,9 @@ def start(args: TrainArguments) -> Accelerator:
     check_output_dir(args, *(["model_name_or_path"] if args.use_lora else []), goes_on=goes_on)
     log_with = None if args.report_to == "none" else args.report_to
     if log_with and importlib.util.find_spec(log_with) is None:
-        raise ValueError(f"--report_to {log_with}: the package {log_with} is not installed (pip install 'flip-ctr[{log_with}]')")
+        raise ValueError(
+            f"--report_to {log_with}: the package {log_with} is not installed (pip install 'flip-ctr[{log_with}]')"
+        )
     accelerator = make_accelerator(args.mixed_precision, log_with=log_with, project_dir=args.output_dir)
     check_run(accelerator, args)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have seen it empty
@@ -99,18 +110,23 @@ def start(args: TrainArguments) -> Accelerator:
     if accelerator.is_main_process:
         open_log(os.path.join(args.output_dir, LOG_FILE), append=goes_on)
     if args.embedding_optimizer != "dense" and splits_states(accelerator):
-        logger.warning(f"--embedding_optimizer {args.embedding_optimizer} works on one process and under DDP; "
-                       f"{accelerator.distributed_type.value} splits dense gradients: the feature tables are trained as dense ones")  # fmt: skip
+        logger.warning(
+            f"--embedding_optimizer {args.embedding_optimizer} works on one process and under DDP; "
+            f"{accelerator.distributed_type.value} splits dense gradients: the feature tables are trained as dense ones"
+        )
         args.use_dense_tables()
-    file_logger.info(f"{args.recipe} on {accelerator.num_processes} process(es), {accelerator.device.type}, {accelerator.mixed_precision}")
+    file_logger.info(
+        f"{args.recipe} on {accelerator.num_processes} process(es), {accelerator.device.type}, "
+        f"{accelerator.mixed_precision}"
+    )
     file_logger.info(f"arguments: {json.dumps({name: str(value) for name, value in args.published().items()})}")
     set_seed(args.seed)
     return accelerator
 
 
 def begin(accelerator: Accelerator, args: TrainArguments) -> None:
-    """All was checked, and training begins: what a former run left in the output folder goes, the log is a file from here on, and the
-    tracker starts."""
+    """All was checked, and training begins: what a former run left in the output folder goes, the log is a file from
+    here on, and the tracker starts."""
     if accelerator.is_main_process:
         # not before: a run that is refused leaves nothing behind
         clear_output_dir(args.output_dir, goes_on=args.resume_from_checkpoint is not None)
@@ -120,7 +136,9 @@ def begin(accelerator: Accelerator, args: TrainArguments) -> None:
         name = os.path.basename(os.path.abspath(args.output_dir))
         where = {"wandb": {"name": name, "dir": args.output_dir}, "trackio": {"name": name}}
         published = {name: str(value) for name, value in args.published().items()}
-        accelerator.init_trackers(f"flip-ctr-{args.recipe}", published, {key: where[key] for key in where.keys() & {args.report_to}})
+        accelerator.init_trackers(
+            f"flip-ctr-{args.recipe}", published, {key: where[key] for key in where.keys() & {args.report_to}}
+        )
 
 
 def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], dict]:
@@ -135,7 +153,9 @@ def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], 
             if isinstance(error, Preempted):
                 file_logger.info("stopped")
             else:
-                file_logger.error(f"stopped by {type(error).__name__}", exc_info=error if isinstance(error, Exception) else None)
+                file_logger.error(
+                    f"stopped by {type(error).__name__}", exc_info=error if isinstance(error, Exception) else None
+                )
             raise
         finally:
             close_log()
@@ -147,8 +167,8 @@ def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], 
 
 
 def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:
-    """Raises `ValueError` where a split has no labels, labels other than 0 and 1 (in rows outside its sample too), or in the rows of the
-    sample one class only; names the split."""
+    """Raises `ValueError` where a split has no labels, labels other than 0 and 1 (in rows outside its sample too), or
+    in the rows of the sample one class only; names the split."""
     for split, rows in splits.items():
         if processor.label not in rows.column_names:
             raise ValueError(f"split '{split}' has no column '{processor.label}' to learn from")
@@ -157,11 +177,17 @@ def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None
             pass  # what cannot be read is an error
         clicks = sum(int(labels.sum()) for labels, _ in rows.map_parts(processor.read_targets, columns))
         if clicks in (0, len(rows)):
-            raise ValueError(f"split '{split}': all {len(rows):,} rows that were read have the label {int(clicks > 0)}; both classes are needed")
+            raise ValueError(
+                f"split '{split}': all {len(rows):,} rows that were read have the label {int(clicks > 0)}; both "
+                "classes are needed"
+            )
 
 
-def encode_split(accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, prompts: bool = True) -> EncodedDataset:
-    """A split as integers: the main process of each machine encodes it, where that was not done before, and all map what it wrote."""
+def encode_split(
+    accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, prompts: bool = True
+) -> EncodedDataset:
+    """A split as integers: the main process of each machine encodes it, where that was not done before, and all map
+    what it wrote."""
     failure = None
     if accelerator.is_local_main_process:
         try:
@@ -174,13 +200,21 @@ def encode_split(accelerator: Accelerator, processor: FlipProcessor, rows: Split
     return dataset if accelerator.is_local_main_process else EncodedDataset(processor, rows, prompts)
 
 
-def training_split(accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, args: TrainArguments,
-                   prompts: bool = True) -> EncodedDataset | StreamedDataset:  # fmt: skip
+def training_split(
+    accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, args: TrainArguments, prompts: bool = True
+) -> EncodedDataset | StreamedDataset:
     """The training rows, encoded beforehand or with `--streaming` while they are read."""
     if not args.streaming:
         return encode_split(accelerator, processor, rows, prompts)
-    return StreamedDataset(processor, rows, args.per_device_train_batch_size, args.seed, prompts, accelerator.num_processes,
-                           accelerator.process_index)  # fmt: skip
+    return StreamedDataset(
+        processor,
+        rows,
+        args.per_device_train_batch_size,
+        args.seed,
+        prompts,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
 
 
 class BatchLoader(DataLoader):
@@ -193,19 +227,41 @@ class BatchLoader(DataLoader):
         self.collate_fn.set_epoch(epoch)
 
 
-def make_loader(dataset: EncodedDataset | StreamedDataset, collator: FlipCollator, batch_size: int, accelerator: Accelerator,
-                seed: int = 0, shuffle: bool = True, workers: int = 0, complete: bool = False) -> BatchLoader:  # fmt: skip
-    """Batches of a dataset for this process, see [`GlobalBatchSampler`] and [`EncodedDataset`], or [`StreamedDataset`], which plans them
-    itself."""
+def make_loader(
+    dataset: EncodedDataset | StreamedDataset,
+    collator: FlipCollator,
+    batch_size: int,
+    accelerator: Accelerator,
+    seed: int = 0,
+    shuffle: bool = True,
+    workers: int = 0,
+    complete: bool = False,
+) -> BatchLoader:
+    """Batches of a dataset for this process, see [`GlobalBatchSampler`] and [`EncodedDataset`], or [`StreamedDataset`],
+    which plans them itself."""
     if isinstance(dataset, StreamedDataset):
         batches = {"batch_size": None}
     else:
-        batches = {"batch_sampler": GlobalBatchSampler(
-            len(dataset), batch_size, seed, dataset.lengths, shuffle, accelerator.num_processes, accelerator.process_index,
-            complete=complete,
-        )}  # fmt: skip
-    return BatchLoader(dataset, **batches, collate_fn=collator, num_workers=workers, generator=torch.Generator(),
-                       pin_memory=accelerator.device.type == "cuda")  # fmt: skip
+        batches = {
+            "batch_sampler": GlobalBatchSampler(
+                len(dataset),
+                batch_size,
+                seed,
+                dataset.lengths,
+                shuffle,
+                accelerator.num_processes,
+                accelerator.process_index,
+                complete=complete,
+            )
+        }
+    return BatchLoader(
+        dataset,
+        **batches,
+        collate_fn=collator,
+        num_workers=workers,
+        generator=torch.Generator(),
+        pin_memory=accelerator.device.type == "cuda",
+    )
 
 
 # --- optimisation
@@ -244,7 +300,8 @@ def train(
         patience: stop after so many evaluations without improvement.
 
     Raises:
-        FloatingPointError: the loss or its gradient is not finite; names the first such step, and what was saved before it.
+        FloatingPointError: the loss or its gradient is not finite; names the first such step, and what was saved before
+            it.
         ValueError: `--resume_from_checkpoint` does not belong to this run.
         Preempted: the process was told to stop (SIGTERM) and has saved.
     """
@@ -253,7 +310,9 @@ def train(
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     checkpoints = StepCheckpoints(accelerator, args, loader.dataset, steps_per_epoch)
     try:
-        return _train(accelerator, model, loader, args, evaluate, criterion, on_best, patience, steps_per_epoch, checkpoints)
+        return _train(
+            accelerator, model, loader, args, evaluate, criterion, on_best, patience, steps_per_epoch, checkpoints
+        )
     except BaseException:
         for tracker in accelerator.trackers:  # the next run of this process must not write into it
             tracker.finish()
@@ -262,7 +321,9 @@ def train(
         checkpoints.close()
 
 
-def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patience, steps_per_epoch, checkpoints) -> list[dict]:
+def _train(
+    accelerator, model, loader, args, evaluate, criterion, on_best, patience, steps_per_epoch, checkpoints
+) -> list[dict]:
     if args.embedding_optimizer != "dense":
         use_sparse_tables(model)
     optimizer = make_optimizer(model, args, accelerator.device)
@@ -283,7 +344,9 @@ def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patie
     state = checkpoints.load(model, optimizer, scheduler)
     begin(accelerator, args)
     if state is not None:
-        history, best, misses, step, counted = (state[name] for name in ("history", "best", "misses", "step", "counted"))
+        history, best, misses, step, counted = (
+            state[name] for name in ("history", "best", "misses", "step", "counted")
+        )
         sums = {name: value.to(accelerator.device) for name, value in state["sums"].items()}
         started -= state["seconds"]
         write_json(accelerator, args.output_dir, HISTORY_FILE, history)
@@ -295,8 +358,15 @@ def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patie
 
     def loop() -> dict:
         means = {name: torch.tensor(value) for name, value in over_processes().items()}
-        return {"history": history, "best": best, "misses": misses, "step": step, "counted": counted, "sums": means,
-                "seconds": time.perf_counter() - started}  # fmt: skip
+        return {
+            "history": history,
+            "best": best,
+            "misses": misses,
+            "step": step,
+            "counted": counted,
+            "sums": means,
+            "seconds": time.perf_counter() - started,
+        }
 
     def record(entry: dict) -> None:
         history.append(entry)
@@ -308,17 +378,23 @@ def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patie
         if bad is None and weights and not weights_are_finite(model):
             bad = step
         if bad is not None:
-            kept = [os.path.basename(folder) for folder in step_checkpoints(args.output_dir)[-1:]] + ["the best model"] * (best > -math.inf)
+            kept = [os.path.basename(folder) for folder in step_checkpoints(args.output_dir)[-1:]] + [
+                "the best model"
+            ] * (best > -math.inf)
             raise FloatingPointError(
-                f"the loss, its gradient or the weights are not finite at step {bad} (epoch {bad / steps_per_epoch:.2f}). Kept in {args.output_dir}: "
-                f"{' and '.join(kept) or 'nothing yet'}. Lower --learning_rate or --plm_learning_rate, or clip with --max_grad_norm"
+                f"the loss, its gradient or the weights are not finite at step {bad} (epoch "
+                f"{bad / steps_per_epoch:.2f}). Kept in {args.output_dir}: "
+                f"{' and '.join(kept) or 'nothing yet'}. Lower --learning_rate or --plm_learning_rate, or clip with "
+                "--max_grad_norm"
             )
 
     def done() -> bool:
         return step >= total or (patience is not None and misses >= patience)
 
     shown: dict[str, str] = {}
-    with tqdm(total=total, initial=step, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=total, initial=step, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True
+    ) as bar:
         for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
             if done():
                 break
@@ -337,13 +413,21 @@ def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patie
                 if norm is not None and (accelerator.scaler is None or training.skipped > MAX_SKIPPED):
                     finite.watch(norm, step - max(0, training.skipped - 1))
                 bar.update()
-                # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics fail on it
+                # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics
+                # fail on it
                 if step % args.logging_steps == 0 or step % eval_steps == 0 or step == total:
                     stop_unless_finite(weights=step % eval_steps == 0 or step == total)
                     entry = {name: value / counted for name, value in over_processes().items()}
                     group = optimizer.param_groups[0]  # all have the same share of their own rate
-                    entry |= {"learning_rate": args.learning_rate * group["lr"] / group["initial_lr"]} | ({} if norm is None else {"grad_norm": norm.item()})
-                    entry = {"step": step, "epoch": step / steps_per_epoch, **entry, "seconds": time.perf_counter() - started}
+                    entry |= {"learning_rate": args.learning_rate * group["lr"] / group["initial_lr"]} | (
+                        {} if norm is None else {"grad_norm": norm.item()}
+                    )
+                    entry = {
+                        "step": step,
+                        "epoch": step / steps_per_epoch,
+                        **entry,
+                        "seconds": time.perf_counter() - started,
+                    }
                     record(entry)
                     shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
                     bar.set_postfix(shown)
@@ -353,7 +437,14 @@ def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patie
                     if not all(math.isfinite(value) for name, value in metrics.items() if name.endswith("loss")):
                         finite.watch(torch.tensor(math.nan, device=accelerator.device), step)
                         stop_unless_finite(weights=False)
-                    record({"step": step, "epoch": step / steps_per_epoch, **metrics, "seconds": time.perf_counter() - started})
+                    record(
+                        {
+                            "step": step,
+                            "epoch": step / steps_per_epoch,
+                            **metrics,
+                            "seconds": time.perf_counter() - started,
+                        }
+                    )
                     write_json(accelerator, args.output_dir, HISTORY_FILE, history)
                     if accelerator.is_main_process:
                         bar.write(f"epoch {step / steps_per_epoch:.2f}: {in_words(metrics)}")
@@ -365,7 +456,9 @@ def _train(accelerator, model, loader, args, evaluate, criterion, on_best, patie
                             on_best()
                         else:
                             misses += 1
-                checkpoints.after_step(step, model, optimizer, scheduler, loop, before_saving=lambda: stop_unless_finite(weights=True))
+                checkpoints.after_step(
+                    step, model, optimizer, scheduler, loop, before_saving=lambda: stop_unless_finite(weights=True)
+                )
                 if done():
                     break
     return history
@@ -380,8 +473,9 @@ def in_words(entry: dict) -> str:
 
 
 @torch.no_grad()
-def score(accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, batch_size: int,
-          progress: bool = False) -> dict[str, np.ndarray]:  # fmt: skip
+def score(
+    accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, batch_size: int, progress: bool = False
+) -> dict[str, np.ndarray]:
     """Log odds of every row in the rows' order, each row exactly once whatever the number of processes.
 
     Returns `logits`, and `id_logits` and `text_logits` where the strategy has them, `(N,)` float32 each.
@@ -406,10 +500,12 @@ def score(accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, b
             if output.get(name) is not None:
                 scores.setdefault(name, []).append(output[name][:, 0].float().cpu().numpy())
     index, processes = accelerator.process_index, accelerator.num_processes
-    mine = [(
-        np.concatenate([part[index::processes] for part in plan]),
-        {name: np.concatenate(parts) for name, parts in scores.items()},
-    )]  # fmt: skip
+    mine = [
+        (
+            np.concatenate([part[index::processes] for part in plan]),
+            {name: np.concatenate(parts) for name, parts in scores.items()},
+        )
+    ]
     result = {}
     for rows, values in gather_object(mine) if processes > 1 else mine:
         for name, part in values.items():

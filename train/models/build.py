@@ -8,24 +8,31 @@ import time
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
-
-from flip_ctr.modeling_flip.configuration_flip import FlipConfig
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import OWN_DROPOUT, TrainArguments
 from flip_ctr.train.models.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
-from flip_ctr.train.outputs.run_log import logger
 from flip_ctr.train.models.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
+from flip_ctr.train.outputs.run_log import logger
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 # position tables of these models also hold rows for the padding offset
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet", "longformer")
+OFFSET_POSITIONS = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "roberta-prelayernorm",
+    "mpnet",
+    "longformer",
+)
 # after the last layer, by the names of transformers' encoders
 FINAL_NORMS = ("final_norm", "final_layer_norm", "norm", "ln", "ln_f", "emb_layer_norm_after")
 DROPOUTS = ("id_dropout", "id_embedding_dropout")
@@ -41,8 +48,12 @@ def max_positions(text_config) -> int | None:
 
 def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, plm: str | None) -> FlipProcessor:
     """A processor whose vocabularies come from the training rows; with the PLM's tokenizer where one is named."""
-    settings = {"label": schema.label, "weight": schema.weight_column, "min_frequency": args.min_frequency,
-                "hash_user_values": args.hash_user_values}  # fmt: skip
+    settings = {
+        "label": schema.label,
+        "weight": schema.weight_column,
+        "min_frequency": args.min_frequency,
+        "hash_user_values": args.hash_user_values,
+    }
     if plm is None:
         return FlipProcessor.from_dataset(rows, schema.fields, **settings)
     fields = schema.fields if args.prompt_fields is None else with_prompt_fields(schema.fields, args.prompt_fields)
@@ -51,15 +62,20 @@ def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, 
 
 
 def with_prompt_fields(fields: list[FlipField], names: list[str]) -> list[FlipField]:
-    """The fields with just the named ones in the prompt, in the order of the schema; a field that is then on no side is left out.
+    """The fields with just the named ones in the prompt, in the order of the schema; a field that is then on no side is
+    left out.
 
     Raises:
         ValueError: there is no field of a name.
     """
     unknown = [name for name in names if name not in [field.name for field in fields]]
     if unknown:
-        raise ValueError(f"--prompt_fields {unknown[0]}: the dataset's fields are {', '.join(field.name for field in fields)}")
-    sides = [tuple(side for side, on in (("id", field.on_id_side), ("text", field.name in names)) if on) for field in fields]
+        raise ValueError(
+            f"--prompt_fields {unknown[0]}: the dataset's fields are {', '.join(field.name for field in fields)}"
+        )
+    sides = [
+        tuple(side for side, on in (("id", field.on_id_side), ("text", field.name in names)) if on) for field in fields
+    ]
     return [dataclasses.replace(field, sides=where) for field, where in zip(fields, sides) if where]
 
 
@@ -73,12 +89,15 @@ def model_settings(args: TrainArguments, names) -> dict:
 
 def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
     """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
-    names = {field.name for field in dataclasses.fields(args)} & {field.name for field in dataclasses.fields(FlipConfig)}
+    names = {field.name for field in dataclasses.fields(args)} & {
+        field.name for field in dataclasses.fields(FlipConfig)
+    }
     return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)) | new_tower_shape(args))
 
 
 def new_tower_shape(args: TrainArguments) -> dict:
-    """The shape of an ID tower that the model does not have yet: that of `--id_model` where one is named, and otherwise what was asked for."""
+    """The shape of an ID tower that the model does not have yet: that of `--id_model` where one is named, and otherwise
+    what was asked for."""
     if args.id_model is None:
         others = {} if args.id_tower is None else {"id_tower_kwargs": {}}  # those of another tower would not fit
         return others | model_settings(args, ID_SHAPE)
@@ -91,32 +110,43 @@ def check_shape(args: TrainArguments, config: FlipConfig, names, path: str) -> N
     """Raises `ValueError` where a flag asks for another shape than the checkpoint has."""
     for name, value in model_settings(args, names).items():
         if value != getattr(config, name):
-            raise ValueError(f"--{name} {value} does not fit {path}, which has {getattr(config, name)}; leave the flag out")
+            raise ValueError(
+                f"--{name} {value} does not fit {path}, which has {getattr(config, name)}; leave the flag out"
+            )
 
 
 def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> tuple[FlipForCTR, FlipProcessor]:
     """A click model and its processor from a FLIP checkpoint, with those settings of its configuration changed.
 
     Raises:
-        ValueError: the dataset's fields are not the checkpoint's; or a flag asks for another shape than the checkpoint has.
+        ValueError: the dataset's fields are not the checkpoint's; or a flag asks for another shape than the checkpoint
+            has.
     """
     path = args.model_name_or_path
     processor, config = FlipProcessor.from_pretrained(path), FlipConfig.from_pretrained(path)
     if (config.strategy == "frozen") != (settings["strategy"] == "frozen"):
-        raise ValueError(f"the ID tower of {path} is of another form than that of --strategy {settings['strategy']}: with frozen the text is "
-                         "one of its fields; frozen starts from a bare PLM (or goes on from frozen)")  # fmt: skip
+        raise ValueError(
+            f"the ID tower of {path} is of another form than that of --strategy {settings['strategy']}: with frozen "
+            "the text is "
+            "one of its fields; frozen starts from a bare PLM (or goes on from frozen)"
+        )
     if settings["strategy"] == "id" and not has_id_tower(config):
         raise ValueError(f"--strategy id: {path} has no ID tower; leave --model_name_or_path out for a new one")
     if settings["strategy"] in ("plm", "joint") and config.text_config is None:
-        raise ValueError(f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with --model_name_or_path and this "
-                         "checkpoint with --id_model")  # fmt: skip
+        raise ValueError(
+            f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with "
+            "--model_name_or_path and this "
+            "checkpoint with --id_model"
+        )
     args.check_id_tower(new=not has_id_tower(config) and settings["strategy"] == "joint")
     args.check_effect(f"where {path} brings its own vocabulary", min_frequency=1)
     if args.prompt_fields is not None:
         raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)
     if args.hash_user_values and not processor.feature_extractor.hashed_fields:
-        raise ValueError(f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag")
+        raise ValueError(
+            f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag"
+        )
     check_shape(args, config, ("text_pooling",), path)
     if settings["strategy"] == "joint" and not has_id_tower(config):
         settings |= new_tower_shape(args)
@@ -133,43 +163,63 @@ def check_model(flag: str, name_or_path: str) -> None:
     try:
         AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:  # (a path that is no name of a repository is a ValueError)
-        raise OSError(f"--{flag} {name_or_path}: no model folder, and none that could be read from the Hub ({str(error).splitlines()[0]})") from error
+        raise OSError(
+            f"--{flag} {name_or_path}: no model folder, and none that could be read from the Hub "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
-def load_click_model(name_or_path: str, base_model_name_or_path: str | None = None,
-                     flag: str = "model_name_or_path") -> tuple[FlipForCTR, FlipProcessor]:  # fmt: skip
-    """A fine-tuned checkpoint, to score with: whole, or a LoRA adapter with its base. `ValueError` where it is not one, `OSError` where there
-    is none."""
+def load_click_model(
+    name_or_path: str, base_model_name_or_path: str | None = None, flag: str = "model_name_or_path"
+) -> tuple[FlipForCTR, FlipProcessor]:
+    """A fine-tuned checkpoint, to score with: whole, or a LoRA adapter with its base. `ValueError` where it is not one,
+    `OSError` where there is none."""
     check_model(flag, name_or_path)
     config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type != FlipConfig.model_type or FlipForCTR.__name__ not in (config.architectures or []):
         kind = ", ".join(config.architectures or [config.model_type])
-        raise ValueError(f"--{flag} {name_or_path} is a {kind}, not a fine-tuned click model; run `flip-ctr finetune` first")
+        raise ValueError(
+            f"--{flag} {name_or_path} is a {kind}, not a fine-tuned click model; run `flip-ctr finetune` first"
+        )
     if is_adapter(name_or_path):
         model = load_adapter(name_or_path, base_model_name_or_path)
     else:
         model, loaded = FlipForCTR.from_pretrained(name_or_path, output_loading_info=True)
         if loaded["missing_keys"]:  # transformers would draw them at random
-            raise ValueError(f"--{flag} {name_or_path} lacks weights that its configuration asks for: {', '.join(sorted(loaded['missing_keys'])[:5])}")
+            raise ValueError(
+                f"--{flag} {name_or_path} lacks weights that its configuration asks for: "
+                f"{', '.join(sorted(loaded['missing_keys'])[:5])}"
+            )
     return model, FlipProcessor.from_pretrained(name_or_path)
 
 
 def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> None:
-    """Raises `ValueError` where the dataset's fields are not those that the checkpoint was trained with; which of them its prompts have is
-    the checkpoint's own choice."""
+    """Raises `ValueError` where the dataset's fields are not those that the checkpoint was trained with; which of them
+    its prompts have is the checkpoint's own choice."""
+
     def view(field):
         # of a text that holds several values the separator decides what they are
-        return field.name, field.type, field.kind + (f" by {field.separator!r}" if field.is_multi_valued else ""), field.on_id_side
+        return (
+            field.name,
+            field.type,
+            field.kind + (f" by {field.separator!r}" if field.is_multi_valued else ""),
+            field.on_id_side,
+        )
 
     fields = processor.feature_extractor.all_fields
     have = [view(field) for field in fields]
     given = [view(field) for field in schema.fields if field.on_id_side or field.name in [one.name for one in fields]]
     if have != given:
-        theirs, ours = (", ".join(f"{n} ({t}, {k}{', id' * on_id})" for n, t, k, on_id in fields) for fields in (have, given))
+        theirs, ours = (
+            ", ".join(f"{n} ({t}, {k}{', id' * on_id})" for n, t, k, on_id in fields) for fields in (have, given)
+        )
         raise ValueError(f"the dataset's fields [{ours}] are not those of the checkpoint {path} [{theirs}]")
     prompts = [[field.name for field in some if field.on_text_side] for some in (fields, schema.fields)]
     if processor.tokenizer is not None and prompts[0] != prompts[1]:
-        logger.info(f"prompts have the checkpoint's fields {', '.join(prompts[0])}; the dataset's schema puts {', '.join(prompts[1])} there")
+        logger.info(
+            f"prompts have the checkpoint's fields {', '.join(prompts[0])}; the dataset's schema puts "
+            f"{', '.join(prompts[1])} there"
+        )
 
 
 def loading_arguments(args: TrainArguments) -> dict:
@@ -179,9 +229,11 @@ def loading_arguments(args: TrainArguments) -> dict:
     return kwargs | ({"attn_implementation": args.attn_implementation} if args.attn_implementation else {})
 
 
-def new_pretraining_model(processor: FlipProcessor, args: TrainArguments, train_set: EncodedDataset | StreamedDataset) -> FlipForPretraining:
-    """A new model, or one around the PLM, that knows how often each feature occurs in the training rows, and which tokens where MLM's
-    softmax is over those."""
+def new_pretraining_model(
+    processor: FlipProcessor, args: TrainArguments, train_set: EncodedDataset | StreamedDataset
+) -> FlipForPretraining:
+    """A new model, or one around the PLM, that knows how often each feature occurs in the training rows, and which
+    tokens where MLM's softmax is over those."""
     config = new_config(processor, args)
     if args.model_name_or_path is None:
         model = FlipForPretraining(config)
@@ -191,7 +243,10 @@ def new_pretraining_model(processor: FlipProcessor, args: TrainArguments, train_
     if args.mlm_vocabulary == "dataset":
         tokens = torch.from_numpy(train_set.token_ids()).long()
         model.set_mlm_vocabulary(tokens)
-        logger.info(f"MLM tells {len(tokens):,} tokens apart, those of the training prompts; the PLM has {model.config.text_config.vocab_size:,}")
+        logger.info(
+            f"MLM tells {len(tokens):,} tokens apart, those of the training prompts; the PLM has "
+            f"{model.config.text_config.vocab_size:,}"
+        )
     return model
 
 
@@ -203,7 +258,8 @@ def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCT
 
 
 def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainArguments) -> nn.Module:
-    """The model with the ID tower of `--id_model` where one is named, which stays as it is with `--id_learning_rate 0`, and with what the
+    """The model with the ID tower of `--id_model` where one is named, which stays as it is with `--id_learning_rate 0`,
+    and with what the
     arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
 
     Raises:
@@ -217,7 +273,9 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
         model = add_lora(model, args)
     text_encoder = plain(model).base_model.text_encoder
     switches = ("freeze_plm_layers", "gradient_checkpointing", "torch_compile")
-    asked = [name for name in switches if getattr(args, name)] + (["plm_dropout"] if args.plm_dropout is not None else [])
+    asked = [name for name in switches if getattr(args, name)] + (
+        ["plm_dropout"] if args.plm_dropout is not None else []
+    )
     if asked and text_encoder is None:
         raise ValueError(f"--{asked[0]} is of the PLM, and an ID-only model has none; leave the flag out")
     if args.freeze_plm_layers:
@@ -235,14 +293,17 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
 
 
 def lock_id_tower(model: FlipPreTrainedModel) -> None:
-    """Leaves the ID tower as it is, and the weights of single features that a click model such as DeepFM has beside it."""
+    """Leaves the ID tower as it is, and the weights of single features that a click model such as DeepFM has beside
+    it."""
     for part in (model.base_model.id_tower, getattr(model, "first_order", None)):
         if part is not None:
             part.requires_grad_(False)
 
 
 def set_dropout(text_encoder: PreTrainedModel, rate: float) -> None:
-    """Gives all dropouts of a PLM that rate: its modules, the numbers that its attention reads, and its configuration, which is saved."""
+    """Gives all dropouts of a PLM that rate: its modules, the numbers that its attention reads, and its configuration,
+    which is saved."""
+
     def is_rate(name: str, value) -> bool:
         named = "dropout" in name or name.endswith("_pdrop")  # GPT-2's name for it
         return named and "classifier" not in name and isinstance(value, int | float) and not isinstance(value, bool)
@@ -262,9 +323,12 @@ MAX_REMEMBERED = 100_000  # distinct prompts of a split; with 384 numbers each t
 
 
 @torch.no_grad()
-def remember_prompts(accelerator: Accelerator, model: FlipForCTR, datasets: list[EncodedDataset | StreamedDataset], batch_size: int) -> float:
-    """Encodes the distinct prompts of each split once, in an order that depends on the split alone, for a model whose PLM is frozen. Splits
-    with too many of them, and streams, are left to the batches. Returns the seconds that it took."""
+def remember_prompts(
+    accelerator: Accelerator, model: FlipForCTR, datasets: list[EncodedDataset | StreamedDataset], batch_size: int
+) -> float:
+    """Encodes the distinct prompts of each split once, in an order that depends on the split alone, for a model whose
+    PLM is frozen. Splits with too many of them, and streams, are left to the batches. Returns the seconds that it
+    took."""
     started = time.perf_counter()
     model.to(accelerator.device).eval()
     for dataset in datasets:
@@ -283,7 +347,8 @@ def remember_prompts(accelerator: Accelerator, model: FlipForCTR, datasets: list
 
 
 def freeze_layers(text_encoder: PreTrainedModel, number: int) -> None:
-    """Trains only the PLM's layers after the first `number`, and a norm after the last; nothing of it where that is their number.
+    """Trains only the PLM's layers after the first `number`, and a norm after the last; nothing of it where that is
+    their number.
 
     Raises:
         ValueError: the PLM has fewer layers, or they cannot be told (ALBERT has one that it repeats).
@@ -299,6 +364,8 @@ def freeze_layers(text_encoder: PreTrainedModel, number: int) -> None:
         encoder = next(module for module in text_encoder.modules() if lists[0] in module.children())
         named = [*text_encoder.named_children(), *encoder.named_children()]
         # `LayerNorm` inside an encoder is DeBERTa's, of what all layers share
-        for child in [child for name, child in named if name in FINAL_NORMS] + [getattr(text_encoder, "LayerNorm", None)]:
+        for child in [child for name, child in named if name in FINAL_NORMS] + [
+            getattr(text_encoder, "LayerNorm", None)
+        ]:
             if child is not None:
                 child.requires_grad_(True)

@@ -11,14 +11,16 @@ from types import ModuleType
 
 from flip_ctr.modeling_flip.tower_code_flip import package_modules
 
-CUSTOM_CODE = "Python files or modules to import first, which register what is yours: my_towers.py for an ID tower of your own"
+CUSTOM_CODE = (
+    "Python files or modules to import first, which register what is yours: my_towers.py for an ID tower of your own"
+)
 
 
 def import_custom_code(names: list[str] | str | None) -> None:
     """Imports files (`*.py`) and modules, each once in a process.
 
-    A file is imported as a part of a package that is its folder: it may import files beside it as `from .other import name`, which is how
-    a checkpoint carries them, and is never mistaken for an installed module of the same name.
+    A file is imported as a part of a package that is its folder: it may import files beside it as `from .other import
+    name`, which is how a checkpoint carries them, and is never mistaken for an installed module of the same name.
 
     Raises:
         ValueError: there is no such file or module, or it fails when imported.
@@ -30,9 +32,15 @@ def import_custom_code(names: list[str] | str | None) -> None:
         try:
             importlib.import_module(_module_of(name) if name.endswith(".py") else name)
         except Exception as error:  # whatever the file does
-            lines = (line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == os.path.abspath(name))
+            lines = (
+                line
+                for frame, line in walk_tb(error.__traceback__)
+                if frame.f_code.co_filename == os.path.abspath(name)
+            )
             where = next((f" (line {line})" for line in lines), "")
-            raise ValueError(f"--custom_code {name}{where}: {type(error).__name__}: {error}{_hint(name, error)}") from error
+            raise ValueError(
+                f"--custom_code {name}{where}: {type(error).__name__}: {error}{_hint(name, error)}"
+            ) from error
 
 
 def _module_of(path: str) -> str:

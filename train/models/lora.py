@@ -1,8 +1,10 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """LoRA on the PLM: low-rank updates of its projections are trained, its own weights are not; all else trains as always.
 
-A LoRA run ends in a merged checkpoint, which is like any other, or (`--lora_adapter_only`) in a folder with the updates, the ID
-tower and the heads, which needs its base to predict. PEFT reads that folder too: `PeftModel.from_pretrained(base, folder)`.
+A LoRA run ends in a merged checkpoint, which is like any other, or (`--lora_adapter_only`) in a folder with the
+updates, the ID
+tower and the heads, which needs its base to predict. PEFT reads that folder too: `PeftModel.from_pretrained(base,
+    folder)`.
 """
 
 import hashlib
@@ -14,6 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from flip_ctr import modeling_flip
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.modeling_flip import FlipPreTrainedModel
+from flip_ctr.train.arguments import TrainArguments, public_name
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -21,11 +27,6 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
-
-from flip_ctr import modeling_flip
-from flip_ctr.modeling_flip.configuration_flip import FlipConfig
-from flip_ctr.modeling_flip.modeling_flip import FlipPreTrainedModel
-from flip_ctr.train.arguments import TrainArguments, public_name
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, TEXT_ENCODER = "base_model.model.", ".text_encoder."
@@ -38,14 +39,18 @@ def target_pattern(model: FlipPreTrainedModel, names: list[str] | None) -> str:
     Raises:
         ValueError: a name fits no linear layer of the PLM; names the layers that there are.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and TEXT_ENCODER in f".{name}"]
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and TEXT_ENCODER in f".{name}"
+    ]
     if names is None:
         chosen = linear
     else:
         for one in names:
             if not any(f".{layer}".endswith(f".{one}") for layer in linear):
                 have = ", ".join(sorted({layer.split(".")[-1] for layer in linear}))
-                raise ValueError(f"--lora_target_modules {one}: the PLM has no linear layer of that name; it has: {have}")
+                raise ValueError(
+                    f"--lora_target_modules {one}: the PLM has no linear layer of that name; it has: {have}"
+                )
         chosen = [layer for layer in linear if any(f".{layer}".endswith(f".{one}") for one in names)]
     # layers of the same name in all blocks, without their numbers
     kinds = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(layer)) for layer in chosen})
@@ -61,9 +66,11 @@ def add_lora(model: FlipPreTrainedModel, args: TrainArguments) -> PeftModel:
     if model.base_model.text_encoder is None:
         raise ValueError("--use_lora adapts the PLM, and an ID-only model has none; leave the flag out")
     config = LoraConfig(
-        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
         target_modules=target_pattern(model, args.lora_target_modules),
-    )  # fmt: skip
+    )
     wrapped = get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
         if TEXT_ENCODER not in name:
@@ -83,8 +90,9 @@ def base_hash(model: nn.Module) -> str:
 
 
 def save_adapter(model: PeftModel, folder: str, base: str) -> None:
-    """Writes the updates of the PLM and everything outside it in full: `adapter_config.json`, `adapter_model.safetensors`, the
-    model's configuration and code. `base` is the path or hub id that the weights without updates came from."""
+    """Writes the updates of the PLM and everything outside it in full: `adapter_config.json`,
+    `adapter_model.safetensors`, the model's configuration and code. `base` is the path or hub id that the weights
+    without updates came from."""
     inner = model.get_base_model()
     inner.config.architectures = [type(inner).__name__]
     inner.save_tower_code(folder)
@@ -94,8 +102,9 @@ def save_adapter(model: PeftModel, folder: str, base: str) -> None:
     config.base_model_name_or_path, config.inference_mode = public_name(base), True
     config.save_pretrained(folder)
     tied = {PREFIX + name for name in inner.all_tied_weights_keys}
-    outside = {name: tensor for name, tensor in model.state_dict().items()
-               if TEXT_ENCODER not in name and name not in tied}  # fmt: skip
+    outside = {
+        name: tensor for name, tensor in model.state_dict().items() if TEXT_ENCODER not in name and name not in tied
+    }
     updates = get_peft_model_state_dict(model, save_embedding_layers=False)
     state = {name: tensor.contiguous() for name, tensor in (updates | outside).items()}
     save_file(state, os.path.join(folder, ADAPTER_WEIGHTS), metadata={"format": "pt", BASE_HASH: base_hash(model)})
@@ -121,7 +130,8 @@ def _find(name_or_path: str, file: str) -> str | None:
 
 
 def is_flip_checkpoint(name_or_path: str) -> bool:
-    """Whether a folder or hub id is a FLIP checkpoint, whole or an adapter, and not a bare PLM. `OSError` where there is none."""
+    """Whether a folder or hub id is a FLIP checkpoint, whole or an adapter, and not a bare PLM. `OSError` where there
+    is none."""
     return AutoConfig.from_pretrained(name_or_path).model_type == FlipConfig.model_type
 
 
@@ -135,7 +145,8 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
 
     Args:
         name_or_path: folder or hub id of a checkpoint made with `--lora_adapter_only`.
-        base_model_name_or_path: the PLM or FLIP checkpoint that it was trained on; the one that the adapter names when `None`.
+        base_model_name_or_path: the PLM or FLIP checkpoint that it was trained on; the one that the adapter names when
+            `None`.
         kwargs: passed to `from_pretrained` of the base (`dtype`, float32 by default, `attn_implementation`, ...).
 
     Raises:
@@ -156,7 +167,8 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
         from_flip = is_flip_checkpoint(base)
     except OSError as error:
         raise OSError(
-            f"{name_or_path} is a LoRA adapter of {base!r}, which is neither a folder here nor on the Hub; name its base with "
+            f"{name_or_path} is a LoRA adapter of {base!r}, which is neither a folder here nor on the Hub; name its "
+            "base with "
             "--base_model_name_or_path"
         ) from error
     other = f"{base} is not the base of the LoRA adapter {name_or_path}: its PLM has other weights"

@@ -1,14 +1,13 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""The ID tower of another checkpoint as the start of a run (`--id_model`): pretraining of ids alone costs little, and a click model that
-is in use has a tower already."""
-
-from transformers import AutoConfig
+"""The ID tower of another checkpoint as the start of a run (`--id_model`): pretraining of ids alone costs little, and a
+click model that is in use has a tower already."""
 
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.models.lora import is_adapter
+from transformers import AutoConfig
 
 # settings of the configuration that shape the ID tower
 ID_SHAPE = ("id_tower", "id_tower_kwargs", "id_embedding_size", "id_hidden_dims")
@@ -41,6 +40,7 @@ def has_id_tower(config: FlipConfig) -> bool:
 
 def check_same_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:
     """Raises `ValueError` where two feature extractors do not give the same ids; names the field."""
+
     def view(one, number, field):
         shape = field.name, field.type, field.kind, field.num_slots, field.num_buckets, field.separator
         return (*shape, one.vocabularies[number], one.boundaries[number])
@@ -50,8 +50,11 @@ def check_same_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor,
         mine, their = (views[number] if number < len(views) else ("nothing",) for views in (ours, theirs))
         if mine != their:
             what = "has other values" if mine[:6] == their[:6] else f"is {' '.join(map(str, their[:6]))} there"
-            raise ValueError(f"the ids of {path} are not those of this run: field {number + 1}, {' '.join(map(str, mine[:6]))}, {what}; "
-                             "train both on the same rows, with the same --min_frequency, --hash_user_values and key")  # fmt: skip
+            raise ValueError(
+                f"the ids of {path} are not those of this run: field {number + 1}, {' '.join(map(str, mine[:6]))}, "
+                f"{what}; "
+                "train both on the same rows, with the same --min_frequency, --hash_user_values and key"
+            )
 
 
 def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: str) -> None:
@@ -67,7 +70,10 @@ def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: s
         raise ValueError(f"--id_model {path} is a LoRA adapter; name a whole checkpoint (one that was merged)")
     for name in ID_SHAPE:
         if getattr(model.config, name) != getattr(config, name):
-            raise ValueError(f"--id_model {path} has {name} {getattr(config, name)}, and the model that starts {getattr(model.config, name)}")
+            raise ValueError(
+                f"--id_model {path} has {name} {getattr(config, name)}, and the model that starts "
+                f"{getattr(model.config, name)}"
+            )
     check_same_ids(processor.feature_extractor, FlipProcessor.from_pretrained(path).feature_extractor, path)
     pretrained = FlipForPretraining.__name__ in (config.architectures or [])
     other = FlipForPretraining.from_pretrained(path) if pretrained else FlipForCTR.from_pretrained(path, strategy="id")

@@ -5,31 +5,34 @@ import json
 import os
 import shlex
 
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.modeling_flip import FlipForPretraining, FlipModel
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.models.lora import is_adapter
+from flip_ctr.train.outputs.card import CARD, PLACEHOLDER, RECORD
+from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS, matches
+from flip_ctr.train.outputs.run_log import logger
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from flip_ctr.modeling_flip.configuration_flip import FlipConfig
-from flip_ctr.modeling_flip.modeling_flip import FlipForPretraining, FlipModel
-from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.outputs.card import CARD, PLACEHOLDER, RECORD
-from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS, matches
-from flip_ctr.train.models.lora import is_adapter
-from flip_ctr.train.outputs.run_log import logger
-
-# What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker logs and
+# What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker
+# logs and
 # files of the user stay out because they are not named here.
 PUBLISHED = (*WEIGHTS, *CODE, *PROCESSOR, RECORD, *REPORTS)
 
 
 def published_files(folder: str) -> dict[str, str]:
-    """Name -> path of what is published of a checkpoint folder: also the file of a user's own tower, which its code imports."""
+    """Name -> path of what is published of a checkpoint folder: also the file of a user's own tower, which its code
+    imports."""
     names = {name for name in os.listdir(folder) if matches(name, PUBLISHED)}
     for name in [name for name in names if name.endswith(".py")]:
         names |= {
-            os.path.basename(path) for path in get_relative_import_files(os.path.join(folder, name)) if os.path.isfile(path)
+            os.path.basename(path)
+            for path in get_relative_import_files(os.path.join(folder, name))
+            if os.path.isfile(path)
         }
     return {name: os.path.join(folder, name) for name in names}
 
@@ -48,7 +51,8 @@ def check_hub_arguments(args: TrainArguments) -> None:
         check_repository(default_repository(args))
         if args.lora_adapter_only and not getattr(args, "hub_pretraining_heads", True):
             raise ValueError(
-                "--lora_adapter_only of a pretraining model holds its heads; add --hub_pretraining_heads to publish them"
+                "--lora_adapter_only of a pretraining model holds its heads; add --hub_pretraining_heads to publish "
+                "them"
             )
         if not (args.hub_token or get_token()):
             raise ValueError("--push_to_hub needs a token: run `hf auth login`, set HF_TOKEN, or give --hub_token")
@@ -67,26 +71,34 @@ def push(args: TrainArguments) -> str:
     return push_checkpoint(args.output_dir, default_repository(args), args.hub_private_repo, args.hub_token, heads)
 
 
-def push_checkpoint(folder: str, repo_id: str, private: bool = False, token: str | None = None,
-                    pretraining_heads: bool = False, commit_message: str | None = None) -> str:  # fmt: skip
+def push_checkpoint(
+    folder: str,
+    repo_id: str,
+    private: bool = False,
+    token: str | None = None,
+    pretraining_heads: bool = False,
+    commit_message: str | None = None,
+) -> str:
     """Publishes a checkpoint folder in one commit: weights, processor, code, card, results, training arguments.
 
-    Weights, code and processor files of an earlier upload that this checkpoint does not have are removed from the repository.
+    Weights, code and processor files of an earlier upload that this checkpoint does not have are removed from the
+    repository.
 
     Args:
         folder: a checkpoint that a recipe (or `save_pretrained` of model and processor) wrote.
         repo_id: `name` or `organisation/name`; made where it does not exist.
         private: make a new repository private.
-        pretraining_heads: of a pretrained model publish the MLM and MTM heads too. They can return a user's demographics from
-            an id; without them the repository holds the two aligned towers, which is all that fine-tuning starts from.
+        pretraining_heads: of a pretrained model publish the MLM and MTM heads too. They can return a user's
+            demographics from an id; without them the repository holds the two aligned towers, which is all that
+            fine-tuning starts from.
 
     Returns:
         The address of the repository.
 
     Raises:
         ValueError: the folder is no checkpoint, or the name is none that the Hub takes.
-        ConnectionError: the upload failed, or the repository must be private and is not; the message says how to do it later. The
-            folder is never changed.
+        ConnectionError: the upload failed, or the repository must be private and is not; the message says how to do it
+            later. The folder is never changed.
     """
     check_repository(repo_id)
     config = check_checkpoint(folder)
@@ -95,24 +107,30 @@ def push_checkpoint(folder: str, repo_id: str, private: bool = False, token: str
     if architecture == FlipForPretraining.__name__ and not pretraining_heads:
         if is_adapter(folder):
             raise ValueError(
-                f"{folder} is a LoRA adapter of a pretraining model with its heads; add --hub_pretraining_heads to publish it"
+                f"{folder} is a LoRA adapter of a pretraining model with its heads; add --hub_pretraining_heads to "
+                "publish it"
             )
         architecture = FlipModel.__name__
-        files = {name: path for name, path in files.items() if not matches(name, WEIGHTS)} | without_heads(folder, config)
+        files = {name: path for name, path in files.items() if not matches(name, WEIGHTS)} | without_heads(
+            folder, config
+        )
     api = HfApi(token=token)
     try:
         # None where nothing is asked: an organisation may have its own default
         repository = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repository.repo_id).private:
             raise ValueError(
-                f"{repository.repo_id} exists and is public; make it private on the Hub, or leave out --hub_private_repo"
+                f"{repository.repo_id} exists and is public; make it private on the Hub, or leave out "
+                "--hub_private_repo"
             )
         if CARD in files:
             files[CARD] = _card_for(files[CARD], repository.repo_id).encode()
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         there = api.list_repo_files(repository.repo_id)
         stale = [
-            name for name in there if "/" not in name and matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in files
+            name
+            for name in there
+            if "/" not in name and matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in files
         ]
         operations += [CommitOperationDelete(name) for name in stale]
         api.create_commit(repository.repo_id, operations, commit_message=commit_message or f"Upload {architecture}")
@@ -120,7 +138,8 @@ def push_checkpoint(folder: str, repo_id: str, private: bool = False, token: str
         retry = ["flip-ctr", "push", "--model_name_or_path", folder, "--hub_model_id", repo_id]
         retry += ["--hub_private_repo"] * private + ["--hub_pretraining_heads"] * pretraining_heads
         raise ConnectionError(
-            f"the checkpoint was not published to {repo_id}: {type(error).__name__}: {' '.join(str(error).split())[:500]}. It is whole "
+            f"the checkpoint was not published to {repo_id}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:500]}. It is whole "
             f"in {folder}; publish it later with: {shlex.join(retry)}"
         ) from error
     logger.info(f"published: {repository}")
@@ -135,7 +154,9 @@ def check_checkpoint(folder: str) -> dict:
     with open(path, encoding="utf-8") as file:
         config = json.load(file)
     if config.get("model_type") != FlipConfig.model_type or not config.get("architectures"):
-        raise ValueError(f"{folder} is not a FLIP checkpoint: its config.json is of a {config.get('model_type')!r} model")
+        raise ValueError(
+            f"{folder} is not a FLIP checkpoint: its config.json is of a {config.get('model_type')!r} model"
+        )
     names = os.listdir(folder)
     for kind, patterns in (("weights", ("*.safetensors",)), ("processor", ("processor_config.json",))):
         if not any(matches(name, patterns) for name in names):
@@ -144,7 +165,8 @@ def check_checkpoint(folder: str) -> dict:
 
 
 def without_heads(folder: str, config: dict) -> dict[str, bytes]:
-    """Weights and configuration of a pretrained checkpoint as those of a [`FlipModel`]: the towers and what ICL compares."""
+    """Weights and configuration of a pretrained checkpoint as those of a [`FlipModel`]: the towers and what ICL
+    compares."""
     prefix, state = f"{FlipModel.base_model_prefix}.", {}
     for name in os.listdir(folder):
         if matches(name, ("model*.safetensors",)):

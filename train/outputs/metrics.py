@@ -40,8 +40,9 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = NUM_CA
 class ClickMetrics(evaluate.Metric):
     """AUC, LogLoss, GAUC with coverage, expected calibration error, and the ratio of predicted to actual clicks.
 
-    `compute(predictions=logits, references=labels, users=...)`; predictions are log odds, from which LogLoss is computed
-    exactly (probabilities would need an epsilon). `users` are integers; without them GAUC is left out by giving -1.
+    `compute(predictions=logits, references=labels, users=...)`; predictions are log odds, from which LogLoss is
+    computed exactly (probabilities would need an epsilon). `users` are integers; without them GAUC is left out by
+    giving -1.
 
     Raises:
         ValueError: the labels are all of one class.
@@ -86,9 +87,11 @@ def click_metrics(logits: np.ndarray, labels: np.ndarray, users: np.ndarray | No
     return ClickMetrics(keep_in_memory=True).compute(predictions=logits, references=labels, users=users)
 
 
-def score_metrics(scores: dict[str, np.ndarray], labels: np.ndarray, users: np.ndarray | None, prefix: str) -> dict[str, float]:
-    """Metrics of what `engine.score` returns, with names that start with the prefix: of the prediction, and where both towers take
-    part AUC and LogLoss of each tower alone (`…_id_auc`, `…_text_logloss`, …)."""
+def score_metrics(
+    scores: dict[str, np.ndarray], labels: np.ndarray, users: np.ndarray | None, prefix: str
+) -> dict[str, float]:
+    """Metrics of what `engine.score` returns, with names that start with the prefix: of the prediction, and where both
+    towers take part AUC and LogLoss of each tower alone (`…_id_auc`, `…_text_logloss`, …)."""
     results = {f"{prefix}_{name}": value for name, value in click_metrics(scores["logits"], labels, users).items()}
     if "id_logits" in scores and "text_logits" in scores:
         for tower in ("id", "text"):

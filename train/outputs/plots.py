@@ -1,18 +1,18 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of a run: training curves, and a comparison of methods. Drawn where matplotlib is installed (`plot` extra)."""
-
+"""Pictures of a run: training curves, and a comparison of methods. Drawn where matplotlib is installed (`plot`
+extra)."""
 
 import numpy as np
-from scipy.special import expit
-
 from flip_ctr.data.prepare.figures import COLORS, GRID, MUTED, pyplot, save
+from scipy.special import expit
 
 CURVES_FILE, COMPARISON_FILE, RELIABILITY_FILE = "training.png", "comparison.png", "reliability.png"
 RELIABILITY_BINS = 15
 
 
 def plot_history(history: list[dict], folder: str) -> str | None:
-    """Draws the curves of a history (see `engine.train`) to `training.png`: losses, and each measured kind of number."""
+    """Draws the curves of a history (see `engine.train`) to `training.png`: losses, and each measured kind of
+    number."""
     plt = pyplot()
     if plt is None:
         return None
@@ -43,7 +43,8 @@ def plot_history(history: list[dict], folder: str) -> str | None:
 
 
 def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str | None:
-    """Draws `reliability.png`: observed click rate against predicted probability, in bins of equal size, above their distribution.
+    """Draws `reliability.png`: observed click rate against predicted probability, in bins of equal size, above their
+    distribution.
 
     Args:
         logits: `(N,)` log odds.
@@ -62,9 +63,20 @@ def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str
     center = (observed + z**2 / (2 * sizes)) / (1 + z**2 / sizes)
     half = z * np.sqrt(observed * (1 - observed) / sizes + z**2 / (4 * sizes**2)) / (1 + z**2 / sizes)
     bounds = np.clip(np.stack([observed - (center - half), center + half - observed]), 0, None)
-    figure, (above, below) = plt.subplots(2, 1, figsize=(4.2, 5.2), sharex=True, height_ratios=(3.6, 1), layout="constrained")
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(4.2, 5.2), sharex=True, height_ratios=(3.6, 1), layout="constrained"
+    )
     above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
-    above.errorbar(predicted, observed, yerr=bounds, fmt="o", color=COLORS[0], markersize=4.5, elinewidth=1.2, label="observed, 95 %")
+    above.errorbar(
+        predicted,
+        observed,
+        yerr=bounds,
+        fmt="o",
+        color=COLORS[0],
+        markersize=4.5,
+        elinewidth=1.2,
+        label="observed, 95 %",
+    )
     above.set(title="Reliability", ylabel="observed click rate", xlim=(0, 1), ylim=(0, 1))
     above.legend(loc="upper left")
     below.hist(probabilities, bins=np.linspace(0, 1, 41), color=COLORS[0])
@@ -83,8 +95,14 @@ def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str]) -> s
     plt = pyplot()
     if plt is None:
         return None
-    figure, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns), 0.42 * len(rows) + 1.1), sharey=True,
-                                squeeze=False, layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(
+        1,
+        len(columns),
+        figsize=(3.6 * len(columns), 0.42 * len(rows) + 1.1),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     labels = [row["method"] for row in rows][::-1]
     for axis, (name, title) in zip(axes[0], columns.items()):
         values = [row[name] for row in rows][::-1]

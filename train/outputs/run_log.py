@@ -1,5 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""What a run says: on the console from the main process alone, and with the time in the log file of its output folder."""
+"""What a run says: on the console from the main process alone, and with the time in the log file of its output
+folder."""
 
 import logging
 from logging.handlers import MemoryHandler
@@ -26,8 +27,8 @@ def set_up_logging(accelerator: Accelerator) -> None:
 
 
 def open_log(path: str, append: bool) -> None:
-    """From now on everything that is logged is remembered, with the time, for that file, until [`close_log`]. It is written once the
-    run has begun ([`write_log`]): one that is refused before leaves no file behind."""
+    """From now on everything that is logged is remembered, with the time, for that file, until [`close_log`]. It is
+    written once the run has begun ([`write_log`]): one that is refused before leaves no file behind."""
     file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8", delay=True)
     file.setFormatter(logging.Formatter(LOG_FORMAT))
     memory = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, target=file, flushOnClose=False)

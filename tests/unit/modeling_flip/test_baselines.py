@@ -1,11 +1,11 @@
-"""Baselines and ablations of the models: objectives without the other view, a text embedding as a field, row dropout."""
+"""Baselines and ablations of the models: objectives without the other view, a text embedding as a field, row
+dropout."""
 
 import dataclasses
 
 import pytest
 import tiny
 import torch
-
 from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining, FlipModel
 from flip_ctr.modeling_flip.heads_flip import RowDropout, TextField
 
@@ -26,8 +26,17 @@ def pretraining_model(processor, text_config, **settings) -> FlipForPretraining:
 def test_mtm_without_text_needs_no_plm(tmp_path, processor, text_config, batch):
     model = pretraining_model(processor, text_config, **MAP).eval()
     assert model.config.text_config is None and model.flip.text_encoder is None and model.mtm_head.query is None
-    output = model(masked_feature_ids=batch["masked_feature_ids"], mtm_labels=batch["mtm_labels"], noise_uniform=batch["noise_uniform"])
-    assert output.loss > 0 and output.mtm_accuracy is not None and output.mtm_shuffled_accuracy is None and output.icl_loss is None
+    output = model(
+        masked_feature_ids=batch["masked_feature_ids"],
+        mtm_labels=batch["mtm_labels"],
+        noise_uniform=batch["noise_uniform"],
+    )
+    assert (
+        output.loss > 0
+        and output.mtm_accuracy is not None
+        and output.mtm_shuffled_accuracy is None
+        and output.icl_loss is None
+    )
     assert torch.equal(output.loss, model(**batch).loss)  # what it does not need makes no difference
     model.save_pretrained(tmp_path)
     click = FlipForCTR.from_pretrained(tmp_path, strategy="id")
@@ -51,9 +60,15 @@ def test_an_objective_that_does_not_see_the_other_view_does_not_depend_on_it(pro
     kind = off[:3]
     for share, depends in ((0.0, True), (1.0, False)):
         model = pretraining_model(processor, text_config, **{off: share}).eval()
-        other = batch | {view: batch[view].roll(1, 0)} | ({"attention_mask": batch["attention_mask"]} if view == "input_ids" else {})
+        other = (
+            batch
+            | {view: batch[view].roll(1, 0)}
+            | ({"attention_mask": batch["attention_mask"]} if view == "input_ids" else {})
+        )
         if view == "input_ids":  # rows of the same length, whose values are others
-            other["input_ids"] = torch.where(batch["attention_mask"] == 1, (batch["input_ids"] * 7 + 3) % 60 + 1, batch["input_ids"])
+            other["input_ids"] = torch.where(
+                batch["attention_mask"] == 1, (batch["input_ids"] * 7 + 3) % 60 + 1, batch["input_ids"]
+            )
         losses = [model(**one)[f"{kind}_loss"] for one in (batch, other)]
         assert (losses[0] != losses[1]) == depends
 
@@ -114,7 +129,9 @@ def frozen_model(processor, text_config, **settings) -> FlipForCTR:
 def test_every_tower_takes_the_text_as_a_field(text_config, form):
     name, kwargs = tiny.ALL_TOWERS[form]
     fields = tiny.sized_fields(9, 9, 9)
-    model = tiny.shake(FlipForCTR(tiny.flip_config(fields, text_config, name, strategy="frozen", id_tower_kwargs=kwargs)))
+    model = tiny.shake(
+        FlipForCTR(tiny.flip_config(fields, text_config, name, strategy="frozen", id_tower_kwargs=kwargs))
+    )
     assert model.flip.id_tower.num_fields == 4
     ids, tokens = torch.randint(4, 9, (32, 3)), torch.randint(5, 50, (32, 6))
     first, second = (model.eval()(ids, tokens[rows]).logits for rows in (slice(None), torch.arange(32).roll(1)))
@@ -151,7 +168,9 @@ def test_equal_prompts_go_through_the_plm_once(processor, text_config, batch, mo
 
 
 def test_a_text_field_starts_with_the_size_of_an_embedding(processor, text_config):
-    config = tiny.flip_config(processor.fields, text_config, strategy="frozen", id_embedding_size=64, id_initializer_range=0.05)
+    config = tiny.flip_config(
+        processor.fields, text_config, strategy="frozen", id_embedding_size=64, id_initializer_range=0.05
+    )
     field = FlipForCTR(config).flip.text_field
     assert isinstance(field, TextField)
     assert field(torch.randn(500, text_config.hidden_size) * 9 + 4).std().item() == pytest.approx(0.05, rel=0.2)
@@ -173,7 +192,10 @@ def test_a_bare_model_of_a_frozen_checkpoint_encodes_rows(tmp_path, processor, t
     for method, given in ((bare.get_id_features, ["feature_ids"]), (bare.get_text_features, VIEWS[1:])):
         with pytest.raises(ValueError, match="this model has no projections"):
             method(*(views[name] for name in given))
-    assert output.id_hidden_state.shape == (len(batch["input_ids"]), model.flip.id_tower.output_dim) and output.id_embeds is None
+    assert (
+        output.id_hidden_state.shape == (len(batch["input_ids"]), model.flip.id_tower.output_dim)
+        and output.id_embeds is None
+    )
     torch.testing.assert_close(model.id_classifier(output.id_hidden_state), model(**views).logits)
 
 
@@ -183,8 +205,12 @@ def test_prompts_of_some_fields_only():
     fields = [*tiny.FIELDS, dataclasses.replace(tiny.FIELDS[4], name="subtitle", sides=("text",))]
     chosen = with_prompt_fields(fields, ["title", "user_id"])
     assert [(field.name, field.sides) for field in chosen] == [
-        ("user_id", ("id", "text")), ("age", ("id",)), ("zip_code", ("id",)), ("movie_id", ("id",)), ("title", ("id", "text")),
+        ("user_id", ("id", "text")),
+        ("age", ("id",)),
+        ("zip_code", ("id",)),
+        ("movie_id", ("id",)),
+        ("title", ("id", "text")),
         ("genre", ("id",)),
-    ]  # fmt: skip
+    ]
     with pytest.raises(ValueError, match="--prompt_fields tilte: the dataset's fields are user_id, age"):
         with_prompt_fields(fields, ["title", "tilte"])

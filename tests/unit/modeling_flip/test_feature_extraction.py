@@ -10,10 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tiny
-from transformers import AutoProcessor
-
 from flip_ctr import FlipFeatureExtractor, FlipField, FlipProcessor
 from flip_ctr.modeling_flip.columns_flip import Column, canonical_value
+from transformers import AutoProcessor
 
 NULLS = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, "", "  \t "]
 
@@ -47,21 +46,43 @@ def test_nulls(type_name):
 @pytest.mark.parametrize(
     ("type_name", "value"),
     [
-        ("string", 2139), ("string", 1.5), ("string", True), ("string", b"x"), ("string", ["a"]),
-        ("int", 1.5), ("int", "1.5"), ("int", "x"), ("int", True), ("int", float("inf")), ("int", "1,000"),
-        ("float", "x"), ("float", float("inf")), ("float", False), ("float", "-inf"),
-        ("bool", 2), ("bool", "yes"), ("bool", 1.0), ("bool", None.__class__),
-        ("int", datetime.date(2020, 1, 1)), ("float", decimal.Decimal("1.5")), ("int", [1]), ("int", {"a": 1}),
+        ("string", 2139),
+        ("string", 1.5),
+        ("string", True),
+        ("string", b"x"),
+        ("string", ["a"]),
+        ("int", 1.5),
+        ("int", "1.5"),
+        ("int", "x"),
+        ("int", True),
+        ("int", float("inf")),
+        ("int", "1,000"),
+        ("float", "x"),
+        ("float", float("inf")),
+        ("float", False),
+        ("float", "-inf"),
+        ("bool", 2),
+        ("bool", "yes"),
+        ("bool", 1.0),
+        ("bool", None.__class__),
+        ("int", datetime.date(2020, 1, 1)),
+        ("float", decimal.Decimal("1.5")),
+        ("int", [1]),
+        ("int", {"a": 1}),
     ],
-)  # fmt: skip
+)
 def test_values_of_another_type_are_refused(type_name, value):
-    with pytest.raises(ValueError, match=f"expected {'text' if type_name == 'string' else type_name}, got {type(value).__name__}"):
+    with pytest.raises(
+        ValueError, match=f"expected {'text' if type_name == 'string' else type_name}, got {type(value).__name__}"
+    ):
         canonical_value(value, type_name)
 
 
 def test_a_leading_zero_lost_by_a_reader_is_an_error_not_a_wrong_score():
     with pytest.raises(ValueError, match="column 'zip_code', row 1.*leading zeros"):
-        FlipFeatureExtractor(tiny.FIELDS)(pd.DataFrame(tiny.toy_rows(3)).astype({"zip_code": object}).replace("01139", 1139))
+        FlipFeatureExtractor(tiny.FIELDS)(
+            pd.DataFrame(tiny.toy_rows(3)).astype({"zip_code": object}).replace("01139", 1139)
+        )
 
 
 # --- vocabularies
@@ -253,12 +274,18 @@ def test_large_vocabularies_survive_saving_in_a_file(tmp_path, request, rows, ki
     assert "Titanic" not in config and '"vocabulary_sizes"' in config
     assert "Titanic (1997) 0" in (tmp_path / "vocabularies.txt").read_text(encoding="utf-8").split("\n")
     again = AutoProcessor.from_pretrained(tmp_path)
-    assert again.feature_extractor.vocabularies == processor.feature_extractor.vocabularies and again.fields == processor.fields
+    assert (
+        again.feature_extractor.vocabularies == processor.feature_extractor.vocabularies
+        and again.fields == processor.fields
+    )
     assert (again(rows)["feature_ids"] == processor(rows)["feature_ids"]).all()
     monkeypatch.setattr("flip_ctr.modeling_flip.feature_extraction_flip.MAX_JSON_VALUES", 10**6)
     again.save_pretrained(tmp_path)  # the file that is no longer needed goes
     assert not (tmp_path / "vocabularies.txt").exists()
-    assert AutoProcessor.from_pretrained(tmp_path).feature_extractor.vocabularies == processor.feature_extractor.vocabularies
+    assert (
+        AutoProcessor.from_pretrained(tmp_path).feature_extractor.vocabularies
+        == processor.feature_extractor.vocabularies
+    )
 
 
 def test_values_with_every_kind_of_space_survive_in_the_file(tmp_path, few_in_json):
@@ -274,17 +301,25 @@ def test_a_file_of_another_checkpoint_and_a_missing_one_are_refused(tmp_path, pr
     processor.save_pretrained(tmp_path)
     path = tmp_path / "vocabularies.txt"
     path.write_text(path.read_text(encoding="utf-8") + "one more\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vocabularies.txt holds \d+ values, and the vocabularies have \d+: it is not of this checkpoint"):
+    with pytest.raises(
+        ValueError,
+        match=r"vocabularies.txt holds \d+ values, and the vocabularies have \d+: it is not of this checkpoint",
+    ):
         AutoProcessor.from_pretrained(tmp_path)
     path.unlink()
     with pytest.raises(OSError, match="vocabularies.txt"):
         AutoProcessor.from_pretrained(tmp_path)
-    extractor = FlipFeatureExtractor(**{**processor.feature_extractor.to_dict()})
-    with pytest.raises(ValueError, match="the vocabularies lie in vocabularies.txt, which only `from_pretrained` reads"):
+    extractor = FlipFeatureExtractor(**processor.feature_extractor.to_dict())
+    with pytest.raises(
+        ValueError, match="the vocabularies lie in vocabularies.txt, which only `from_pretrained` reads"
+    ):
         extractor(rows)
 
 
-@pytest.mark.parametrize(("text", "canonical"), [("9007199254740995.0", "9007199254740995"), ("25.0", "25"), ("1.0e3", "1000"), ("-0.0", "0")])
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [("9007199254740995.0", "9007199254740995"), ("25.0", "25"), ("1.0e3", "1000"), ("-0.0", "0")],
+)
 def test_whole_numbers_with_a_point_lose_no_digit(text, canonical):
     assert canonical_value(text, "int") == canonical
 

@@ -12,13 +12,12 @@ import pyarrow as pa
 import pytest
 import tiny
 import torch
-from transformers import AutoProcessor
-
 from flip_ctr import FlipConfig, FlipFeatureExtractor, FlipField, FlipProcessor
-from flip_ctr.modeling_flip.columns_flip import Column, is_one_row, read_columns
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.modeling_flip.columns_flip import Column, is_one_row, read_columns
 from flip_ctr.modeling_flip.feature_extraction_flip import add_counts, hash_bucket
+from transformers import AutoProcessor
 
 ROWS = tiny.kind_rows()
 LISTS = FlipField("g", kind="multi-valued", max_values=3)
@@ -34,20 +33,38 @@ def ids_of(fields, train: dict, rows: dict, **options) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"kind": "numerical"}, "`kind` must be one of 'categorical', 'multi-valued', 'numeric', 'hashed'; got 'numerical'"),
+        (
+            {"kind": "numerical"},
+            "`kind` must be one of 'categorical', 'multi-valued', 'numeric', 'hashed'; got 'numerical'",
+        ),
         ({"kind": "hashed"}, "`num_buckets` must say into how many buckets kind 'hashed' puts the values; got None"),
         ({"kind": "hashed", "num_buckets": 1}, "`num_buckets` must be a whole number of at least 2; got 1"),
         ({"kind": "hashed", "num_buckets": 2.5}, "`num_buckets` must be a whole number of at least 2; got 2.5"),
         ({"kind": "numeric"}, "`type` must be 'int' or 'float' for kind 'numeric'; got 'string'"),
-        ({"kind": "numeric", "type": "int", "bucketing": "even"}, "`bucketing` must be one of 'quantile', 'log'; got 'even'"),
-        ({"kind": "numeric", "type": "int", "key": True}, "`key` must be False for kind 'numeric', as a bucket of numbers"),
+        (
+            {"kind": "numeric", "type": "int", "bucketing": "even"},
+            "`bucketing` must be one of 'quantile', 'log'; got 'even'",
+        ),
+        (
+            {"kind": "numeric", "type": "int", "key": True},
+            "`key` must be False for kind 'numeric', as a bucket of numbers",
+        ),
         ({"kind": "multi-valued", "key": True}, "`key` must be False for kind 'multi-valued', as several values"),
         ({"kind": "multi-valued", "max_values": 0}, "`max_values` must be a whole number of at least 1; got 0"),
         ({"kind": "multi-valued", "separator": ""}, "`separator` must be the text between two values.*got ''"),
-        ({"kind": "multi-valued", "bucketing": "log"}, "`bucketing` is of kind 'numeric' and has no effect on kind 'multi-valued'.*'log'"),
-        ({"num_buckets": 9}, "`num_buckets` is of kind 'multi-valued' or 'numeric' or 'hashed' and has no effect on kind 'categorical'"),
+        (
+            {"kind": "multi-valued", "bucketing": "log"},
+            "`bucketing` is of kind 'numeric' and has no effect on kind 'multi-valued'.*'log'",
+        ),
+        (
+            {"num_buckets": 9},
+            "`num_buckets` is of kind 'multi-valued' or 'numeric' or 'hashed' and has no effect on kind 'categorical'",
+        ),
         ({"separator": ";"}, "`separator` is of kind 'multi-valued' and has no effect on kind 'categorical'"),
-        ({"kind": "hashed", "num_buckets": 9, "max_values": 2}, "`max_values` is of kind 'multi-valued' and has no effect"),
+        (
+            {"kind": "hashed", "num_buckets": 9, "max_values": 2},
+            "`max_values` is of kind 'multi-valued' and has no effect",
+        ),
         ({"null_wording": " "}, "`null_wording` must be words for the prompt"),
         ({"max_tokens": 0}, "`max_tokens` must be a whole number of at least 1; got 0"),
     ],
@@ -68,8 +85,18 @@ def test_a_schema_says_only_what_is_special_and_survives_saving(tmp_path):
 
 
 def test_fields_of_before_there_were_kinds_still_load():
-    old = {"name": "f", "type": "string", "wording": "f", "kind": "categorical", "entity": "context", "key": False,
-           "sides": ["id", "text"], "max_tokens": 32, "nullable": True, "vocab_size": 9}  # fmt: skip
+    old = {
+        "name": "f",
+        "type": "string",
+        "wording": "f",
+        "kind": "categorical",
+        "entity": "context",
+        "key": False,
+        "sides": ["id", "text"],
+        "max_tokens": 32,
+        "nullable": True,
+        "vocab_size": 9,
+    }
     assert FlipField.from_dict(old) == FlipField("f", vocab_size=9)
     assert FlipField("f", vocab_size=9).to_dict() == old  # and what has no new kind still loads there
 
@@ -100,9 +127,14 @@ def test_slots():
         ([True, "0"], {"type": "bool"}, ("true", "false")),
         (7, {"type": "int"}, ("7",)),
         ("x", {}, ("x",)),
-        ([], {}, None), ("", {}, None), (" , ", {}, None), (None, {}, None), ([None], {}, None), (float("nan"), {}, None),
+        ([], {}, None),
+        ("", {}, None),
+        (" , ", {}, None),
+        (None, {}, None),
+        ([None], {}, None),
+        (float("nan"), {}, None),
     ],
-)  # fmt: skip
+)
 def test_canonical_tuples(raw, field, expected):
     assert Column.read([raw], FlipField("g", kind="multi-valued", **field)).values == [expected]
 
@@ -158,7 +190,10 @@ def test_columns_are_the_same_whatever_the_form(form, monkeypatch):
 @pytest.mark.parametrize("form", ["list of dicts", "dict of columns", "pandas", "arrow", "datasets"])
 @pytest.mark.parametrize(
     ("column", "value", "message"),
-    [("genres", [["nested"]], "expected text, got list \\['nested'\\]"), ("history", ["old"], "expected int, got str 'old'")],
+    [
+        ("genres", [["nested"]], "expected text, got list \\['nested'\\]"),
+        ("history", ["old"], "expected int, got str 'old'"),
+    ],
 )
 def test_errors_name_column_and_row(kind_processor, form, column, value, message, monkeypatch):
     monkeypatch.setattr("flip_ctr.modeling_flip.columns_flip.LISTS_AT_ONCE", 3)
@@ -278,7 +313,9 @@ def test_log_buckets_are_even_steps():
     expected = [math.copysign(math.expm1(abs(step)), step) for step in steps]
     assert FlipProcessor.from_dataset({"x": train}, [field]).feature_extractor.boundaries[0] == pytest.approx(expected)
     rows = [-1e9, -50, 0, 3, 1e6, 1e12]
-    buckets = [min(7, max(0, math.floor((math.copysign(math.log1p(abs(x)), x) - low) / (high - low) * 8))) for x in rows]
+    buckets = [
+        min(7, max(0, math.floor((math.copysign(math.log1p(abs(x)), x) - low) / (high - low) * 8))) for x in rows
+    ]
     assert ids_of([field], {"x": train}, {"x": rows}) == [[4 + bucket] for bucket in buckets]
 
 
@@ -296,7 +333,9 @@ def test_integers_that_no_float_holds_are_numbers_too():
 
 def test_what_is_learned_comes_from_the_training_rows_alone(kind_processor):
     before = json.dumps(kind_processor.feature_extractor.to_dict())
-    ids = kind_processor([row | {"age": 999, "price": 1e9, "genres": ["New"], "history": [1, 2]} for row in ROWS])["feature_ids"]
+    ids = kind_processor([row | {"age": 999, "price": 1e9, "genres": ["New"], "history": [1, 2]} for row in ROWS])[
+        "feature_ids"
+    ]
     assert json.dumps(kind_processor.feature_extractor.to_dict()) == before
     sizes = [field["vocab_size"] for field in kind_processor.fields]
     assert ids[0, 4] == sizes[2] - 1 and ids[0, -1] == sizes[7] - 1  # the last buckets
@@ -348,11 +387,17 @@ def test_prompts_list_the_values(kind_processor):
     columns = kind_processor.feature_extractor.read(ROWS)
 
     def prompt(row: int) -> str:
-        return kind_processor.prompt([columns[f.name].values[columns[f.name].codes[row]] for f in kind_processor.text_fields])
+        return kind_processor.prompt(
+            [columns[f.name].values[columns[f.name].codes[row]] for f in kind_processor.text_fields]
+        )
 
     assert prompt(0) == "age is 20 ; title is Film 0 ; genres is Drama, Romance ; tags is night, city ; price is 0.5"
     # all values, also those that have no slot
-    assert prompt(3) == "age is not given ; title is Film 3 ; genres is Comedy, Drama, Crime, Horror ; tags is night, city ; price is unknown"
+    assert (
+        prompt(3)
+        == "age is not given ; title is Film 3 ; genres is Comedy, Drama, Crime, Horror ; tags is night, city ; price "
+        "is unknown"
+    )
     # and the tokens are those of the prompt as one text
     expected = kind_processor.tokenizer(prompt(0))["input_ids"]
     assert kind_processor(ROWS[:1])["input_ids"][0].tolist() == expected
@@ -368,7 +413,10 @@ def test_lists_read_as_the_same_text_does(tokenizer):
 def test_processors_survive_saving(kind_processor, tmp_path):
     kind_processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
-    assert again.fields == kind_processor.fields and again.feature_extractor.boundaries == kind_processor.feature_extractor.boundaries
+    assert (
+        again.fields == kind_processor.fields
+        and again.feature_extractor.boundaries == kind_processor.feature_extractor.boundaries
+    )
     expected, got = kind_processor(ROWS), again(ROWS)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 

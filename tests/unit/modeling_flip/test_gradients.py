@@ -3,7 +3,6 @@
 import pytest
 import tiny
 import torch
-
 from flip_ctr import FlipForCTR, FlipForPretraining
 
 WEIGHTS = ("mlm_weight", "mtm_weight", "icl_weight")
@@ -37,7 +36,9 @@ def test_each_objective_reaches_both_towers(processor, batch, text_config, weigh
     assert names and all(gradients[name].grad.abs().sum() > 0 for name in names)
 
 
-def test_mtm_reaches_the_plm_through_the_clean_text_and_mlm_the_tower_through_the_clean_ids(processor, batch, text_config):
+def test_mtm_reaches_the_plm_through_the_clean_text_and_mlm_the_tower_through_the_clean_ids(
+    processor, batch, text_config
+):
     """Changing the other view's masked copy changes nothing."""
     mtm, mlm = (pretraining_model(processor, text_config, **only(weight)) for weight in ("mtm_weight", "mlm_weight"))
     expected = mtm(**batch).loss

@@ -6,14 +6,13 @@ import re
 import pytest
 import tiny
 import torch
-from torch import nn
-
 from flip_ctr import FlipForCTR, FlipForPretraining, IdTower, register_id_tower
 from flip_ctr.modeling_flip.id_tower import ID_TOWERS, FeatureEmbedding, build_id_tower, own_arguments
 from flip_ctr.modeling_flip.id_tower_dcnv2 import DCNv2
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.outputs.card import TOWERS
 from flip_ctr.train.loop.optimizer import feature_tables, use_sparse_tables
+from flip_ctr.train.outputs.card import TOWERS
+from torch import nn
 
 SIZES = (7, 5, 9)
 FEATURE_IDS = torch.tensor([[4, 4, 8], [6, 2, 1], [3, 4, 5]])
@@ -22,7 +21,9 @@ FEATURE_IDS = torch.tensor([[4, 4, 8], [6, 2, 1], [3, 4, 5]])
 def tower_config(form: str, fields=None, **settings):
     """Of a tower, or of another form of one."""
     name, kwargs = tiny.ALL_TOWERS[form]
-    return tiny.flip_config(fields or tiny.sized_fields(*SIZES), id_tower=name, **{"id_tower_kwargs": kwargs, "strategy": "id"} | settings)
+    return tiny.flip_config(
+        fields or tiny.sized_fields(*SIZES), id_tower=name, **{"id_tower_kwargs": kwargs, "strategy": "id"} | settings
+    )
 
 
 def test_every_tower_has_a_name_for_people_and_is_in_the_help():
@@ -53,17 +54,32 @@ def test_all_of_a_new_tower_learns(form):
 DEEP = {"dnn.layers.0.weight": (8, 12), "dnn.layers.0.bias": (8,)}
 KEYS = {
     "deepfm": {},
-    "dcnv2": {f"cross.{number}.{name}": shape for number in (0, 1) for name, shape in {
-        "down": (12, 6), "core": (2, 3, 3), "up": (6, 12), "bias": (12,), "gate.weight": (2, 12)}.items()},
-    "autoint": {f"attention.{number}.{name}.weight": (4, 4) for number in (0, 1) for name in ("query", "key", "value", "residual")},
-}  # fmt: skip
+    "dcnv2": {
+        f"cross.{number}.{name}": shape
+        for number in (0, 1)
+        for name, shape in {
+            "down": (12, 6),
+            "core": (2, 3, 3),
+            "up": (6, 12),
+            "bias": (12,),
+            "gate.weight": (2, 12),
+        }.items()
+    },
+    "autoint": {
+        f"attention.{number}.{name}.weight": (4, 4)
+        for number in (0, 1)
+        for name in ("query", "key", "value", "residual")
+    },
+}
 
 
 @pytest.mark.parametrize("name", KEYS)
 def test_names_of_weights_in_checkpoints(name):
     """Those of published checkpoints, which must go on loading."""
     state = FlipForCTR(tower_config(name)).flip.id_tower.state_dict()
-    assert {key: tuple(value.shape) for key, value in state.items()} == {"embeddings.weight": (21, 4)} | DEEP | KEYS[name]
+    assert {key: tuple(value.shape) for key, value in state.items()} == {"embeddings.weight": (21, 4)} | DEEP | KEYS[
+        name
+    ]
 
 
 def test_feature_ids_of_another_width_are_refused():
@@ -75,36 +91,61 @@ def test_feature_ids_of_another_width_are_refused():
     ("settings", "message"),
     [
         ({"id_tower": "bert"}, "`id_tower` must be one of afm, afn, autoint, dcn, .* xdeepfm; got 'bert'"),
-        ({"id_tower_kwargs": {"depth": 3}}, "'dcnv2' may hold num_cross_layers, low_rank, num_experts, full_matrix, structure; got depth"),
+        (
+            {"id_tower_kwargs": {"depth": 3}},
+            "'dcnv2' may hold num_cross_layers, low_rank, num_experts, full_matrix, structure; got depth",
+        ),
         ({"id_tower": "widedeep", "id_tower_kwargs": {"deep": False}}, "'widedeep' may hold nothing; got deep"),
         ({"id_tower": "deepfm", "id_tower_kwargs": {"depth": 3}}, "'deepfm' may hold nothing; got depth"),
         ({"id_tower": "autoint", "id_tower_kwargs": {"attention_size": 5}}, "attention_size 5 is not a multiple"),
-        *(({"id_tower": name, "id_tower_kwargs": kwargs}, message) for name, kwargs, message in (
-            ("autoint", {"num_layers": 0}, "AutoInt: `num_layers` must be a whole number of at least 1; got 0"),
-            ("autoint", {"use_dnn": "no"}, "AutoInt: `use_dnn` must be true or false; got 'no'"),
-            ("afm", {"attention_size": 0}, "AFM: `attention_size` must be a whole number"),
-            ("pnn", {"products": "cross"}, "PNN: `products` must be one of 'inner', 'outer', 'both'; got 'cross'"),
-            ("fibinet", {"bilinear": "none"}, "FiBiNET: `bilinear` must be one of 'all', 'each', 'interaction'"),
-            ("fibinet", {"reduction_ratio": 0.5}, "FiBiNET: `reduction_ratio` must be a whole number"),
-            ("dcn", {"num_cross_layers": 0}, "DCN: `num_cross_layers` must be a whole number"),
-            ("dcn", {"structure": "stacked"}, "'dcn' may hold num_cross_layers; got structure"),
-            ("dcnv2", {"low_rank": "32"}, "DCNv2: `low_rank` must be a whole number"),
-            ("dcnv2", {"full_matrix": True, "low_rank": 8}, "DCNv2: `low_rank` is of low-rank experts"),
-            ("dcnv2", {"structure": "serial"}, "DCNv2: `structure` must be one of 'parallel', 'stacked'; got 'serial'"),
-            ("gdcn", {"structure": "serial"}, "GDCN: `structure` must be one of 'parallel', 'stacked'"),
-            ("xdeepfm", {"cin_sizes": []}, "xDeepFM: `cin_sizes` must be a list of at least one size"),
-            ("xdeepfm", {"cin_sizes": [10, 0]}, "xDeepFM: `cin_sizes` must be a whole number of at least 1; got 0"),
-            ("afn", {"norm": "none"}, "AFN: `norm` must be one of 'layer', 'batch'"),
-            ("masknet", {"structure": "stacked"}, "MaskNet: `structure` must be one of 'serial', 'parallel'"),
-            ("masknet", {"num_blocks": 2}, "MaskNet: `num_blocks` is of structure 'parallel'"),
-            ("masknet", {"reduction_ratio": 0}, "MaskNet: `reduction_ratio` must be a number above 0; got 0"),
-            ("finalmlp", {"num_heads": 3}, "FinalMLP: a stream's last size 8 is not a multiple of num_heads 3"),
-            ("finalmlp", {"second_hidden_dims": 8}, "FinalMLP: `second_hidden_dims` must be a list"),
-            ("finalmlp", {"first_context": ["user"]}, "FinalMLP: `first_context` must name fields of the ID side, f0, f1, f2; got 'user'"),
-            ("finalmlp", {"second_context": "f0"}, "FinalMLP: `second_context` must be a list of fields' names; got 'f0'"),
-            ("finalmlp", {"feature_selection": False, "gate_size": 8}, "FinalMLP: `gate_size` is of the feature selection"),
-        )),
-        *(({"id_tower": name, "fields": tiny.sized_fields(7)}, "pairs of fields need at least 2 fields") for name in ("fm", "afm", "pnn", "fibinet")),
+        *(
+            ({"id_tower": name, "id_tower_kwargs": kwargs}, message)
+            for name, kwargs, message in (
+                ("autoint", {"num_layers": 0}, "AutoInt: `num_layers` must be a whole number of at least 1; got 0"),
+                ("autoint", {"use_dnn": "no"}, "AutoInt: `use_dnn` must be true or false; got 'no'"),
+                ("afm", {"attention_size": 0}, "AFM: `attention_size` must be a whole number"),
+                ("pnn", {"products": "cross"}, "PNN: `products` must be one of 'inner', 'outer', 'both'; got 'cross'"),
+                ("fibinet", {"bilinear": "none"}, "FiBiNET: `bilinear` must be one of 'all', 'each', 'interaction'"),
+                ("fibinet", {"reduction_ratio": 0.5}, "FiBiNET: `reduction_ratio` must be a whole number"),
+                ("dcn", {"num_cross_layers": 0}, "DCN: `num_cross_layers` must be a whole number"),
+                ("dcn", {"structure": "stacked"}, "'dcn' may hold num_cross_layers; got structure"),
+                ("dcnv2", {"low_rank": "32"}, "DCNv2: `low_rank` must be a whole number"),
+                ("dcnv2", {"full_matrix": True, "low_rank": 8}, "DCNv2: `low_rank` is of low-rank experts"),
+                (
+                    "dcnv2",
+                    {"structure": "serial"},
+                    "DCNv2: `structure` must be one of 'parallel', 'stacked'; got 'serial'",
+                ),
+                ("gdcn", {"structure": "serial"}, "GDCN: `structure` must be one of 'parallel', 'stacked'"),
+                ("xdeepfm", {"cin_sizes": []}, "xDeepFM: `cin_sizes` must be a list of at least one size"),
+                ("xdeepfm", {"cin_sizes": [10, 0]}, "xDeepFM: `cin_sizes` must be a whole number of at least 1; got 0"),
+                ("afn", {"norm": "none"}, "AFN: `norm` must be one of 'layer', 'batch'"),
+                ("masknet", {"structure": "stacked"}, "MaskNet: `structure` must be one of 'serial', 'parallel'"),
+                ("masknet", {"num_blocks": 2}, "MaskNet: `num_blocks` is of structure 'parallel'"),
+                ("masknet", {"reduction_ratio": 0}, "MaskNet: `reduction_ratio` must be a number above 0; got 0"),
+                ("finalmlp", {"num_heads": 3}, "FinalMLP: a stream's last size 8 is not a multiple of num_heads 3"),
+                ("finalmlp", {"second_hidden_dims": 8}, "FinalMLP: `second_hidden_dims` must be a list"),
+                (
+                    "finalmlp",
+                    {"first_context": ["user"]},
+                    "FinalMLP: `first_context` must name fields of the ID side, f0, f1, f2; got 'user'",
+                ),
+                (
+                    "finalmlp",
+                    {"second_context": "f0"},
+                    "FinalMLP: `second_context` must be a list of fields' names; got 'f0'",
+                ),
+                (
+                    "finalmlp",
+                    {"feature_selection": False, "gate_size": 8},
+                    "FinalMLP: `gate_size` is of the feature selection",
+                ),
+            )
+        ),
+        *(
+            ({"id_tower": name, "fields": tiny.sized_fields(7)}, "pairs of fields need at least 2 fields")
+            for name in ("fm", "afm", "pnn", "fibinet")
+        ),
         ({"fields": [{"name": "title", "sides": ["text"]}]}, "no field on the ID side"),
         ({"fields": [{"name": "title"}]}, "field 'title' has vocab_size None"),
     ],
@@ -119,7 +160,8 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def planted(form: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """All rows of three fields, and labels: by one field for LR, else by whether two fields agree, which is in no field alone."""
+    """All rows of three fields, and labels: by one field for LR, else by whether two fields agree, which is in no field
+    alone."""
     values = torch.cartesian_prod(*(torch.arange(4, size) for size in (8, 8, 6)))
     first, second = values[:, 0] % 2, values[:, 1] % 2
     return values, first if form == "lr" else (first == second).long()
@@ -128,7 +170,9 @@ def planted(form: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("form", tiny.ALL_TOWERS)
 def test_every_tower_learns_what_it_can_express(form):
     values, labels = planted(form)
-    model = FlipForCTR(tower_config(form, tiny.sized_fields(8, 8, 6), id_hidden_dims=[16, 8], id_embedding_size=8)).train()
+    model = FlipForCTR(
+        tower_config(form, tiny.sized_fields(8, 8, 6), id_hidden_dims=[16, 8], id_embedding_size=8)
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0)
     losses = []
     for _ in range(150):
@@ -157,9 +201,17 @@ def test_lr_cannot_express_an_interaction():
 def test_every_parameter_has_a_gradient(form, text_config):
     """In all three objectives, and in clicks; with sparse tables too."""
     config = tower_config(form, text_config=text_config, strategy="joint", id_hidden_dims=[8, 8])
-    views = {"feature_ids": FEATURE_IDS, "input_ids": torch.randint(5, 30, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.long)}
-    masked = {"masked_feature_ids": FEATURE_IDS.roll(1, 0), "masked_input_ids": views["input_ids"], "mlm_labels": views["input_ids"],
-              "mtm_labels": FEATURE_IDS.where(FEATURE_IDS > 3, -100)}  # fmt: skip
+    views = {
+        "feature_ids": FEATURE_IDS,
+        "input_ids": torch.randint(5, 30, (3, 6)),
+        "attention_mask": torch.ones(3, 6, dtype=torch.long),
+    }
+    masked = {
+        "masked_feature_ids": FEATURE_IDS.roll(1, 0),
+        "masked_input_ids": views["input_ids"],
+        "mlm_labels": views["input_ids"],
+        "mtm_labels": FEATURE_IDS.where(FEATURE_IDS > 3, -100),
+    }
     for sparse in (False, True):
         clicks, pretraining = (tiny.shake(cls(config), 0.1).train() for cls in (FlipForCTR, FlipForPretraining))
         pretraining.set_feature_counts(torch.ones(sum(SIZES)))
@@ -173,7 +225,9 @@ def test_every_parameter_has_a_gradient(form, text_config):
             dense = [n for n in parameters if "id_tower" in n and "senet" not in n and not parameters[n].grad.is_sparse]
             assert all(parameters[name].grad.abs().sum() > 0 for name in dense)
             tables = [name for name in feature_tables(model) if "id_tower" in name]
-            assert len(tables) == (2 if form == "afn+" else 1) and all(parameters[name].grad.is_sparse == sparse for name in tables)
+            assert len(tables) == (2 if form == "afn+" else 1) and all(
+                parameters[name].grad.is_sparse == sparse for name in tables
+            )
 
 
 @pytest.mark.parametrize("form", tiny.ALL_TOWERS)
@@ -201,7 +255,9 @@ def test_a_registered_tower_works_and_survives_saving(tmp_path):
             return self.factor * embeds.sum(1)
 
     try:
-        config = tiny.flip_config(tiny.sized_fields(*SIZES), id_tower="sum", id_tower_kwargs={"factor": 3.0}, strategy="id")
+        config = tiny.flip_config(
+            tiny.sized_fields(*SIZES), id_tower="sum", id_tower_kwargs={"factor": 3.0}, strategy="id"
+        )
         model = tiny.shake(FlipForCTR(config)).eval()
         assert model.flip.id_tower.factor == 3.0
         model.save_pretrained(tmp_path)
@@ -245,7 +301,9 @@ def test_single_valued_fields_are_looked_up_and_nothing_else():
     plain, slotted = FeatureEmbedding([8] * 4, 5), FeatureEmbedding([8] * 4, 5, [0, 1, 2, 3])
     assert plain.offsets.tolist() == slotted.offsets.tolist() == [0, 8, 16, 24]
     assert list(plain.state_dict()) == ["weight"]
-    assert torch.equal(plain(SLOT_IDS[:, :4]), torch.nn.functional.embedding(SLOT_IDS[:, :4] + plain.offsets, plain.weight))
+    assert torch.equal(
+        plain(SLOT_IDS[:, :4]), torch.nn.functional.embedding(SLOT_IDS[:, :4] + plain.offsets, plain.weight)
+    )
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -263,19 +321,24 @@ def test_the_first_order_term_is_the_mean_too():
     logits = model(SLOT_IDS).logits
     for b, row in enumerate(SLOT_IDS.tolist()):
         first_order = sum(slow_mean(model.first_order.weight, row, field)[0] for field in range(4))
-        torch.testing.assert_close(logits[b, 0], model.id_classifier(model.flip.id_tower(SLOT_IDS[b : b + 1]))[0, 0] + first_order)
+        torch.testing.assert_close(
+            logits[b, 0], model.id_classifier(model.flip.id_tower(SLOT_IDS[b : b + 1]))[0, 0] + first_order
+        )
 
 
 @pytest.mark.parametrize("form", tiny.ALL_TOWERS)
 def test_towers_see_fields_and_not_slots(tmp_path, form):
-    """A field's values in another order, or further pad, are the same row; the tower is that of as many single-valued fields."""
+    """A field's values in another order, or further pad, are the same row; the tower is that of as many single-valued
+    fields."""
     model = tiny.shake(FlipForCTR(tower_config(form, slotted_fields()))).eval()
     single = FlipForCTR(tower_config(form, tiny.sized_fields(8, 8, 8, 8)))
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in single.state_dict().items()}
     expected = model(SLOT_IDS).logits
     torch.testing.assert_close(model(SLOT_IDS[:, [2, 0, 1, 3, 4, 6, 5]]).logits, expected)
     model.save_pretrained(tmp_path)
-    assert torch.equal(FlipForCTR.from_pretrained(tmp_path).eval()(SLOT_IDS).logits, expected)  # built on the meta device
+    assert torch.equal(
+        FlipForCTR.from_pretrained(tmp_path).eval()(SLOT_IDS).logits, expected
+    )  # built on the meta device
     torch._dynamo.reset()  # its limit of compilations is of all towers together
     compiled = torch.compile(model.flip.id_tower, backend="eager", fullgraph=True)
     assert torch.equal(compiled(SLOT_IDS), model.flip.id_tower(SLOT_IDS))
@@ -287,7 +350,9 @@ def test_another_number_of_slots_is_refused():
 
 
 def test_a_name_of_this_package_is_not_taken():
-    with pytest.raises(ValueError, match="'dcnv2'.: this package has a tower of that name; choose another one for Mine"):
+    with pytest.raises(
+        ValueError, match="'dcnv2'.: this package has a tower of that name; choose another one for Mine"
+    ):
         register_id_tower("dcnv2")(type("Mine", (IdTower,), {}))
     with pytest.raises(ValueError, match="must be a class that inherits from IdTower"):
         register_id_tower("mine")(object)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-
 from flip_ctr import FlipForCTR, FlipForPretraining
 from flip_ctr.modeling_flip.heads_flip import FlipFusion, FlipMTMHead
 from flip_ctr.modeling_flip.losses_flip import click_loss, contrastive_loss, nce_loss
@@ -86,8 +85,10 @@ def test_mtm_loss_is_the_sum_over_masked_features(noise):
                 continue
 
             def logit(row):
-                score = head.bias.weight[row, 0] + sum(vectors[b, f, d] * head.embeddings.weight[row, d] for d in range(4))
-                return float(score - math.log(k * probability[f][row]))  # noqa: B023
+                score = head.bias.weight[row, 0] + sum(
+                    vectors[b, f, d] * head.embeddings.weight[row, d] for d in range(4)
+                )
+                return float(score - math.log(k * probability[f][row]))
 
             expected -= math.log(sigmoid(logit(int(labels[b, f]) + [0, 8][f])))
             expected -= sum(math.log(1 - sigmoid(logit(row))) for row in noise_ids[b, f].tolist())
@@ -105,7 +106,9 @@ def test_noise_numbers_of_another_k_are_refused():
 def test_a_new_model_starts_at_the_known_mtm_loss(processor, rows, batch, text_config, noise):
     config = tiny.flip_config(processor.fields, text_config, mtm_full_softmax_size=0, mtm_noise=noise)
     model = FlipForPretraining(config).eval()
-    counts = torch.cat([torch.bincount(batch["feature_ids"][:, f], minlength=n) for f, n in enumerate(config.field_sizes)])
+    counts = torch.cat(
+        [torch.bincount(batch["feature_ids"][:, f], minlength=n) for f, n in enumerate(config.field_sizes)]
+    )
     model.set_feature_counts(counts)
     assert model(**batch).mtm_loss.item() == pytest.approx(START_OF_NCE, abs=0.05)
 
@@ -182,7 +185,7 @@ def test_each_value_of_a_field_is_recovered_from_the_fields_vector(noise, softma
         start = sum(SLOT_SIZES[:field])
 
         def score(row):
-            return float(head.bias.weight[row, 0] + head.embeddings.weight[row] @ vectors[b, field])  # noqa: B023
+            return float(head.bias.weight[row, 0] + head.embeddings.weight[row] @ vectors[b, field])
 
         if noise == "field" and SLOT_SIZES[field] - 4 <= softmax_size:
             everyone = [score(row) for row in range(start + 4, start + SLOT_SIZES[field])]
@@ -197,7 +200,8 @@ def test_each_value_of_a_field_is_recovered_from_the_fields_vector(noise, softma
 @torch.no_grad()
 @pytest.mark.parametrize("scores_at_once", [3, 200, 2**20])
 def test_mtm_accuracy_of_several_targets(monkeypatch, scores_at_once):
-    """A target is recovered when it is among the first n of its field's values, n the number of the field's targets in the row."""
+    """A target is recovered when it is among the first n of its field's values, n the number of the field's targets in
+    the row."""
     monkeypatch.setattr("flip_ctr.modeling_flip.heads_flip.SCORES_AT_ONCE", scores_at_once)
     head, hits, count = slotted_head(), 0, 0
     random = np.random.default_rng(0)
@@ -212,7 +216,7 @@ def test_mtm_accuracy_of_several_targets(monkeypatch, scores_at_once):
             start, targets = sum(SLOT_SIZES[:field]), [one for one in labels[b, slots].tolist() if one != -100]
             of_field = slice(start, start + SLOT_SIZES[field])
             scores = head.embeddings.weight[of_field] @ vectors[b, field] + head.bias.weight[of_field, 0]
-            best = sorted(range(4, SLOT_SIZES[field]), key=lambda one: -scores[one])  # noqa: B023
+            best = sorted(range(4, SLOT_SIZES[field]), key=lambda one: -scores[one])
             hits += sum(one in best[: len(targets)] for one in targets)
             count += len(targets)
     assert 0.1 < hits / count < 0.9
@@ -308,7 +312,8 @@ def test_mlm_is_the_cross_entropy_at_masked_positions_only(processor, batch, tex
 
 
 def test_mlm_over_the_tokens_of_a_dataset(processor, batch, text_config):
-    """Is MLM over all tokens, with the others' logits at minus infinity; in evaluation a token from outside comes in addition."""
+    """Is MLM over all tokens, with the others' logits at minus infinity; in evaluation a token from outside comes in
+    addition."""
     config = tiny.flip_config(processor.fields, text_config, mtm_weight=0, icl_weight=0)
     model = tiny.shake(FlipForPretraining(config))
     labels = batch["mlm_labels"]
@@ -329,7 +334,10 @@ def test_mlm_over_the_tokens_of_a_dataset(processor, batch, text_config):
         output = model(**batch)
         output.loss.backward()
         model.mlm_head.decoder.bias.data = bias.clone()
-        results[name] = output.loss.item(), {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+        results[name] = (
+            output.loss.item(),
+            {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None},
+        )
     assert results["some"][0] == pytest.approx(results["all"][0], rel=1e-5)
     for name, gradient in results["all"][1].items():
         torch.testing.assert_close(results["some"][1][name], gradient, atol=1e-6, rtol=1e-4)
@@ -348,7 +356,9 @@ def test_mlm_over_the_tokens_of_a_dataset(processor, batch, text_config):
 
 def test_the_loss_is_the_weighted_sum(processor, batch, text_config):
     weights = {"mlm_weight": 0.5, "mtm_weight": 2.0, "icl_weight": 3.0}
-    model = FlipForPretraining(tiny.flip_config(processor.fields, text_config, mtm_full_softmax_size=999, **weights)).eval()
+    model = FlipForPretraining(
+        tiny.flip_config(processor.fields, text_config, mtm_full_softmax_size=999, **weights)
+    ).eval()
     output = model(**batch)
     expected = 0.5 * output.mlm_loss + 2 * output.mtm_loss + 3 * output.icl_loss
     torch.testing.assert_close(output.loss, expected)
@@ -388,7 +398,11 @@ def test_fusion_starts_where_it_should(processor, batch, text_config, fusion, st
 @pytest.mark.parametrize("fusion", ["scalar", "raw", "gate"])
 def test_fusion_weighs_the_two_logits(fusion):
     part = tiny.shake(FlipFusion(tiny.flip_config(tiny.sized_fields(8, 9), fusion=fusion), 3, 5), 1.0)
-    id_logits, text_logits, feature_ids = torch.randn(4, 1), torch.randn(4, 1), torch.tensor([[4, 5], [2, 5], [4, 2], [2, 2]])
+    id_logits, text_logits, feature_ids = (
+        torch.randn(4, 1),
+        torch.randn(4, 1),
+        torch.tensor([[4, 5], [2, 5], [4, 2], [2, 2]]),
+    )
     state, pooled = torch.randn(4, 3), torch.randn(4, 5)
     logits, alpha = part(id_logits, text_logits, state, pooled, feature_ids)
     for b in range(4):

@@ -5,10 +5,9 @@ import json
 import pytest
 import tiny
 import torch
-from transformers import AutoModel
-
 from flip_ctr import FlipForCTR, FlipForPretraining
 from flip_ctr.modeling_flip.modeling_flip import logger
+from transformers import AutoModel
 
 KINDS = list(tiny.PLM_CONFIGS)
 FIELDS = tiny.sized_fields(8, 9)
@@ -137,7 +136,9 @@ def test_a_head_of_another_form_is_refused_with_a_warning(tmp_path, monkeypatch)
     tiny.random_mlm("bert").save_pretrained(tmp_path)
     said = []
     monkeypatch.setattr(logger, "warning", said.append)
-    monkeypatch.setattr("flip_ctr.modeling_flip.modeling_flip.FlipMLMHead.PLM_NAMES", {"dense": (), "norm": (), "decoder": ()})
+    monkeypatch.setattr(
+        "flip_ctr.modeling_flip.modeling_flip.FlipMLMHead.PLM_NAMES", {"dense": (), "norm": (), "decoder": ()}
+    )
     pretraining_model(tmp_path)
     assert said and "newly initialised" in said[0]
 

@@ -7,6 +7,7 @@ import flip_ctr  # noqa: F401  registers the Auto classes
 import pytest
 import tiny
 import torch
+from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining, FlipModel, FlipProcessor
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -15,8 +16,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoProcessor,
 )
-
-from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining, FlipModel, FlipProcessor
 
 TOWERS = ["dcnv2", "deepfm", "autoint"]
 STRATEGIES = ["id", "plm", "joint", "frozen"]
@@ -57,7 +56,9 @@ def load(auto_class, folder):
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize(("strategy", "fusion"), [("id", "scalar"), ("plm", "scalar"), ("frozen", "scalar"), *product(["joint"], FUSIONS)])
+@pytest.mark.parametrize(
+    ("strategy", "fusion"), [("id", "scalar"), ("plm", "scalar"), ("frozen", "scalar"), *product(["joint"], FUSIONS)]
+)
 def test_click_models_survive_saving(tmp_path, processor, text_config, views, tower, strategy, fusion):
     model = click_model(processor, text_config, id_tower=tower, strategy=strategy, fusion=fusion)
     model.save_pretrained(tmp_path)
@@ -245,7 +246,9 @@ def test_padding_is_never_attended(kind, pooling):
     expected = outputs(ids, mask, mlm_labels)
     other = torch.where(mask == 1, ids, torch.randint(5, 50, ids.shape))
     torch.testing.assert_close(outputs(other, mask, mlm_labels), expected, atol=1e-5, rtol=1e-5)
-    wider = [torch.nn.functional.pad(tensor, (0, 5), value=v) for tensor, v in ((ids, 0), (mask, 0), (mlm_labels, -100))]
+    wider = [
+        torch.nn.functional.pad(tensor, (0, 5), value=v) for tensor, v in ((ids, 0), (mask, 0), (mlm_labels, -100))
+    ]
     torch.testing.assert_close(outputs(*wider), expected, atol=1e-4, rtol=1e-4)
     # the text does matter where it is no padding
     changed = torch.where(torch.arange(10) == 2, ids % 40 + 7, ids)
@@ -264,7 +267,9 @@ def test_unseen_and_null_values_predict(processor, text_config):
     model = click_model(processor, text_config)
     rows = [dict.fromkeys(field.name for field in tiny.FIELDS), *tiny.toy_rows(1)]
     rows[0] |= {"title": "A title from the future 🚀"}
-    rows.append(rows[1] | {"user_id": 999, "movie_id": 999, "zip_code": "99999", "age": 77, "genre": "Noir", "title": "New"})
+    rows.append(
+        rows[1] | {"user_id": 999, "movie_id": 999, "zip_code": "99999", "age": 77, "genre": "Noir", "title": "New"}
+    )
     inputs = processor([{k: v for k, v in row.items() if k != "label"} for row in rows])
     assert inputs["feature_ids"][0].tolist() == [3, 3, 3, 3, 2, 3] and (inputs["feature_ids"][2] == 2).all()
     logits = model(**inputs).logits

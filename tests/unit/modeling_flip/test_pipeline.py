@@ -7,9 +7,8 @@ import pyarrow as pa
 import pytest
 import tiny
 import torch
-from transformers import pipeline
-
 from flip_ctr import ClickThroughRatePipeline, FlipForCTR
+from transformers import pipeline
 
 ROWS = tiny.toy_rows(11)
 
@@ -99,7 +98,9 @@ def test_the_configuration_still_prints_after_use(scorer):
 def test_a_row_of_a_frame_is_one_row(scorer):
     frame = pd.DataFrame(ROWS).drop(columns="label")
     assert scorer(frame.iloc[3]) == pytest.approx(scorer(ROWS[3]))
-    assert scorer(frame[["title", "genre", "zip_code", "user_id", "age", "movie_id"]].iloc[0]) == pytest.approx(scorer(ROWS[0]))
+    assert scorer(frame[["title", "genre", "zip_code", "user_id", "age", "movie_id"]].iloc[0]) == pytest.approx(
+        scorer(ROWS[0])
+    )
 
 
 def test_a_single_value_among_columns_is_refused(scorer):

@@ -5,17 +5,44 @@ import unicodedata
 import numpy as np
 import pytest
 import tiny
-from transformers import AutoProcessor
-
 from flip_ctr import FlipField, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
+from transformers import AutoProcessor
 
 DIRTY = [
-    "[MASK]", "a [SEP] b", "<s></s>", "<mask> [CLS] [PAD]", "\ttabs\tand\nnew\r\nlines ", "double  spaces   here",
-    "emoji 😀👩‍👩‍👧 ok", "Cité des enfants", "Cite\u0301 des", "control \x07\x01 bell", "zero\u200bwidth", "\u200b",
-    "it's \"quoted\" 'x'", "one ; age is 24 ; two", "; ;", ";", "日本語のタイトル", "ſtraße İstanbul", "a" * 300, "▁ under ▁", "Ġ",
-    "(1997)", "…", "-", "##ing", "\u00a0nbsp\u00a0", "100% & <b>", "\\n", "\u2028line", "e\u0301\u0301", "", None,
-]  # fmt: skip
+    "[MASK]",
+    "a [SEP] b",
+    "<s></s>",
+    "<mask> [CLS] [PAD]",
+    "\ttabs\tand\nnew\r\nlines ",
+    "double  spaces   here",
+    "emoji 😀👩‍👩‍👧 ok",
+    "Cité des enfants",
+    "Cite\u0301 des",
+    "control \x07\x01 bell",
+    "zero\u200bwidth",
+    "\u200b",
+    "it's \"quoted\" 'x'",
+    "one ; age is 24 ; two",
+    "; ;",
+    ";",
+    "日本語のタイトル",
+    "ſtraße İstanbul",
+    "a" * 300,
+    "▁ under ▁",
+    "Ġ",
+    "(1997)",
+    "…",
+    "-",
+    "##ing",
+    "\u00a0nbsp\u00a0",
+    "100% & <b>",
+    "\\n",
+    "\u2028line",
+    "e\u0301\u0301",
+    "",
+    None,
+]
 FIELDS = [
     FlipField("first", wording="first name", max_tokens=24),
     FlipField("number", "int", max_tokens=6),
@@ -149,7 +176,10 @@ def test_an_encoded_dataset_composes_what_the_processor_does(processor, rows):
     sizes = [field.vocab_size for field in processor.feature_extractor.id_fields]
     assert sizes == [None] * 6  # the schema's own; counts come from the vocabularies
     counts = np.split(dataset.feature_counts(), np.cumsum([f["vocab_size"] for f in processor.fields])[:-1])
-    assert all((part == np.bincount(dataset.encoded.feature_ids[:, f], minlength=len(part))).all() for f, part in enumerate(counts))
+    assert all(
+        (part == np.bincount(dataset.encoded.feature_ids[:, f], minlength=len(part))).all()
+        for f, part in enumerate(counts)
+    )
 
 
 def test_an_empty_batch_is_empty(processor, id_processor):
@@ -164,7 +194,9 @@ def test_an_empty_batch_is_empty(processor, id_processor):
 
 
 def test_a_tokenizer_that_joins_across_spaces_is_refused(rows):
-    with pytest.raises(ValueError, match="prompts do not compose with BertTokenizer: row 0, token .*joins text across spaces"):
+    with pytest.raises(
+        ValueError, match="prompts do not compose with BertTokenizer: row 0, token .*joins text across spaces"
+    ):
         FlipProcessor.from_dataset(rows, tiny.FIELDS, tiny.joining())
 
 
@@ -172,7 +204,9 @@ def test_a_tokenizer_that_joins_across_spaces_is_refused(rows):
 def test_template_and_budgets_must_fit(rows, max_length, model_max_length, limit):
     tokenizer = tiny.wordpiece()
     tokenizer.model_max_length = model_max_length
-    with pytest.raises(ValueError, match=f"budgets .age 4, zip_code 8, title 12, genre 12.*maximum of {limit} tokens; lower"):
+    with pytest.raises(
+        ValueError, match=f"budgets .age 4, zip_code 8, title 12, genre 12.*maximum of {limit} tokens; lower"
+    ):
         FlipProcessor.from_dataset(rows, tiny.FIELDS, tokenizer, max_length=max_length)
 
 

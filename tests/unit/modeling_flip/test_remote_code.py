@@ -1,6 +1,6 @@
-"""Checkpoints load with `trust_remote_code=True` where only transformers and torch are installed, and score the same."""
+"""Checkpoints load with `trust_remote_code=True` where only transformers and torch are installed, and score the
+same."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -10,16 +10,17 @@ import sys
 import pytest
 import tiny
 import torch
-from remote_code import run_blocked
-from transformers import AutoModel, AutoProcessor
-from transformers.dynamic_module_utils import get_relative_imports
-
 from flip_ctr import FlipForCTR
 from flip_ctr.modeling_flip.id_tower import DNN, ID_TOWERS, IdTower, TowerLinear, register_id_tower
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.hub import published_files
+from remote_code import run_blocked
+from transformers import AutoModel, AutoProcessor
+from transformers.dynamic_module_utils import get_relative_imports
 
 STRATEGIES = ("id", "plm", "joint")
+
+
 @pytest.fixture(scope="module")
 def folders(finetuned, pretrained):
     return {strategy: finetuned[strategy][0] for strategy in STRATEGIES} | {"pretraining": pretrained}
@@ -35,8 +36,12 @@ def elsewhere(tmp_path_factory, folders, dataset_dir):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_click_checkpoints_score_the_same_without_the_package(strategy, folders, elsewhere, dataset_dir):
     classes, out = elsewhere
-    expected_classes = {"config": "FlipConfig", "processor": "FlipProcessor", "AutoModel": "FlipForCTR",
-                        "AutoModelForSequenceClassification": "FlipForCTR"}  # fmt: skip
+    expected_classes = {
+        "config": "FlipConfig",
+        "processor": "FlipProcessor",
+        "AutoModel": "FlipForCTR",
+        "AutoModelForSequenceClassification": "FlipForCTR",
+    }
     assert classes[strategy] == expected_classes | ({} if strategy == "id" else {"tokenizer": "BertTokenizer"})
     inputs = AutoProcessor.from_pretrained(folders[strategy])(tiny.ml_rows(dataset_dir))
     with torch.no_grad():
@@ -50,7 +55,9 @@ def test_click_checkpoints_score_the_same_without_the_package(strategy, folders,
 
 def test_a_pretraining_checkpoint_loads_without_the_package(folders, elsewhere, dataset_dir):
     classes, out = elsewhere
-    assert classes["pretraining"]["AutoModel"] == classes["pretraining"]["AutoModelForPreTraining"] == "FlipForPretraining"
+    assert (
+        classes["pretraining"]["AutoModel"] == classes["pretraining"]["AutoModelForPreTraining"] == "FlipForPretraining"
+    )
     inputs = AutoProcessor.from_pretrained(folders["pretraining"])(tiny.ml_rows(dataset_dir))
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folders["pretraining"]).eval().flip(**inputs)
@@ -74,7 +81,9 @@ def test_every_tower_loads_without_the_package(tmp_path, id_processor, rows):
     """Its code travels with the checkpoint, and registers it."""
     models, plain = {}, [{name: value for name, value in row.items() if name != "label"} for row in rows]
     for name in tiny.TOWER_KWARGS:
-        models[name] = tiny.shake(FlipForCTR(tiny.flip_config(id_processor.fields, id_tower=name, strategy="id"))).eval()
+        models[name] = tiny.shake(
+            FlipForCTR(tiny.flip_config(id_processor.fields, id_tower=name, strategy="id"))
+        ).eval()
         models[name].save_pretrained(tmp_path / name)
         id_processor.save_pretrained(tmp_path / name)
         code = {path.name for path in (tmp_path / name).glob("*.py")}
@@ -85,7 +94,9 @@ def test_every_tower_loads_without_the_package(tmp_path, id_processor, rows):
     for name, model in models.items():
         with torch.no_grad():
             expected = model(**id_processor(plain)).logits
-        assert torch.equal(torch.load(tmp_path / "out" / f"{name}.pt", weights_only=True)["AutoModel"]["logits"], expected), name
+        assert torch.equal(
+            torch.load(tmp_path / "out" / f"{name}.pt", weights_only=True)["AutoModel"]["logits"], expected
+        ), name
         again = tmp_path / "out" / f"{name}-again"
         assert {path.name for path in again.glob("*.py")} == {path.name for path in (tmp_path / name).glob("*.py")}
 
@@ -174,7 +185,9 @@ def test_a_checkpoint_carries_a_users_own_tower(tmp_path, tower_file, processor,
     assert {path.name for path in again.glob("*.py")} == {path.name for path in folder.glob("*.py")}
     # with the package the registered class is the one that is used
     assert type(AutoModel.from_pretrained(folder).flip.id_tower).__name__ == "GatedTower"
-    FlipForCTR.from_pretrained(folder, strategy="plm").save_pretrained(tmp_path / "plm")  # without the tower none of it is left
+    FlipForCTR.from_pretrained(folder, strategy="plm").save_pretrained(
+        tmp_path / "plm"
+    )  # without the tower none of it is left
     assert "modeling_flip_custom" not in (tmp_path / "plm" / "config.json").read_text()
     assert not (tmp_path / "plm" / "gated_tower.py").exists()
 
@@ -182,16 +195,30 @@ def test_a_checkpoint_carries_a_users_own_tower(tmp_path, tower_file, processor,
 def test_the_entry_module_names_every_file(tmp_path, tower_file, processor):
     """transformers before 5.9 copies what an entry module itself imports, and no more."""
     import_custom_code(str(tower_file))
-    FlipForCTR(tiny.flip_config(processor.fields, strategy="id", id_tower="gated", id_tower_kwargs={})).save_pretrained(tmp_path)
+    FlipForCTR(tiny.flip_config(processor.fields, strategy="id", id_tower="gated", id_tower_kwargs={})).save_pretrained(
+        tmp_path
+    )
     files = {path.stem for path in tmp_path.glob("*.py")}
     for entry in ("modeling_flip_custom", "modeling_flip"):
-        needed = files - {entry} - (set() if entry == "modeling_flip_custom" else {"modeling_flip_custom", "gated_tower", "layers", "further"})
+        needed = (
+            files
+            - {entry}
+            - (
+                set()
+                if entry == "modeling_flip_custom"
+                else {"modeling_flip_custom", "gated_tower", "layers", "further"}
+            )
+        )
         assert set(get_relative_imports(tmp_path / f"{entry}.py")) == needed
 
 
 def test_a_tower_without_a_file_is_said_to_stay_behind(tmp_path, processor, caplog):
     namespace = {"__name__": "__main__", "IdTower": IdTower, "register_id_tower": register_id_tower}
-    body = TOWER[TOWER.index("@register") :].replace('"gated"', '"loose"').replace("from .fields_flip import NUM_RESERVED_IDS", "NUM_RESERVED_IDS = 4")
+    body = (
+        TOWER[TOWER.index("@register") :]
+        .replace('"gated"', '"loose"')
+        .replace("from .fields_flip import NUM_RESERVED_IDS", "NUM_RESERVED_IDS = 4")
+    )
     exec(body, namespace | {"TowerLinear": TowerLinear, "DNN": DNN})
     config = tiny.flip_config(processor.fields, strategy="id", id_tower="loose")
     with caplog.at_level("WARNING"):
@@ -217,14 +244,27 @@ class Plain(IdTower):
 @pytest.mark.parametrize(
     ("name", "source", "message"),
     [
-        ("of_package", PLAIN.format(line="", name="of_package"),
-         "of_package.py, line 3: write `from .id_tower import …` instead of an import of flip_ctr"),
-        ("bare_relative", PLAIN.replace("flip_ctr.modeling_flip.id_tower", ".id_tower").format(line="if False:\n    from . import parts", name="bare_relative"),
-         "bare_relative.py, line 5: only files beside it travel: write `from .name import …`"),
-        ("absolute", PLAIN.replace("flip_ctr.modeling_flip.id_tower", ".id_tower").format(line="if False:\n    import beside", name="absolute"),
-         "absolute.py, line 5: write `from .beside import …` for beside, a file of yours"),
+        (
+            "of_package",
+            PLAIN.format(line="", name="of_package"),
+            "of_package.py, line 3: write `from .id_tower import …` instead of an import of flip_ctr",
+        ),
+        (
+            "bare_relative",
+            PLAIN.replace("flip_ctr.modeling_flip.id_tower", ".id_tower").format(
+                line="if False:\n    from . import parts", name="bare_relative"
+            ),
+            "bare_relative.py, line 5: only files beside it travel: write `from .name import …`",
+        ),
+        (
+            "absolute",
+            PLAIN.replace("flip_ctr.modeling_flip.id_tower", ".id_tower").format(
+                line="if False:\n    import beside", name="absolute"
+            ),
+            "absolute.py, line 5: write `from .beside import …` for beside, a file of yours",
+        ),
     ],
-)  # fmt: skip
+)
 def test_code_that_would_mean_nothing_elsewhere_is_named(tmp_path, processor, caplog, name, source, message):
     (tmp_path / f"{name}.py").write_text(source)
     (tmp_path / "beside.py").write_text("")

@@ -6,7 +6,6 @@ import math
 import pytest
 import tiny
 import torch
-
 from flip_ctr import FlipForCTR, IdTower
 from flip_ctr.modeling_flip.id_tower import build_id_tower
 
@@ -88,7 +87,9 @@ def test_the_logit_of_fm_with_even_weights_is_the_papers():
     torch.nn.init.ones_(model.id_classifier.weight)
     embeds = embeds_of(model.flip.id_tower)
     for b, row in enumerate(FEATURE_IDS.tolist()):
-        expected = model.id_classifier.bias[0] + sum(model.first_order.weight[sum(SIZES[:f]) + i, 0] for f, i in enumerate(row))
+        expected = model.id_classifier.bias[0] + sum(
+            model.first_order.weight[sum(SIZES[:f]) + i, 0] for f, i in enumerate(row)
+        )
         expected = expected + sum(embeds[b, i] @ embeds[b, j] for i, j in PAIRS)
         torch.testing.assert_close(model(FEATURE_IDS).logits[b, 0], expected)
 
@@ -223,9 +224,12 @@ def test_xdeepfm_compresses_products_with_the_embeddings():
         maps, pooled = fields, []
         for layer in model.cin.layers:
             weights = layer.weight.unflatten(1, (len(maps), len(fields)))
-            maps = torch.stack([
-                sum(weight[i, j] * maps[i] * fields[j] for i in range(len(maps)) for j in range(len(fields))) for weight in weights
-            ])  # fmt: skip
+            maps = torch.stack(
+                [
+                    sum(weight[i, j] * maps[i] * fields[j] for i in range(len(maps)) for j in range(len(fields)))
+                    for weight in weights
+                ]
+            )
             pooled += [sum(one) for one in maps]
         rows.append(torch.stack(pooled))
     check(model, torch.stack(rows), deep_of(model))
@@ -262,14 +266,22 @@ def test_afn_raises_embeddings_to_learned_powers(norm, use_dnn):
     def norm_of(layer, values):
         """`(B, n, D)`: of each row and field alone, or of a field over the rows."""
         if norm == "batch":
-            columns = [normalised(column) * weight + bias for column, weight, bias in zip(values.unbind(1), layer.weight, layer.bias)]
+            columns = [
+                normalised(column) * weight + bias
+                for column, weight, bias in zip(values.unbind(1), layer.weight, layer.bias)
+            ]
             return torch.stack(columns, dim=1)
-        return torch.stack([torch.stack([normalised(one) * layer.weight + layer.bias for one in row]) for row in values])
+        return torch.stack(
+            [torch.stack([normalised(one) * layer.weight + layer.bias for one in row]) for row in values]
+        )
 
     layer = model.logarithmic
     logs = norm_of(layer.log_norm, torch.log(embeds_of(model).abs()))
     # a power of a product, of what the normalised logarithms are the logarithms of
-    neurons = [[math.prod(torch.exp(value) ** power for value, power in zip(row, powers)) for powers in layer.powers.weight] for row in logs]
+    neurons = [
+        [math.prod(torch.exp(value) ** power for value, power in zip(row, powers)) for powers in layer.powers.weight]
+        for row in logs
+    ]
     neurons = norm_of(layer.exp_norm, torch.stack([torch.stack(row) for row in neurons]))
     parts = [layers_of(model.neurons_dnn, neurons.flatten(1))]
     if use_dnn:  # AFN+: its DNN has a table of its own
@@ -290,8 +302,12 @@ def test_afn_takes_powers_of_the_embeddings_themselves():
 @pytest.mark.parametrize("structure", ["serial", "parallel"])
 def test_masknet_masks_by_the_row(structure):
     kwargs = {"num_blocks": 2, "block_size": 5} if structure == "parallel" else {}
-    config = tiny.flip_config(tiny.sized_fields(*SIZES), id_tower="masknet", id_hidden_dims=[6, 5],
-                              id_tower_kwargs={"structure": structure, "reduction_ratio": 0.5} | kwargs)  # fmt: skip
+    config = tiny.flip_config(
+        tiny.sized_fields(*SIZES),
+        id_tower="masknet",
+        id_hidden_dims=[6, 5],
+        id_tower_kwargs={"structure": structure, "reduction_ratio": 0.5} | kwargs,
+    )
     model = tiny.shake(build_id_tower(config), 0.4).double()
     assert [block.aggregate.out_features for block in model.blocks] == ([6, 6] if structure == "parallel" else [6, 3])
 
@@ -313,7 +329,8 @@ def test_masknet_masks_by_the_row(structure):
 
 
 def streams_of(model: IdTower, contexts) -> list[torch.Tensor]:
-    """FinalMLP's two streams; `contexts`: positions of the fields whose embeddings each gate sees, None for its own vector."""
+    """FinalMLP's two streams; `contexts`: positions of the fields whose embeddings each gate sees, None for its own
+    vector."""
     outputs = []
     for gate, dnn, context in zip((model.first_gate, model.second_gate), (model.dnn, model.second_dnn), contexts):
         rows = []
@@ -342,14 +359,20 @@ def test_finalmlp_fuses_two_streams(kwargs, contexts):
     heads = kwargs.get("num_heads", 1)
     a, b = first.shape[1] // heads, second.shape[1] // heads
     fused = [
-        [sum(one[h * a + x] * model.fusion[h, x, y] for x in range(a)) * other[h * b + y] for h in range(heads) for y in range(b)]
+        [
+            sum(one[h * a + x] * model.fusion[h, x, y] for x in range(a)) * other[h * b + y]
+            for h in range(heads)
+            for y in range(b)
+        ]
         for one, other in zip(first, second)
     ]
     check(model, first, second, torch.stack([torch.stack(row) for row in fused]))
 
 
 def test_the_logit_of_finalmlp_with_even_weights_is_the_papers():
-    config = tiny.flip_config(tiny.sized_fields(*SIZES), id_tower="finalmlp", id_tower_kwargs={"num_heads": 2}, strategy="id")
+    config = tiny.flip_config(
+        tiny.sized_fields(*SIZES), id_tower="finalmlp", id_tower_kwargs={"num_heads": 2}, strategy="id"
+    )
     model = tiny.shake(FlipForCTR(config), 0.4).double().eval()
     model.id_classifier.weight.data[:, -8:] = 1.0
     first, second = streams_of(model.flip.id_tower, (None, None))

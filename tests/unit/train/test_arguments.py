@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-
 from flip_ctr.train import cli
 from flip_ctr.train.arguments import PRESETS, parse_arguments, with_preset
 from flip_ctr.train.finetune import FinetuneArguments
@@ -36,7 +35,10 @@ def error_of(capsys, parse, *args) -> str:
 
 def test_defaults():
     args = pretrain_arguments()
-    assert (args.id_tower, args.mtm_noise) == (None, "field")  # the tower: a checkpoint's own, or the configuration's default
+    assert (args.id_tower, args.mtm_noise) == (
+        None,
+        "field",
+    )  # the tower: a checkpoint's own, or the configuration's default
     assert args.lr_scheduler_type == "cosine" and args.plm_learning_rate == 1e-4
     assert parse_arguments(FinetuneArguments, NEEDED).lr_scheduler_type == "linear"
 
@@ -44,7 +46,10 @@ def test_defaults():
 def test_yaml_fills_in_and_satisfies_required_options(write):
     args = parse_arguments(
         PretrainArguments,
-        write("dataset_dir: d\noutput_dir: o\nmodel_name_or_path: m\nid_hidden_dims: [16, 8]\noverwrite_output_dir: true\n"),
+        write(
+            "dataset_dir: d\noutput_dir: o\nmodel_name_or_path: m\nid_hidden_dims: [16, 8]\noverwrite_output_dir: "
+            "true\n"
+        ),
     )
     assert (args.dataset_dir, args.id_hidden_dims, args.overwrite_output_dir) == ("d", [16, 8], True)
 
@@ -61,18 +66,33 @@ def test_a_single_number_may_stand_for_a_list(write):
 
 
 def test_null_in_yaml_is_none(write):
-    assert parse_arguments(FinetuneArguments, [*NEEDED, *write("early_stopping_patience: null\n")]).early_stopping_patience is None
+    assert (
+        parse_arguments(FinetuneArguments, [*NEEDED, *write("early_stopping_patience: null\n")]).early_stopping_patience
+        is None
+    )
 
 
 def test_yaml_of_its_own_kind(write):
-    """A plain `no` is a boolean there, a mapping needs no quotes, and null is what an option that may be left out is without."""
-    given = write("dataset_dir: d\noutput_dir: o\nmodel_name_or_path: m\nmixed_precision: no\nmlm_vocabulary: null\nid_tower_kwargs: {num_cross_layers: 2}\n")
+    """A plain `no` is a boolean there, a mapping needs no quotes, and null is what an option that may be left out is
+    without."""
+    given = write(
+        "dataset_dir: d\noutput_dir: o\nmodel_name_or_path: m\nmixed_precision: no\nmlm_vocabulary: "
+        "null\nid_tower_kwargs: {num_cross_layers: 2}\n"
+    )
     args = parse_arguments(PretrainArguments, given)
-    assert (args.mixed_precision, args.mlm_vocabulary, json.loads(args.id_tower_kwargs)) == ("no", "dataset", {"num_cross_layers": 2})
+    assert (args.mixed_precision, args.mlm_vocabulary, json.loads(args.id_tower_kwargs)) == (
+        "no",
+        "dataset",
+        {"num_cross_layers": 2},
+    )
 
 
 def test_a_mistyped_option_is_told_from_the_others(capsys, write):
-    for argv, hint in ((["--epochs", "3"], "--num_train_epochs"), (["--learning-rte", "3"], "--learning_rate"), (["--zzz"], None)):
+    for argv, hint in (
+        (["--epochs", "3"], "--num_train_epochs"),
+        (["--learning-rte", "3"], "--learning_rate"),
+        (["--zzz"], None),
+    ):
         with pytest.raises(SystemExit):
             parse_arguments(FinetuneArguments, ["--dataset_dir", "d", "--output_dir", "o", *argv], "flip-ctr finetune")
         message = capsys.readouterr().err
@@ -104,7 +124,10 @@ def test_every_preset_key_is_an_option_of_some_recipe():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1\nseeds: 2\n", "unknown option(s) learning_rat (did you mean learning_rate?), seeds (did you mean seed?)"),
+        (
+            "learning_rat: 1\nseeds: 2\n",
+            "unknown option(s) learning_rat (did you mean learning_rate?), seeds (did you mean seed?)",
+        ),
         ("- a\n- b\n", "expected `option: value` lines"),
         ("mlm_weight: null\n", "mlm_weight has no value; leave the line out"),
         ("learning-rte: 1\n", "unknown option(s) learning-rte (did you mean learning_rate?)"),
@@ -183,7 +206,9 @@ def test_every_command_has_help(command, capsys):
     shown = capsys.readouterr().out
     assert exit_.value.code == 0 and f"flip-ctr {command}" in shown
     if command in ("pretrain", "finetune"):  # what the paper's settings are, a line for each case
-        assert "\n  paper: id_initializer_range 0.0001, " in shown and re.search(r"\n  (joint, )?--preset paper: \w+ ", shown)
+        assert "\n  paper: id_initializer_range 0.0001, " in shown and re.search(
+            r"\n  (joint, )?--preset paper: \w+ ", shown
+        )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +216,10 @@ def test_every_command_has_help(command, capsys):
     [
         (["pretrain", "--dataset_dir", "nowhere", "--output_dir", "{tmp}/o", "--model_name_or_path", "m"], "nowhere"),
         (["evaluate", "--dataset_dir", "{data}", "--model_name_or_path", "{tmp}/nowhere"], "nowhere"),
-        (["predict", "--model_name_or_path", "m", "--input", "rows.txt", "--output", "o.tsv"], "o.tsv: expected a file that ends"),
+        (
+            ["predict", "--model_name_or_path", "m", "--input", "rows.txt", "--output", "o.tsv"],
+            "o.tsv: expected a file that ends",
+        ),
         (["finetune", *NEEDED[:4], "--strategy", "id", "--seeds", "1"], "--seeds"),
     ],
 )
@@ -211,7 +239,10 @@ def test_a_preset_from_python_is_that_of_the_command_line(arguments):
     needed = {name.removeprefix("--"): value for name, value in zip(NEEDED[::2], NEEDED[1::2])}
     assert with_preset(arguments, "paper", **needed) == parse_arguments(arguments, [*NEEDED, "--preset", "paper"])
     assert with_preset(arguments, "paper", **needed, unk_rate=0.5).unk_rate == 0.5
-    with pytest.raises(ValueError, match=rf"preset='paper' alone does not set .*unk_rate.*; in Python write with_preset\({arguments.__name__}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"preset='paper' alone does not set .*unk_rate.*; in Python write with_preset\({arguments.__name__}",
+    ):
         arguments(**needed, preset="paper")
     with pytest.raises(ValueError, match="--preset must be one of paper; got 'nature'"):
         arguments(**needed, preset="nature")

@@ -1,4 +1,5 @@
-"""Encoded splits on disk: the same integers whatever the parts, used again where nothing has changed, and only there."""
+"""Encoded splits on disk: the same integers whatever the parts, used again where nothing has changed, and only
+there."""
 
 import os
 import pickle
@@ -8,12 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
-
 from flip_ctr import FlipProcessor
 from flip_ctr.data.batches import cache
 from flip_ctr.data.batches.cache import KEPT, cached_split, read_cache
-from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.loop import training_loop
 
@@ -42,8 +42,14 @@ def encodings(folder, split="train"):
 def test_in_parts_as_in_one(folder, table, ml_processor, part_rows, monkeypatch):
     tokenized = []
     value_tokens = FlipProcessor._value_tokens
-    monkeypatch.setattr(FlipProcessor, "_value_tokens", lambda self, field, values, budget: (
-        tokenized.extend((field, value) for value in values), value_tokens(self, field, values, budget))[1])  # fmt: skip
+    monkeypatch.setattr(
+        FlipProcessor,
+        "_value_tokens",
+        lambda self, field, values, budget: (
+            tokenized.extend((field, value) for value in values),
+            value_tokens(self, field, values, budget),
+        )[1],
+    )
     rows = SplitRows(folder, "train", 150 if part_rows == 1 else None, 7)
     cached_split(ml_processor, rows, part_rows=part_rows)
     assert len(tokenized) == len(set(tokenized)) > 20  # each distinct value once
@@ -91,7 +97,9 @@ def test_a_loader_worker_maps_and_gets_no_copy(folder, ml_processor):
     sent = pickle.dumps(dataset)
     assert len(sent) < len(pickle.dumps(ml_processor)) + 20_000
     again = pickle.loads(sent)
-    assert (again.encoded.feature_ids == dataset.encoded.feature_ids).all() and not again.encoded.feature_ids.flags.owndata
+    assert (
+        again.encoded.feature_ids == dataset.encoded.feature_ids
+    ).all() and not again.encoded.feature_ids.flags.owndata
 
 
 def test_used_again_and_made_again(tmp_path, folder, table, ml_processor, monkeypatch):
@@ -131,7 +139,7 @@ def test_changed_rows_are_encoded_anew(folder, ml_processor):
     pq.write_table(rows.take(list(range(len(rows)))[::-1]), path, row_group_size=90)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after = EncodedDataset(ml_processor, SplitRows(folder, "train"))
-    assert (after.encoded.feature_ids[-len(rows):] == before.encoded.feature_ids[-len(rows):][::-1]).all()
+    assert (after.encoded.feature_ids[-len(rows) :] == before.encoded.feature_ids[-len(rows) :][::-1]).all()
 
 
 def test_few_are_kept(folder, ml_processor):

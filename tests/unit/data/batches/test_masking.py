@@ -5,11 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import tiny
-
 from flip_ctr import FlipField, FlipProcessor
-from flip_ctr.modeling_flip.fields_flip import MASK_ID, UNK_ID
 from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator, pick, row_uniform
 from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.modeling_flip.fields_flip import MASK_ID, UNK_ID
 
 UNITS = ["field", "entity", "token"]
 ROWS = tiny.toy_rows(200)
@@ -39,7 +38,7 @@ def entities_of(fields) -> list[int]:
 
 def test_row_uniform_is_roughly_uniform():
     numbers = row_uniform(0, 0, 0, np.arange(5000), 8)
-    assert numbers.shape == (5000, 8) and 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.shape == (5000, 8) and numbers.min() >= 0 and numbers.max() < 1
     counts, _ = np.histogram(numbers, bins=20, range=(0, 1))
     assert (abs(counts / 2000 - 1) < 0.1).all()
     assert abs(np.corrcoef(numbers.T) - np.eye(8)).max() < 0.06
@@ -167,7 +166,7 @@ def test_the_values_of_a_field_are_masked_together(kinds, unit, ratio):
     for b in range(200):
         chosen = []
         for field in range(8):
-            own, seen, wanted = (array[b, SLOT_FIELDS == field].tolist() for array in (ids, masked, labels))
+            own, seen, wanted = (array[b, field == SLOT_FIELDS].tolist() for array in (ids, masked, labels))
             chosen.append(seen != own)
             if not chosen[-1]:
                 assert wanted == [-100] * len(own)
@@ -176,10 +175,12 @@ def test_the_values_of_a_field_are_masked_together(kinds, unit, ratio):
             assert seen == [0 if one == 0 else MASK_ID for one in own]  # pad stays, `[UNK]` is masked with the others
             assert wanted == [one if one >= 4 else -100 for one in own]  # each value is a target, `[UNK]` never
             several += sum(one >= 4 for one in own) > 1
-        real = [any(one >= 4 for one in ids[b, SLOT_FIELDS == field]) for field in range(8)]
+        real = [any(one >= 4 for one in ids[b, field == SLOT_FIELDS]) for field in range(8)]
         groups = entities_of(tiny.KIND_FIELDS) if unit == "entity" else list(range(8))
         number = len({group for group, has in zip(groups, real) if has})
-        assert len({group for group, is_chosen in zip(groups, chosen) if is_chosen}) == max(1, int(ratio * number + 0.5))
+        assert len({group for group, is_chosen in zip(groups, chosen) if is_chosen}) == max(
+            1, int(ratio * number + 0.5)
+        )
     assert several > 20
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 
 LENGTHS = np.random.default_rng(0).integers(5, 90, 1000)
@@ -103,8 +102,10 @@ def test_evaluation_covers_each_row_exactly_once(processes, lengths):
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 25])
 def test_a_complete_plan_has_every_row_once_and_no_tiny_batch(rows, processes):
-    shares = [list(GlobalBatchSampler(rows, 4, 1, num_processes=processes, process_index=index, complete=True))
-              for index in range(processes)]  # fmt: skip
+    shares = [
+        list(GlobalBatchSampler(rows, 4, 1, num_processes=processes, process_index=index, complete=True))
+        for index in range(processes)
+    ]
     assert sorted(row for share in shares for batch in share for row in batch) == list(range(rows))
     assert len({len(share) for share in shares}) == 1  # as many batches each: forward passes are collective
     sizes = [len(batch) for share in shares for batch in share]
@@ -112,6 +113,8 @@ def test_a_complete_plan_has_every_row_once_and_no_tiny_batch(rows, processes):
 
 
 def test_a_complete_plan_gives_every_process_a_row_of_every_batch():
-    shares = [list(GlobalBatchSampler(5, 1, 1, num_processes=4, process_index=index, complete=True)) for index in range(4)]
+    shares = [
+        list(GlobalBatchSampler(5, 1, 1, num_processes=4, process_index=index, complete=True)) for index in range(4)
+    ]
     assert sorted(row for share in shares for batch in share for row in batch) == list(range(5))
     assert all(batch for share in shares for batch in share)

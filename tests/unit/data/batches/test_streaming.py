@@ -1,18 +1,18 @@
-"""Streaming: every row once an epoch, in an order that follows from (seed, epoch) alone, whoever reads it and from wherever."""
+"""Streaming: every row once an epoch, in an order that follows from (seed, epoch) alone, whoever reads it and from
+wherever."""
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
-
 from flip_ctr import FlipProcessor
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.loop.training_loop import make_loader
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,14 @@ def ml_processor(rows, tokenizer):
 @pytest.fixture
 def stream(ml_processor, rows):
     """Windows of 128 rows: groups of 4 batches of 16 rows are sorted by length."""
+
     def new(epoch=0, first_batch=0, processor=ml_processor, rows=rows, **settings):
-        dataset = StreamedDataset(processor, rows, **{"batch_size": 16, "group": 4, "window_rows": 100, "seed": 3} | settings)
+        dataset = StreamedDataset(
+            processor, rows, **{"batch_size": 16, "group": 4, "window_rows": 100, "seed": 3} | settings
+        )
         dataset.set_epoch(epoch, first_batch)
         return dataset
+
     return new
 
 
@@ -116,8 +120,11 @@ def test_a_process_reads_its_own_row_groups(stream, rows):
 def test_an_offset_gives_the_tail(stream, first, monkeypatch):
     whole, tail = list(stream(1)), stream(1, first)
     read = []
-    monkeypatch.setattr(SplitRows, "read_group", lambda self, group, *args, real=SplitRows.read_group: (
-        read.append(group), real(self, group, *args))[1])  # fmt: skip
+    monkeypatch.setattr(
+        SplitRows,
+        "read_group",
+        lambda self, group, *args, real=SplitRows.read_group: (read.append(group), real(self, group, *args))[1],
+    )
     batches = list(tail)
     assert len(batches) == len(whole) - first and all(map(same, batches, whole[first:]))
     if first > 8:
@@ -128,7 +135,9 @@ def test_an_offset_gives_the_tail(stream, first, monkeypatch):
 def test_any_number_of_workers_gives_the_same_batches(stream, ml_processor, first):
     def batches(workers, epoch):
         torch.manual_seed(workers)
-        loader = make_loader(stream(), FlipPretrainingCollator(ml_processor, 5, 0.1), 16, Accelerator(cpu=True), workers=workers)
+        loader = make_loader(
+            stream(), FlipPretrainingCollator(ml_processor, 5, 0.1), 16, Accelerator(cpu=True), workers=workers
+        )
         loader.set_epoch(epoch, first)
         assert len(loader) == len(stream())
         return list(loader)
@@ -154,7 +163,9 @@ def test_features_are_counted(stream, rows, ml_processor):
 
 def test_every_kind_of_field_is_streamed(tmp_path, stream, kind_processor):
     folder = tiny.write_dataset(tmp_path / "d", tiny.kind_rows(150), tiny.KIND_FIELDS)
-    dataset = stream(processor=kind_processor, rows=SplitRows(tiny.reshard(folder, tmp_path / "s", group_rows=11), "train"))
+    dataset = stream(
+        processor=kind_processor, rows=SplitRows(tiny.reshard(folder, tmp_path / "s", group_rows=11), "train")
+    )
     whole = EncodedDataset(kind_processor, tiny.kind_rows(150))
     assert all(same(batch, whole.__getitems__(batch["rows"])) for batch in dataset)
     assert (dataset.feature_counts() == whole.feature_counts()).all()
@@ -169,7 +180,12 @@ def test_an_id_only_stream_has_no_prompts(stream, ml_processor):
 def test_a_streamed_run_learns_and_goes_on(tmp_path, dataset_dir, plm, recipe):
     """With gradient accumulation, and loader workers after the break."""
     folder = tiny.reshard(dataset_dir, tmp_path / "d")
-    options = {"streaming": True, "max_train_samples": 200, "gradient_accumulation_steps": 2, "checkpointing_steps": "1"}
+    options = {
+        "streaming": True,
+        "max_train_samples": 200,
+        "gradient_accumulation_steps": 2,
+        "checkpointing_steps": "1",
+    }
     options |= {"strategy": "joint"} if recipe == "finetune" else {}
     run = getattr(tiny, recipe)
     results = run(folder, plm, tmp_path / "whole", **options)
@@ -190,7 +206,9 @@ def test_other_rows_are_another_run(tmp_path, folder, dataset_dir):
     other = tiny.reshard(dataset_dir, tmp_path / "other", files=2)
     with pytest.raises(ValueError, match="is of a run on other training rows"):
         tiny.finetune(other, None, tmp_path / "o", **again)
-    tiny.finetune(tiny.reshard(dataset_dir, tmp_path / "same", files=3, group_rows=70), None, tmp_path / "s", **again)  # moved
+    tiny.finetune(
+        tiny.reshard(dataset_dir, tmp_path / "same", files=3, group_rows=70), None, tmp_path / "s", **again
+    )  # moved
 
 
 def test_fewer_rows_than_processes_are_refused(tmp_path, folder, monkeypatch):

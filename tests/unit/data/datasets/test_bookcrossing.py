@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tiny
-
 from flip_ctr.data.datasets import bookcrossing
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
@@ -15,11 +14,12 @@ from flip_ctr.train import prepare
 from flip_ctr.train.prepare import PrepareArguments
 
 USERS, BOOKS = 20, 30
-COLUMNS = "user_id location age isbn title author year publisher label".split()
+COLUMNS = ["user_id", "location", "age", "isbn", "title", "author", "year", "publisher", "label"]
 RATINGS_FILE, BOOKS_FILE, USERS_FILE = bookcrossing.RAW_FILES
 HEADERS = {
     RATINGS_FILE: '"User-ID";"ISBN";"Book-Rating"',
-    BOOKS_FILE: '"ISBN";"Book-Title";"Book-Author";"Year-Of-Publication";"Publisher";"Image-URL-S";"Image-URL-M";"Image-URL-L"',
+    BOOKS_FILE: '"ISBN";"Book-Title";"Book-Author";"Year-Of-Publication";"Publisher";'
+    '"Image-URL-S";"Image-URL-M";"Image-URL-L"',
     USERS_FILE: '"User-ID";"Location";"Age"',
 }
 IMAGES = '"http://images/S.jpg";"http://images/M.jpg";"http://images/L.jpg"'
@@ -110,7 +110,9 @@ def test_five_columns_any_order_and_a_zip_give_the_same_rows(tmp_path):
     run(raw, tmp_path / "out")
     few = write_raw(tmp_path / "few", end="\n")
     lines = [line.split(";") for line in (few / BOOKS_FILE).read_text().splitlines()]
-    (few / BOOKS_FILE).write_text("\n".join(";".join([*line[1:5], line[0]]) for line in lines))  # the last line has no end
+    (few / BOOKS_FILE).write_text(
+        "\n".join(";".join([*line[1:5], line[0]]) for line in lines)
+    )  # the last line has no end
     run(few, tmp_path / "out-few")
     with zipfile.ZipFile(tmp_path / "BX-CSV-Dump.zip", "w") as archive:
         for path in raw.iterdir():
@@ -175,7 +177,16 @@ def test_locations_are_tidied(tmp_path, raw, location):
 
 @pytest.mark.parametrize(
     ("raw", "age"),
-    [("NULL", None), ('"NULL"', None), ('""', None), ('"4"', None), ('"5"', 5), ('"100"', 100), ('"101"', None), ('"0"', None)],
+    [
+        ("NULL", None),
+        ('"NULL"', None),
+        ('""', None),
+        ('"4"', None),
+        ('"5"', 5),
+        ('"100"', 100),
+        ('"101"', None),
+        ('"0"', None),
+    ],
 )
 def test_wrong_ages_are_null(tmp_path, raw, age):
     row, changed = prepared_user(tmp_path, user_line(1, age=raw))
@@ -299,7 +310,10 @@ def test_label_rule_and_its_defaults(tmp_path):
 
 WRONG_OPTIONS = [
     ({"data_dir": None}, "--data_dir is needed for bookcrossing.*BX-Book-Ratings.csv.*described in Ziegler"),
-    ({"split": "time"}, "--split time: this dataset has no column of times; use --split random, by_user, cold_items, cold_users"),
+    (
+        {"split": "time"},
+        "--split time: this dataset has no column of times; use --split random, by_user, cold_items, cold_users",
+    ),
     ({"drop_ratings": "11"}, "--drop_ratings takes ratings from 0 to 10 for bookcrossing.*'11'"),
     ({"click_threshold": 0}, "--click_threshold must be from 1 to 10 for bookcrossing.*got 0"),
 ]

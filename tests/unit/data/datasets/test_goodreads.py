@@ -1,4 +1,5 @@
-"""`flip-ctr prepare --dataset goodreads`: both forms of interactions, the files around them, their dirt, and an account of every line."""
+"""`flip-ctr prepare --dataset goodreads`: both forms of interactions, the files around them, their dirt, and an account
+of every line."""
 
 import gzip
 import json
@@ -12,19 +13,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-
 from flip_ctr.data.datasets import goodreads, goodreads_lines
-from flip_ctr.data.readers import raw_files
 from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.data.readers import raw_files
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import prepare
 from flip_ctr.train.prepare import PrepareArguments
 
 USERS, BOOKS = 20, 32
-FIELDS = (
-    "user_id book_id title genres average_rating text_reviews_count author_id author_name num_pages is_ebook format publisher "
-    "publication_year work_id media_type"
-).split()
+FIELDS = [
+    "user_id",
+    "book_id",
+    "title",
+    "genres",
+    "average_rating",
+    "text_reviews_count",
+    "author_id",
+    "author_name",
+    "num_pages",
+    "is_ebook",
+    "format",
+    "publisher",
+    "publication_year",
+    "work_id",
+    "media_type",
+]
 BOOKS_FILE, GENRES_FILE = "goodreads_books_poetry.json.gz", "goodreads_book_genres_initial.json.gz"
 AUTHORS_FILE, WORKS_FILE = "goodreads_book_authors.json.gz", "goodreads_book_works.json.gz"
 JSON_FILE, CSV_FILE = "goodreads_interactions_poetry.json.gz", "goodreads_interactions.csv"
@@ -42,15 +55,36 @@ def user(number: int) -> str:
 def book(number: int, **values) -> dict:
     """A line of the books' file: all values are text."""
     plain = {
-        "isbn": "0151686564", "text_reviews_count": str(3 * number), "series": ["834955"], "country_code": "US", "language_code": "en-US",
-        "popular_shelves": [{"count": "15419", "name": "to-read"}], "asin": "", "is_ebook": "false", "average_rating": "4.09",
-        "kindle_asin": "", "similar_books": ["884306"], "description": "T. S. Eliot's \"cats\"", "format": "Hardcover",
-        "link": "https://www.goodreads.com/book/show/402128", "authors": [{"author_id": str(100 + number % 7), "role": ""}],
-        "publisher": "Harcourt Brace & Company", "num_pages": str(50 + number), "publication_day": "30", "isbn13": "9780151686568",
-        "publication_month": "8", "edition_information": "", "publication_year": "1982", "url": "", "image_url": "",
-        "book_id": str(1000 + number), "ratings_count": "15716", "work_id": str(5000 + number // 2), "title": f"Novel {number}",
+        "isbn": "0151686564",
+        "text_reviews_count": str(3 * number),
+        "series": ["834955"],
+        "country_code": "US",
+        "language_code": "en-US",
+        "popular_shelves": [{"count": "15419", "name": "to-read"}],
+        "asin": "",
+        "is_ebook": "false",
+        "average_rating": "4.09",
+        "kindle_asin": "",
+        "similar_books": ["884306"],
+        "description": 'T. S. Eliot\'s "cats"',
+        "format": "Hardcover",
+        "link": "https://www.goodreads.com/book/show/402128",
+        "authors": [{"author_id": str(100 + number % 7), "role": ""}],
+        "publisher": "Harcourt Brace & Company",
+        "num_pages": str(50 + number),
+        "publication_day": "30",
+        "isbn13": "9780151686568",
+        "publication_month": "8",
+        "edition_information": "",
+        "publication_year": "1982",
+        "url": "",
+        "image_url": "",
+        "book_id": str(1000 + number),
+        "ratings_count": "15716",
+        "work_id": str(5000 + number // 2),
+        "title": f"Novel {number}",
         "title_without_series": f"Novel {number}",
-    }  # fmt: skip
+    }
     return plain | values
 
 
@@ -61,11 +95,17 @@ def stars(person: int, number: int) -> int:
 def interaction(person: int, number: int, **values) -> dict:
     minutes = (31 * person + number) % 997
     plain = {
-        "user_id": user(person), "book_id": str(1000 + number), "review_id": f"{person * 1000 + number:032x}",
-        "is_read": True, "rating": stars(person, number), "review_text_incomplete": "J\u00f3 k\u00f6nyv \ud83d\ude00",
+        "user_id": user(person),
+        "book_id": str(1000 + number),
+        "review_id": f"{person * 1000 + number:032x}",
+        "is_read": True,
+        "rating": stars(person, number),
+        "review_text_incomplete": "J\u00f3 k\u00f6nyv \ud83d\ude00",
         "date_added": f"Fri Apr {1 + minutes % 28:02} {minutes % 24:02}:{minutes % 60:02}:15 -0700 2013",
-        "date_updated": DATE, "read_at": "", "started_at": "",
-    }  # fmt: skip
+        "date_updated": DATE,
+        "read_at": "",
+        "started_at": "",
+    }
     return plain | values
 
 
@@ -75,19 +115,35 @@ def interactions() -> list[dict]:
 
 def csv_lines() -> list[str]:
     """The same ratings; the CSV has numbers of its own for users and books, which start at 0."""
-    rows = [[person - 1, number - 1, 1, stars(person, number), 0] for person in range(1, USERS + 1) for number in range(1, BOOKS + 1)]
+    rows = [
+        [person - 1, number - 1, 1, stars(person, number), 0]
+        for person in range(1, USERS + 1)
+        for number in range(1, BOOKS + 1)
+    ]
     return ["user_id,book_id,is_read,rating,is_reviewed", *(",".join(map(str, row)) for row in rows)]
 
 
 GENRES = {"history, historical fiction, biography": 3, "fiction": 12, "poetry": 3}
 AROUND = {
-    GENRES_FILE: [{"book_id": str(1000 + number), "genres": GENRES if number > 1 else {}} for number in range(1, BOOKS + 1)],
+    GENRES_FILE: [
+        {"book_id": str(1000 + number), "genres": GENRES if number > 1 else {}} for number in range(1, BOOKS + 1)
+    ],
     AUTHORS_FILE: [
-        {"average_rating": "3.51", "author_id": str(100 + number), "text_reviews_count": "634", "name": f"Author {number}"}
+        {
+            "average_rating": "3.51",
+            "author_id": str(100 + number),
+            "text_reviews_count": "634",
+            "name": f"Author {number}",
+        }
         for number in range(7)
     ],
     WORKS_FILE: [
-        {"books_count": "2", "original_title": "", "media_type": "book" if number else "", "work_id": str(5000 + number)}
+        {
+            "books_count": "2",
+            "original_title": "",
+            "media_type": "book" if number else "",
+            "work_id": str(5000 + number),
+        }
         for number in range(BOOKS // 2 + 1)
     ],
 }
@@ -139,9 +195,22 @@ def rejected_lines(folder: Path) -> list[list]:
 def test_rows_are_typed_and_fields_are_the_papers(tmp_path):
     run(write_json(tmp_path / "raw"), tmp_path / "out")
     values = [
-        user(2), 1010, "Novel 10", ["fiction", "history, historical fiction, biography", "poetry"], 4.09, 30, 103, "Author 3", 60, False,
-        "Hardcover", "Harcourt Brace & Company", 1982, 5005, "book",
-    ]  # fmt: skip
+        user(2),
+        1010,
+        "Novel 10",
+        ["fiction", "history, historical fiction, biography", "poetry"],
+        4.09,
+        30,
+        103,
+        "Author 3",
+        60,
+        False,
+        "Hardcover",
+        "Harcourt Brace & Company",
+        1982,
+        5005,
+        "book",
+    ]
     rows = by_pair(tmp_path / "out")
     assert {name: rows[user(2), 1010][name] for name in FIELDS} == dict(zip(FIELDS, values))
     assert list(rows[user(2), 1010]) == [*FIELDS, "timestamp", "label"]
@@ -149,25 +218,40 @@ def test_rows_are_typed_and_fields_are_the_papers(tmp_path):
     schema = DatasetSchema.load(tmp_path / "out")
     assert [field.name for field in schema.fields] == FIELDS and schema.user_column == "user_id"
     assert [field.name for field in schema.fields if field.key] == ["user_id", "book_id"]
-    assert [field.name for field in schema.fields if not field.on_text_side] == ["user_id", "book_id", "author_id", "work_id"]
+    assert [field.name for field in schema.fields if not field.on_text_side] == [
+        "user_id",
+        "book_id",
+        "author_id",
+        "work_id",
+    ]
     assert {field.name: field.kind for field in schema.fields if field.kind != "categorical"} == {
-        "genres": "multi-valued", "average_rating": "numeric", "text_reviews_count": "numeric", "num_pages": "numeric",
-    }  # fmt: skip
+        "genres": "multi-valued",
+        "average_rating": "numeric",
+        "text_reviews_count": "numeric",
+        "num_pages": "numeric",
+    }
 
 
 def test_csv_and_json_give_the_same_rows_but_for_the_time(tmp_path):
     run(write_json(tmp_path / "raw"), tmp_path / "out")
     report = run(write_csv(tmp_path / "raw-csv"), tmp_path / "out-csv")
-    of_json = {pair: {name: value for name, value in row.items() if name != "timestamp"} for pair, row in by_pair(tmp_path / "out").items()}
+    of_json = {
+        pair: {name: value for name, value in row.items() if name != "timestamp"}
+        for pair, row in by_pair(tmp_path / "out").items()
+    }
     assert by_pair(tmp_path / "out-csv") == of_json
     assert report["notes"] == [f"There are no times, as {CSV_FILE} has none."]
-    splits = [read_split(folder, "test").select(["user_id", "book_id"]) for folder in (tmp_path / "out", tmp_path / "out-csv")]
+    splits = [
+        read_split(folder, "test").select(["user_id", "book_id"]) for folder in (tmp_path / "out", tmp_path / "out-csv")
+    ]
     assert splits[0] == splits[1]
 
 
 @pytest.mark.parametrize("quoted", [False, True])
 def test_the_csv_alone_has_its_own_user_ids(tmp_path, quoted):
-    folder = write_csv(tmp_path / "raw", csv_lines() if not quoted else ['"' + line.replace(",", '","') + '"' for line in csv_lines()])
+    folder = write_csv(
+        tmp_path / "raw", csv_lines() if not quoted else ['"' + line.replace(",", '","') + '"' for line in csv_lines()]
+    )
     (folder / "user_id_map.csv").unlink()
     report = run(folder, tmp_path / "out")
     assert {row["user_id"] for row in all_rows(tmp_path / "out")} == set(range(USERS))
@@ -183,7 +267,9 @@ def test_fields_of_files_that_are_not_there_are_left_out(tmp_path):
         (folder / name).unlink()
     report = run(folder, tmp_path / "out")
     absent = ["genres", "author_name", "media_type"]
-    assert [field.name for field in DatasetSchema.load(tmp_path / "out").fields] == [name for name in FIELDS if name not in absent]
+    assert [field.name for field in DatasetSchema.load(tmp_path / "out").fields] == [
+        name for name in FIELDS if name not in absent
+    ]
     assert not set(absent) & set(all_rows(tmp_path / "out")[0])
     assert "There is no field media_type, as goodreads_book_works.json.gz was not in the folder." in report["notes"]
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -195,7 +281,9 @@ def test_unpacked_files_windows_lines_and_a_zip_give_the_same_rows(tmp_path):
     run(folder, tmp_path / "out")
     (tmp_path / "plain").mkdir()
     for path in folder.iterdir():
-        (tmp_path / "plain" / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()).replace(b"\n", b"\r\n"))
+        (tmp_path / "plain" / path.name.removesuffix(".gz")).write_bytes(
+            gzip.decompress(path.read_bytes()).replace(b"\n", b"\r\n")
+        )
     run(tmp_path / "plain", tmp_path / "out-plain")
     with zipfile.ZipFile(tmp_path / "raw.zip", "w") as archive:
         for path in folder.iterdir():
@@ -211,11 +299,17 @@ def test_genres_are_read_together_and_what_they_share_counts_once(tmp_path):
     }
     report = run(write_json(tmp_path / "raw", **children), tmp_path / "out")
     rows = by_pair(tmp_path / "out")
-    assert rows[user(1), 1001]["title"] == "Another" and rows[user(1), 1040]["title"] == "Novel 40"  # files are read by name
+    assert (
+        rows[user(1), 1001]["title"] == "Another" and rows[user(1), 1040]["title"] == "Novel 40"
+    )  # files are read by name
     assert report["events_files"] == ["goodreads_interactions_children.json.gz", JSON_FILE]
     assert report["raw_files"][BOOKS_FILE]["unused_by_reason"] == {"book_id comes a second time": 1}
     assert report["dropped"]["user has this book on an earlier line"] == 1
-    assert report["rows_read"] == USERS * BOOKS + 2 == report["rows_kept"] + report["malformed"] + sum(report["dropped"].values())
+    assert (
+        report["rows_read"]
+        == USERS * BOOKS + 2
+        == report["rows_kept"] + report["malformed"] + sum(report["dropped"].values())
+    )
 
 
 # --- values
@@ -252,8 +346,18 @@ VALUES = [
     ({"authors": []}, "author_id", None, []),
     ({"authors": []}, "author_name", None, []),
     ({"authors": [{"author_id": "999", "role": ""}]}, "author_name", None, []),
-    ({"authors": [{"author_id": "1", "role": "Illustrator"}, {"author_id": "102", "role": ""}]}, "author_name", "Author 2", []),
-    ({"authors": [{"author_id": "103", "role": "Editor"}, {"author_id": "1", "role": "Translator"}]}, "author_name", "Author 3", []),
+    (
+        {"authors": [{"author_id": "1", "role": "Illustrator"}, {"author_id": "102", "role": ""}]},
+        "author_name",
+        "Author 2",
+        [],
+    ),
+    (
+        {"authors": [{"author_id": "103", "role": "Editor"}, {"author_id": "1", "role": "Translator"}]},
+        "author_name",
+        "Author 3",
+        [],
+    ),
 ]
 
 
@@ -290,24 +394,45 @@ def test_times_are_seconds_since_1970_with_their_zone(tmp_path):
 def test_many_dates_at_once_are_what_each_is():
     random = np.random.default_rng(0)
     dates = [
-        datetime.strptime(f"{2000 + year} {day} {second}", "%Y %j %S").strftime(f"%a %b %d %H:%M:%S {'+-'[sign]}{zone:02}30 %Y")
+        datetime.strptime(f"{2000 + year} {day} {second}", "%Y %j %S").strftime(
+            f"%a %b %d %H:%M:%S {'+-'[sign]}{zone:02}30 %Y"
+        )
         for year, day, second, sign, zone in zip(
-            random.integers(-400, 400, 500), random.integers(1, 366, 500), random.integers(0, 60, 500), random.integers(0, 2, 500),
+            random.integers(-400, 400, 500),
+            random.integers(1, 366, 500),
+            random.integers(0, 60, 500),
+            random.integers(0, 2, 500),
             random.integers(0, 14, 500),
         )
-    ]  # fmt: skip
+    ]
     dates += ["Thu Feb 29 23:59:59 +0000 2024", "Wed Dec 31 23:59:59 -1200 1969", DATE]
     expected = [int(datetime.strptime(date, "%a %b %d %H:%M:%S %z %Y").timestamp()) for date in dates]
-    assert goodreads_lines.seconds_of_all(pa.array(dates)).to_pylist() == expected == [goodreads_lines.seconds(date) for date in dates]
+    assert (
+        goodreads_lines.seconds_of_all(pa.array(dates)).to_pylist()
+        == expected
+        == [goodreads_lines.seconds(date) for date in dates]
+    )
     assert goodreads_lines.seconds_of_all(pa.array(["", *dates]).slice(1)).to_pylist() == expected
 
 
 WRONG_DATES = [
-    "Tue Oct 32 09:40:11 -0700 2017", "Wed Feb 29 09:40:11 -0700 2017", "Tue Okt 17 09:40:11 -0700 2017", "Tue Oct 17 24:40:11 -0700 2017",
-    "Tue Oct 17 09:60:11 -0700 2017", "Tue Oct 17 09:40:61 -0700 2017", "Tue Oct 17 09:40:11 *0700 2017", "Tue Oct 17 09:40:11 -0760 2017",
-    "Tue Oct 17 09:40:11 -0700 0000", "tue Oct 17 09:40:11 -0700 2017", "Tue Oct 17 09-40-11 -0700 2017", "Tue Oct 00 09:40:11 -0700 2017",
-    "2017-10-17 09:40:11", "Tue Oct 7 09:40:11 -0700 2017", "Tue Oct 17 09:40:11 -0700 2017 ", "Tue Oct \u0661\u0667 09:40:11 -0700 2017",
-]  # fmt: skip
+    "Tue Oct 32 09:40:11 -0700 2017",
+    "Wed Feb 29 09:40:11 -0700 2017",
+    "Tue Okt 17 09:40:11 -0700 2017",
+    "Tue Oct 17 24:40:11 -0700 2017",
+    "Tue Oct 17 09:60:11 -0700 2017",
+    "Tue Oct 17 09:40:61 -0700 2017",
+    "Tue Oct 17 09:40:11 *0700 2017",
+    "Tue Oct 17 09:40:11 -0760 2017",
+    "Tue Oct 17 09:40:11 -0700 0000",
+    "tue Oct 17 09:40:11 -0700 2017",
+    "Tue Oct 17 09-40-11 -0700 2017",
+    "Tue Oct 00 09:40:11 -0700 2017",
+    "2017-10-17 09:40:11",
+    "Tue Oct 7 09:40:11 -0700 2017",
+    "Tue Oct 17 09:40:11 -0700 2017 ",
+    "Tue Oct \u0661\u0667 09:40:11 -0700 2017",
+]
 
 
 @pytest.mark.parametrize("date", WRONG_DATES)
@@ -356,8 +481,10 @@ def test_every_line_is_kept_dropped_or_rejected(tmp_path):
     unrated = sum(row["rating"] == 0 for row in left)
     assert report["rows_read"] == len(rows) and report["malformed"] == len(BAD)
     assert report["dropped"] == {
-        f"book is not in {BOOKS_FILE}": 2, "user has this book on an earlier line": 1, "rating 0": unrated,
-    }  # fmt: skip
+        f"book is not in {BOOKS_FILE}": 2,
+        "user has this book on an earlier line": 1,
+        "rating 0": unrated,
+    }
     assert report["rows_kept"] == sum(one["rows"] for one in report["splits"].values()) == len(left) - unrated
     assert report["rows_read"] == report["rows_kept"] + report["malformed"] + sum(report["dropped"].values())
     expected = [
@@ -383,9 +510,14 @@ def test_lines_read_at_once_are_what_each_of_them_is(tmp_path, monkeypatch, few)
         log = raw_files.LineLog(max_share=1.0)
         how = goodreads_lines.plain_interactions if plain else None
         table = raw_files.line_table(
-            "ratings", folder / JSON_FILE, goodreads_lines.INTERACTION_COLUMNS, goodreads_lines.json_object, goodreads_lines.parse_interaction,
-            encoding="utf-8", plain=how,
-        )  # fmt: skip
+            "ratings",
+            folder / JSON_FILE,
+            goodreads_lines.INTERACTION_COLUMNS,
+            goodreads_lines.json_object,
+            goodreads_lines.parse_interaction,
+            encoding="utf-8",
+            plain=how,
+        )
         lines, columns = [], []
         for chunk in table.read(log):
             lines += chunk.lines
@@ -418,7 +550,9 @@ def test_csv_lines_are_kept_dropped_or_rejected(tmp_path):
         rows[number - 1] = line
     maps = {"book_id_map.csv": [*MAPS["book_id_map.csv"], "77,4711"]}
     report = run(write_csv(tmp_path / "raw", rows, **maps), tmp_path / "out", max_malformed_share=0.02)
-    assert rejected_lines(tmp_path / "out") == [[CSV_FILE, number, why, line] for number, (line, why) in sorted((bad | unused).items())]
+    assert rejected_lines(tmp_path / "out") == [
+        [CSV_FILE, number, why, line] for number, (line, why) in sorted((bad | unused).items())
+    ]
     assert report["malformed"] == len(bad) and report["rows_read"] == len(rows) - 1
     assert report["rows_read"] == report["rows_kept"] + report["malformed"] + sum(report["dropped"].values())
 
@@ -440,14 +574,21 @@ def test_lines_of_side_files_are_rejected_with_their_reason(tmp_path):
         (GENRES_FILE, BOOKS + 1): "genres is not an object of counts",
         (GENRES_FILE, BOOKS + 2): "genres is not an object of counts",
     }
-    assert {row["title"] for row in all_rows(tmp_path / "out") if row["book_id"] == 1001} == {"Novel 1"}  # the first line counts
+    assert {row["title"] for row in all_rows(tmp_path / "out") if row["book_id"] == 1001} == {
+        "Novel 1"
+    }  # the first line counts
     assert report["dropped"][f"book is not in {BOOKS_FILE}"] == 5 * USERS
 
 
 def test_text_of_rejected_lines_is_as_in_the_file(tmp_path):
-    rows = [json.dumps(interaction(1, 500, review_text_incomplete="Jó könyv 😀"), ensure_ascii=False), *interactions()[1:]]
+    rows = [
+        json.dumps(interaction(1, 500, review_text_incomplete="Jó könyv 😀"), ensure_ascii=False),
+        *interactions()[1:],
+    ]
     folder = write_json(tmp_path / "raw", rows)
-    (folder / JSON_FILE).write_bytes(gzip.compress(gzip.decompress((folder / JSON_FILE).read_bytes()) + b'{"user_id": "\xff"}\n'))
+    (folder / JSON_FILE).write_bytes(
+        gzip.compress(gzip.decompress((folder / JSON_FILE).read_bytes()) + b'{"user_id": "\xff"}\n')
+    )
     run(folder, tmp_path / "out", max_malformed_share=0.01)
     last = [JSON_FILE, USERS * BOOKS + 1, "bytes that are not utf-8", '{"user_id": "\\xff"}']
     assert rejected_lines(tmp_path / "out") == [[JSON_FILE, 1, f"book is not in {BOOKS_FILE}", rows[0]], last]
@@ -457,7 +598,9 @@ def test_a_file_that_is_cut_off_is_named_with_its_last_line(tmp_path):
     folder = write_json(tmp_path / "raw")
     data = (folder / JSON_FILE).read_bytes()
     (folder / JSON_FILE).write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=f"{JSON_FILE}: the packed file is cut off or damaged after line [1-9]\\d+ .*fetch it again"):
+    with pytest.raises(
+        ValueError, match=f"{JSON_FILE}: the packed file is cut off or damaged after line [1-9]\\d+ .*fetch it again"
+    ):
         run(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -469,13 +612,18 @@ def test_a_file_that_is_cut_off_is_named_with_its_last_line(tmp_path):
 def test_missing_files_are_named(tmp_path, name, missing):
     folder = write_json(tmp_path / "raw")
     (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"no {missing}\*; goodreads needs goodreads_interactions\*, goodreads_books\*"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no {missing}\*; goodreads needs goodreads_interactions\*, goodreads_books\*"
+    ):
         run(folder, tmp_path / "out")
 
 
 def test_files_that_need_others_say_so(tmp_path):
     folder = write_json(tmp_path / "genre", **{"goodreads_interactions_comics_graphic.json.gz": interactions()})
-    with pytest.raises(FileNotFoundError, match=r"no goodreads_books_comics_graphic.json.gz \(or goodreads_books.json.gz\), which goodr"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no goodreads_books_comics_graphic.json.gz \(or goodreads_books.json.gz\), which goodr",
+    ):
         run(folder, tmp_path / "out")
     folder = write_csv(tmp_path / "csv")
     (folder / "book_id_map.csv").unlink()
@@ -491,8 +639,14 @@ def test_files_that_need_others_say_so(tmp_path):
     ("name", "message"),
     [
         (CSV_FILE, f"{CSV_FILE}, {JSON_FILE}, which do not go together.*leave one kind"),
-        ("goodreads_interactions_dedup.json.gz", f"goodreads_interactions_dedup.json.gz, {JSON_FILE}, which do not go together"),
-        ("goodreads_interactions_poetry.json", f"goodreads_interactions_poetry.json and {JSON_FILE}, which hold the same"),
+        (
+            "goodreads_interactions_dedup.json.gz",
+            f"goodreads_interactions_dedup.json.gz, {JSON_FILE}, which do not go together",
+        ),
+        (
+            "goodreads_interactions_poetry.json",
+            f"goodreads_interactions_poetry.json and {JSON_FILE}, which hold the same",
+        ),
         ("goodreads_book_works_small.json.gz", f"{WORKS_FILE}, goodreads_book_works_small.json.gz; leave one of them"),
     ],
 )
@@ -504,7 +658,9 @@ def test_files_that_do_not_go_together_are_listed(tmp_path, name, message):
 
 def test_a_csv_without_its_header_is_refused(tmp_path):
     folder = write_csv(tmp_path / "raw", csv_lines()[1:])
-    with pytest.raises(ValueError, match=f"{CSV_FILE}, line 1: no column user_id, book_id, rating in '0,0,1,.*original file"):
+    with pytest.raises(
+        ValueError, match=f"{CSV_FILE}, line 1: no column user_id, book_id, rating in '0,0,1,.*original file"
+    ):
         run(folder, tmp_path / "out")
 
 
@@ -527,11 +683,17 @@ def test_label_rule_and_its_defaults(tmp_path):
 
 def test_splits_by_time_need_json(tmp_path):
     run(write_json(tmp_path / "raw"), tmp_path / "out", split="time")
-    train, _, test = (read_split(tmp_path / "out", name)["timestamp"].to_numpy() for name in ("train", "validation", "test"))
+    train, _, test = (
+        read_split(tmp_path / "out", name)["timestamp"].to_numpy() for name in ("train", "validation", "test")
+    )
     assert train.max() <= test.min() and len(test)
     run(write_json(tmp_path / "raw"), tmp_path / "last", split="leave_last_out")
-    assert sorted(read_split(tmp_path / "last", "test")["user_id"].to_pylist()) == [user(person) for person in range(1, USERS + 1)]
-    with pytest.raises(ValueError, match=f"--split time: {CSV_FILE} has no column of times; use --split random, by_user"):
+    assert sorted(read_split(tmp_path / "last", "test")["user_id"].to_pylist()) == [
+        user(person) for person in range(1, USERS + 1)
+    ]
+    with pytest.raises(
+        ValueError, match=f"--split time: {CSV_FILE} has no column of times; use --split random, by_user"
+    ):
         run(write_csv(tmp_path / "csv"), tmp_path / "out-csv", split="time")
 
 
@@ -543,14 +705,19 @@ def test_load_dataset_reads_the_folder(tmp_path):
 
     report = run(write_json(tmp_path / "raw"), tmp_path / "out")
     dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(part) for name, part in dataset.items()} == {name: one["rows"] for name, one in report["splits"].items()}
+    assert {name: len(part) for name, part in dataset.items()} == {
+        name: one["rows"] for name, one in report["splits"].items()
+    }
     assert dataset["train"].column_names == [*FIELDS, "timestamp", "label"]
     assert dataset["train"].features["genres"].feature.dtype == "string"
 
 
 @pytest.mark.parametrize("model", [None, "plm"])
 def test_finetuning_runs_on_all_fifteen_fields(tmp_path, model, request):
-    folder = write_json(tmp_path / "raw", books=[book(1, title="", num_pages="", average_rating="", is_ebook="", authors=[], work_id="")])
+    folder = write_json(
+        tmp_path / "raw",
+        books=[book(1, title="", num_pages="", average_rating="", is_ebook="", authors=[], work_id="")],
+    )
     run(folder, tmp_path / "out")
     plm = model and request.getfixturevalue("plm")
     results = tiny.finetune(tmp_path / "out", plm, tmp_path / "model", **({"strategy": "joint"} if model else {}))

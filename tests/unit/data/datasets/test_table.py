@@ -1,4 +1,5 @@
-"""`flip-ctr prepare --dataset table`: a table of one's own, described in YAML, to a dataset folder that accounts for every row."""
+"""`flip-ctr prepare --dataset table`: a table of one's own, described in YAML, to a dataset folder that accounts for
+every row."""
 
 import copy
 import csv
@@ -15,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import yaml
-
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import prepare
@@ -48,13 +48,20 @@ def event_rows() -> list[dict]:
     """Every user with every item, rated 1 to 5."""
     return [
         {
-            "uid": user, "item_id": f"i{item}", "stars": (3 * user + 7 * item) % 5 + 1, "weight": [1, 0.5][user % 2],
-            "at": 1_700_000_000 + 31 * user + item, "Zip Code": f"0{user:04}", "title": TITLES[item % 4], "tags": [["a", "b"], ["b"], None][item % 3],
-            "price": [0.1, 25.0, None, 1e-3, 7.0][item % 5], "new": [True, False, None][item % 3],
+            "uid": user,
+            "item_id": f"i{item}",
+            "stars": (3 * user + 7 * item) % 5 + 1,
+            "weight": [1, 0.5][user % 2],
+            "at": 1_700_000_000 + 31 * user + item,
+            "Zip Code": f"0{user:04}",
+            "title": TITLES[item % 4],
+            "tags": [["a", "b"], ["b"], None][item % 3],
+            "price": [0.1, 25.0, None, 1e-3, 7.0][item % 5],
+            "new": [True, False, None][item % 3],
         }
         for user in range(1, USERS + 1)
         for item in range(ITEMS)
-    ]  # fmt: skip
+    ]
 
 
 def cell(value) -> str:
@@ -73,7 +80,9 @@ def write_csv(path: Path, rows: list[dict], delimiter=",", columns=None) -> Path
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in rows))
+    path.write_text(
+        "".join(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in rows)
+    )
     return path
 
 
@@ -81,7 +90,10 @@ def write_schema(folder: Path, **changes) -> Path:
     """A schema like `SCHEMA`; a change to `...` leaves the key out."""
     schema = copy.deepcopy(SCHEMA) | changes
     path = folder / "schema.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in schema.items() if value is not ...}, sort_keys=False), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in schema.items() if value is not ...}, sort_keys=False),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -119,14 +131,24 @@ def folder(tmp_path):
 def test_a_table_becomes_a_dataset_folder(folder):
     report = run(folder)
     stars = [row["stars"] for row in event_rows()]
-    assert report["rows_read"] == len(stars) and report["dropped"] == {"three stars": stars.count(3)} and adds_up(report)
+    assert (
+        report["rows_read"] == len(stars) and report["dropped"] == {"three stars": stars.count(3)} and adds_up(report)
+    )
     rows = all_rows(folder / "out")
     assert sum(row["label"] for row in rows) == stars.count(4) + stars.count(5)
     row = next(row for row in rows if row["user_id"] == 2 and row["item_id"] == "i1")
     assert row == {
-        "user_id": 2, "zip": "00002", "item_id": "i1", "title": "Cité des enfants perdus, La", "tags": ["b"], "price": 25.0, "new": False,
-        "at": 1_700_000_063, "weight": 1.0, "label": 1,
-    }  # fmt: skip
+        "user_id": 2,
+        "zip": "00002",
+        "item_id": "i1",
+        "title": "Cité des enfants perdus, La",
+        "tags": ["b"],
+        "price": 25.0,
+        "new": False,
+        "at": 1_700_000_063,
+        "weight": 1.0,
+        "label": 1,
+    }
     schema = DatasetSchema.load(folder / "out")
     assert (schema.dataset, schema.user_column, schema.weight_column) == ("clicks", "user_id", "weight")
     assert [field.kind for field in schema.fields] == ["categorical"] * 4 + ["multi-valued", "numeric", "categorical"]
@@ -149,7 +171,10 @@ def test_all_formats_give_the_same_folder(folder):
     rows = event_rows()
     write_jsonl(folder / "clicks.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), folder / "clicks.parquet", row_group_size=100)
-    nan = [row | {"price": float("nan") if row["price"] is None else row["price"], "uid": float(row["uid"])} for row in rows]
+    nan = [
+        row | {"price": float("nan") if row["price"] is None else row["price"], "uid": float(row["uid"])}
+        for row in rows
+    ]
     pq.write_table(pa.Table.from_pylist(nan), folder / "nan.parquet")
     write_jsonl(folder / "nan.jsonl", nan)
     write_csv(folder / "clicks.tsv", nan, "\t", columns=sorted(rows[0]))
@@ -157,7 +182,15 @@ def test_all_formats_give_the_same_folder(folder):
     (folder / "bom.csv").write_bytes(b"\xef\xbb\xbf" + (folder / "clicks.csv").read_bytes().replace(b"\r\n", b"\n"))
     run(folder)
     expected = {path.name: path.read_bytes() for path in (folder / "out" / "data").iterdir()}
-    for name in ("clicks.jsonl", "clicks.parquet", "nan.parquet", "nan.jsonl", "clicks.csv.gz", "bom.csv", "clicks.tsv"):
+    for name in (
+        "clicks.jsonl",
+        "clicks.parquet",
+        "nan.parquet",
+        "nan.jsonl",
+        "clicks.csv.gz",
+        "bom.csv",
+        "clicks.tsv",
+    ):
         changes = {"null_values": ["nan"]} if name == "clicks.tsv" else {}  # Python's text for a missing number
         run(folder, f"out-{name}", files=name, **changes)
         assert {path.name: path.read_bytes() for path in (folder / f"out-{name}" / "data").iterdir()} == expected, name
@@ -195,7 +228,9 @@ def test_a_label_column_of_zeros_and_ones(folder):
     write_csv(folder / "clicks.csv", [row | {"label": int(row["stars"] > 3)} for row in event_rows()])
     assert run(folder, "b", label="label")["rows_kept"] == 480
     write_csv(folder / "clicks.csv", [row | {"label": [1.0, 0.0, 0.5][row["stars"] % 3]} for row in event_rows()])
-    with pytest.raises(ValueError, match=r"label is not true, false, 1 or 0 \(or write a rule, such as `label >= 4`\): '1.0'"):
+    with pytest.raises(
+        ValueError, match=r"label is not true, false, 1 or 0 \(or write a rule, such as `label >= 4`\): '1.0'"
+    ):
         run(folder, "c", label="label")
 
 
@@ -225,7 +260,11 @@ def test_rows_are_rejected_with_file_line_reason_and_text(folder):
     expected = [["clicks.csv", first + number, reason, line] for number, (line, reason) in enumerate(bad.items())]
     assert rejected(folder / "out") == expected
     assert report["malformed"] == len(bad) and adds_up(report)
-    with pytest.raises(ValueError, match="clicks.csv: 13 of 613 lines are malformed.*--max_malformed_share allows 0.001. First: line 762: uid is not a whole number: 'x'"):
+    with pytest.raises(
+        ValueError,
+        match="clicks.csv: 13 of 613 lines are malformed.*--max_malformed_share allows 0.001. First: line 762: uid is "
+        "not a whole number: 'x'",
+    ):
         run(folder, "nothing", fields=fields)
     assert not (folder / "nothing").exists() and not [path for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -235,11 +274,16 @@ def test_what_is_no_text_can_be_reported(folder):
     (folder / "clicks.csv").write_bytes(good + b"\xff,i1,1,1,5,1,\xfe,a,1,true\r\n")
     run(folder, options={"max_malformed_share": 0.1})
     lines = write_jsonl(folder / "clicks.jsonl", event_rows()).read_bytes()
-    (folder / "clicks.jsonl").write_bytes(lines + b'{"uid": "\\ud800"}\n{"uid": "\xff"}\n{"uid": 1, "title": "\\udfff"}\n"\xff')
+    (folder / "clicks.jsonl").write_bytes(
+        lines + b'{"uid": "\\ud800"}\n{"uid": "\xff"}\n{"uid": 1, "title": "\\udfff"}\n"\xff'
+    )
     report = run(folder, "json", options={"max_malformed_share": 0.1}, files="clicks.jsonl")
     assert report["malformed"] == 4 and [one[3] for one in rejected(folder / "json")] == [
-        '{"uid": "\\ud800"}', '{"uid": "\\xff"}', '{"uid": 1, "title": "\\udfff"}', '"\\xff'
-    ]  # fmt: skip
+        '{"uid": "\\ud800"}',
+        '{"uid": "\\xff"}',
+        '{"uid": 1, "title": "\\udfff"}',
+        '"\\xff',
+    ]
     assert json.loads((folder / "json" / "prepare_report.json").read_text(encoding="utf-8")) == report
 
 
@@ -261,7 +305,14 @@ def test_split_seed_and_ratios_of_the_schema_and_of_flags(folder):
     assert (protocol["split"], protocol["split_seed"], protocol["ratios"]) == ("time", 7, [6, 2, 2])
     times = [read_split(folder / "out", name)["at"].to_pylist() for name in ("train", "validation", "test")]
     assert max(times[0]) <= min(times[1]) and max(times[1]) <= min(times[2]) and len(times[1]) == 96
-    run(folder, "flags", {"split": "by_user", "split_seed": 3, "ratios": [8, 1, 1]}, split="time", split_seed=7, ratios=[6, 2, 2])
+    run(
+        folder,
+        "flags",
+        {"split": "by_user", "split_seed": 3, "ratios": [8, 1, 1]},
+        split="time",
+        split_seed=7,
+        ratios=[6, 2, 2],
+    )
     protocol = DatasetSchema.load(folder / "flags").protocol
     assert (protocol["split"], protocol["split_seed"], protocol["ratios"]) == ("by_user", 3, [8, 1, 1])
 
@@ -295,10 +346,20 @@ def joined(tmp_path):
     rows = event_rows()
     write_csv(tmp_path / "clicks.csv", without(rows, "title", "tags", "price", "new"))
     items = {row["item_id"]: row for row in rows}
-    write_jsonl(tmp_path / "items.jsonl", [
-        {"id": name, "title": row["title"], "tags": row["tags"], "price": row["price"], "new": row["new"], "brand": int(name[1:]) % 4}
-        for name, row in items.items()
-    ])  # fmt: skip
+    write_jsonl(
+        tmp_path / "items.jsonl",
+        [
+            {
+                "id": name,
+                "title": row["title"],
+                "tags": row["tags"],
+                "price": row["price"],
+                "new": row["new"],
+                "brand": int(name[1:]) % 4,
+            }
+            for name, row in items.items()
+        ],
+    )
     pq.write_table(pa.table({"brand": [0, 1, 2, 3], "title": ["w", "x", "y", "z"]}), tmp_path / "brands.parquet")
     joins = [
         {"files": "items.jsonl", "on": {"item_id": "id"}},
@@ -314,7 +375,11 @@ def test_joins_of_two_levels_give_the_rows_of_one_table(joined):
     write_csv(folder / "whole.csv", [row | {"brand_name": "wxyz"[int(row["item_id"][1:]) % 4]} for row in event_rows()])
     run(folder, "whole", files="whole.csv", fields=changes["fields"])
     assert all_rows(folder / "out") == all_rows(folder / "whole") and adds_up(report)
-    assert report["events_files"] == ["clicks.csv"] and set(report["raw_files"]) == {"clicks.csv", "items.jsonl", "brands.parquet"}
+    assert report["events_files"] == ["clicks.csv"] and set(report["raw_files"]) == {
+        "clicks.csv",
+        "items.jsonl",
+        "brands.parquet",
+    }
 
 
 @pytest.mark.parametrize(("missing", "where"), [("reject", "malformed"), ("drop", "dropped"), ("null", "kept")])
@@ -346,20 +411,33 @@ def test_a_null_of_a_join_is_rejected_where_the_field_allows_none(joined):
     changes["joins"] = [one | {"missing": "null"} for one in changes["joins"]]
     changes["fields"] = [one | ({"nullable": False} if one["name"] == "title" else {}) for one in changes["fields"]]
     report = run(folder, options={"max_malformed_share": 0.1}, **changes)
-    assert report["malformed"] == USERS and {one[2] for one in rejected(folder / "out")} == {"title is null"} and adds_up(report)
+    assert (
+        report["malformed"] == USERS
+        and {one[2] for one in rejected(folder / "out")} == {"title is null"}
+        and adds_up(report)
+    )
 
 
 def test_keys_that_come_twice_in_a_side_table(joined):
     folder, changes = joined
     first = '{"id": "i0", "title": "Another"}\n{"id": null}\n'
     (folder / "items.jsonl").write_text((folder / "items.jsonl").read_text() + first)
-    with pytest.raises(ValueError, match="items.jsonl: 2 of 32 lines are malformed.*line 31: id comes a second time: 'i0'; line 32: id is null"):
+    with pytest.raises(
+        ValueError,
+        match="items.jsonl: 2 of 32 lines are malformed.*line 31: id comes a second time: 'i0'; line 32: id is null",
+    ):
         run(folder, **changes)
     changes["joins"][0]["duplicates"] = "first"
     report = run(folder, options={"max_malformed_share": 0.05}, **changes)
     assert {row["title"] for row in all_rows(folder / "out") if row["item_id"] == "i0"} == {"Titanic (1997)"}
-    assert report["raw_files"]["items.jsonl"]["unused_by_reason"] == {"id comes a second time": 1} and report["rows_kept"] == 480
-    assert [one[:3] for one in rejected(folder / "out")] == [["items.jsonl", 31, "id comes a second time"], ["items.jsonl", 32, "id is null"]]
+    assert (
+        report["raw_files"]["items.jsonl"]["unused_by_reason"] == {"id comes a second time": 1}
+        and report["rows_kept"] == 480
+    )
+    assert [one[:3] for one in rejected(folder / "out")] == [
+        ["items.jsonl", 31, "id comes a second time"],
+        ["items.jsonl", 32, "id is null"],
+    ]
 
 
 def test_a_column_that_comes_late_in_json_lines(joined):
@@ -374,12 +452,18 @@ def test_a_column_that_comes_late_in_json_lines(joined):
     assert adds_up(run(folder, **changes))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyspark") is None or shutil.which("java") is None, reason="PySpark or Java is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
+    reason="PySpark or Java is not installed",
+)
 def test_spark_gives_the_same_rows(joined):
     folder, changes = joined
     changes |= {"split": "leave_last_out", "types": {"at": "timestamp"}}
     moment = lambda row: datetime.datetime.fromtimestamp(row["at"], datetime.UTC).isoformat()  # noqa: E731
-    write_csv(folder / "clicks.csv", [row | {"at": moment(row)} for row in without(event_rows(), "title", "tags", "price", "new")])
+    write_csv(
+        folder / "clicks.csv",
+        [row | {"at": moment(row)} for row in without(event_rows(), "title", "tags", "price", "new")],
+    )
     changes["joins"][0]["missing"] = "null"
     for engine in ("duckdb", "pyspark"):
         run(folder, engine, {"engine": engine}, drop=["at < '2023-11-14 22:20'", "price is null"], **changes)
@@ -408,12 +492,18 @@ WRONG = [
     ({"label": "rating >= 4"}, "`label`: no file has a column 'rating'. clicks.csv has uid, item_id, stars"),
     ({"label": "clicked"}, "`label`: no file has a column 'clicked'"),
     ({"label": "stars", "drop": ...}, "stars is not true, false, 1 or 0"),
-    ({"label": "title >= 4 and stars > 1"}, "`label`: rule 'title >= 4 and stars > 1': 'title' is text and cannot be compared with 4, which is a number"),
+    (
+        {"label": "title >= 4 and stars > 1"},
+        "`label`: rule 'title >= 4 and stars > 1': 'title' is text and cannot be compared with 4, which is a number",
+    ),
     ({"label": "price > 1", "drop": ...}, "`fields`, 'price': the label is made of it alone"),
     ({"fields": field_too(name="rated", column="stars")}, "`fields`, 'rated': the label is made of it alone"),
     ({"drop": [3]}, "`drop` must be rules such as `rating == 3`"),
     ({"drop": ["stars = 3"]}, "`drop`: rule 'stars = 3' cannot be read \\(equality is written `==`\\)"),
-    ({"drop": ["stars == 3", "stars == 'x'"]}, "'stars' is taken for (number|text) in `.*say its type, as in `types: {stars: float}`"),
+    (
+        {"drop": ["stars == 3", "stars == 'x'"]},
+        "'stars' is taken for (number|text) in `.*say its type, as in `types: {stars: float}`",
+    ),
     ({"files": "nothing*.csv"}, "`files` of events: no file fits 'nothing\\*.csv'"),
     ({"files": 3}, "`files` must be a path or pattern"),
     ({"format": "xlsx"}, "`format` must be one of csv, tsv, jsonl, parquet; got 'xlsx'"),
@@ -421,7 +511,10 @@ WRONG = [
     ({"quote": "''"}, "`quote` must be one character"),
     ({"encoding": "utf-9"}, "`encoding` must be one that Python knows"),
     ({"encoding": "utf-16"}, "`encoding` utf-16 is not read"),
-    ({"types": {"stars": "number"}}, "`types` must be `column: type` with types of string, int, float, bool, timestamp"),
+    (
+        {"types": {"stars": "number"}},
+        "`types` must be `column: type` with types of string, int, float, bool, timestamp",
+    ),
     ({"types": {"star": "int"}}, "`types`: clicks.csv has no column 'star'; it has uid"),
     ({"types": {"uid": "string"}}, "`types`: 'uid' is a field of type int"),
     ({"null_values": "NULL"}, "`null_values` must be a list of texts"),
@@ -446,17 +539,41 @@ WRONG = [
     ({"fields": field_with(column="uuid")}, "`fields`, 'user_id': no file has a column 'uuid'"),
     ({"fields": field_with(column="title")}, "'user_id' and 'title' both have the column 'title'"),
     ({"fields": field_with(name="title")}, "two fields are named 'title'"),
-    ({"fields": field_too(name="Title", column="stars"), "label": "stars >= 4 and at > 0"}, "'title' and 'Title' differ in upper and lower case only"),
-    ({"fields": field_too(name="_row", column="stars"), "label": "stars >= 4 and at > 0"}, "schema.yaml: '_row' is a name that is needed inside"),
-    ({"fields": field_too(name="Label", column="stars"), "label": "stars >= 4 and at > 0"}, "'Label': 'label' is the column of the clicks"),
+    (
+        {"fields": field_too(name="Title", column="stars"), "label": "stars >= 4 and at > 0"},
+        "'title' and 'Title' differ in upper and lower case only",
+    ),
+    (
+        {"fields": field_too(name="_row", column="stars"), "label": "stars >= 4 and at > 0"},
+        "schema.yaml: '_row' is a name that is needed inside",
+    ),
+    (
+        {"fields": field_too(name="Label", column="stars"), "label": "stars >= 4 and at > 0"},
+        "'Label': 'label' is the column of the clicks",
+    ),
     ({"joins": {"files": "x"}}, "`joins` must be a list of side tables"),
     ({"joins": [{"files": "clicks.csv"}]}, "`joins`, number 1: `on` is missing"),
     ({"joins": [{"files": "clicks.csv", "on": "uid"}]}, "clicks.csv belongs to another table already"),
-    ({"joins": [{"files": "side.csv", "on": "uid", "missing": "skip"}]}, "`joins`, number 1: `missing` must be one of reject, drop, null"),
-    ({"joins": [{"files": "side.csv", "on": {"uid": "id"}}]}, "`joins`, side, `on`: side.csv has no column 'id'; it has uid, title, x"),
-    ({"joins": [{"files": "side.csv", "on": {"user": "uid"}, "columns": ["x"]}]}, "`joins`, side, `on`: no file has a column 'user'"),
-    ({"joins": [{"files": "side.csv", "on": "uid", "columns": ["y"]}]}, "`joins`, side, `columns`: side.csv has no column 'y'"),
-    ({"joins": [{"files": "side.csv", "on": "uid"}]}, "'title' is a column of clicks.csv and of side.csv.*columns: {side_title: title}"),
+    (
+        {"joins": [{"files": "side.csv", "on": "uid", "missing": "skip"}]},
+        "`joins`, number 1: `missing` must be one of reject, drop, null",
+    ),
+    (
+        {"joins": [{"files": "side.csv", "on": {"uid": "id"}}]},
+        "`joins`, side, `on`: side.csv has no column 'id'; it has uid, title, x",
+    ),
+    (
+        {"joins": [{"files": "side.csv", "on": {"user": "uid"}, "columns": ["x"]}]},
+        "`joins`, side, `on`: no file has a column 'user'",
+    ),
+    (
+        {"joins": [{"files": "side.csv", "on": "uid", "columns": ["y"]}]},
+        "`joins`, side, `columns`: side.csv has no column 'y'",
+    ),
+    (
+        {"joins": [{"files": "side.csv", "on": "uid"}]},
+        "'title' is a column of clicks.csv and of side.csv.*columns: {side_title: title}",
+    ),
 ]
 
 
@@ -474,14 +591,19 @@ def test_yaml_itself(folder):
     for text, message in (
         ("name: a\nname: b\n", "schema.yaml, line 2: no YAML in UTF-8: `name` comes twice"),
         ("name: [a\n", "schema.yaml, line 2: no YAML"),
-        ("name: a\nlabel: `x y` > 1\n", "schema.yaml, line 2: .*cannot start any token; text that begins with such a character stands in quotes"),
+        (
+            "name: a\nlabel: `x y` > 1\n",
+            "schema.yaml, line 2: .*cannot start any token; text that begins with such a character stands in quotes",
+        ),
         ("- a\n", "expected `key: value` lines"),
         ("", "expected `key: value` lines"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             prepare.run(PrepareArguments("table", str(folder / "out"), schema=str(path)))
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml: no such file; `flip-ctr prepare --infer_schema FILE` writes"):
+    with pytest.raises(
+        FileNotFoundError, match="nowhere.yaml: no such file; `flip-ctr prepare --infer_schema FILE` writes"
+    ):
         prepare.run(PrepareArguments("table", str(folder / "out"), schema=str(folder / "nowhere.yaml")))
 
 
@@ -500,7 +622,9 @@ def test_files_of_one_table_that_differ_are_named(folder):
     with pytest.raises(ValueError, match="1.csv and .*1.parquet are of different formats"):
         run(folder, files=["part/1.csv", "part/1.parquet"])
     pq.write_table(table.set_column(5, "Zip Code", table["uid"]), folder / "zip.parquet")
-    with pytest.raises(ValueError, match="schema.yaml: 'Zip Code' is int in zip.parquet, and cannot be read as string: say type int"):
+    with pytest.raises(
+        ValueError, match="schema.yaml: 'Zip Code' is int in zip.parquet, and cannot be read as string: say type int"
+    ):
         run(folder, files="zip.parquet")
 
 
@@ -517,8 +641,14 @@ def test_labels_of_one_class_and_null_columns_are_refused(folder):
 
 def test_options_without_effect_are_refused(folder):
     for options, message in (
-        ({"dataset": "table", "schema": "s.yaml", "click_threshold": 4}, "--click_threshold has no effect with --dataset table; `label` of the schema"),
-        ({"dataset": "table", "schema": "s.yaml", "drop_ratings": "3"}, "--drop_ratings has no effect with --dataset table; `drop`"),
+        (
+            {"dataset": "table", "schema": "s.yaml", "click_threshold": 4},
+            "--click_threshold has no effect with --dataset table; `label` of the schema",
+        ),
+        (
+            {"dataset": "table", "schema": "s.yaml", "drop_ratings": "3"},
+            "--drop_ratings has no effect with --dataset table; `drop`",
+        ),
         ({"dataset": "table", "schema": "s.yaml", "ids_in_prompt": True}, "--ids_in_prompt has no effect .*`sides`"),
         ({"dataset": "table", "schema": "s.yaml", "preset": "paper"}, "--preset has no effect .*`sides`"),
         ({"dataset": "table"}, "--schema is needed for --dataset table"),
@@ -529,7 +659,7 @@ def test_options_without_effect_are_refused(folder):
         ({"infer_schema": ["x.csv"], "output_dir": None, "dataset": "ml-1m"}, "--infer_schema is for --dataset table"),
         ({}, "--dataset must be one of ml-100k, ml-1m, bookcrossing, .*table; got None"),
         ({"dataset": "table", "schema": "s.yaml", "output_dir": None}, "--output_dir is needed"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message):
             PrepareArguments(**{"output_dir": "out"} | options)
 
@@ -548,7 +678,9 @@ def test_a_failed_run_leaves_the_old_folder(folder):
 
 def test_the_command_reads_flags(folder, capsys):
     schema = write_schema(folder)
-    prepare.main(["--dataset", "table", "--schema", str(schema), "--output_dir", str(folder / "out"), "--ratios", "6", "2", "2"])
+    prepare.main(
+        ["--dataset", "table", "--schema", str(schema), "--output_dir", str(folder / "out"), "--ratios", "6", "2", "2"]
+    )
     printed = capsys.readouterr().out
     assert "dropped: three stars" in printed and DatasetSchema.load(folder / "out").protocol["ratios"] == [6, 2, 2]
     with pytest.raises(SystemExit):
@@ -571,22 +703,50 @@ def test_counts_add_up_whatever_the_dirt(tmp_path):
         folder.mkdir()
         lines = ["user,item,stars,text"]
         for _ in range(400):
-            line = [str(generator.randrange(12)), str(generator.randrange(15)), str(generator.randrange(1, 6)), generator.choice(["a", '"b, c"', ""])]
+            line = [
+                str(generator.randrange(12)),
+                str(generator.randrange(15)),
+                str(generator.randrange(1, 6)),
+                generator.choice(["a", '"b, c"', ""]),
+            ]
             dirt = generator.random()
             if dirt < 0.15:
                 line[generator.randrange(4)] = generator.choice(["", "x", '"', '"open', "9" * 20, "\0", "1,2", "nan"])
             lines.append(",".join(line) if dirt > 0.02 else "")
         (folder / "clicks.csv").write_bytes("\n".join(lines).encode() + b"\n1,\xff,5,a\n1,2,5,last\n")
-        items = [{"item": str(item), "title": f"Item {item}"} for item in range(12)] + [{"item": "3", "title": "again"}, {"item": None, "title": "none"}]
+        items = [{"item": str(item), "title": f"Item {item}"} for item in range(12)] + [
+            {"item": "3", "title": "again"},
+            {"item": None, "title": "none"},
+        ]
         (folder / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
         schema = {
-            "name": "dirt", "files": "clicks.csv", "label": "stars >= 4", "drop": ["stars == 2", "user == '7'"], "user": "user", "item": "item",
-            "unique": bool(seed % 2), "split": "random",
-            "joins": [{"files": "items.jsonl", "on": "item", "missing": ["reject", "drop", "null"][seed % 3], "duplicates": "first"}],
-            "fields": [{"name": "user", "key": True}, {"name": "item", "key": True}, {"name": "text"}, {"name": "title", "nullable": seed > 2}],
-        }  # fmt: skip
+            "name": "dirt",
+            "files": "clicks.csv",
+            "label": "stars >= 4",
+            "drop": ["stars == 2", "user == '7'"],
+            "user": "user",
+            "item": "item",
+            "unique": bool(seed % 2),
+            "split": "random",
+            "joins": [
+                {
+                    "files": "items.jsonl",
+                    "on": "item",
+                    "missing": ["reject", "drop", "null"][seed % 3],
+                    "duplicates": "first",
+                }
+            ],
+            "fields": [
+                {"name": "user", "key": True},
+                {"name": "item", "key": True},
+                {"name": "text"},
+                {"name": "title", "nullable": seed > 2},
+            ],
+        }
         (folder / "schema.yaml").write_text(yaml.safe_dump(schema))
-        args = PrepareArguments("table", str(folder / "out"), schema=str(folder / "schema.yaml"), max_malformed_share=1.0)
+        args = PrepareArguments(
+            "table", str(folder / "out"), schema=str(folder / "schema.yaml"), max_malformed_share=1.0
+        )
         report = prepare.run(args)
         assert adds_up(report) and report["rows_kept"] == len(all_rows(folder / "out")) > 50
         named = sum(count for reason, count in report["dropped"].items() if reason not in schema["drop"])
@@ -601,23 +761,49 @@ def test_the_example_of_the_documentation_prepares(tmp_path):
     (tmp_path / "schema.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
     (tmp_path / "clicks").mkdir()
     rows = [
-        {"uid": row["uid"], "item_id": row["item_id"], "country": ["nl", "zz", "NULL"][row["uid"] % 3], "stars": row["stars"], "dwell": row["price"] or "",
-         "seen_at": f"2024-01-{1 + number % 28:02} 0{number % 7}:30", "weight": 1} for number, row in enumerate(event_rows())
-    ]  # fmt: skip
+        {
+            "uid": row["uid"],
+            "item_id": row["item_id"],
+            "country": ["nl", "zz", "NULL"][row["uid"] % 3],
+            "stars": row["stars"],
+            "dwell": row["price"] or "",
+            "seen_at": f"2024-01-{1 + number % 28:02} 0{number % 7}:30",
+            "weight": 1,
+        }
+        for number, row in enumerate(event_rows())
+    ]
     write_csv(tmp_path / "clicks" / "1.csv", rows[:300]), write_csv(tmp_path / "clicks" / "2.csv", rows[300:])
-    items = [{"id": f"i{item}", "title": f"Item {item}", "maker_id": item % 3, "tags": ["a", "b"][: item % 3], "price": item / 2} for item in range(29)]
+    items = [
+        {
+            "id": f"i{item}",
+            "title": f"Item {item}",
+            "maker_id": item % 3,
+            "tags": ["a", "b"][: item % 3],
+            "price": item / 2,
+        }
+        for item in range(29)
+    ]
     write_jsonl(tmp_path / "items.jsonl", items)
     pq.write_table(pa.table({"maker_id": [0, 1, 2], "name": ["x", "y", "z"]}), tmp_path / "makers.parquet")
     report = prepare.run(PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "schema.yaml")))
     assert adds_up(report) and report["malformed"] == 0 and report["rows_kept"] > 200
-    assert set(report["dropped"]) == {"item_id is not in items.jsonl", "three stars", "robots"} and all(report["dropped"].values())
+    assert set(report["dropped"]) == {"item_id is not in items.jsonl", "three stars", "robots"} and all(
+        report["dropped"].values()
+    )
     assert DatasetSchema.load(tmp_path / "out").protocol["split"] == "time"
 
 
 def test_rules_that_drop_every_row_are_named(tmp_path):
     (tmp_path / "rows.csv").write_text("u,i,stars\n" + "".join(f"{n},{n},{n % 5}\n" for n in range(9)))
-    schema = {"name": "few", "files": "rows.csv", "label": "stars >= 3", "drop": ["u >= 0"], "user": "u", "item": "i",
-              "fields": [{"name": "u", "type": "int", "key": True}, {"name": "i", "type": "int", "key": True}]}  # fmt: skip
+    schema = {
+        "name": "few",
+        "files": "rows.csv",
+        "label": "stars >= 3",
+        "drop": ["u >= 0"],
+        "user": "u",
+        "item": "i",
+        "fields": [{"name": "u", "type": "int", "key": True}, {"name": "i", "type": "int", "key": True}],
+    }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(schema))
     with pytest.raises(ValueError, match=r"what is left \(.*stars >= 3.*\) has 0 rows, 0 of them clicks"):
         prepare.run(prepare.PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "s.yaml")))
@@ -625,8 +811,15 @@ def test_rules_that_drop_every_row_are_named(tmp_path):
 
 def test_weights_that_are_all_zero_are_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("u,i,stars,w\n" + "".join(f"{n % 9},{n},{n % 5},0\n" for n in range(90)))
-    schema = {"name": "few", "files": "rows.csv", "label": "stars >= 3", "user": "u", "item": "i", "sample_weight": "w",
-              "fields": [{"name": "u", "type": "int", "key": True}, {"name": "i", "type": "int", "key": True}]}  # fmt: skip
+    schema = {
+        "name": "few",
+        "files": "rows.csv",
+        "label": "stars >= 3",
+        "user": "u",
+        "item": "i",
+        "sample_weight": "w",
+        "fields": [{"name": "u", "type": "int", "key": True}, {"name": "i", "type": "int", "key": True}],
+    }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(schema))
     with pytest.raises(ValueError, match=r"sample weight 'w': all \d+ training rows weigh 0"):
         prepare.run(prepare.PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "s.yaml")))

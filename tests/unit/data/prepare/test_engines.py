@@ -1,4 +1,5 @@
-"""Engines: Spark gives the dataset folder that DuckDB gives, row for row; their failures are one line and leave nothing."""
+"""Engines: Spark gives the dataset folder that DuckDB gives, row for row; their failures are one line and leave
+nothing."""
 
 import importlib.util
 import shutil
@@ -11,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import test_bookcrossing as bookcrossing
 import test_prepare as movielens
-
 from flip_ctr.data.prepare.engines import ENGINES, Engine
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
 from flip_ctr.train import prepare
 
 needs_spark = pytest.mark.skipif(
-    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None, reason="PySpark or Java is not installed"
+    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
+    reason="PySpark or Java is not installed",
 )
 
 
@@ -63,10 +64,15 @@ def test_spark_gives_the_folder_that_duckdb_gives(tmp_path, spark, dataset_pictu
 @pytest.mark.parametrize("split", SPLIT_RULES)
 def test_spark_places_each_row_where_duckdb_does(tmp_path, spark, split):
     numbers = np.arange(1500)
-    table = pa.table({
-        "_row": numbers, "user": numbers % 37, "item": [f"ü{number * 7 % 50}" for number in numbers], "time": numbers * 31 % 7,
-        "kept": numbers % 5 > 0,
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "_row": numbers,
+            "user": numbers % 37,
+            "item": [f"ü{number * 7 % 50}" for number in numbers],
+            "time": numbers * 31 % 7,
+            "kept": numbers % 5 > 0,
+        }
+    )
     pq.write_table(table, tmp_path / "rows.parquet")
     columns = {"row_key": ("user", "item"), "user": "user", "item": "item", "time": "time", "group": "kept"}
     placed = []
@@ -100,5 +106,10 @@ def test_an_engine_that_fails_leaves_nothing(tmp_path):
 
 
 def test_training_needs_no_engine():
-    code = "import sys, flip_ctr.train.finetune, flip_ctr.train.pretrain, flip_ctr.train.predict; print([name for name in ('ibis', 'duckdb', 'pyspark') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    code = (
+        "import sys, flip_ctr.train.finetune, flip_ctr.train.pretrain, flip_ctr.train.predict; print([name for "
+        "name in ('ibis', 'duckdb', 'pyspark') if name in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    )

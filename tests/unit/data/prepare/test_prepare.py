@@ -13,24 +13,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from transformers import AutoTokenizer
-
 from flip_ctr.data.prepare import dataset_folder
-from flip_ctr.data.readers import download
 from flip_ctr.data.prepare.dataset_folder import read_split, write_dataset_folder
-from flip_ctr.data.readers.download import fetch_archive
+from flip_ctr.data.readers import download
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.data.readers.download import fetch_archive
 from flip_ctr.train import prepare
 from flip_ctr.train.prepare import PrepareArguments
+from transformers import AutoTokenizer
 
 USERS, MOVIES = 20, 30
-COLUMNS = "user_id gender age occupation zip_code movie_id title genre timestamp label".split()
+COLUMNS = ["user_id", "gender", "age", "occupation", "zip_code", "movie_id", "title", "genre", "timestamp", "label"]
 # title and genres of some movies; the others are plain
 SPECIAL = {1: ("Toy Story (1995)", [3, 4, 5]), 2: ("Cité des enfants perdus, La (1995)", [8]), 3: ("", [])}
-GENRES = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
-    "Mystery Romance Sci-Fi Thriller War Western"
-).split()
+GENRES = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
 
 
 def rating_rows() -> list[list]:
@@ -119,7 +135,9 @@ def test_load_dataset_reads_the_folder(tmp_path):
 
     report = run("ml-1m", write_1m(tmp_path / "raw"), tmp_path / "out")
     dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(rows) for name, rows in dataset.items()} == {n: one["rows"] for n, one in report["splits"].items()}
+    assert {name: len(rows) for name, rows in dataset.items()} == {
+        n: one["rows"] for n, one in report["splits"].items()
+    }
     assert dataset["train"].column_names == COLUMNS
 
 
@@ -137,8 +155,12 @@ def test_large_splits_are_many_shards_with_the_same_rows(tmp_path, monkeypatch):
     assert count > 2 and [path.name for path in shards] == [f"train-{n:05}-of-{count:05}.parquet" for n in range(count)]
     files = [pq.ParquetFile(path) for path in shards]
     assert [file.metadata.num_rows for file in files[:-1]] == [64] * (count - 1)
-    assert {file.metadata.row_group(group).num_rows for file in files[:-1] for group in range(file.num_row_groups)} == {16}
-    assert all(read_split(tmp_path / "out", name).equals(read_split(tmp_path / "shards", name)) for name in report["splits"])
+    assert {file.metadata.row_group(group).num_rows for file in files[:-1] for group in range(file.num_row_groups)} == {
+        16
+    }
+    assert all(
+        read_split(tmp_path / "out", name).equals(read_split(tmp_path / "shards", name)) for name in report["splits"]
+    )
     assert len(load_dataset(str(tmp_path / "shards"), cache_dir=str(tmp_path / "cache"))["train"]) == rows
     run("ml-1m", raw, tmp_path / "shards", overwrite_output_dir=True)
 
@@ -174,7 +196,10 @@ def test_card_tells_the_lengths_of_prompts_and_shows_a_picture(tmp_path, plm, da
     in_tokens = run("ml-1m", raw, tmp_path / "tokens", tokenizer_name=str(plm))
     texts, tokenizer = [], AutoTokenizer.from_pretrained(plm)
     for row in read_split(tmp_path / "words", "test").to_pylist():
-        named = {"zip code": row["zip_code"], **{name: row[name] for name in ("gender", "age", "occupation", "title", "genre")}}
+        named = {
+            "zip code": row["zip_code"],
+            **{name: row[name] for name in ("gender", "age", "occupation", "title", "genre")},
+        }
         order = ("gender", "age", "occupation", "zip code", "title", "genre")
         named["genre"] = named["genre"] and ", ".join(named["genre"])
         texts.append(" ; ".join(f"{name} is {named[name] or 'unknown'}" for name in order))
@@ -209,7 +234,11 @@ def test_label_rule_is_an_option(tmp_path):
     assert sum(one["clicks"] for one in nothing_dropped["splits"].values()) == stars.count(5)
     dropped = run("ml-1m", raw, tmp_path / "b", drop_ratings="2, 3")["dropped"]
     assert dropped == {"rating 2": stars.count(2), "rating 3": stars.count(3)}
-    with pytest.raises(ValueError, match="at least 4 is a click; ratings of 4, 5 are dropped. has .* 0 of them clicks.*--click_threshold, --drop_ratings"):
+    with pytest.raises(
+        ValueError,
+        match="at least 4 is a click; ratings of 4, 5 are dropped. has .* 0 of them clicks.*--click_threshold, "
+        "--drop_ratings",
+    ):
         run("ml-1m", raw, tmp_path / "c", drop_ratings="4,5")
 
 
@@ -309,7 +338,9 @@ def test_empty_values_are_null(tmp_path):
     report = run("ml-1m", write_1m(tmp_path / "raw", users=users), tmp_path / "out")
     train = report["splits"]["train"]
     known = sum(row["user_id"] == 1 for row in read_split(tmp_path / "out", "train").to_pylist())
-    assert {train["fields"][name]["nulls"] for name in ("gender", "age", "occupation", "zip_code")} == {train["rows"] - known}
+    assert {train["fields"][name]["nulls"] for name in ("gender", "age", "occupation", "zip_code")} == {
+        train["rows"] - known
+    }
 
 
 def test_a_column_without_a_value_is_refused(tmp_path):

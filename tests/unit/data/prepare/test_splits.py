@@ -6,10 +6,9 @@ from hashlib import md5
 import numpy as np
 import pyarrow as pa
 import pytest
-
-from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.data.prepare.splits import SPLIT_RULES, parts, split_bounds
 from flip_ctr.data.prepare.splits import split_table as place
+from flip_ctr.data.readers.dataset_schema import SPLITS
 
 COLUMNS = {"row_key": ("user_id", "movie_id"), "user": "user_id", "item": "movie_id"}
 
@@ -109,7 +108,10 @@ def test_each_user_gives_its_share_by_hash(ratios):
     placed = {row: name for name, part in splits.items() for row in rows(part)}
     total = sum(ratios)
     for user in {user for user, _ in placed}:
-        own = sorted((row for row in placed if row[0] == user), key=lambda row: md5(f"5|{row[0]}|{row[1]}|0".encode()).hexdigest())
+        own = sorted(
+            (row for row in placed if row[0] == user),
+            key=lambda row: md5(f"5|{row[0]}|{row[1]}|0".encode()).hexdigest(),
+        )
         size = len(own)
         test, held_out = (math.floor(size * share / total + 0.5) for share in (ratios[2], ratios[1] + ratios[2]))
         expected = ["train"] * (size - held_out) + ["validation"] * (held_out - test) + ["test"] * test
@@ -131,11 +133,18 @@ def test_the_last_row_of_each_user_is_test():
 
 
 def test_a_split_that_needs_a_column_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="--split time: this dataset has no column of times; use --split random, by_user, cold_items, cold_users"):
+    with pytest.raises(
+        ValueError,
+        match="--split time: this dataset has no column of times; use --split random, by_user, cold_items, cold_users",
+    ):
         split_table(ratings(), "time", **COLUMNS)
-    with pytest.raises(ValueError, match="--split cold_users: this dataset has no column of users; use --split random."):
+    with pytest.raises(
+        ValueError, match="--split cold_users: this dataset has no column of users; use --split random."
+    ):
         split_table(ratings(), "cold_users", row_key=("movie_id",))
-    with pytest.raises(ValueError, match="random, time, leave_last_out, by_user, cold_items, cold_users; got 'leave_one_out'"):
+    with pytest.raises(
+        ValueError, match="random, time, leave_last_out, by_user, cold_items, cold_users; got 'leave_one_out'"
+    ):
         split_table(ratings(), "leave_one_out", **COLUMNS)
 
 

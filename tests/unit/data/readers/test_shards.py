@@ -5,12 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from transformers import AutoTokenizer
-
 from flip_ctr import FlipField, FlipProcessor
-from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.shards import SplitRows, fits
+from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
+from transformers import AutoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,9 @@ def test_parts_are_the_rows_in_their_order(dataset_dir, sharded, size):
     whole, rows = read_split(dataset_dir, "validation"), SplitRows(sharded, "validation")
     assert len(rows) == len(whole) and len(rows.shards) == 3
     table = gathered(rows, size=size)
-    assert table.equals(whole.select(table.column_names)) and "timestamp" not in table.column_names  # no column that nobody needs
+    assert (
+        table.equals(whole.select(table.column_names)) and "timestamp" not in table.column_names
+    )  # no column that nobody needs
 
 
 @pytest.mark.parametrize("size", [1, 64, 100_000])
@@ -47,14 +48,18 @@ def test_a_sample_is_that_of_the_seed(dataset_dir, sharded, size):
 def test_vocabularies_are_those_of_the_table(dataset_dir, sharded, plm):
     rows, table = SplitRows(sharded, "train"), read_split(dataset_dir, "train")
     tokenizer = AutoTokenizer.from_pretrained(plm)
-    processors = [FlipProcessor.from_dataset(data, rows.schema.fields, tokenizer, min_frequency=20) for data in (rows, table)]
+    processors = [
+        FlipProcessor.from_dataset(data, rows.schema.fields, tokenizer, min_frequency=20) for data in (rows, table)
+    ]
     assert processors[0].feature_extractor.to_dict() == processors[1].feature_extractor.to_dict()
     assert processors[0].feature_extractor.vocabularies[0]
 
 
 def test_prompts_that_do_not_compose_name_a_row_of_the_split(sharded):
     with pytest.raises(ValueError, match=r"prompts do not compose with BertTokenizer: row \d+, token"):
-        FlipProcessor.from_dataset(SplitRows(sharded, "train"), SplitRows(sharded, "train").schema.fields, tiny.joining())
+        FlipProcessor.from_dataset(
+            SplitRows(sharded, "train"), SplitRows(sharded, "train").schema.fields, tiny.joining()
+        )
 
 
 def path_of(folder, split="test", number=1):
@@ -72,10 +77,19 @@ def as_type(name, kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("title"), "split 'test', .*test-00001-of-00003.parquet: no column 'title', which schema.json names; it has user_id"),
+        (
+            without("title"),
+            "split 'test', .*test-00001-of-00003.parquet: no column 'title', which schema.json names; it has user_id",
+        ),
         (without("user_id"), "test-00001-of-00003.parquet: no column 'user_id'"),
-        (as_type("zip_code", pa.binary()), "column 'zip_code' is of type binary, which does not fit string of schema.json"),
-        (as_type("age", pa.float32()), r"test-00001-of-00003.parquet: its columns are not those of test-00000.* \(see age\)"),
+        (
+            as_type("zip_code", pa.binary()),
+            "column 'zip_code' is of type binary, which does not fit string of schema.json",
+        ),
+        (
+            as_type("age", pa.float32()),
+            r"test-00001-of-00003.parquet: its columns are not those of test-00000.* \(see age\)",
+        ),
         (without("timestamp"), r"its columns are not those of test-00000-of-00003.parquet \(see timestamp\)"),
         (as_type("label", pa.timestamp("s")), "column 'label' is of type timestamp"),
     ],
@@ -152,7 +166,9 @@ def test_a_forbidden_null_of_the_test_split_is_found_before_training(tmp_path, d
     titles = table["title"].to_pylist()
     titles[3] = None
     pq.write_table(table.set_column(table.column_names.index("title"), "title", pa.array(titles)), path_of(folder))
-    with pytest.raises(ValueError, match="split 'test', .*00001-of-00003.parquet: column 'title', row 3: null, and the schema forbids"):
+    with pytest.raises(
+        ValueError, match="split 'test', .*00001-of-00003.parquet: column 'title', row 3: null, and the schema forbids"
+    ):
         tiny.finetune(folder, None, tmp_path / "m", max_eval_samples=None)
     assert not (tmp_path / "m").exists()
 

@@ -6,14 +6,20 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.loop.optimizer import (
+    CombinedOptimizer,
+    LazyAdam,
+    RowwiseAdagrad,
+    feature_tables,
+    make_optimizer,
+    use_sparse_tables,
+)
+from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.pretrain import PretrainArguments
 from step_child import batches, new_model, processor
 from torch.optim import AdamW
 from transformers import get_scheduler
-
-from flip_ctr.train.finetune import FinetuneArguments
-from flip_ctr.train.loop.optimizer import CombinedOptimizer, LazyAdam, RowwiseAdagrad, feature_tables, make_optimizer, use_sparse_tables
-from flip_ctr.train.pretrain import PretrainArguments
-from flip_ctr.train.loop.step import TrainingStep
 
 
 def lookups(table: torch.nn.Embedding, *rows: int) -> None:
@@ -54,7 +60,10 @@ def test_rowwise_adagrad_is_its_formula():
 )
 def test_lazy_adam_is_adam_over_the_whole_table(betas, steps):
     lazy, dense = new_table(), new_table(sparse=False)
-    optimizers = LazyAdam([lazy.weight], lr=0.1, betas=betas), AdamW([dense.weight], lr=0.1, betas=betas, weight_decay=0.0)
+    optimizers = (
+        LazyAdam([lazy.weight], lr=0.1, betas=betas),
+        AdamW([dense.weight], lr=0.1, betas=betas, weight_decay=0.0),
+    )
     for rows in steps:
         for table, optimizer in zip((lazy, dense), optimizers):
             lookups(table, *rows)
@@ -76,7 +85,8 @@ def test_rows_that_are_not_touched_stay(kind):
 
 @pytest.mark.parametrize("kind", [RowwiseAdagrad, LazyAdam])
 def test_l2_is_charged_for_the_steps_since_the_last_touch(kind):
-    """Beside an independent computation, one weight at a time: the old weight pays for the steps without a touch, the new one for this."""
+    """Beside an independent computation, one weight at a time: the old weight pays for the steps without a touch, the
+    new one for this."""
     table, lr, l2 = new_table(), 0.1, 0.02
     expected, last = table.weight.tolist(), [0] * 6
     total, moment = [0.0] * 6, [[0.0] * 3 for _ in range(6)]
@@ -144,14 +154,18 @@ def test_the_combined_optimizer_is_one_to_schedulers_and_checkpoints():
 def test_a_step_makes_no_gradient_as_large_as_a_table(settings, kind, kinds):
     model = new_model(settings, processor(kinds).fields)
     arguments = FinetuneArguments if settings else PretrainArguments
-    args = arguments(dataset_dir="d", output_dir="o", model_name_or_path="m", embedding_optimizer=kind, embedding_l2=0.1)
+    args = arguments(
+        dataset_dir="d", output_dir="o", model_name_or_path="m", embedding_optimizer=kind, embedding_l2=0.1
+    )
     use_sparse_tables(model)
     accelerator = Accelerator(cpu=True)
     step = TrainingStep(accelerator, *accelerator.prepare(model, make_optimizer(model, args, accelerator.device)), args)
     before = {name: table.weight.detach().clone() for name, table in feature_tables(model).items()}
     assert set(before) == set(step.tables.sparse) and len(before) == (2 if settings else 3)
     step.backward(batches(settings | {"kinds": kinds}, 1))
-    sizes = {name: weight.grad._nnz() for name, weight in step.tables.sparse.items()}  # before they are coalesced: lookups
+    sizes = {
+        name: weight.grad._nnz() for name, weight in step.tables.sparse.items()
+    }  # before they are coalesced: lookups
     assert all(weight.grad.is_sparse for weight in step.tables.sparse.values()) and min(sizes.values()) > 0
     step.update()
     for name, table in feature_tables(model).items():
@@ -164,12 +178,20 @@ def test_clipping_counts_the_sparse_gradients():
     clipped = []
     for kind in ("dense", "lazy_adam"):
         model = new_model({"strategy": "id"}, processor().fields)
-        args = FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", embedding_optimizer=kind, embedding_l2=0.0,
-                                 max_grad_norm=0.01)  # fmt: skip
+        args = FinetuneArguments(
+            dataset_dir="d",
+            output_dir="o",
+            strategy="id",
+            embedding_optimizer=kind,
+            embedding_l2=0.0,
+            max_grad_norm=0.01,
+        )
         if kind != "dense":
             use_sparse_tables(model)
         accelerator = Accelerator(cpu=True)
-        step = TrainingStep(accelerator, *accelerator.prepare(model, make_optimizer(model, args, accelerator.device)), args)
+        step = TrainingStep(
+            accelerator, *accelerator.prepare(model, make_optimizer(model, args, accelerator.device)), args
+        )
         step.backward(batches({"strategy": "id"}, 1))
         step.optimizer.step, step.optimizer.zero_grad = lambda: None, lambda: None
         norm = step.update()
@@ -186,7 +208,9 @@ def test_a_table_that_is_read_whole_is_named():
     accelerator = Accelerator(cpu=True)
     step = TrainingStep(accelerator, *accelerator.prepare(model, make_optimizer(model, args, accelerator.device)), args)
     model.flip.id_tower.embeddings.weight.square().sum().backward()
-    with pytest.raises(ValueError, match="id_tower.embeddings.weight is that of a whole table.*--embedding_optimizer dense"):
+    with pytest.raises(
+        ValueError, match="id_tower.embeddings.weight is that of a whole table.*--embedding_optimizer dense"
+    ):
         step.update()
 
 
@@ -211,11 +235,17 @@ def test_defaults_follow_the_embedding_optimizer():
     assert rate(of("dense", id_learning_rate=1e-4)) == rate(of("lazy_adam", id_learning_rate=1e-4)) == 1e-4
     assert rate(of("dense", id_learning_rate=1e-4, embedding_learning_rate=0.5)) == 0.5
     for kind in ("dense", "lazy_adam"):  # first-order weights are a head's, whatever the optimizer of their table
-        args, model = of(kind, id_learning_rate=1e-4), new_model({"strategy": "id", "id_tower": "deepfm"}, processor().fields)
+        args, model = (
+            of(kind, id_learning_rate=1e-4),
+            new_model({"strategy": "id", "id_tower": "deepfm"}, processor().fields),
+        )
         if kind != "dense":
             use_sparse_tables(model)
         groups = make_optimizer(model, args, torch.device("cpu")).param_groups
-        assert next(g["lr"] for g in groups if any(one is model.first_order.weight for one in g["params"])) == args.learning_rate
+        assert (
+            next(g["lr"] for g in groups if any(one is model.first_order.weight for one in g["params"]))
+            == args.learning_rate
+        )
     args = of("rowwise_adagrad", embedding_learning_rate=0.5)
     args.use_dense_tables()
     assert rate(of("dense", embedding_learning_rate=0.5)) == rate(args) == 0.5

@@ -1,4 +1,5 @@
-"""One training step: two processes do what one does, chunks do what the whole batch does, sparse tables what dense ones do."""
+"""One training step: two processes do what one does, chunks do what the whole batch does, sparse tables what dense ones
+do."""
 
 import os
 import subprocess
@@ -9,10 +10,9 @@ import pytest
 import step_child
 import torch
 from accelerate import Accelerator
-from step_child import CASES, batches, gradients, new_model, processor
-
 from flip_ctr.modeling_flip.losses_flip import contrastive_loss
 from flip_ctr.train.loop.grad_cache import chunked_losses
+from step_child import CASES, batches, gradients, new_model, processor
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,19 @@ def two_processes(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     """Case -> gradients by two processes, each with half of every batch."""
     path = tmp_path_factory.mktemp("step") / "gradients.pt"
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", step_child.__file__, str(path)]
-    done = subprocess.run(command, env=environment, cwd=Path(step_child.__file__).parent, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        step_child.__file__,
+        str(path),
+    ]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(step_child.__file__).parent, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(path, weights_only=True)
 
@@ -31,14 +42,17 @@ def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
     assert found.keys() == expected.keys()
     largest = max(gradient.abs().max() for gradient in expected.values())
     # (softmax is blind to a key's bias: of such parameters only rounding errors are left)
-    return max(((found[n] - g).abs().max() / g.abs().max().clamp(min=1e-3 * largest)).item() for n, g in expected.items())
+    return max(
+        ((found[n] - g).abs().max() / g.abs().max().clamp(min=1e-3 * largest)).item() for n, g in expected.items()
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(two_processes, case):
     expected = gradients(case)
     assert all(gradient.abs().sum() > 0 for name, gradient in expected.items() if "key.bias" not in name)
-    # dot products over .7 are large, and so is their rounding: another order of the rows in one process moves them by 1e-5 already
+    # dot products over .7 are large, and so is their rounding: another order of the rows in one process moves them by
+    # 1e-5 already
     assert difference(two_processes[case], expected) < (6e-5 if case == "ICL, dot" else 2e-5)
 
 
@@ -46,7 +60,9 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(two_process
 def test_the_processes_have_different_counts(name):
     """Else means over their own rows would do."""
     settings = {"strategy": "id", "weighted": True} if name == "sample_weight" else {}
-    count = (lambda batch: batch[name].sum()) if name == "sample_weight" else (lambda batch: (batch[name] != -100).sum())
+    count = (
+        (lambda batch: batch[name].sum()) if name == "sample_weight" else (lambda batch: (batch[name] != -100).sum())
+    )
     first, second = (count(batches(settings, 1, index, 2)[0]) for index in (0, 1))
     assert first != second
 
@@ -118,7 +134,9 @@ def test_only_one_chunk_is_ever_held():
     model, batch = new_model({}, processor().fields), batches({}, 1)[0]
     sizes = set()
     model.flip.text_encoder.register_forward_hook(
-        lambda module, inputs, output: sizes.add((len(output.last_hidden_state), output.last_hidden_state.requires_grad))
+        lambda module, inputs, output: sizes.add(
+            (len(output.last_hidden_state), output.last_hidden_state.requires_grad)
+        )
     )
     chunked_losses(Accelerator(cpu=True), model, batch, 5, lambda loss: loss.backward(), sync=True)
     assert sizes == {(5, False), (1, False), (5, True), (1, True)}

@@ -4,21 +4,20 @@ import json
 import re
 import shutil
 
+import flip_ctr
 import pytest
 import tiny
 import torch
 import yaml
-from huggingface_hub import ModelCard
-from transformers import AutoModel, AutoProcessor
-
-import flip_ctr
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.outputs import card
 from flip_ctr.train import evaluate_ctr
 from flip_ctr.train.arguments import PRESETS
 from flip_ctr.train.finetune import FinetuneArguments
+from flip_ctr.train.outputs import card
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.pretrain import PretrainArguments
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoProcessor
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,9 @@ def test_metadata(cards, kind):
     shown, _, results = cards[kind]
     data = shown.data.to_dict()
     assert data["library_name"] == "transformers" and "click-through-rate" in data["tags"]
-    assert (data["license"], data["license_name"]) == ("other", "ml-100k") and data["license_link"].startswith("https://")
+    assert (data["license"], data["license_name"]) == ("other", "ml-100k") and data["license_link"].startswith(
+        "https://"
+    )
     assert yaml.safe_load(yaml.safe_dump(data)) == data  # plain YAML, as the Hub reads it
     if kind == "pretraining":
         assert "model-index" not in data
@@ -56,7 +57,16 @@ def test_every_section_is_filled(cards, kind):
     shown, folder, results = cards[kind]
     text = shown.text
     sections = re.findall(r"^## (.*)$", text, re.M)
-    assert sections == ["Results", "Use", "What it is", "Data", "Training", "Limits and personal data", "Licence", "Citation"]
+    assert sections == [
+        "Results",
+        "Use",
+        "What it is",
+        "Data",
+        "Training",
+        "Limits and personal data",
+        "Licence",
+        "Citation",
+    ]
     assert not re.search(r"\{\{|\}\}(?!,)|\{%|\bNone\b.*\|", text.split("## Citation")[0]) and "Undefined" not in text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (folder / picture).is_file()
@@ -84,8 +94,9 @@ def test_only_what_differs_counts_as_changed(cls):
         arguments(id_embedding_size=32, id_hidden_dims=[300, 300, 128]).changed() == {}
     )  # the model's own defaults, spelled out
     assert arguments(id_embedding_size=16, seed=1).changed() == {
-        "id_embedding_size": {"value": 16, "default": 32}, "seed": {"value": 1, "default": 42}
-    }  # fmt: skip
+        "id_embedding_size": {"value": 16, "default": 32},
+        "seed": {"value": 1, "default": 42},
+    }
     assert arguments(preset="paper", unk_rate=PRESETS["paper"]["unk_rate"]).changed()["preset"]["value"] == "paper"
     secret = arguments(push_to_hub=True, hub_token="hf_secret", hub_model_id="org/m")
     assert "hf_secret" not in str(secret.published()) and secret.changed() == {}
@@ -126,7 +137,8 @@ def test_every_run_in_the_chain_is_told(cards, tmp_path, dataset_dir):
     tiny.finetune(dataset_dir, tmp_path / "unknown", tmp_path / "more", fusion="gate")
     text = ModelCard.load(tmp_path / "more" / "README.md").text
     assert (
-        "fine-tuned from a FLIP checkpoint that does not say how it was made" in text and "language model unknown" not in text
+        "fine-tuned from a FLIP checkpoint that does not say how it was made" in text
+        and "language model unknown" not in text
     )
 
 
@@ -140,12 +152,27 @@ def test_what_an_id_tower_was_pretrained_by():
     whole = record("pretrain")
     assert card._tower_pretraining(record("finetune", locked, strategy="id")) == alone["arguments"]
     assert card._tower_pretraining(record("finetune", whole, strategy="joint")) == whole["arguments"]
-    assert card._tower_pretraining(record("fuse", record("finetune", whole, strategy="plm"), record("finetune", locked), id_model="I")) == alone["arguments"]
+    assert (
+        card._tower_pretraining(
+            record("fuse", record("finetune", whole, strategy="plm"), record("finetune", locked), id_model="I")
+        )
+        == alone["arguments"]
+    )
     # a PLM alone has no tower to go on with, and plain MLM trains none
-    assert card._tower_pretraining(record("finetune", record("finetune", whole, strategy="plm"), strategy="joint")) is None
-    assert card._tower_pretraining(record("finetune", record("pretrain", mtm_weight=0.0, icl_weight=0.0, mlm_id_dropout=1.0), strategy="joint")) is None
+    assert (
+        card._tower_pretraining(record("finetune", record("finetune", whole, strategy="plm"), strategy="joint")) is None
+    )
+    assert (
+        card._tower_pretraining(
+            record("finetune", record("pretrain", mtm_weight=0.0, icl_weight=0.0, mlm_id_dropout=1.0), strategy="joint")
+        )
+        is None
+    )
     # a tower whose checkpoint has no record
-    for one in (record("finetune", whole, strategy="joint", id_model="I"), record("finetune", record("pretrain", id_model="I", id_learning_rate=0.0))):
+    for one in (
+        record("finetune", whole, strategy="joint", id_model="I"),
+        record("finetune", record("pretrain", id_model="I", id_learning_rate=0.0)),
+    ):
         assert card._tower_pretraining(one) is card.UNKNOWN
 
 
@@ -153,8 +180,16 @@ def test_a_metric_that_is_no_number_is_left_out(cards, tmp_path, dataset_dir):
     _, folder, results = cards["id"]
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     rows = SplitRows(dataset_dir, "train")
-    path = card.write_card(str(tmp_path), card.read_record(str(folder)), model, processor, rows.schema, str(dataset_dir), rows,
-                           results | {"test_gauc": float("nan"), "eval_gauc": float("nan")})  # fmt: skip
+    path = card.write_card(
+        str(tmp_path),
+        card.read_record(str(folder)),
+        model,
+        processor,
+        rows.schema,
+        str(dataset_dir),
+        rows,
+        results | {"test_gauc": float("nan"), "eval_gauc": float("nan")},
+    )
     text = ModelCard.load(path).content.split("## Citation")[0]
     assert "GAUC" not in text and not re.search(r"\bnan\b", text, re.I)
 

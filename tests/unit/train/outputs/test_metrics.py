@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-
 from flip_ctr.train.outputs.metrics import calibration_error, click_metrics, group_auc
 
 
@@ -18,7 +17,9 @@ def sample(rows: int = 300, users: int = 25, seed: int = 0):
 
 def slow_auc(logits, labels) -> float:
     """Share of pairs of a click and a non-click in the right order; ties count half."""
-    pairs = [(a > b) + (a == b) / 2 for a, x in zip(logits, labels) for b, y in zip(logits, labels) if x == 1 and y == 0]
+    pairs = [
+        (a > b) + (a == b) / 2 for a, x in zip(logits, labels) for b, y in zip(logits, labels) if x == 1 and y == 0
+    ]
     return sum(map(float, pairs)) / len(pairs)
 
 

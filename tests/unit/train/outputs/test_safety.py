@@ -1,4 +1,5 @@
-"""What a saved checkpoint must not hold: pickles, paths of this machine, tokens; and raw user values where hashing was asked for."""
+"""What a saved checkpoint must not hold: pickles, paths of this machine, tokens; and raw user values where hashing was
+asked for."""
 
 import getpass
 import json
@@ -10,11 +11,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
-
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.modeling_flip.feature_extraction_flip import HASH_KEY_VARIABLE
 from flip_ctr.train import predict
+from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 HASHED = ["user_id", "age", "zip_code"]
 
@@ -33,7 +33,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_no_path_and_no_name_of_this_machine(everything, dataset_dir, plm):
-    places = {str(dataset_dir.parent), str(plm.parent), tempfile.gettempdir() + "/", os.getcwd(), str(Path.home()) + "/"}
+    places = {
+        str(dataset_dir.parent),
+        str(plm.parent),
+        tempfile.gettempdir() + "/",
+        os.getcwd(),
+        str(Path.home()) + "/",
+    }
     for folder in everything:
         for name, content in contents(folder).items():
             if name.endswith(".png"):
@@ -43,10 +49,13 @@ def test_no_path_and_no_name_of_this_machine(everything, dataset_dir, plm):
 
 
 def test_no_token_in_any_file(tmp_path, dataset_dir, monkeypatch):
-    """Neither the token of the environment nor that of a flag, though the arguments are recorded; nor in a tracker's log."""
+    """Neither the token of the environment nor that of a flag, though the arguments are recorded; nor in a tracker's
+    log."""
     monkeypatch.setenv("HF_TOKEN", "hf_from-the-environment")
     with pytest.raises(ConnectionError, match="was not published"):  # the tests have no network
-        tiny.finetune(dataset_dir, None, tmp_path / "m", push_to_hub=True, hub_model_id="org/m", hub_token="hf_from-a-flag")
+        tiny.finetune(
+            dataset_dir, None, tmp_path / "m", push_to_hub=True, hub_model_id="org/m", hub_token="hf_from-a-flag"
+        )
     files = contents(tmp_path / "m")
     assert "training_args.json" in files
     assert not any(b"hf_from" in content for content in files.values())
@@ -103,7 +112,8 @@ def hashed(tokenizer, rows):
 
 
 def relabelled(expected: torch.Tensor, got: torch.Tensor) -> bool:
-    """Whether the columns of hashed fields hold the same values under other ids, special ids stay, and the other columns are equal."""
+    """Whether the columns of hashed fields hold the same values under other ids, special ids stay, and the other
+    columns are equal."""
     pairs = [set(zip(*columns)) for columns in zip(expected.T.tolist(), got.T.tolist())]
     one_to_one = all(len(found) == len({a for a, _ in found}) == len({b for _, b in found}) for found in pairs)
     hashed_columns = [0, 1, 2]  # user_id, age, zip_code
@@ -121,7 +131,9 @@ def test_hashing_relabels_and_nothing_else(processor, hashed, rows, tmp_path):
 
 
 def test_the_order_of_hashes_tells_nothing(hashed):
-    named = dict(zip([field.name for field in hashed.feature_extractor.id_fields], hashed.feature_extractor.vocabularies))
+    named = dict(
+        zip([field.name for field in hashed.feature_extractor.id_fields], hashed.feature_extractor.vocabularies)
+    )
     assert all(named[name] == sorted(named[name]) for name in HASHED)  # not by frequency or value
 
 
@@ -138,10 +150,15 @@ def test_raw_user_values_are_not_saved(hashed, rows, tmp_path):
     named = dict(zip([field.name for field in hashed.feature_extractor.id_fields], saved["vocabularies"]))
     for field in HASHED:
         raw = {str(row[field]) for row in rows}
-        assert not raw & set(named[field]) and all(len(value) == 32 for value in named[field]) and len(named[field]) == len(raw)
+        assert (
+            not raw & set(named[field])
+            and all(len(value) == 32 for value in named[field])
+            and len(named[field]) == len(raw)
+        )
     assert named["title"] and not any(len(value) == 32 for value in named["title"])  # of items they stay readable
     assert all(
-        zip_code not in (tmp_path / "processor_config.json").read_text() for zip_code in {row["zip_code"] for row in rows}
+        zip_code not in (tmp_path / "processor_config.json").read_text()
+        for zip_code in {row["zip_code"] for row in rows}
     )
 
 
@@ -157,7 +174,9 @@ def test_a_secret_key_is_needed_where_one_was_used(rows, tmp_path, monkeypatch, 
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert relabelled(id_processor(rows)["feature_ids"], loaded(rows)["feature_ids"])
     monkeypatch.setenv(HASH_KEY_VARIABLE, "another")
-    with pytest.raises(ValueError, match=f"column 'user_id': .*user_id, age, zip_code.*{HASH_KEY_VARIABLE} holds another key"):
+    with pytest.raises(
+        ValueError, match=f"column 'user_id': .*user_id, age, zip_code.*{HASH_KEY_VARIABLE} holds another key"
+    ):
         loaded(rows)
     monkeypatch.delenv(HASH_KEY_VARIABLE)
     with pytest.raises(ValueError, match=f"{HASH_KEY_VARIABLE} is not set"):
@@ -188,6 +207,7 @@ def test_the_recipe_hashes_and_scores_by_raw_values(tmp_path, dataset_dir):
 
 def test_a_raw_vocabulary_is_not_hashed_afterwards(tmp_path, dataset_dir, pretrained):
     with pytest.raises(
-        ValueError, match="--hash_user_values: the vocabulary of .* holds the values themselves; pretrain with that flag"
+        ValueError,
+        match="--hash_user_values: the vocabulary of .* holds the values themselves; pretrain with that flag",
     ):
         tiny.finetune(dataset_dir, pretrained, tmp_path / "m", hash_user_values=True)
