@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
 from flip_ctr.benchmarks.children import answer
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.train.loop.optimizer import make_optimizer
 from flip_ctr.train.loop.step import TrainingStep
-from safetensors.torch import load_file, save_file
 
 BATCH, ARGUMENTS = "batch.safetensors", "arguments.json"
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
 from flip_ctr.train.loop.step import TrainingStep
 
 CHILD = "--child"

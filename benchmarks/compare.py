@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from transformers import HfArgumentParser
+
 from flip_ctr.benchmarks.comparison.grid import Dataset, GridError, Split, load_grid
 from flip_ctr.benchmarks.comparison.pictures import draw
 from flip_ctr.benchmarks.comparison.runs import Data, RunFailed, Workshop
 from flip_ctr.benchmarks.comparison.summary import Comparison
 from flip_ctr.benchmarks.comparison.tables import tables, write_csv
 from flip_ctr.train.arguments import option, required
-from transformers import HfArgumentParser
 
 
 @dataclass

@@ -28,6 +28,8 @@ from pathlib import Path
 import torch
 from bare_training import Peaks, leave, train_on
 from datasets import Dataset
+from transformers import AutoTokenizer, HfArgumentParser
+
 from flip_ctr.benchmarks.children import answer, measure, write_rows
 from flip_ctr.data.batches.cache import cached_split
 from flip_ctr.data.batches.collators import FlipCollator
@@ -41,7 +43,6 @@ from flip_ctr.train.arguments import option, required
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, make_loader, training_split
 from flip_ctr.train.models.build import new_click_model, new_processor
-from transformers import AutoTokenizer, HfArgumentParser
 
 SPEED_BATCH = 1024  # rows of a batch of the measurements of speed
 

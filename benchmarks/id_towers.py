@@ -16,9 +16,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from flip_ctr.train.arguments import option, required
 from safetensors import safe_open
 from transformers import HfArgumentParser
+
+from flip_ctr.train.arguments import option, required
 
 # the default form of each tower, and its other ones
 FORMS = {

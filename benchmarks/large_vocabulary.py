@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from transformers import BertConfig, HfArgumentParser
+
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS
@@ -26,7 +28,6 @@ from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.pretrain import PretrainArguments
-from transformers import BertConfig, HfArgumentParser
 
 SMALL_FIELDS = (6, 11, 25, 50, 2000, 10_000)
 WARM_UP = 5

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import AutoModel
+
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
@@ -27,7 +29,6 @@ from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
 from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.outputs.run_log import set_up_logging
 from flip_ctr.train.pretrain import PretrainArguments
-from transformers import AutoModel
 
 
 @dataclass(kw_only=True)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from transformers import HfArgumentParser
+
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
@@ -25,7 +27,6 @@ from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
 from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.pretrain import PretrainArguments
-from transformers import HfArgumentParser
 
 WARM_UP = 3
 # name -> arguments of the recipe; batches are shared out so that every step sees the same rows

@@ -12,10 +12,11 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from flip_ctr import FlipProcessor
-from flip_ctr.train import prepare
 from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as transformers_logging
+
+from flip_ctr import FlipProcessor
+from flip_ctr.train import prepare
 
 transformers_logging.disable_progress_bar()
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import tiny
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
+from torch.distributed.fsdp import FSDPModule
+
 from flip_ctr.train.loop import training_loop
 from flip_ctr.train.models import build
-from torch.distributed.fsdp import FSDPModule
 
 
 def without_projection_dropout(new_config=build.new_config):

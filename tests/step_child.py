@@ -6,6 +6,8 @@ import sys
 import tiny
 import torch
 from accelerate import Accelerator
+from transformers import BertConfig
+
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
@@ -13,7 +15,6 @@ from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.pretrain import PretrainArguments
-from transformers import BertConfig
 
 BATCH = 16  # rows of a global batch
 OFF = dict.fromkeys(("mlm_weight", "mtm_weight", "icl_weight"), 0.0)

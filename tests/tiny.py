@@ -8,14 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from flip_ctr import FlipConfig, FlipField
-from flip_ctr.data.batches.collators import FlipPretrainingCollator
-from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
-from flip_ctr.data.prepare.splits import SPLITS
-from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.train import finetune as finetune_recipe
-from flip_ctr.train import pretrain as pretrain_recipe
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForMaskedLM,
@@ -31,6 +23,15 @@ from transformers import (
     RobertaConfig,
     RobertaTokenizer,
 )
+
+from flip_ctr import FlipConfig, FlipField
+from flip_ctr.data.batches.collators import FlipPretrainingCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
+from flip_ctr.data.prepare.splits import SPLITS
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.train import finetune as finetune_recipe
+from flip_ctr.train import pretrain as pretrain_recipe
 
 CORPUS = [
     "gender is male ; age is 24 ; occupation is writer ; zip code is 02139 ; title is Titanic (1997)",

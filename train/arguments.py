@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
+from transformers import HfArgumentParser, SchedulerType
+
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.train.models.custom_code import CUSTOM_CODE
-from transformers import HfArgumentParser, SchedulerType
 
 Arguments = TypeVar("Arguments")
 

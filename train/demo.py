@@ -20,6 +20,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModel, AutoProcessor
+
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.datasets.synthetic import (
     DATASET,
@@ -39,8 +42,6 @@ from flip_ctr.train.loop.training_loop import make_accelerator, score
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
 from flip_ctr.train.outputs.run_log import set_up_logging
-from sklearn.metrics import roc_auc_score
-from transformers import AutoModel, AutoProcessor
 
 SPLITS = {"random": "random split", "cold_items": "cold items"}
 RESAMPLES = 200

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 from accelerate import DistributedType
+
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import option, parse_arguments, required
 from flip_ctr.train.launch import launch_help

@@ -16,6 +16,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tqdm.auto import tqdm
+
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
@@ -43,7 +45,6 @@ from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger, set_up_logging
-from tqdm.auto import tqdm
 
 FOLDS = 5
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of a gate's squared weights, as a share of the mean loss; tried in this order

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+
 from flip_ctr.data.batches.collators import MASK_UNITS, FlipPretrainingCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig

@@ -13,6 +13,7 @@ from pathlib import Path
 def execute(folder: Path) -> None:
     """Makes a run; writes its `result.json` when all else is done."""
     import torch  # takes seconds, in which the parent may go
+
     from flip_ctr.benchmarks.comparison.recipes import RECIPES, versions
 
     described = json.loads((folder / "run.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from flip_ctr.benchmarks.comparison.recipes import RECIPES, Recipe, flags
 from flip_ctr.data.datasets.synthetic import CatalogueSettings
 from flip_ctr.train.prepare import PrepareArguments

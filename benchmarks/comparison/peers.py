@@ -21,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import get_scheduler
+
 from flip_ctr.benchmarks.comparison.predictions import Predictions, timed_passes
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
@@ -29,8 +32,6 @@ from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import option, required
 from flip_ctr.train.outputs.metrics import click_metrics
-from torch import nn
-from transformers import get_scheduler
 
 
 @dataclass(kw_only=True)

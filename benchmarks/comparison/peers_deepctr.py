@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
 from flip_ctr.train.arguments import option
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
 from flip_ctr.train.arguments import option
-from torch import nn
 
 MODELS = ("DCNv2", "FinalMLP")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+
 from flip_ctr.benchmarks.comparison.peers import PeerArguments, PeerData, save_predictions
 from flip_ctr.train.arguments import option
 

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+
 from flip_ctr.benchmarks.comparison.tables import duration, short, title
 from flip_ctr.data.prepare.figures import COLORS, GRID, INK, MUTED, pyplot, save
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from flip_ctr.train.outputs.metrics import click_metrics, score_metrics
 
 SPLITS = ("validation", "test")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_trees
 from flip_ctr.benchmarks.comparison.predictions import SPLITS, Predictions, timed_passes
 from flip_ctr.data.readers.shards import SplitRows

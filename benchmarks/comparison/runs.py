@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.dynamic_module_utils import get_relative_import_files
+
 from flip_ctr.benchmarks.comparison.child import execute
 from flip_ctr.benchmarks.comparison.grid import SPLIT_SEED, Dataset, Grid, RunPlan, Split, references
 from flip_ctr.benchmarks.comparison.predictions import Predictions
@@ -39,7 +41,6 @@ from flip_ctr.data.prepare.splits import SEED
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import PRIVATE, public_name
-from transformers.dynamic_module_utils import get_relative_import_files
 
 RUN_FILE, RESULT_FILE, LOG_FILE = "run.json", "result.json", "log.txt"
 CHILD = Path(__file__).with_name(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from flip_ctr.benchmarks.comparison.grid import Dataset, Grid, Method
 from flip_ctr.benchmarks.comparison.intervals import (
     draw_weights,

@@ -17,6 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 

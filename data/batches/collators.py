@@ -6,6 +6,7 @@ Every random choice is a pure function of (seed, epoch, row), so that resuming a
 
 import numpy as np
 import torch
+
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.modeling_flip.processing_flip import NO_FIELD, FlipProcessor

@@ -4,10 +4,11 @@
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
+
 from flip_ctr.data.batches.cache import cached_split, read_cache
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
 from flip_ctr.modeling_flip.processing_flip import EncodedRows, FlipProcessor, PromptTable
-from torch.utils.data import Dataset
 
 
 def gather_batch(

@@ -7,10 +7,11 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+from torch.utils.data import IterableDataset, get_worker_info
+
 from flip_ctr.data.batches.encoded import count_features, gather_batch
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from torch.utils.data import IterableDataset, get_worker_info
 
 WINDOW_ROWS = 131_072
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 import pyarrow as pa
+
 from flip_ctr.data.datasets.raw_dataset import RawDataset
 from flip_ctr.data.prepare.labelled_rows import Join
 from flip_ctr.data.readers.raw_files import (

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+
 from flip_ctr.data.datasets.goodreads_lines import (
     AUTHOR_COLUMNS,
     AVERAGE_RATINGS,

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
+
 from flip_ctr.data.readers.plain_lines import joined, plain_numbers
 from flip_ctr.data.readers.raw_files import (
     CONTROL_CHARACTER,

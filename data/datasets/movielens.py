@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pyarrow as pa
+
 from flip_ctr.data.datasets.raw_dataset import RawDataset
 from flip_ctr.data.prepare.labelled_rows import Join
 from flip_ctr.data.readers.plain_lines import plain_numbers

@@ -15,11 +15,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
-from flip_ctr.data.prepare.dataset_folder import markdown_table, write_dataset_folder
-from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
-from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, split_table
-from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.modeling_flip.fields_flip import FlipField
 from scipy.special import expit
 from transformers import (
     BertConfig,
@@ -28,6 +23,12 @@ from transformers import (
     DataCollatorForLanguageModeling,
     get_linear_schedule_with_warmup,
 )
+
+from flip_ctr.data.prepare.dataset_folder import markdown_table, write_dataset_folder
+from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
+from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, split_table
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
 DATASET = "demo"
 

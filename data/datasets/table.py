@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ibis
 import pyarrow as pa
+
 from flip_ctr.data.datasets.raw_dataset import Source
 from flip_ctr.data.datasets.table_schema import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles, TableSchema
 from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan

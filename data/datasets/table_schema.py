@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import SPLIT_RULES
 from flip_ctr.data.readers.csv_files import CsvFormat

@@ -2,6 +2,7 @@
 """The card of a dataset folder."""
 
 import yaml
+
 from flip_ctr.data.prepare.dataset_folder import PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
 

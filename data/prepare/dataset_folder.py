@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
 from flip_ctr.data.readers.raw_files import REJECTED_COLUMNS
 from flip_ctr.data.readers.shards import shard_paths

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import numpy as np
+
 from flip_ctr.data.prepare.dataset_folder import PICTURE_NAME
 from flip_ctr.data.prepare.figures import COLORS, GRID, INK, MUTED, pyplot, save
 from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema

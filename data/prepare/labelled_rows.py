@@ -12,6 +12,7 @@ from itertools import groupby, tee
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
+
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, text_key, with_split

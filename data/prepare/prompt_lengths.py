@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import AutoTokenizer
+
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
 from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from transformers import AutoTokenizer
 
 MAX_ROWS = 50_000  # of a split; lengths of more would not differ
 # what BERT's tokenizer takes apart before it looks into its vocabulary: no tokenizer of its kind gives fewer tokens

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
+
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.modeling_flip.fields_flip import FlipField
 

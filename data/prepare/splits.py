@@ -13,6 +13,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from flip_ctr.data.readers.dataset_schema import SPLITS
 
 RATIOS = (8, 1, 1)

@@ -16,6 +16,7 @@ from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.csv
+
 from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, byte_blocks
 
 BOM = codecs.BOM_UTF8

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+
 from flip_ctr.data.readers.raw_files import MAX_DIGITS
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from flip_ctr.data.readers.download import file_md5
 
 MAX_LISTED_LINES = 100  # of a file, in the report; `rejected.parquet` has all

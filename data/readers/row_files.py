@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
 FORMATS = (".parquet", ".csv", ".jsonl")

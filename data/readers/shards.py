@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.fields_flip import FlipField

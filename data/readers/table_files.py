@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from flip_ctr.data.readers.csv_files import BOM, BlankLines, CsvFormat, RawChunk, is_text, shown, text_lines
 from flip_ctr.data.readers.raw_files import BLOCK_BYTES, LineLog, MalformedLine, RowChunk, byte_blocks
 from flip_ctr.data.readers.table_values import TableColumn, typed_column

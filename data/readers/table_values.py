@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from flip_ctr.data.prepare.rules import read_time
 from flip_ctr.data.readers.raw_files import MalformedLine
 from flip_ctr.modeling_flip.columns_flip import canonical_value

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from flip_ctr.benchmarks.comparison.grid import GridError, Split, load_grid
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from flip_ctr import FlipField
 from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_trees
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
 from flip_ctr.benchmarks import compare
 from flip_ctr.benchmarks.comparison.child import execute
 from flip_ctr.benchmarks.comparison.grid import GridError

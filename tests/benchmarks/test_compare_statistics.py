@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.special import expit, log_expit
+from sklearn.metrics import roc_auc_score
+
 from flip_ctr.benchmarks.comparison.intervals import (
     draw_weights,
     interval,
@@ -10,8 +13,6 @@ from flip_ctr.benchmarks.comparison.intervals import (
     resampled_logloss,
 )
 from flip_ctr.benchmarks.comparison.pictures import not_far_off
-from scipy.special import expit, log_expit
-from sklearn.metrics import roc_auc_score
 
 
 def sample(generator, users=30, rows=10, decimals=1):

@@ -22,13 +22,14 @@ import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.commands import launch as accelerate_launch
 from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
 from flip_ctr.train import cli, finetune
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.launch import CONFIGS, LAUNCHED, config_names
 from flip_ctr.train.loop.distributed import check_accelerator, check_launch, check_run
 from flip_ctr.train.loop.training_loop import make_accelerator
 from flip_ctr.train.models import build
-from safetensors.torch import load_file
 
 EXPECTED = {  # name -> kind, processes, machines
     "single_gpu": ("NO", 1, 1),

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import AutoModel
+
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipModel, FlipProcessor
 from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.modeling_flip.heads_flip import FlipFusion
@@ -17,7 +19,6 @@ from flip_ctr.train.models import build
 from flip_ctr.train.models.warm_start import check_same_ids
 from flip_ctr.train.outputs.hub import without_heads
 from flip_ctr.train.pretrain import PretrainArguments
-from transformers import AutoModel
 
 MAP = {"mlm_weight": 0.0, "icl_weight": 0.0, "mtm_text_dropout": 1.0, "mask_unit": "entity"}
 PLAIN_MLM = {"mtm_weight": 0.0, "icl_weight": 0.0, "mlm_id_dropout": 1.0}

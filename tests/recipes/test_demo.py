@@ -8,6 +8,8 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, AutoTokenizer
+
 from flip_ctr.data.datasets.synthetic import (
     THEMES,
     CatalogueSettings,
@@ -20,7 +22,6 @@ from flip_ctr.data.datasets.synthetic import (
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.train import demo
 from flip_ctr.train.demo import METHODS, DemoArguments
-from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, AutoTokenizer
 
 SMALL = CatalogueSettings(users=40, items=60, rows=900)
 TINY = TinyPlmSettings(hidden_size=16, layers=1, heads=2, steps=3, batch_size=16)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from flip_ctr.train.launch import CONFIGS
 from transformers import AutoModel
+
+from flip_ctr.train.launch import CONFIGS
 
 # 65 rows of validation: of the last batch one process has no row
 SHARED = {

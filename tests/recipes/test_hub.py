@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from flip_ctr.modeling_flip.tower_code_flip import package_modules
-from flip_ctr.train.outputs import hub as publishing
 from huggingface_hub import ModelCard
 from loopback_hub import FakeHub
 from safetensors.torch import load as load_safetensors
 from transformers import AutoModel, AutoProcessor
+
+from flip_ctr.modeling_flip.tower_code_flip import package_modules
+from flip_ctr.train.outputs import hub as publishing
 
 TOKEN = "hf_a-secret-token"
 CODE = {f"{name}.py" for name in package_modules()}

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from huggingface_hub import ModelCard
+from remote_code import run_blocked
+from transformers import AutoModel, AutoProcessor, pipeline
+
 from flip_ctr import FlipField
 from flip_ctr.data.prepare.split_statistics import split_statistics
 from flip_ctr.data.readers.row_files import lists_as_text, read_rows, write_rows
 from flip_ctr.train.predict import PredictArguments, run
-from huggingface_hub import ModelCard
-from remote_code import run_blocked
-from transformers import AutoModel, AutoProcessor, pipeline
 
 TOWERS = {
     "dcnv2": {"id_tower_kwargs": '{"low_rank": 3, "num_experts": 2}'},

@@ -5,6 +5,11 @@ import json
 import pytest
 import tiny
 import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, BertConfig, BertForMaskedLM
+
 from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining
 from flip_ctr.data.datasets.synthetic import (
     CatalogueSettings,
@@ -19,10 +24,6 @@ from flip_ctr.train import evaluate_ctr, predict
 from flip_ctr.train.arguments import public_name
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.models import lora
-from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, BertConfig, BertForMaskedLM
 
 LORA = {"use_lora": True, "lora_r": 4, "plm_learning_rate": 0.02, "learning_rate": 0.02, "num_train_epochs": 2}
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+
 from flip_ctr import FlipField
 from flip_ctr.data.readers import row_files
 from flip_ctr.train.predict import PredictArguments, run

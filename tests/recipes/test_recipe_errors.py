@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from flip_ctr.data.prepare.dataset_folder import shard_path
 from flip_ctr.train import evaluate_ctr, predict, prepare
 from flip_ctr.train.finetune import FinetuneArguments
-from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
 
 
 @pytest.fixture(scope="module")

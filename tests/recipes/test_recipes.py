@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from transformers import AutoModel
+
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
@@ -17,7 +19,6 @@ from flip_ctr.modeling_flip.configuration_flip import STRATEGIES
 from flip_ctr.train import evaluate_ctr, finetune, predict, pretrain
 from flip_ctr.train.loop import training_loop
 from flip_ctr.train.loop.optimizer import FeatureTables, make_optimizer
-from transformers import AutoModel
 
 
 def read_json(folder, name):

@@ -14,11 +14,12 @@ import pytest
 import resume_child
 import tiny
 import torch
+from safetensors.torch import load_file
+
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop import resume
 from flip_ctr.train.loop.resume import PARTIAL, PREEMPTED, step_checkpoints
 from flip_ctr.train.outputs import checkpoint
-from safetensors.torch import load_file
 
 # 5 variants of 5 kills each: 25 random moments
 KILLS = 5

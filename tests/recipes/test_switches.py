@@ -5,10 +5,6 @@ import json
 import pytest
 import tiny
 import torch
-from flip_ctr import FlipForCTR
-from flip_ctr.train import finetune as finetune_recipe
-from flip_ctr.train.loop.step import TrainingStep
-from flip_ctr.train.models.build import freeze_layers, set_dropout
 from transformers import (
     AlbertConfig,
     AutoModel,
@@ -18,6 +14,11 @@ from transformers import (
     RobertaPreLayerNormConfig,
     XLMConfig,
 )
+
+from flip_ctr import FlipForCTR
+from flip_ctr.train import finetune as finetune_recipe
+from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.models.build import freeze_layers, set_dropout
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import pytest
 import tiny
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from flip_ctr.train.loop.resume import step_checkpoints
-from flip_ctr.train.loop.step import TrainingStep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel
+
+from flip_ctr.train.loop.resume import step_checkpoints
+from flip_ctr.train.loop.step import TrainingStep
 
 
 def test_the_log_holds_what_happened(tmp_path, dataset_dir):

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from flip_ctr.train.arguments import TrainArguments
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -25,6 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from flip_ctr.train.arguments import TrainArguments
 
 BLOCKS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # the variable of Accelerate's `fsdp_transformer_layer_cls_to_wrap`
 

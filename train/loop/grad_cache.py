@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
+from torch import nn
+
 from flip_ctr.modeling_flip.gather_flip import share_of_total
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX, contrastive_loss
 from flip_ctr.train.loop.distributed import accumulating
 from flip_ctr.train.models.lora import plain
-from torch import nn
 
 
 def chunked_losses(

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
+
 from flip_ctr.data.batches.cache import processor_digest
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
@@ -30,7 +32,6 @@ from flip_ctr.train.loop.distributed import load_training_state, training_state
 from flip_ctr.train.outputs.card import RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PARTIAL, PROCESSOR, WEIGHTS, matches
 from flip_ctr.train.outputs.run_log import logger
-from torch import nn
 
 STATE_FILE, RANDOM_FILE, MANIFEST = "training_state.pt", "random_state_{}.pt", "progress.json"
 FOLDER = re.compile(r"checkpoint-(\d+)")

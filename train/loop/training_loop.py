@@ -16,6 +16,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
@@ -39,10 +44,6 @@ from flip_ctr.train.outputs.checkpoint import clear_reports
 from flip_ctr.train.outputs.hub import check_hub_arguments
 from flip_ctr.train.outputs.results import HISTORY_FILE, write_json
 from flip_ctr.train.outputs.run_log import LOG_FILE, close_log, file_logger, logger, open_log, set_up_logging, write_log
-from torch import nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from transformers import get_scheduler
 
 
 def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:

@@ -8,6 +8,9 @@ import time
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
@@ -20,8 +23,6 @@ from flip_ctr.train.arguments import OWN_DROPOUT, TrainArguments
 from flip_ctr.train.models.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.models.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
 from flip_ctr.train.outputs.run_log import logger
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 # position tables of these models also hold rows for the padding offset
 OFFSET_POSITIONS = (

@@ -16,10 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from flip_ctr import modeling_flip
-from flip_ctr.modeling_flip.configuration_flip import FlipConfig
-from flip_ctr.modeling_flip.modeling_flip import FlipPreTrainedModel
-from flip_ctr.train.arguments import TrainArguments, public_name
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -27,6 +23,11 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
+
+from flip_ctr import modeling_flip
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.modeling_flip import FlipPreTrainedModel
+from flip_ctr.train.arguments import TrainArguments, public_name
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, TEXT_ENCODER = "base_model.model.", ".text_encoder."

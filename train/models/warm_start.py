@@ -2,12 +2,13 @@
 """The ID tower of another checkpoint as the start of a run (`--id_model`): pretraining of ids alone costs little, and a
 click model that is in use has a tower already."""
 
+from transformers import AutoConfig
+
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.models.lora import is_adapter
-from transformers import AutoConfig
 
 # settings of the configuration that shape the ID tower
 ID_SHAPE = ("id_tower", "id_tower_kwargs", "id_embedding_size", "id_hidden_dims")

@@ -8,9 +8,12 @@ import os
 from importlib.resources import files
 
 import accelerate
-import flip_ctr
 import torch
 import transformers
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
+from transformers.utils import cached_file
+
+import flip_ctr
 from flip_ctr.data.prepare.dataset_folder import CARD_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
@@ -22,8 +25,6 @@ from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import OBJECTIVES, TrainArguments, public_name
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, is_flip_checkpoint
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
-from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
-from transformers.utils import cached_file
 
 CARD, RECORD = "README.md", "training_args.json"
 PLACEHOLDER = "path/or/hub-id"  # stands for the repository until a checkpoint has one

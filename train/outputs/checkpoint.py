@@ -8,6 +8,10 @@ from fnmatch import fnmatch
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
@@ -17,9 +21,6 @@ from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, r
 from flip_ctr.train.outputs.card import CARD, RECORD
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
 from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE, write_json
-from peft import PeftModel
-from safetensors import SafetensorError
-from torch import nn
 
 WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 CODE = ("*_flip.py", "id_tower*.py", f"{CUSTOM_ENTRY}.py")

@@ -5,6 +5,12 @@ import json
 import os
 import shlex
 
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from transformers.dynamic_module_utils import get_relative_import_files
+
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.modeling_flip import FlipForPretraining, FlipModel
 from flip_ctr.train.arguments import TrainArguments
@@ -12,11 +18,6 @@ from flip_ctr.train.models.lora import is_adapter
 from flip_ctr.train.outputs.card import CARD, PLACEHOLDER, RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS, matches
 from flip_ctr.train.outputs.run_log import logger
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
-from transformers.dynamic_module_utils import get_relative_import_files
 
 # What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker
 # logs and

@@ -3,8 +3,9 @@
 extra)."""
 
 import numpy as np
-from flip_ctr.data.prepare.figures import COLORS, GRID, MUTED, pyplot, save
 from scipy.special import expit
+
+from flip_ctr.data.prepare.figures import COLORS, GRID, MUTED, pyplot, save
 
 CURVES_FILE, COMPARISON_FILE, RELIABILITY_FILE = "training.png", "comparison.png", "reliability.png"
 RELIABILITY_BINS = 15

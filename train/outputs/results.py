@@ -6,6 +6,7 @@ import math
 import os
 
 from accelerate import Accelerator
+
 from flip_ctr.train.outputs.run_log import file_logger
 
 RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"

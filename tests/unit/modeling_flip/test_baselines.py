@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import tiny
 import torch
+
 from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining, FlipModel
 from flip_ctr.modeling_flip.heads_flip import RowDropout, TextField
 

@@ -10,9 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tiny
+from transformers import AutoProcessor
+
 from flip_ctr import FlipFeatureExtractor, FlipField, FlipProcessor
 from flip_ctr.modeling_flip.columns_flip import Column, canonical_value
-from transformers import AutoProcessor
 
 NULLS = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, "", "  \t "]
 

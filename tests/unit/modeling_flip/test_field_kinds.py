@@ -12,12 +12,13 @@ import pyarrow as pa
 import pytest
 import tiny
 import torch
+from transformers import AutoProcessor
+
 from flip_ctr import FlipConfig, FlipFeatureExtractor, FlipField, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import Column, is_one_row, read_columns
 from flip_ctr.modeling_flip.feature_extraction_flip import add_counts, hash_bucket
-from transformers import AutoProcessor
 
 ROWS = tiny.kind_rows()
 LISTS = FlipField("g", kind="multi-valued", max_values=3)

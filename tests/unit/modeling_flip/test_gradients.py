@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+
 from flip_ctr import FlipForCTR, FlipForPretraining
 
 WEIGHTS = ("mlm_weight", "mtm_weight", "icl_weight")

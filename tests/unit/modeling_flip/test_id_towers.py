@@ -6,13 +6,14 @@ import re
 import pytest
 import tiny
 import torch
+from torch import nn
+
 from flip_ctr import FlipForCTR, FlipForPretraining, IdTower, register_id_tower
 from flip_ctr.modeling_flip.id_tower import ID_TOWERS, FeatureEmbedding, build_id_tower, own_arguments
 from flip_ctr.modeling_flip.id_tower_dcnv2 import DCNv2
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.loop.optimizer import feature_tables, use_sparse_tables
 from flip_ctr.train.outputs.card import TOWERS
-from torch import nn
 
 SIZES = (7, 5, 9)
 FEATURE_IDS = torch.tensor([[4, 4, 8], [6, 2, 1], [3, 4, 5]])

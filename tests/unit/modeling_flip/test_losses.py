@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+
 from flip_ctr import FlipForCTR, FlipForPretraining
 from flip_ctr.modeling_flip.heads_flip import FlipFusion, FlipMTMHead
 from flip_ctr.modeling_flip.losses_flip import click_loss, contrastive_loss, nce_loss

@@ -5,9 +5,10 @@ import json
 import pytest
 import tiny
 import torch
+from transformers import AutoModel
+
 from flip_ctr import FlipForCTR, FlipForPretraining
 from flip_ctr.modeling_flip.modeling_flip import logger
-from transformers import AutoModel
 
 KINDS = list(tiny.PLM_CONFIGS)
 FIELDS = tiny.sized_fields(8, 9)

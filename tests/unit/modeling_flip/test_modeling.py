@@ -3,11 +3,9 @@
 import json
 from itertools import product
 
-import flip_ctr  # noqa: F401  registers the Auto classes
 import pytest
 import tiny
 import torch
-from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining, FlipModel, FlipProcessor
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -16,6 +14,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoProcessor,
 )
+
+import flip_ctr  # noqa: F401  registers the Auto classes
+from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining, FlipModel, FlipProcessor
 
 TOWERS = ["dcnv2", "deepfm", "autoint"]
 STRATEGIES = ["id", "plm", "joint", "frozen"]

@@ -1,14 +1,15 @@
 """`pipeline("click-through-rate")`: every form of rows, in order, in batches, with the errors a user meets."""
 
 import datasets
-import flip_ctr  # noqa: F401  registers the task
 import pandas as pd
 import pyarrow as pa
 import pytest
 import tiny
 import torch
-from flip_ctr import ClickThroughRatePipeline, FlipForCTR
 from transformers import pipeline
+
+import flip_ctr  # noqa: F401  registers the task
+from flip_ctr import ClickThroughRatePipeline, FlipForCTR
 
 ROWS = tiny.toy_rows(11)
 

@@ -5,9 +5,10 @@ import unicodedata
 import numpy as np
 import pytest
 import tiny
+from transformers import AutoProcessor
+
 from flip_ctr import FlipField, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
-from transformers import AutoProcessor
 
 DIRTY = [
     "[MASK]",

@@ -10,13 +10,14 @@ import sys
 import pytest
 import tiny
 import torch
+from remote_code import run_blocked
+from transformers import AutoModel, AutoProcessor
+from transformers.dynamic_module_utils import get_relative_imports
+
 from flip_ctr import FlipForCTR
 from flip_ctr.modeling_flip.id_tower import DNN, ID_TOWERS, IdTower, TowerLinear, register_id_tower
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.hub import published_files
-from remote_code import run_blocked
-from transformers import AutoModel, AutoProcessor
-from transformers.dynamic_module_utils import get_relative_imports
 
 STRATEGIES = ("id", "plm", "joint")
 

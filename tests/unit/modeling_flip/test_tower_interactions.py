@@ -6,6 +6,7 @@ import math
 import pytest
 import tiny
 import torch
+
 from flip_ctr import FlipForCTR, IdTower
 from flip_ctr.modeling_flip.id_tower import build_id_tower
 

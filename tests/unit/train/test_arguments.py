@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+
 from flip_ctr.train import cli
 from flip_ctr.train.arguments import PRESETS, parse_arguments, with_preset
 from flip_ctr.train.finetune import FinetuneArguments

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import tiny
+
 from flip_ctr.modeling_flip.id_tower import ID_TOWERS
 from flip_ctr.train import cli
 from flip_ctr.train.models.custom_code import import_custom_code

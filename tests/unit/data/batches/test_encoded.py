@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
+
 from flip_ctr import FlipProcessor
 from flip_ctr.data.batches import cache
 from flip_ctr.data.batches.cache import KEPT, cached_split, read_cache

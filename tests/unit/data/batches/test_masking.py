@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tiny
+
 from flip_ctr import FlipField, FlipProcessor
 from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator, pick, row_uniform
 from flip_ctr.data.batches.encoded import EncodedDataset

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 
 LENGTHS = np.random.default_rng(0).integers(5, 90, 1000)

@@ -6,13 +6,14 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
+
 from flip_ctr import FlipProcessor
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.loop.training_loop import make_loader
-from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")

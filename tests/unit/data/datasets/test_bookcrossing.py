@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tiny
+
 from flip_ctr.data.datasets import bookcrossing
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+
 from flip_ctr.data.datasets import goodreads, goodreads_lines
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers import raw_files

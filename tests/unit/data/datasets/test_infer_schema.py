@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
 from flip_ctr.data.datasets import infer_schema as infer
 from flip_ctr.data.datasets.infer_schema import infer_schema, profile
 from flip_ctr.data.datasets.table_schema import read_schema

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import yaml
+
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import prepare

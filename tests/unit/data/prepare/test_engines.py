@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import test_bookcrossing as bookcrossing
 import test_prepare as movielens
+
 from flip_ctr.data.prepare.engines import ENGINES, Engine
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
 from flip_ctr.train import prepare

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from transformers import AutoTokenizer
+
 from flip_ctr.data.prepare import dataset_folder
 from flip_ctr.data.prepare.dataset_folder import read_split, write_dataset_folder
 from flip_ctr.data.readers import download
@@ -20,7 +22,6 @@ from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.download import fetch_archive
 from flip_ctr.train import prepare
 from flip_ctr.train.prepare import PrepareArguments
-from transformers import AutoTokenizer
 
 USERS, MOVIES = 20, 30
 COLUMNS = ["user_id", "gender", "age", "occupation", "zip_code", "movie_id", "title", "genre", "timestamp", "label"]

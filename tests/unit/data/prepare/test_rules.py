@@ -5,6 +5,7 @@ from datetime import datetime
 import ibis
 import pyarrow as pa
 import pytest
+
 from flip_ctr.data.prepare.rules import Rule, read_time
 
 TABLE = pa.table(

@@ -6,6 +6,7 @@ from hashlib import md5
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from flip_ctr.data.prepare.splits import SPLIT_RULES, parts, split_bounds
 from flip_ctr.data.prepare.splits import split_table as place
 from flip_ctr.data.readers.dataset_schema import SPLITS

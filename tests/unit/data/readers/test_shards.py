@@ -5,11 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from transformers import AutoTokenizer
+
 from flip_ctr import FlipField, FlipProcessor
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.shards import SplitRows, fits
 from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
-from transformers import AutoTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from flip_ctr.data.readers import raw_files, table_files
 from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.raw_files import LineLog

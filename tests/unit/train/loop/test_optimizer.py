@@ -6,6 +6,10 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from step_child import batches, new_model, processor
+from torch.optim import AdamW
+from transformers import get_scheduler
+
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.optimizer import (
     CombinedOptimizer,
@@ -17,9 +21,6 @@ from flip_ctr.train.loop.optimizer import (
 )
 from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.pretrain import PretrainArguments
-from step_child import batches, new_model, processor
-from torch.optim import AdamW
-from transformers import get_scheduler
 
 
 def lookups(table: torch.nn.Embedding, *rows: int) -> None:

@@ -10,9 +10,10 @@ import pytest
 import step_child
 import torch
 from accelerate import Accelerator
+from step_child import CASES, batches, gradients, new_model, processor
+
 from flip_ctr.modeling_flip.losses_flip import contrastive_loss
 from flip_ctr.train.loop.grad_cache import chunked_losses
-from step_child import CASES, batches, gradients, new_model, processor
 
 
 @pytest.fixture(scope="module")

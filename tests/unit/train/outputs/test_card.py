@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 
-import flip_ctr
 import pytest
 import tiny
 import torch
 import yaml
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoProcessor
+
+import flip_ctr
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import evaluate_ctr
 from flip_ctr.train.arguments import PRESETS
@@ -16,8 +19,6 @@ from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.outputs import card
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.pretrain import PretrainArguments
-from huggingface_hub import ModelCard
-from transformers import AutoModel, AutoProcessor
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from flip_ctr.train.outputs.metrics import calibration_error, click_metrics, group_auc
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
+
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.modeling_flip.feature_extraction_flip import HASH_KEY_VARIABLE
 from flip_ctr.train import predict
-from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 HASHED = ["user_id", "age", "zip_code"]
 
