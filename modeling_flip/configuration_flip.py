@@ -39,9 +39,10 @@ class FlipConfig(PreTrainedConfig):
     Args:
         text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the PLM; `None` for an ID-only model.
         fields (`list[dict]`): the fields of a row in order, see [`FlipField`]; those on the ID side need a
-        `vocab_size`. id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `lr`, `fm`, `afm`, `widedeep`,
-            `deepfm`, `pnn`, `fibinet`, `dcn`, `dcnv2`, `gdcn`, `xdeepfm`, `autoint`, `afn`, `masknet`, `finalmlp`, or
-            one that `register_id_tower` has named.
+            `vocab_size`.
+        id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `lr`, `fm`, `afm`, `widedeep`, `deepfm`, `pnn`,
+            `fibinet`, `dcn`, `dcnv2`, `gdcn`, `xdeepfm`, `autoint`, `afn`, `masknet`, `finalmlp`, or one that
+            `register_id_tower` has named.
         id_embedding_size (`int`, defaults to 32): size of a feature embedding.
         id_hidden_dims (`list[int]`, defaults to `[300, 300, 128]`): layers of the tower's DNN.
         id_dropout (`float`, defaults to 0.0): dropout inside the ID tower's DNN.
@@ -50,7 +51,7 @@ class FlipConfig(PreTrainedConfig):
         id_initializer_range (`float`, defaults to 0.02): standard deviation of new feature embeddings.
         initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
         text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the
-        tokens.
+            tokens.
         mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses.
             A weight of 0 builds no head.
         mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1:
