@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import posixpath
 import re
 from pathlib import Path
@@ -44,6 +45,7 @@ def command_help(found: re.Match) -> str:
     """The help text of a command, in the place of a comment that names it."""
     from flip_ctr.train import cli
 
+    os.environ["COLUMNS"] = "110"  # the width that argparse wraps to
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         cli.main([*found[1].split(), "--help"])

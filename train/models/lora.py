@@ -24,7 +24,7 @@ from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
-from flip_ctr import modeling_flip
+from flip_ctr.modeling_flip import modeling_flip
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.modeling_flip import FlipPreTrainedModel
 from flip_ctr.train.arguments import TrainArguments, public_name
