@@ -14,7 +14,7 @@ ARGS ?=
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo test
+.PHONY: help install demo test docs
 
 help:
 	@echo "make install   create $(VENV) and install flip-ctr with its tests in it"
@@ -22,6 +22,7 @@ help:
 	@echo "               DATASET=ml-100k|ml-1m  PLM=path-or-name  [DATA_DIR=folder-or-zip]: the same on real data"
 	@echo "               [OUTPUT_DIR=$(OUTPUT_DIR)]  [ARGS='--seed 1 --num_train_epochs 3']: more options of flip-ctr demo"
 	@echo "make test      install, then run the tests; ARGS go to pytest"
+	@echo "make docs      install, then build the pages of docs/ as a site in build/site"
 	@echo "PYTHON=python3.12 makes $(VENV) with another Python (3.11 or newer)"
 
 install: $(INSTALLED)
@@ -43,3 +44,8 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q $(ARGS)
+
+# the packages of the `docs` extra are of no use to demo and test
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
