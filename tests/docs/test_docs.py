@@ -65,7 +65,8 @@ def lines(page: str) -> list[list[str]]:
 
 def inline(page: str) -> list[str]:
     """The inline code of a page."""
-    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S))
+    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S)
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
 
 
 def without_launcher(argv: list[str]) -> list[str]:
@@ -256,8 +257,11 @@ def check_extras(requirement: str) -> None:
 def test_inline_commands_and_flags(page, monkeypatch, options):
     for code in inline(page):
         words = shlex.split(code) if code.startswith(("flip-ctr ", "pip ", "--")) else []
-        if words[:1] == ["flip-ctr"] and len(words) > 2 and words[2] != "--help":
-            _, command, *argv = words
+        if words[:1] == ["flip-ctr"]:
+            command, *argv = words[1:]
+            assert command in (*COMMANDS, "COMMAND"), f"{page}: flip-ctr has no command {command}"
+            if not argv or argv == ["--help"]:
+                continue
             for required in ("--dataset_dir", "--output_dir"):  # left out in tables, for space
                 argv += [required, "X"] if required in options[command] and required not in argv else []
             parse(command, argv, monkeypatch)
