@@ -4,7 +4,7 @@ of each field, or the bounds of its buckets."""
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -304,6 +304,15 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def __call__(self, rows: Any, return_tensors: str | None = None) -> BatchFeature:
         """Rows -> `feature_ids` `(rows, slots)`, an int64 array unless `return_tensors="pt"`."""
         return BatchFeature({"feature_ids": self.encode(self.read(rows))}, tensor_type=return_tensors)
+
+    def count_features(self, parts: Iterable[np.ndarray]) -> np.ndarray:
+        """How often each feature occurs in parts of feature ids `(rows, S)`: `(sum of field sizes,)`, in the order of
+        the ID tower's table."""
+        counts = [np.zeros(field.vocab_size, np.int64) for field in self.all_fields if field.on_id_side]
+        for feature_ids in parts:
+            for ids, field in zip(feature_ids.T, self.slot_fields):
+                counts[field] += np.bincount(ids, minlength=len(counts[field]))
+        return np.concatenate(counts)
 
     # --- saving and loading
 

@@ -244,6 +244,15 @@ class FlipProcessor(ProcessorMixin):
             processor.check_composition(few, range(len(rows)) if on_disk else rows, rows)
         return processor
 
+    def count_features(self, dataset: Any) -> np.ndarray:
+        """How often each feature occurs in the training rows, `(sum of field sizes,)`: what
+        [`FlipForPretraining.set_feature_counts`] takes. `dataset` as of `from_dataset`."""
+        extractor = self.feature_extractor
+        if not hasattr(dataset, "map_parts"):
+            return extractor.count_features([extractor.encode(extractor.read(dataset))])
+        names = [field.name for field in extractor.all_fields]
+        return extractor.count_features(dataset.map_parts(lambda part: extractor.encode(extractor.read(part)), names))
+
     @property
     def fields(self) -> list[dict]:
         """The fields with the sizes of their vocabularies, for `FlipConfig(fields=...)`."""

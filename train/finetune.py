@@ -32,7 +32,6 @@ from flip_ctr.train.models.build import (
     new_click_model,
     new_processor,
     ready_to_train,
-    remember_prompts,
 )
 from flip_ctr.train.models.lora import is_flip_checkpoint, plain
 from flip_ctr.train.outputs.card import training_record, write_card
@@ -206,12 +205,6 @@ def run(args: FinetuneArguments) -> dict:
     eval_set, test_set = (encode_split(accelerator, processor, rows, prompts) for rows in (eval_rows, test_rows))
     logger.info(f"{args.strategy}: {train_set.num_rows:,} training rows")
 
-    encoding = 0.0
-    if args.strategy == "frozen":
-        encoding = remember_prompts(
-            accelerator, model, [train_set, eval_set, test_set], args.per_device_eval_batch_size
-        )
-
     # 4. Train; validation decides what is kept
     collator = FlipCollator(processor, args.seed, args.unk_rate)
     loader = make_loader(
@@ -241,11 +234,6 @@ def run(args: FinetuneArguments) -> dict:
 
     # 5. The test split, once, with the best checkpoint
     best = best_model(accelerator, model, processor, args, record)
-    if args.strategy == "frozen":
-        best.flip.text_memory, best.flip.text_memory_of = (
-            model.flip.text_memory,
-            model.flip.text_memory_of,
-        )  # of the same PLM
     scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
     test = score_metrics(scores, test_set.labels, test_set.users, "test")
 
@@ -258,7 +246,7 @@ def run(args: FinetuneArguments) -> dict:
         "best_epoch": chosen["epoch"],
         "train_rows": train_set.num_rows,
         "train_steps": history[-1]["step"],
-        "train_seconds": encoding + history[-1]["seconds"],
+        "train_seconds": history[-1]["seconds"],
         "num_processes": accelerator.num_processes,
     }
     report(accelerator, results, args.output_dir)

@@ -4,11 +4,8 @@
 import dataclasses
 import json
 import logging
-import time
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
@@ -320,33 +317,6 @@ def set_dropout(text_encoder: PreTrainedModel, rate: float) -> None:
         for holder in (module, *filter(None, [getattr(module, "config", None)])):
             for name in [name for name, value in vars(holder).items() if is_rate(name, value)]:
                 setattr(holder, name, rate)
-
-
-MAX_REMEMBERED = 100_000  # distinct prompts of a split; with 384 numbers each that is 150 MB
-
-
-@torch.no_grad()
-def remember_prompts(
-    accelerator: Accelerator, model: FlipForCTR, datasets: list[EncodedDataset | StreamedDataset], batch_size: int
-) -> float:
-    """Encodes the distinct prompts of each split once, in an order that depends on the split alone, for a model whose
-    PLM is frozen. Splits with too many of them, and streams, are left to the batches. Returns the seconds that it
-    took."""
-    started = time.perf_counter()
-    model.to(accelerator.device).eval()
-    for dataset in datasets:
-        rows = dataset.distinct_prompts(MAX_REMEMBERED) if isinstance(dataset, EncodedDataset) else None
-        if rows is None:
-            continue
-        rows = rows[np.argsort(dataset.lengths[rows], kind="stable")]
-        for start in range(0, len(rows), batch_size):
-            batch = dataset.__getitems__(rows[start : start + batch_size])
-            prompts = (torch.from_numpy(batch[name]).to(accelerator.device) for name in ("input_ids", "attention_mask"))
-            with accelerator.autocast():
-                model.flip.remember_text(*prompts)
-    if model.flip.text_memory:
-        logger.info(f"the PLM is frozen: {len(model.flip.text_memory):,} distinct prompts were encoded")
-    return time.perf_counter() - started
 
 
 def freeze_layers(text_encoder: PreTrainedModel, number: int) -> None:
