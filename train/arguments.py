@@ -15,7 +15,6 @@ import yaml
 from transformers import HfArgumentParser, SchedulerType
 
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
-from flip_ctr.train.models.custom_code import CUSTOM_CODE
 
 Arguments = TypeVar("Arguments")
 
@@ -69,6 +68,11 @@ PRESETS = {
         "lr_scheduler_type": "cosine",
     }
 }
+
+
+CUSTOM_CODE = (
+    "Python files or modules to import first, which register what is yours: my_towers.py for an ID tower of your own"
+)
 
 
 def option(default, help: str, **metadata):

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from accelerate import DistributedType
 
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.arguments import option, parse_arguments, required
+from flip_ctr.train.arguments import CUSTOM_CODE, option, parse_arguments, required
 from flip_ctr.train.launch import launch_help
 from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, score
 from flip_ctr.train.models.build import check_fields, load_click_model
-from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
+from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.outputs.results import report

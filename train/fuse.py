@@ -26,7 +26,7 @@ from flip_ctr.modeling_flip.heads_flip import FlipFusion
 from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import PRIVATE, option, parse_arguments, public_name, required
+from flip_ctr.train.arguments import CUSTOM_CODE, PRIVATE, option, parse_arguments, public_name, required
 from flip_ctr.train.loop.training_loop import (
     check_clicks,
     check_output_dir,
@@ -37,7 +37,7 @@ from flip_ctr.train.loop.training_loop import (
     score,
 )
 from flip_ctr.train.models.build import check_fields, load_click_model
-from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
+from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.warm_start import ID_SHAPE, check_same_ids, id_model_config
 from flip_ctr.train.outputs.card import training_record, write_card
 from flip_ctr.train.outputs.checkpoint import save

@@ -14,10 +14,10 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.row_files import FORMATS, file_format, lists_as_text, read_rows, write_rows
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
-from flip_ctr.train.arguments import option, parse_arguments, required
+from flip_ctr.train.arguments import CUSTOM_CODE, option, parse_arguments, required
 from flip_ctr.train.loop.training_loop import make_accelerator, score
 from flip_ctr.train.models.build import load_click_model
-from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
+from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from flip_ctr.data.datasets.table import INNER_NAMES, find_files
 from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS
-from flip_ctr.data.prepare.rules import read_time
 from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.raw_files import open_raw
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, sample
+from flip_ctr.data.readers.table_values import read_time
 
 SAMPLE_ROWS = 20_000
 NULL_WORDS = ("NULL", "null", "\\N", "NA", "N/A", "n/a", "NaN", "nan", "None")

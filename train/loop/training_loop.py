@@ -32,7 +32,6 @@ from flip_ctr.train.loop.distributed import (
     check_accelerator,
     check_launch,
     check_run,
-    is_sharded,
     prepare,
     splits_states,
 )
@@ -40,6 +39,7 @@ from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.resume import Preempted, StepCheckpoints, step_checkpoints
 from flip_ctr.train.loop.step import FiniteWatch, TrainingStep, weights_are_finite
 from flip_ctr.train.models.custom_code import import_custom_code
+from flip_ctr.train.models.whole_weights import is_sharded
 from flip_ctr.train.outputs.checkpoint import clear_reports
 from flip_ctr.train.outputs.hub import check_hub_arguments
 from flip_ctr.train.outputs.results import HISTORY_FILE, write_json

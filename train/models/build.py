@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import logging
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import OWN_DROPOUT, TrainArguments
 from flip_ctr.train.models.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.models.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
-from flip_ctr.train.outputs.run_log import logger
+
+logger = logging.getLogger("flip_ctr")
 
 # position tables of these models also hold rows for the padding offset
 OFFSET_POSITIONS = (

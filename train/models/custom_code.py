@@ -11,10 +11,6 @@ from types import ModuleType
 
 from flip_ctr.modeling_flip.tower_code_flip import package_modules
 
-CUSTOM_CODE = (
-    "Python files or modules to import first, which register what is yours: my_towers.py for an ID tower of your own"
-)
-
 
 def import_custom_code(names: list[str] | str | None) -> None:
     """Imports files (`*.py`) and modules, each once in a process.
