@@ -26,10 +26,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from bare_training import Peaks, leave, train_on
 from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser
 
+from flip_ctr.benchmarks.bare_training import Peaks, leave, train_on
 from flip_ctr.benchmarks.children import answer, measure, write_rows
 from flip_ctr.data.batches.cache import cached_split
 from flip_ctr.data.batches.collators import FlipCollator

@@ -5,7 +5,7 @@ intervals, and the training time. Drawn where matplotlib is installed (`plot` ex
 from pathlib import Path
 
 from flip_ctr.benchmarks.comparison.recipes import RECIPES
-from flip_ctr.benchmarks.comparison.tables import short, title
+from flip_ctr.benchmarks.comparison.tables import main_reference, short, title
 from flip_ctr.data.prepare.figures import pyplot, save
 from flip_ctr.train.outputs.plots import Panel, methods_figure
 
@@ -40,14 +40,14 @@ def draw(results: dict, folder: Path) -> list[str]:
 def comparison_figure(plt, comparison: dict, methods: list[dict]):
     """Differences to the reference, or where there is none the metrics themselves, and the time of all training that a
     method needs, search left out."""
-    reference = comparison["reference"]
-    panels = []
+    reference, panels = main_reference(comparison), []
+    to_it = comparison["differences"].get(reference, {})
     for metric, (name, better) in METRICS.items():
         if reference is None:
             found = [one["test"][metric] for one in methods]
         else:  # the reference has no difference to itself: a dot at 0
             itself = {"mean": 0.0, "interval": None}
-            found = [itself if one["method"] == reference else one["difference"].get(metric) for one in methods]
+            found = [itself if one["method"] == reference else to_it[one["method"]].get(metric) for one in methods]
         panels.append(
             Panel(
                 f"{name}, difference\n{better} is better" if reference else f"test {name}\n{better} is better",
