@@ -145,7 +145,6 @@ class Comparison:
             "method": method.label,
             "group": method.group,
             "baseline": method.baseline,
-            "run": method.run,
             "recipe": plan.recipe,
             "trials": self.grid.num_trials(method),
             "search": plan.search,

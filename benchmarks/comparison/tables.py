@@ -207,14 +207,15 @@ def costs(comparison: dict) -> str:
 
 
 def write_csv(results: dict, path: Path) -> None:
-    """One line for each dataset, split, method and seed."""
+    """One line for each dataset, split, method and seed; `chosen` are the values that validation chose of a search."""
     names = [f"{split}_{metric}" for split in ("validation", "test") for metric in METRICS]
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["dataset", "kind", "split", "method", "group", "seed", "trials", *names, *RUN_COSTS])
+        writer.writerow(["dataset", "kind", "split", "method", "group", "seed", "trials", "chosen", *names, *RUN_COSTS])
         for comparison in results["comparisons"]:
             for method in comparison["methods"]:
                 for run in method["runs"]:
+                    chosen = " ".join(f"{name}={run['options'][name]}" for name in method["search"])
                     measured = [run[split].get(metric) for split in ("validation", "test") for metric in METRICS]
                     writer.writerow(
                         [
@@ -225,6 +226,7 @@ def write_csv(results: dict, path: Path) -> None:
                             method["group"],
                             run["seed"],
                             method["trials"],
+                            chosen,
                             *measured,
                             *(run[name] for name in RUN_COSTS),
                         ]

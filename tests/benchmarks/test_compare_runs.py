@@ -197,7 +197,9 @@ def test_validation_chooses_among_trials(run, grid, maker, tmp_path):
     maker.noise = {"1e-2": 2.0, "1e-3": 0.5, "1e-4": 1.0}
     method = run(grid, only=["ID-only"])["comparisons"][0]["methods"][0]
     assert maker.made == ["id"] * 3
-    assert method["trials"] == 3 and method["runs"][0]["options"]["learning_rate"] == "1e-3"
+    assert method["trials"] == 3
+    with open(tmp_path / "runs" / "results" / "results.csv") as file:
+        assert [line["chosen"] for line in csv.DictReader(file)] == ["learning_rate=1e-3"]
     assert method["runs"][0]["total_seconds"] == 30.0 and method["runs"][0]["train_seconds"] == 10.0
     assert method["costs"]["seconds_to_target"] == 8.0
     both = run(grid)["comparisons"][0]["methods"][-1]
