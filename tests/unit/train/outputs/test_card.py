@@ -17,7 +17,6 @@ from flip_ctr.train import evaluate_ctr
 from flip_ctr.train.arguments import PRESETS
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.outputs import card
-from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.pretrain import PretrainArguments
 
 
@@ -225,10 +224,3 @@ def test_a_dataset_without_a_card_still_gives_one(tmp_path, dataset_dir):
     tiny.finetune(tmp_path / "data", None, tmp_path / "m")
     shown = ModelCard.load(tmp_path / "m" / "README.md")
     assert shown.data.license is None and "# FLIP_ID for ml-100k" in shown.text
-
-
-def test_reliability_of_extreme_scores_is_drawn(tmp_path):
-    import numpy as np
-
-    logits, labels = np.array([-50.0, -50.0, 50.0, 50.0, 0.0]), np.array([0, 0, 1, 1, 1])
-    assert plot_reliability(logits, labels, str(tmp_path)) and (tmp_path / "reliability.png").stat().st_size > 1000
