@@ -103,12 +103,10 @@ def make_parser(
     """A parser whose options are the fields of a dataclass, in its groups; it leaves out what is not given."""
     fields, kinds = dataclasses.fields(arguments), option_types(arguments)
     needed = [one for one in fields if one.default is one.default_factory is dataclasses.MISSING]
-    usage = " ".join(
-        ["%(prog)s", *(f"--{one.name} {_placeholder(one, kinds[one.name])}" for one in needed), "[OPTIONS]"]
-    )
+    usage = [prog or "%(prog)s", *(f"--{one.name} {_placeholder(one, kinds[one.name])}" for one in needed), "[OPTIONS]"]
     parser = OptionParser(
         prog=prog,
-        usage=usage,
+        usage=textwrap.fill(" ".join(usage), WIDTH - len("usage: "), subsequent_indent="    "),
         description=textwrap.fill(description or "", WIDTH),
         epilog=textwrap.fill(epilog or "", WIDTH),
         formatter_class=HelpFormatter,
@@ -123,7 +121,7 @@ def make_parser(
     ordered = sorted(fields, key=lambda one: (owners[one.name] is not arguments, getattr(owners[one.name], "place", 0)))
     groups: dict[str, Any] = {}
     for one in ordered:
-        title = getattr(owners[one.name], "title", "Options")
+        title = vars(owners[one.name]).get("title", "Options")
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add_option(groups[title], arguments, one, kinds[one.name], one in needed)
