@@ -293,8 +293,8 @@ class FlipMTMHead(nn.Module):
             if lacking:
                 raise ValueError(
                     f"MTM draws noise from how often each value of {', '.join(lacking)} occurs in the training rows, "
-                    "and knows "
-                    "no counts: call `model.set_feature_counts(processor.count_features(training_rows))` first."
+                    "and knows no counts: call `model.set_feature_counts(processor.count_features(training_rows))` "
+                    "first."
                 )
             # a feature that was never counted cannot be drawn; 1 keeps its log finite should a label name it
             totals = torch.repeat_interleave(high - low, torch.tensor(self.field_sizes, device=counts.device))

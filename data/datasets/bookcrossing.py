@@ -93,8 +93,7 @@ def columns_of(path, names: tuple[str, ...]) -> Callable[[str], list[str | None]
     if missing:
         raise ValueError(
             f"{path}, line 1: no column {', '.join(missing)} in {text[:200]!r}; expected the header of the original "
-            "file, "
-            f"with {SEPARATOR.join(names)} among its columns, separated by {SEPARATOR!r}."
+            f"file, with {SEPARATOR.join(names)} among its columns, separated by {SEPARATOR!r}."
         )
     places = [header.index(name) for name in names]
 

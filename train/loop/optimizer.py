@@ -270,8 +270,7 @@ class FeatureTables:
         if not weight.grad.is_sparse:
             raise ValueError(
                 f"the gradient of {name} is that of a whole table: something reads its weight, and not rows of it. "
-                "Train this "
-                "model with --embedding_optimizer dense"
+                "Train this model with --embedding_optimizer dense"
             )
         gradient = weight.grad.coalesce()
         return gradient.indices()[0], gradient.values()

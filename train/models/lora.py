@@ -169,8 +169,7 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
     except OSError as error:
         raise OSError(
             f"{name_or_path} is a LoRA adapter of {base!r}, which is neither a folder here nor on the Hub; name its "
-            "base with "
-            "--base_model_name_or_path"
+            "base with --base_model_name_or_path"
         ) from error
     other = f"{base} is not the base of the LoRA adapter {name_or_path}: its PLM has other weights"
     if from_flip:

@@ -140,8 +140,7 @@ def push_checkpoint(
         retry += ["--hub_private_repo"] * private + ["--hub_pretraining_heads"] * pretraining_heads
         raise ConnectionError(
             f"the checkpoint was not published to {repo_id}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:500]}. It is whole "
-            f"in {folder}; publish it later with: {shlex.join(retry)}"
+            f"{' '.join(str(error).split())[:500]}. It is whole in {folder}; publish it later with: {shlex.join(retry)}"
         ) from error
     logger.info(f"published: {repository}")
     return str(repository)
