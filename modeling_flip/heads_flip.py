@@ -222,8 +222,8 @@ class FlipMTMHead(nn.Module):
     """Recovers masked feature ids from `[~h_id ; c]` (the paper's MTM).
 
     `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text; without a
-    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are
-    drawn from the training counts by inversion: integers below the total, looked up in the running sum.
+    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are drawn from the training counts by
+    inversion: integers below the total, looked up in the running sum.
     """
 
     def __init__(self, config: FlipConfig, id_dim: int, text_dim: int | None):
@@ -427,8 +427,7 @@ class FlipFusion(nn.Module):
     """The joint logit `alpha * logit_id + (1 - alpha) * logit_plm` (the paper's adaptive fine-tuning).
 
     `scalar`: one alpha, a sigmoid that starts at 0.5. `gate`: each row its own alpha from both towers' states and from
-    which
-    of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
+    which of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
     scalar, which starts at 0.
     """
 

@@ -255,8 +255,8 @@ def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCT
 
 def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainArguments) -> nn.Module:
     """The model with the ID tower of `--id_model` where one is named, which stays as it is with `--id_learning_rate 0`,
-    and with what the
-    arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
+    and with what the arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says
+    what trains.
 
     Raises:
         ValueError: an argument asks for something of a PLM, and the model has none, or one without it.

@@ -2,8 +2,8 @@
 """LoRA on the PLM: low-rank updates of its projections are trained, its own weights are not; all else trains as always.
 
 A LoRA run ends in a merged checkpoint, which is like any other, or (`--lora_adapter_only`) in a folder with the
-updates, the ID
-tower and the heads, which needs its base to predict. PEFT reads that folder too: `PeftModel.from_pretrained(base,
+updates, the ID tower and the heads, which needs its base to predict. PEFT reads that folder too:
+`PeftModel.from_pretrained(base,
     folder)`.
 """
 

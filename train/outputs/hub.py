@@ -20,8 +20,7 @@ from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS,
 from flip_ctr.train.outputs.run_log import logger
 
 # What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker
-# logs and
-# files of the user stay out because they are not named here.
+# logs and files of the user stay out because they are not named here.
 PUBLISHED = (*WEIGHTS, *CODE, *PROCESSOR, RECORD, *REPORTS)
 
 
