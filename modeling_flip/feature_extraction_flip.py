@@ -4,7 +4,7 @@ of each field, or the bounds of its buckets."""
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,8 +149,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         if [bounds is not None for bounds in self.boundaries] != [field.kind == "numeric" for field in self.id_fields]:
             numeric = [field.name for field in self.id_fields if field.kind == "numeric"]
             raise ValueError(
-                f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for "
-                "the others."
+                f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for the "
+                "others."
             )
         self._tables = None
 
@@ -252,9 +252,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 state = "holds another key" if secret else "is not set"
                 raise ValueError(
                     f"column '{field}': the vocabularies of {', '.join(self.hashed_fields)} hold hashes made with a "
-                    "secret key, "
-                    f"and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or leave these "
-                    "columns null."
+                    f"secret key, and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or "
+                    "leave these columns null."
                 )
         key = self._hash_key(secret)
         return [self._hash(key, field, value) for value in values]
@@ -304,6 +303,15 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def __call__(self, rows: Any, return_tensors: str | None = None) -> BatchFeature:
         """Rows -> `feature_ids` `(rows, slots)`, an int64 array unless `return_tensors="pt"`."""
         return BatchFeature({"feature_ids": self.encode(self.read(rows))}, tensor_type=return_tensors)
+
+    def count_features(self, parts: Iterable[np.ndarray]) -> np.ndarray:
+        """How often each feature occurs in parts of feature ids `(rows, S)`: `(sum of field sizes,)`, in the order of
+        the ID tower's table."""
+        counts = [np.zeros(field.vocab_size, np.int64) for field in self.all_fields if field.on_id_side]
+        for feature_ids in parts:
+            for ids, field in zip(feature_ids.T, self.slot_fields):
+                counts[field] += np.bincount(ids, minlength=len(counts[field]))
+        return np.concatenate(counts)
 
     # --- saving and loading
 

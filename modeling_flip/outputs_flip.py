@@ -33,7 +33,7 @@ class FlipModelOutput(ModelOutput):
 @dataclass
 class FlipForPretrainingOutput(ModelOutput):
     """
-    All are scalars; those of an objective that is off are None. Accuracies are detached.
+    All but the embeddings are scalars; those of an objective that is off are None. Accuracies are detached.
 
     Args:
         loss: weighted sum of the three losses.
@@ -41,13 +41,14 @@ class FlipForPretrainingOutput(ModelOutput):
         icl_loss: symmetric InfoNCE.
         icl_accuracy: share of rows whose own counterpart is the most similar of the batch.
         mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field,
-            ranked first, or
-            among the first n where n values of the field were masked (in eval mode only: ranking costs as much as a
+            ranked first, or among the first n where n values of the field were masked (in eval mode only: ranking costs
+            as much as a
                 layer).
         mlm_shuffled_accuracy, mtm_shuffled_accuracy: the same with the other modality's rows shifted by one (in eval
             mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment. None
             where the objective does not see the other modality.
         num_mlm_targets, num_mtm_targets: how many tokens and features the means are over.
+        id_embeds, text_embeds: `(B, projection_dim)`, what ICL compares; with `reduction="sum"` only.
     """
 
     loss: torch.FloatTensor | None = None
@@ -61,6 +62,8 @@ class FlipForPretrainingOutput(ModelOutput):
     mtm_shuffled_accuracy: torch.FloatTensor | None = None
     num_mlm_targets: torch.LongTensor | None = None
     num_mtm_targets: torch.LongTensor | None = None
+    id_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
 
 
 @dataclass

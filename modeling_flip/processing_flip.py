@@ -244,6 +244,15 @@ class FlipProcessor(ProcessorMixin):
             processor.check_composition(few, range(len(rows)) if on_disk else rows, rows)
         return processor
 
+    def count_features(self, dataset: Any) -> np.ndarray:
+        """How often each feature occurs in the training rows, `(sum of field sizes,)`: what
+        [`FlipForPretraining.set_feature_counts`] takes. `dataset` as of `from_dataset`."""
+        extractor = self.feature_extractor
+        if not hasattr(dataset, "map_parts"):
+            return extractor.count_features([extractor.encode(extractor.read(dataset))])
+        names = [field.name for field in extractor.all_fields]
+        return extractor.count_features(dataset.map_parts(lambda part: extractor.encode(extractor.read(part)), names))
+
     @property
     def fields(self) -> list[dict]:
         """The fields with the sizes of their vocabularies, for `FlipConfig(fields=...)`."""
@@ -271,7 +280,7 @@ class FlipProcessor(ProcessorMixin):
 
     def value_text(self, field: FlipField, value: Value) -> str:
         """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
-        word = field.null_wording if value is None else value if isinstance(value, str) else ", ".join(value)
+        word = field.value_text(value)
         for token in self._taken_for_special:
             word = word.replace(token, f"{token[0]} {token[1:]}")
         return word
@@ -305,8 +314,7 @@ class FlipProcessor(ProcessorMixin):
             listed = ", ".join(f"{field.name} {field.max_tokens}" for field in self.text_fields)
             raise ValueError(
                 f"the prompt's template ({template} tokens) and the fields' budgets ({listed}) exceed the PLM's "
-                "maximum "
-                f"of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
+                f"maximum of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
             )
 
     def _value_tokens(self, number: int, values: Sequence[Value], budget: int) -> list[list[int]]:
@@ -374,11 +382,9 @@ class FlipProcessor(ProcessorMixin):
                 at = next((j for j, (a, b) in enumerate(zip(got, expected)) if a != b), min(len(got), len(expected)))
                 convert = self.tokenizer.convert_ids_to_tokens
                 raise ValueError(
-                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of "
-                    f"{prompt!r} is "
-                    f"{convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. "
-                    "This "
-                    "tokenizer joins text across spaces; use a PLM whose tokenizer does not."
+                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of {prompt!r} "
+                    f"is {convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. "
+                    "This tokenizer joins text across spaces; use a PLM whose tokenizer does not."
                 )
 
     # --- rows to inputs

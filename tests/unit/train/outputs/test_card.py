@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoProcessor
 import flip_ctr
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import evaluate_ctr
-from flip_ctr.train.arguments import PRESETS
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.outputs import card
 from flip_ctr.train.pretrain import PretrainArguments
@@ -70,6 +69,7 @@ def test_every_section_is_filled(cards, kind):
     assert not re.search(r"\{\{|\}\}(?!,)|\{%|\bNone\b.*\|", text.split("## Citation")[0]) and "Undefined" not in text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (folder / picture).is_file()
+    assert not re.search(r"[^\n]\n#", text.split("```")[0])  # a heading stands alone
     assert ("reliability.png" in text) == (kind != "pretraining")
     assert "a rating of at least 4 is a click" in text and "`random`, seed 42" in text
     if kind != "pretraining":
@@ -97,9 +97,9 @@ def test_only_what_differs_counts_as_changed(cls):
         "id_embedding_size": {"value": 16, "default": 32},
         "seed": {"value": 1, "default": 42},
     }
-    assert arguments(preset="paper", unk_rate=PRESETS["paper"]["unk_rate"]).changed()["preset"]["value"] == "paper"
-    secret = arguments(push_to_hub=True, hub_token="hf_secret", hub_model_id="org/m")
-    assert "hf_secret" not in str(secret.published()) and secret.changed() == {}
+    paper = arguments(preset="paper").changed()
+    assert paper["preset"]["value"] == "paper" and paper["unk_rate"] == {"value": 0.0, "default": 0.01}
+    assert arguments(push_to_hub=True, hub_model_id="org/m").changed() == {}
 
 
 def test_personal_fields_are_named(cards):
@@ -125,6 +125,23 @@ def test_the_code_of_a_card_runs(cards, kind, monkeypatch):
     with torch.no_grad():
         answer = scope["score"](scope["row"])
     assert answer["click_probability"] == pytest.approx(scope["probability"].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_says_where_the_package_comes_from(cards, kind):
+    """It is on no registry, so that `pip install flip-ctr` would fail."""
+    assert "from a clone of its repository: `pip install .`" in cards[kind][0].text
+    assert "pip install flip-ctr" not in cards[kind][0].text
+
+
+def test_a_card_shows_only_vectors_that_the_model_has(tmp_path, dataset_dir, plm):
+    """Without ICL there are no projections, and so no space that both views share."""
+    tiny.pretrain(dataset_dir, plm, tmp_path / "p", icl_weight=0.0)
+    text, scope = (tmp_path / "p" / "README.md").read_text(), {}
+    assert "views.id_hidden_state, views.text_pooled" in text and "id_embeds" not in text and "one space" not in text
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block.replace("path/or/hub-id", str(tmp_path / "p")), scope)
+    assert scope["views"].id_embeds is None and torch.isfinite(scope["views"].text_pooled).all()
 
 
 def test_every_run_in_the_chain_is_told(cards, tmp_path, dataset_dir):
