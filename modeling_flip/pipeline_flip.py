@@ -10,6 +10,7 @@ import torch
 from transformers import Pipeline
 
 from .columns_flip import is_one_row, names_by_kind
+from .fields_flip import FlipField  # noqa: F401  transformers before 5.9 copies what is imported here, and no more
 
 DEFAULT_BATCH_SIZE = 256
 # name of the score in the model's output -> its name in an answer

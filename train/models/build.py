@@ -13,7 +13,7 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
@@ -89,9 +89,7 @@ def model_settings(args: TrainArguments, names) -> dict:
 
 def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
     """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
-    names = {field.name for field in dataclasses.fields(args)} & {
-        field.name for field in dataclasses.fields(FlipConfig)
-    }
+    names = {field.name for field in dataclasses.fields(args)} & SETTINGS.keys()
     return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)) | new_tower_shape(args))
 
 
