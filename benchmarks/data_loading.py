@@ -1,8 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Memory and speed of how training gets its rows: from the mapped encoded split, and with `--streaming`.
 
-    python benchmarks/data_loading.py --dataset_dir D --model_name_or_path PLM --output_file
-    benchmarks/results/data_loading.json
+    python benchmarks/data_loading.py --dataset_dir D --model_name_or_path PLM
 
 Memory: the peak of a process that takes `finetune`'s way to its batches (splits, vocabularies, checks, encoding,
 loader) and trains some steps on them, beside that of a process that only has the model, imports no library that reads
@@ -26,10 +25,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from bare_training import Peaks, leave, train_on
 from datasets import Dataset
 from transformers import AutoTokenizer, HfArgumentParser
 
+from flip_ctr.benchmarks.bare_training import Peaks, leave, train_on
 from flip_ctr.benchmarks.children import answer, measure, write_rows
 from flip_ctr.data.batches.cache import cached_split
 from flip_ctr.data.batches.collators import FlipCollator

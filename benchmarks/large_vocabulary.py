@@ -1,7 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Cost of a training step by the size of the vocabulary, with each `--embedding_optimizer`.
 
-    python benchmarks/large_vocabulary.py --output_file benchmarks/results/large_vocabulary.json
+    python benchmarks/large_vocabulary.py
 
 Ids follow a Zipf distribution over eight fields, two of which (a user, an item) hold nearly all features. `id` is a
 fine-tuning step of the ID tower alone (DCNv2), `pretraining` one with MTM, whose output table is as large, and with a

@@ -9,16 +9,15 @@ turns batch by batch, so that a noisy machine slows both; the ratio bare / ours 
 to watch.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
+from flip_ctr.benchmarks.children import print_numbers, write_rows
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
@@ -93,10 +92,8 @@ def run(args: SpeedArguments) -> dict:
         "device": str(accelerator.device),
         "threads": torch.get_num_threads(),
     }
-    for name, value in results.items():
-        print(f"{name:<24}{value:.3f}" if isinstance(value, float) else f"{name:<24}{value}")
-    if args.output_file:
-        Path(args.output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print_numbers(results)
+    write_rows(results, args.output_file)
     return results
 
 

@@ -1,8 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What the switches of memory and speed do to a pretraining step: seconds beside the plain step's, and peak memory.
 
-    python benchmarks/training_switches.py --dataset_dir D --model_name_or_path PLM --output_file
-    benchmarks/results/training_switches.json
+    python benchmarks/training_switches.py --dataset_dir D --model_name_or_path PLM
 
 Each switch is measured in a process of its own, in which the plain step and the switched one take turns batch by batch,
 so that a noisy machine slows both. Memory is the growth of a process that trains with the switch alone, from before the

@@ -72,6 +72,12 @@ class Method:
     strategy: str
     start: str
 
+    @property
+    def group(self) -> str:
+        """Its group in the picture, see `plots.GROUPS`."""
+        baselines = {"id": "ID-only", "plm": "PLM-only", "joint": "ID+PLM"}
+        return "FLIP" if self.start == "pretrained" else baselines[self.strategy]
+
 
 METHODS = (
     Method("ID-only", "id_only", "id", "nothing"),
@@ -309,10 +315,11 @@ def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dic
         methods.append(
             {
                 "method": method.name,
+                "group": method.group,
                 "auc": warm["test_auc"],
                 "logloss": warm["test_logloss"],
                 "cold_item_auc": cold["test_auc"],
-                "cold_item_interval": interval(resampled[method.name]),
+                "cold_item_auc_interval": interval(resampled[method.name]),
                 "cold_item_logloss": cold["test_logloss"],
                 "validation_auc": warm["eval_auc"],
                 "cold_item_validation_auc": cold["eval_auc"],
@@ -350,7 +357,7 @@ def table(results: dict) -> str:
             f"{one['auc']:.4f}",
             f"{one['logloss']:.4f}",
             f"{one['cold_item_auc']:.4f}",
-            "{:.3f} to {:.3f}".format(*one["cold_item_interval"]),
+            "{:.3f} to {:.3f}".format(*one["cold_item_auc_interval"]),
         ]
         for one in results["methods"]
     ]
@@ -379,10 +386,11 @@ def draw(folder: Path, results: dict) -> list[Path]:
     """The comparison, and the curves of pretraining and of FLIP's fine-tuning; none where matplotlib is missing."""
     titles = {
         "auc": "AUC",
-        "logloss": "LogLoss (lower is better)",
-        "cold_item_auc": "AUC on items not seen in training",
+        "logloss": "LogLoss\n(lower is better)",
+        "cold_item_auc": "AUC on new items",
     }
-    if plot_comparison(results["methods"], str(folder), titles) is None:
+    note = f"New items: {results['cold_items']:,} that no training row has; lines: 95 %, resampling these items."
+    if plot_comparison(results["methods"], str(folder), titles, note) is None:
         return []
     models = folder / "models" / "random"
     for run_folder, name in (("pretrained", "curves_pretraining.png"), ("flip", "curves_finetuning.png")):

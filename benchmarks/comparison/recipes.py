@@ -27,7 +27,7 @@ from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE
 
 MODEL = "model"  # folder of the recipe's own output, inside the run's
-COMMANDS = ("pretrain", "finetune", "fuse")  # of flip-ctr, where this version has them
+COMMANDS = ("pretrain", "finetune", "fuse")  # of flip-ctr
 KEPT_RESULTS = ("train_seconds", "train_rows", "train_steps", "best_step", "best_epoch", "num_processes")
 
 
@@ -186,7 +186,7 @@ def _other(name: str, arguments: type, run: Callable[[Any, Path], dict], library
 
 
 RECIPES: dict[str, Recipe] = {
-    **{name: _command(name) for name in COMMANDS if name in cli.COMMANDS},
+    **{name: _command(name) for name in COMMANDS},
     "average": _other("average", AverageArguments, average),
     "fuxictr": _other("fuxictr", peers_fuxictr.FuxiCTRArguments, peers_fuxictr.run, "fuxictr"),
     "deepctr": _other("deepctr", peers_deepctr.DeepCTRArguments, peers_deepctr.run, "deepctr-torch"),

@@ -112,7 +112,7 @@ def test_demo_writes_table_pictures_and_checkpoint(finished):
     assert json.loads((folder / "results.json").read_text()) == results
     assert [one["method"] for one in results["methods"]] == [method.name for method in METHODS]
     for one in results["methods"]:
-        low, high = one["cold_item_interval"]
+        low, high = one["cold_item_auc_interval"]
         assert 0 <= one["auc"] <= 1 and one["logloss"] > 0 and low <= high
     for name in ("curves_pretraining.png", "curves_finetuning.png", "comparison.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")

@@ -89,7 +89,7 @@ def model_settings(args: TrainArguments, names) -> dict:
 
 def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
     """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
-    names = {field.name for field in dataclasses.fields(args)} & SETTINGS.keys()
+    names = {field.name for field in dataclasses.fields(args)} & set(SETTINGS)
     return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)) | new_tower_shape(args))
 
 

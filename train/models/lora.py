@@ -24,9 +24,8 @@ from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
-from flip_ctr import modeling_flip
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
-from flip_ctr.modeling_flip.modeling_flip import FlipPreTrainedModel
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.train.arguments import TrainArguments, public_name
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -163,7 +162,7 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
         )
     kwargs.setdefault("dtype", torch.float32)  # as in training; else the PLM alone would have its checkpoint's
     config = FlipConfig.from_pretrained(name_or_path)
-    cls = getattr(modeling_flip, config.architectures[0])
+    cls = {one.__name__: one for one in (FlipForCTR, FlipForPretraining)}[config.architectures[0]]
     try:
         from_flip = is_flip_checkpoint(base)
     except OSError as error:

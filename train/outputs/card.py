@@ -5,9 +5,11 @@
 import json
 import math
 import os
+import re
 from importlib.resources import files
 
 import accelerate
+import jinja2
 import torch
 import transformers
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
@@ -28,7 +30,6 @@ from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
 
 CARD, RECORD = "README.md", "training_args.json"
 PLACEHOLDER = "path/or/hub-id"  # stands for the repository until a checkpoint has one
-PAPER = "https://arxiv.org/abs/2310.19453"
 STRATEGIES = {
     "id": "FLIP_ID: the ID tower alone predicts; no language model is needed to serve it",
     "plm": "FLIP_PLM: the language model alone predicts, from the row as a sentence",
@@ -84,14 +85,6 @@ PICTURES = {
     ),
 }
 UNKNOWN: dict = {}  # in place of a pretraining's arguments: there may have been one
-CITATION = """@inproceedings{wang2024flip,
-  title     = {{FLIP}: Fine-grained Alignment between ID-based Models and Pretrained Language Models
-               for {CTR} Prediction},
-  author    = {Wang, Hangyu and Lin, Jianghao and Li, Xiangyang and Chen, Bo and Zhu, Chenxu
-               and Tang, Ruiming and Zhang, Weinan and Yu, Yong},
-  booktitle = {Proceedings of the 18th ACM Conference on Recommender Systems (RecSys)},
-  year      = {2024}
-}"""
 
 
 # --- the record of training
@@ -154,31 +147,51 @@ def write_card(
     data = _dataset_facts(dataset_dir, schema)
     # GAUC is NaN where no user has both classes
     results = {name: value for name, value in results.items() if math.isfinite(value)}
-    parts = {
+    core, extractor = model.base_model, processor.feature_extractor
+    facts = {
+        "card_data": _metadata(model, record, schema, data, results).to_yaml(),
         "title": _title(model, data),
-        "summary": _summary(model, record),
+        "recipe": record["recipe"],
+        "strategy": model.config.strategy if isinstance(model, FlipForCTR) else None,
+        "has_id_tower": core.id_tower is not None,
+        "has_plm": core.text_encoder is not None,
+        "has_projections": core.id_projection is not None,
+        "tower": _tower(model),
+        "plm": _plm(model, record) if core.text_encoder is not None else None,
+        "plm_name": record["plm"],
         "metrics_table": _metrics(results),
-        "metrics_note": _metrics_note(record, results),
+        "own_mlm_vocabulary": record["arguments"].get("mlm_vocabulary") == "dataset",
+        "shuffled": any(name.endswith("shuffled_accuracy") for name in results),
         "pictures": [
             {"file": file, "alt": alt, "caption": caption}
             for file, (alt, caption) in PICTURES.items()
             if os.path.isfile(os.path.join(folder, file))
         ],
-        "use": _use(folder, model, processor, rows),
+        "repository": PLACEHOLDER,
+        "task": PIPELINE_TASK,
+        "own_tower": _own_tower_file(folder),
+        "is_adapter": os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)),
+        "row": _example_code(processor, rows),
         "model_table": _model_table(model, record),
         "data": _data(schema, data, results, record["recipe"] == "fuse"),
         "fields_table": _fields_table(processor),
         "training": _training(record, results),
-        "limits": _limits(model, processor),
-        "licence": _licence(data, record, model),
-        "citation": CITATION,
+        "users": _fields_of_users(model, processor),
+        "has_users": any(field.entity == "user" for field in extractor.all_fields),
+        "secret_key": bool(extractor.hash_check),
+        "dataset": data["title"],
+        "licence": {name: data.get(name) for name in ("license", "license_name", "license_link")},
+        **_origin(model, record),
     }
-    template = files("flip_ctr").joinpath("model_cards", "template.md")
-    card = ModelCard.from_template(
-        _metadata(model, record, schema, data, results), template_str=template.read_text("utf-8"), **parts
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(files("flip_ctr").joinpath("model_cards")),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
+    text = re.sub(r"\n{3,}", "\n\n", templates.get_template("template.md").render(facts))
     path = os.path.join(folder, CARD)
-    card.save(path)
+    ModelCard(text).save(path)
     return path
 
 
@@ -211,74 +224,26 @@ def _title(model: FlipPreTrainedModel, data: dict) -> str:
     return f"{name} for {data['title']}"
 
 
-def _summary(model: FlipPreTrainedModel, record: dict) -> str:
-    if not isinstance(model, FlipForCTR):
-        return _pretraining_summary(model, record)
-    towers = {
-        "id": lambda: f"An ID-based click model ({_tower(model)})",
-        "plm": lambda: f"A click model on a language model ({_plm(model, record)})",
-        "joint": lambda: f"A click model of an ID tower ({_tower(model)}) and a language model ({_plm(model, record)})",
-        "frozen": lambda: (
-            f"An ID-based click model ({_tower(model)}) with text embeddings of a language model "
-            f"({_plm(model, record)})"
-        ),
-    }
-    return (
-        f"{towers[model.config.strategy]()}{_origin(model, record)}. It predicts the probability of a click from a "
-        "row of plain columns."
-    )
-
-
-def _origin(model: FlipForCTR, record: dict) -> str:
-    """What pretraining the towers of a click model come from."""
-    strategy, start = model.config.strategy, record["started_from"]
+def _origin(model: FlipPreTrainedModel, record: dict) -> dict:
+    """What pretraining the towers come from: for each tower that predicts `none`, `own` (view), `aligned` or
+    `unknown`; of a pretrained model what its own objectives did."""
     arguments = record["arguments"]
-    if start is None and record["plm"] is None and (arguments.get("model_name_or_path") or arguments.get("plm_model")):
-        return ", fine-tuned from a FLIP checkpoint that does not say how it was made"
-    of_text, of_ids = _pretraining_arguments(start), _tower_pretraining(record)
-    parts = {"id": [of_ids], "plm": [of_text], "joint": [of_text, of_ids], "frozen": []}[strategy]
-    if parts == [UNKNOWN]:
-        return ", its ID tower from a checkpoint that does not say how it was made"
-    if not any(one is not None for one in parts):
-        return f", trained without FLIP's pretraining ([paper]({PAPER}))"
-    if all(one is not None and one is not UNKNOWN and _objectives(one).aligns for one in parts):
-        return f", aligned in pretraining by [FLIP]({PAPER})"
-    if len(parts) == 1:
-        return ", pretrained without labels on its own view"
-
-    def how(one: dict | None) -> str:
-        if one is UNKNOWN:
-            return "from a checkpoint that does not say how it was made"
-        return (
-            "not pretrained"
-            if one is None
-            else "aligned with the other view"
-            if _objectives(one).aligns
-            else "pretrained on its own view"
-        )
-
-    return f", the language model {how(of_text)} and the ID tower {how(of_ids)}"
+    if not isinstance(model, FlipForCTR):
+        locked = arguments.get("id_learning_rate") == 0
+        return {"objectives_align": _objectives(arguments).aligns, "tower_locked": locked}
+    given = arguments.get("model_name_or_path") or arguments.get("plm_model")
+    of = {"id": _tower_pretraining(record), "plm": _pretraining_arguments(record["started_from"])}
+    towers = {"id": ("id",), "plm": ("plm",), "joint": ("id", "plm"), "frozen": ()}[model.config.strategy]
+    return {
+        "start_unknown": record["started_from"] is None and record["plm"] is None and bool(given),
+        "pretraining": {tower: _kind_of_pretraining(of[tower]) for tower in towers},
+    }
 
 
-def _pretraining_summary(model: FlipPreTrainedModel, record: dict) -> str:
-    start = "The start of fine-tuning for click prediction"
-    if model.base_model.text_encoder is None:
-        return (
-            f"An ID tower ({_tower(model)}) trained to recover masked ids of a row from its other ids (MAP), "
-            f"without labels. {start}."
-        )
-    if model.base_model.id_tower is None:
-        return (
-            f"A language model ({record['plm']}) trained on rows as sentences by masked language modelling, "
-            f"without labels. {start}."
-        )
-    how = f"aligned on the same rows without labels, by [FLIP]({PAPER})"
-    if not _objectives(record["arguments"]).aligns:
-        how = "pretrained on the same rows without labels, each on its own view"
-    elif record["arguments"].get("id_learning_rate") == 0:
-        how += ": the language model was aligned to the ID tower, which stayed as it was"
-    encoder = ", and an encoder of rows from either view" if model.base_model.id_projection is not None else ""
-    return f"An ID tower ({_tower(model)}) and a language model ({record['plm']}) {how}. {start}{encoder}."
+def _kind_of_pretraining(arguments: dict | None) -> str:
+    if arguments is UNKNOWN:
+        return "unknown"
+    return "none" if arguments is None else "aligned" if _objectives(arguments).aligns else "own"
 
 
 def _pretraining_arguments(record: dict | None) -> dict | None:
@@ -333,27 +298,6 @@ def _metrics(results: dict) -> str:
     return markdown_table(["validation", "true rows", "shuffled rows"], rows)
 
 
-def _metrics_note(record: dict, results: dict) -> str:
-    if record["recipe"] == "fuse":
-        return (
-            "The towers are those of two runs; the weight of each was fitted on validation, whose numbers are "
-            "cross-fitted: each row's "
-            "weights were fitted on the rows of other users. The test split was scored once."
-        )
-    if record["recipe"] != "pretrain":
-        return (
-            "One run with one seed. The checkpoint is the one with the best AUC − LogLoss on validation; the test "
-            "split was "
-            "scored once, with that checkpoint."
-        )
-    share = "Share of masked tokens and ids that are recovered"
-    if record["arguments"].get("mlm_vocabulary") == "dataset":
-        share += " (tokens among those that occur in the training prompts)"
-    if not any(name.endswith("shuffled_accuracy") for name in results):
-        return f"{share}."
-    return f"{share}, with the other view's true rows and with those of another row. Only the gap is alignment."
-
-
 def _example_row(processor: FlipProcessor, rows: SplitRows) -> dict:
     """A row to try: a common item as a training row has it; of users, none of whom is an example, the commonest
     value of each field, and no id."""
@@ -392,96 +336,10 @@ def _own_tower_file(folder: str) -> str | None:
         return None
 
 
-def _use(folder: str, model: FlipPreTrainedModel, processor: FlipProcessor, rows: SplitRows) -> str:
+def _example_code(processor: FlipProcessor, rows: SplitRows) -> str:
     pairs = [f"{json.dumps(name)}: {_literal(value)}" for name, value in _example_row(processor, rows).items()]
     row = f"row = {{{', '.join(pairs)}}}"
-    if len(row) > 120:
-        row = "row = {" + ",\n       ".join(pairs) + "}"
-    tower = _own_tower_file(folder)
-    custom = f" --custom_code {tower}" if tower else ""
-    with_package = (
-        f"With `pip install flip-ctr` and a copy of `{tower}`, its ID tower, which is not part of flip-ctr, a file of "
-        "rows:"
-        if tower
-        else "After `pip install flip-ctr` and `import flip_ctr`, neither needs `trust_remote_code`. A file of rows:"
-    )
-    if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
-        of_adapter = (
-            f"""from flip_ctr.train.models.custom_code import import_custom_code
-import_custom_code("{tower}")    # its ID tower: a copy of that file here
-"""
-            if tower
-            else ""
-        )
-        return f"""This folder is a LoRA adapter with the ID tower and the heads: it needs its base, and `pip install
-flip-ctr`.
-
-```python
-import flip_ctr
-{of_adapter}from flip_ctr.train.models.lora import load_adapter
-from transformers import AutoProcessor
-
-model = load_adapter("{PLACEHOLDER}").eval()    # base_model_name_or_path=... where the base is a folder of yours
-processor = AutoProcessor.from_pretrained("{PLACEHOLDER}")
-
-{row}
-output = model(**processor([row]))
-```"""
-    if not isinstance(model, FlipForCTR):
-        aligned = model.config.icl_weight > 0
-        core = model.base_model
-        views = (
-            "views.id_embeds, views.text_embeds    # both views of the row, in one space"
-            if aligned
-            else "views.id_hidden_state    # the ids of the row"
-            if core.text_encoder is None
-            else "views.text_pooled    # the text of the row"
-            if core.id_tower is None
-            else "views.id_hidden_state, views.text_pooled    # the two views of the row"
-        )
-        return f"""Fine-tune it with `flip-ctr finetune{custom} --model_name_or_path {PLACEHOLDER} …`, or take the
-rows' embeddings:
-
-```python
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("{PLACEHOLDER}", trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained("{PLACEHOLDER}", trust_remote_code=True)
-
-{row}
-views = getattr(model, "flip", model)(**processor(row))
-{views}
-```
-
-The heads of masked language and masked tabular modelling are in this repository only if its publisher asked for that:
-they can
-return a user's demographics from an id."""
-    return f"""With nothing but transformers and torch (`trust_remote_code=True` runs the code of this repository;
-read it first):
-
-```python
-from transformers import pipeline
-
-score = pipeline("{PIPELINE_TASK}", model="{PLACEHOLDER}", trust_remote_code=True)
-{row}
-score(row)    # or a list of rows, a pandas frame, a datasets dataset
-```
-
-or step by step:
-
-```python
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("{PLACEHOLDER}", trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained("{PLACEHOLDER}", trust_remote_code=True)
-probability = model(**processor([row])).logits.sigmoid()    # (rows, 1)
-```
-
-{with_package}
-`flip-ctr predict{custom} --model_name_or_path {PLACEHOLDER} --input rows.csv --output scores.parquet`.
-
-Values that were not in the training rows are unknown to the ID
-tower{"" if processor.id_only else " and plain words to the language model"}; a null is allowed."""
+    return row if len(row) <= 120 else "row = {" + ",\n       ".join(pairs) + "}"
 
 
 def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
@@ -596,73 +454,22 @@ def _training(record: dict, results: dict) -> str:
     return "\n\n".join(text)
 
 
-def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
-    extractor, core = processor.feature_extractor, model.base_model
-    users = [field for field in extractor.all_fields if field.entity == "user"]
+def _fields_of_users(model: FlipPreTrainedModel, processor: FlipProcessor) -> dict[str, str]:
+    """The user's fields by what a checkpoint holds of their values; each a list for a sentence, empty where none is."""
+    hashed_fields = processor.feature_extractor.hashed_fields
+    users = [field for field in processor.feature_extractor.all_fields if field.entity == "user"]
     on_id_side = [field for field in users if field.on_id_side]
-    stored = [
-        f"`{field.name}`" for field in on_id_side if field.has_vocabulary and field.name not in extractor.hashed_fields
-    ]
-    buckets = [f"`{field.name}`" for field in on_id_side if not field.has_vocabulary and field.kind != "numeric"]
-    numeric = [f"`{field.name}` ({BOUNDS[field.bucketing]})" for field in on_id_side if field.kind == "numeric"]
-    hashed = [f"`{field.name}`" for field in users if field.name in extractor.hashed_fields]
-    prompted = [f"`{field.name}`" for field in users if field.on_text_side] if core.text_encoder is not None else []
-    lines = []
-    if stored:
-        lines.append(
-            "* The vocabulary, in `processor_config.json`, lists the values of these fields of users: "
-            f"{', '.join(stored)}."
-        )
-    if hashed:
-        secret = (
-            "with a secret key that is not here"
-            if extractor.hash_check
-            else ("with a key that is published beside them, so that a guessed value can be tested")
-        )
-        lines.append(
-            f"* Of these fields of users the vocabulary holds hashes only: {', '.join(hashed)}, made {secret}."
-        )
-    if buckets:
-        lines.append(
-            "* Of these fields of users no value is stored, on the ID side they are hashed into buckets: "
-            f"{', '.join(buckets)}. Whoever "
-            "guesses a value can compute its bucket."
-        )
-    if numeric:
-        lines.append(
-            "* Of these fields of users only bounds of buckets over all training rows are stored: "
-            f"{', '.join(numeric)}."
-        )
-    if prompted:
-        how = "was not trained on" if model.config.text_is_field else "was trained on"
-        lines.append(
-            f"* The prompt of a row contains these fields of users: {', '.join(prompted)}. The language model {how} "
-            "such prompts."
-        )
-    if not users:
-        lines.append("* No field describes a user.")
-    lines += [
-        "* It was trained on the rows described above and predicts clicks as defined there. On other populations, "
-        "catalogues or times its "
-        "probabilities are not calibrated until you have checked them.",
-        "* Where demographics are among the fields, predictions depend on them. Check what that means before people "
-        "are affected.",
-    ]
-    return "\n".join(lines)
-
-
-def _licence(data: dict, record: dict, model: FlipPreTrainedModel) -> str:
-    text = "The code in this repository is under the Apache License 2.0."
-    if data.get("license") == "other":
-        text += (
-            f" The model was trained on {data['title']}, whose own terms ([{data.get('license_name', 'licence')}]"
-            f"({data.get('license_link', '')})) say what may be done with the data and what is made from them."
-        )
-    elif data.get("license"):
-        text += f" The training data are under `{data['license']}`."
-    if record["plm"] and model.base_model.text_encoder is not None:
-        text += f" The language model {record['plm']} has its own licence."
-    return text
+    kinds = {
+        "stored": [f for f in on_id_side if f.has_vocabulary and f.name not in hashed_fields],
+        "hashed": [f for f in users if f.name in hashed_fields],
+        "buckets": [f for f in on_id_side if not f.has_vocabulary and f.kind != "numeric"],
+        "numeric": [f for f in on_id_side if f.kind == "numeric"],
+        "prompted": [f for f in users if f.on_text_side and model.base_model.text_encoder is not None],
+    }
+    return {
+        kind: ", ".join(f"`{f.name}`" + (f" ({BOUNDS[f.bucketing]})" if kind == "numeric" else "") for f in listed)
+        for kind, listed in kinds.items()
+    }
 
 
 def _metadata(

@@ -17,7 +17,6 @@ from flip_ctr.train import evaluate_ctr
 from flip_ctr.train.arguments import PRESETS
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.outputs import card
-from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.pretrain import PretrainArguments
 
 
@@ -71,6 +70,7 @@ def test_every_section_is_filled(cards, kind):
     assert not re.search(r"\{\{|\}\}(?!,)|\{%|\bNone\b.*\|", text.split("## Citation")[0]) and "Undefined" not in text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (folder / picture).is_file()
+    assert not re.search(r"[^\n]\n#", text.split("```")[0])  # a heading stands alone
     assert ("reliability.png" in text) == (kind != "pretraining")
     assert "a rating of at least 4 is a click" in text and "`random`, seed 42" in text
     if kind != "pretraining":
@@ -126,6 +126,23 @@ def test_the_code_of_a_card_runs(cards, kind, monkeypatch):
     with torch.no_grad():
         answer = scope["score"](scope["row"])
     assert answer["click_probability"] == pytest.approx(scope["probability"].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_says_where_the_package_comes_from(cards, kind):
+    """It is on no registry, so that `pip install flip-ctr` would fail."""
+    assert "from a clone of its repository: `pip install .`" in cards[kind][0].text
+    assert "pip install flip-ctr" not in cards[kind][0].text
+
+
+def test_a_card_shows_only_vectors_that_the_model_has(tmp_path, dataset_dir, plm):
+    """Without ICL there are no projections, and so no space that both views share."""
+    tiny.pretrain(dataset_dir, plm, tmp_path / "p", icl_weight=0.0)
+    text, scope = (tmp_path / "p" / "README.md").read_text(), {}
+    assert "views.id_hidden_state, views.text_pooled" in text and "id_embeds" not in text and "one space" not in text
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block.replace("path/or/hub-id", str(tmp_path / "p")), scope)
+    assert scope["views"].id_embeds is None and torch.isfinite(scope["views"].text_pooled).all()
 
 
 def test_every_run_in_the_chain_is_told(cards, tmp_path, dataset_dir):
@@ -225,10 +242,3 @@ def test_a_dataset_without_a_card_still_gives_one(tmp_path, dataset_dir):
     tiny.finetune(tmp_path / "data", None, tmp_path / "m")
     shown = ModelCard.load(tmp_path / "m" / "README.md")
     assert shown.data.license is None and "# FLIP_ID for ml-100k" in shown.text
-
-
-def test_reliability_of_extreme_scores_is_drawn(tmp_path):
-    import numpy as np
-
-    logits, labels = np.array([-50.0, -50.0, 50.0, 50.0, 0.0]), np.array([0, 0, 1, 1, 1])
-    assert plot_reliability(logits, labels, str(tmp_path)) and (tmp_path / "reliability.png").stat().st_size > 1000
