@@ -75,63 +75,58 @@ PARTS += ["mlm_shuffled_accuracy", "mtm_shuffled_accuracy"]
 
 class FlipConfig(PreTrainedConfig):
     r"""
-        Configuration of [`FlipModel`], [`FlipForPretraining`] and [`FlipForCTR`].
+    Configuration of [`FlipModel`], [`FlipForPretraining`] and [`FlipForCTR`].
 
-        Args:
-            text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the PLM; `None` for an ID-only model.
-            fields (`list[dict]`): the fields of a row in order, see [`FlipField`]; those on the ID side need a
-                `vocab_size`.
-            id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `lr`, `fm`, `afm`, `widedeep`, `deepfm`, `pnn`,
-                `fibinet`, `dcn`, `dcnv2`, `gdcn`, `xdeepfm`, `autoint`, `afn`, `masknet`, `finalmlp`, or one that
-                `register_id_tower` has named.
-            id_embedding_size (`int`, defaults to 32): size of a feature embedding.
-            id_hidden_dims (`list[int]`, defaults to `[300, 300, 128]`): layers of the tower's DNN.
-            id_dropout (`float`, defaults to 0.0): dropout inside the ID tower's DNN.
-            id_embedding_dropout (`float`, defaults to 0.0): dropout on the feature embeddings.
-            id_tower_kwargs (`dict`, *optional*): arguments of that tower alone (its class documents them).
-            id_initializer_range (`float`, defaults to 0.02): standard deviation of new feature embeddings.
-            initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
-            text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the
-                tokens.
-    <<<<<<< HEAD
-            mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses. A weight
-                of 0 builds no head.
-    =======
-            mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses.
-                A weight of 0 builds no head.
-    >>>>>>> docs
-            mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1:
-                plain masked language modelling.
-            mtm_text_dropout (`float`, defaults to 0.0): share of the rows whose text MTM does not see while training, so
-                that masked ids are recovered from the other ids; 1: never (MAP, plain self-supervision). A tower that no
-                objective uses is not built.
-            mtm_num_noise (`int`, defaults to 25): noise features per target of noise-contrastive estimation, k.
-            mtm_noise (`str`, defaults to `"field"`): noise is drawn from the target's own field, or `global` (the paper's).
-            mtm_embedding_size (`int`, defaults to 32): size of the output embeddings of MTM.
-            mtm_full_softmax_size (`int`, defaults to 128): fields with at most so many values use the full softmax instead
-                of noise; not with `mtm_noise="global"`.
-            projection_dim (`int`, defaults to 128): size of the space in which ICL compares rows.
-            projection_dropout (`float`, defaults to 0.2): dropout of the two projections.
-            icl_similarity (`str`, defaults to `"cosine"`): `cosine` with a learnable scale, as CLIP, or `dot`: inner
-                products of the LayerNormed projections over a fixed temperature (the release).
-            icl_temperature (`float`, *optional*): start of the temperature (cosine: 0.07) or the fixed one (dot: 0.7).
-            icl_max_scale (`float`, defaults to 100.0): upper bound of the learnable scale, 1 / temperature.
-            strategy (`str`, defaults to `"joint"`): which towers of [`FlipForCTR`] predict: `id`, `plm` or `joint`; or
-                `frozen`: the ID tower, with the pooled state of a frozen PLM as one more field (a text embedding in a CTR
-                model).
-            fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`,
-                or the `raw` unbounded scalar of the release, which starts at 0.
-            classifier_dropout (`float`, defaults to 0.0): dropout before the PLM's linear click layer.
+    Args:
+        text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the PLM; `None` for an ID-only model.
+        fields (`list[dict]`): the fields of a row in order, see [`FlipField`]; those on the ID side need a
+            `vocab_size`.
+        id_tower (`str`, defaults to `"dcnv2"`): ID-based backbone: `lr`, `fm`, `afm`, `widedeep`, `deepfm`, `pnn`,
+            `fibinet`, `dcn`, `dcnv2`, `gdcn`, `xdeepfm`, `autoint`, `afn`, `masknet`, `finalmlp`, or one that
+            `register_id_tower` has named.
+        id_embedding_size (`int`, defaults to 32): size of a feature embedding.
+        id_hidden_dims (`list[int]`, defaults to `[300, 300, 128]`): layers of the tower's DNN.
+        id_dropout (`float`, defaults to 0.0): dropout inside the ID tower's DNN.
+        id_embedding_dropout (`float`, defaults to 0.0): dropout on the feature embeddings.
+        id_tower_kwargs (`dict`, *optional*): arguments of that tower alone (its class documents them).
+        id_initializer_range (`float`, defaults to 0.02): standard deviation of new feature embeddings.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
+        text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the
+            tokens.
+        mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses. A weight
+            of 0 builds no head.
+        mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1:
+            plain masked language modelling.
+        mtm_text_dropout (`float`, defaults to 0.0): share of the rows whose text MTM does not see while training, so
+            that masked ids are recovered from the other ids; 1: never (MAP, plain self-supervision). A tower that no
+            objective uses is not built.
+        mtm_num_noise (`int`, defaults to 25): noise features per target of noise-contrastive estimation, k.
+        mtm_noise (`str`, defaults to `"field"`): noise is drawn from the target's own field, or `global` (the paper's).
+        mtm_embedding_size (`int`, defaults to 32): size of the output embeddings of MTM.
+        mtm_full_softmax_size (`int`, defaults to 128): fields with at most so many values use the full softmax instead
+            of noise; not with `mtm_noise="global"`.
+        projection_dim (`int`, defaults to 128): size of the space in which ICL compares rows.
+        projection_dropout (`float`, defaults to 0.2): dropout of the two projections.
+        icl_similarity (`str`, defaults to `"cosine"`): `cosine` with a learnable scale, as CLIP, or `dot`: inner
+            products of the LayerNormed projections over a fixed temperature (the release).
+        icl_temperature (`float`, *optional*): start of the temperature (cosine: 0.07) or the fixed one (dot: 0.7).
+        icl_max_scale (`float`, defaults to 100.0): upper bound of the learnable scale, 1 / temperature.
+        strategy (`str`, defaults to `"joint"`): which towers of [`FlipForCTR`] predict: `id`, `plm` or `joint`; or
+            `frozen`: the ID tower, with the pooled state of a frozen PLM as one more field (a text embedding in a CTR
+            model).
+        fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`,
+            or the `raw` unbounded scalar of the release, which starts at 0.
+        classifier_dropout (`float`, defaults to 0.0): dropout before the PLM's linear click layer.
 
-        Raises:
-            ValueError: a value is not among the allowed ones; the message names it and them.
+    Raises:
+        ValueError: a value is not among the allowed ones; the message names it and them.
 
-        Example:
+    Example:
 
-        ```python
-        >>> from flip_ctr import FlipConfig
-        >>> config = FlipConfig(fields=[{"name": "movie_id", "entity": "item", "vocab_size": 1686}])  # ID-only
-        ```
+    ```python
+    >>> from flip_ctr import FlipConfig
+    >>> config = FlipConfig(fields=[{"name": "movie_id", "entity": "item", "vocab_size": 1686}])  # ID-only
+    ```
     """
 
     model_type = "flip"
