@@ -18,37 +18,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
 
 from flip_ctr.benchmarks.comparison.grid import Dataset, GridError, Split, load_grid
 from flip_ctr.benchmarks.comparison.pictures import draw
 from flip_ctr.benchmarks.comparison.runs import Data, RunFailed, Workshop
 from flip_ctr.benchmarks.comparison.summary import Comparison
 from flip_ctr.benchmarks.comparison.tables import tables, write_csv
-from flip_ctr.train.arguments import option, required
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 
 
 @dataclass
-class CompareArguments:
-    grid: str = required("YAML file that says what is compared")
-    output_dir: str = required("folder for dataset folders and runs")
+class CompareArguments(Options):
+    grid: str = required("YAML file that says what is compared", path=True)
+    output_dir: str = required("folder for dataset folders and runs", path=True)
     results_dir: str | None = option(
-        None, "folder for table.md, results.csv and a picture a comparison; `results` in the output folder"
+        None, "folder for table.md, results.csv and a picture a comparison; `results` in the output folder", path=True
     )
-    set: list[str] = option([], "NAME=VALUE: values of the grid's settings", nargs="+")
-    only: list[str] = option([], "labels of the methods to compare; all when not given", nargs="+")
-    splits: list[str] = option([], "splits to compare on, e.g. random-42 cold_items-42; all when not given", nargs="+")
+    set: list[str] = option([], "NAME=VALUE: values of the grid's settings")
+    only: list[str] = option([], "labels of the methods to compare; all when not given")
+    splits: list[str] = option([], "splits to compare on, e.g. random-42 cold_items-42; all when not given")
     reference: list[str] = option(
         [],
         "labels of the methods that differences are to, the picture's first; the best baseline on validation when not "
         "given",
-        nargs="+",
     )
     jobs: int = option(
         1, "splits to work on at a time; each run gets its share of the cores, where OMP_NUM_THREADS says nothing else"
     )
     peer_python: str = option(
-        sys.executable, "Python interpreter that has the other libraries; this one when not given"
+        sys.executable, "Python interpreter that has the other libraries; this one when not given", path=True
     )
     bootstrap_samples: int = option(2000, "samples of users for the intervals")
     delete_weights: bool = option(False, "delete the weights of finished runs that no other run needs")
@@ -158,7 +157,7 @@ def run(args: CompareArguments) -> dict:
 
 
 def main() -> int:
-    (args,) = HfArgumentParser(CompareArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
+    args = parse_arguments(CompareArguments, description=__doc__.split("\n")[0])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the runs in progress are ended too
     try:
         results = run(args)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from transformers import HfArgumentParser
 
 from flip_ctr.benchmarks.children import write_rows
 from flip_ctr.data.prepare.dataset_folder import markdown_table
-from flip_ctr.train.arguments import option, required
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 
 # the default form of each tower, and its other ones
 FORMS = {
@@ -56,15 +56,15 @@ FORMS = {
 
 
 @dataclass
-class TowerArguments:
-    dataset_dir: str = required("dataset folder")
-    output_dir: str = required("folder for the runs")
+class TowerArguments(Options):
+    dataset_dir: str = required("dataset folder", path=True)
+    output_dir: str = required("folder for the runs", path=True)
     seed: int = option(42, "seed of initialisation and order")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 def main() -> None:
-    (args,) = HfArgumentParser(TowerArguments).parse_args_into_dataclasses()
+    args = parse_arguments(TowerArguments)
     rows = []
     for form, kwargs in FORMS.items():
         folder = Path(args.output_dir) / form.replace(", ", "-").replace(" ", "-")

@@ -15,15 +15,16 @@ import time
 from dataclasses import dataclass
 
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, print_numbers, write_rows
-from flip_ctr.train.arguments import option, parse_arguments, required
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 
 
 @dataclass
-class SpeedArguments:
-    data_dir: str = required("folder with the raw files of MovieLens-1M")
+class SpeedArguments(Options):
+    data_dir: str = required("folder with the raw files of MovieLens-1M", path=True)
     engine: str = option("duckdb", "engine of prepare", choices=["duckdb", "pyspark"])
     turns: int = option(3, "how often each runs")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 def prepare(data_dir: str, output_dir: str, engine: str) -> dict:

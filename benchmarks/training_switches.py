@@ -14,17 +14,18 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from transformers import HfArgumentParser
 
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.arguments import OWN_DROPOUT, option, required
+from flip_ctr.train.arguments import OWN_DROPOUT
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
 from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 from flip_ctr.train.pretrain import PretrainArguments
 
 WARM_UP = 3
@@ -53,12 +54,12 @@ SWITCHES = {
 
 
 @dataclass
-class SwitchArguments:
-    dataset_dir: str = required("dataset folder")
-    model_name_or_path: str = required("the PLM")
+class SwitchArguments(Options):
+    dataset_dir: str = required("dataset folder", path=True)
+    model_name_or_path: str = required("the PLM", model=True)
     batch_size: int = option(64, "rows of a step")
     num_batches: int = option(10, "steps to time")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 class Run:
@@ -139,4 +140,4 @@ def run(args: SwitchArguments) -> list[dict]:
 
 if __name__ == "__main__":
     if not answer(child):
-        run(HfArgumentParser(SwitchArguments).parse_args_into_dataclasses()[0])
+        run(parse_arguments(SwitchArguments))

@@ -231,6 +231,10 @@ class FlipField:
         """Columns that the field takes in `feature_ids` where it is on the ID side."""
         return self.max_values if self.is_multi_valued else 1
 
+    def value_text(self, value: str | tuple[str, ...] | None) -> str:
+        """A canonical value in words."""
+        return self.null_wording if value is None else value if isinstance(value, str) else ", ".join(value)
+
     @property
     def has_vocabulary(self) -> bool:
         """Whether the field's ids stand for values from a vocabulary (where it is on the ID side), and not for

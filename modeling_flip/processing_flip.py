@@ -280,7 +280,7 @@ class FlipProcessor(ProcessorMixin):
 
     def value_text(self, field: FlipField, value: Value) -> str:
         """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
-        word = field.null_wording if value is None else value if isinstance(value, str) else ", ".join(value)
+        word = field.value_text(value)
         for token in self._taken_for_special:
             word = word.replace(token, f"{token[0]} {token[1:]}")
         return word

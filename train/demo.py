@@ -5,7 +5,7 @@
     flip-ctr demo --dataset ml-100k --data_dir ml-100k.zip --model_name_or_path PLM --output_dir runs/ml-100k
 
 It prepares a random and a cold-item split, and on each it pretrains, fine-tunes the three strategies, and trains what
-they are compared with. The same as `make demo` or `python -m flip_ctr.train.demo …`.
+they are compared with. The same as `make demo`.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModel, AutoProcessor
 
 from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.datasets.public_datasets import PUBLIC_DATASETS
 from flip_ctr.data.datasets.synthetic import (
     DATASET,
     THEMES,
@@ -37,7 +37,7 @@ from flip_ctr.data.datasets.synthetic import (
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.modeling_flip.fields_flip import UNK_ID
 from flip_ctr.train import finetune, prepare, pretrain
-from flip_ctr.train.arguments import option, parse_arguments
+from flip_ctr.train.arguments import DemoArguments
 from flip_ctr.train.loop.training_loop import make_accelerator, score
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
@@ -113,30 +113,6 @@ REAL = {
 }
 
 
-@dataclass
-class DemoArguments:
-    dataset: Literal["demo", "ml-100k", "ml-1m"] = option(DATASET, "demo: a generated catalogue; or a real dataset")
-    data_dir: str | None = option(None, "folder or zip with the raw files of a real dataset; downloaded when not given")
-    model_name_or_path: str | None = option(None, "the PLM, a path or hub id; the generated catalogue makes its own")
-    output_dir: str = option("runs/demo", "folder for data, checkpoints, results and pictures")
-    overwrite_output_dir: bool = option(False, "replace the output folder of a former demo")
-    num_pretrain_epochs: float | None = option(None, "passes over the training rows in pretraining")
-    num_train_epochs: float | None = option(None, "passes over the training rows in each fine-tuning")
-    max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows")
-    seed: int = option(42, "seed of data, initialisation, order, masks and noise")
-    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
-
-    def __post_init__(self):
-        if self.dataset != DATASET and self.model_name_or_path is None:
-            raise ValueError(
-                f"--dataset {self.dataset} needs a PLM: --model_name_or_path (PLM=… for make) with the path or hub id "
-                "of "
-                "a masked language model, such as huawei-noah/TinyBERT_General_4L_312D"
-            )
-        if self.dataset == DATASET and self.data_dir is not None:
-            raise ValueError(f"--data_dir {self.data_dir} needs --dataset ml-100k or ml-1m (DATASET=… for make)")
-
-
 def run(
     args: DemoArguments, catalogue: CatalogueSettings = CatalogueSettings(), plm: TinyPlmSettings = TinyPlmSettings()
 ) -> dict:
@@ -194,7 +170,7 @@ def claim_output_dir(args: DemoArguments) -> Path:
         FileExistsError: the folder holds files and is not to be overwritten, is no former demo's, or holds other files
             too.
     """
-    folder = Path(args.output_dir).expanduser()
+    folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--output_dir {folder} is a file; name a folder.")
     entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -229,7 +205,9 @@ def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings
         for split, title in SPLITS.items():
             step(f"preparing {args.dataset}, {title}")
             output_dir = str(folder / "data" / split)
-            prepare.run(prepare.PrepareArguments(args.dataset, output_dir, args.data_dir, split, split_seed=args.seed))
+            prepare.run(
+                prepare.PrepareArguments(args.dataset, output_dir, args.data_dir, split=split, split_seed=args.seed)
+            )
         return args.model_name_or_path
     step(f"generating a catalogue: {catalogue.users:,} users, {catalogue.items:,} items, {catalogue.rows:,} rows")
     clicks = generate_catalogue(catalogue, args.seed)
@@ -424,16 +402,8 @@ def score_rows(checkpoint: Path, rows: list[dict], dataset: str) -> str:
 
 
 def item_column(dataset: str) -> str:
-    return "item_id" if dataset == DATASET else prepare.DATASETS[dataset].item_column
+    return "item_id" if dataset == DATASET else PUBLIC_DATASETS[dataset].item_column
 
 
 def step(text: str) -> None:
     print(f"* {text}", flush=True)
-
-
-def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(DemoArguments, argv, prog="flip-ctr demo", description=__doc__.split("\n")[0]))
-
-
-if __name__ == "__main__":
-    main()

@@ -30,16 +30,16 @@ from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import option, required
+from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.outputs.metrics import click_metrics
 
 
 @dataclass(kw_only=True)
-class PeerArguments:
+class PeerArguments(Options):
     """What every model of another library is given."""
 
-    dataset_dir: str = required("dataset folder")
-    output_dir: str = required("folder of the run's own output")
+    dataset_dir: str = required("dataset folder", path=True)
+    output_dir: str = required("folder of the run's own output", path=True)
     seed: int = option(42, "seed of initialisation and order")
     per_device_eval_batch_size: int = option(512, "rows of a scoring batch")
     early_stopping_patience: int = option(3, "stop after so many evaluations without a better AUC - LogLoss")
@@ -58,7 +58,7 @@ class NetworkArguments(PeerArguments):
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     embedding_l2: float = option(1e-5, "factor of the sum of squares of the whole feature tables, added to the loss")
     id_embedding_size: int = option(32, "size of a feature embedding")
-    id_hidden_dims: list[int] = option([300, 300, 128], "layers of the DNN", nargs="+")
+    id_hidden_dims: list[int] = option([300, 300, 128], "layers of the DNN")
     id_dropout: float = option(0.0, "dropout in the DNN")
 
 

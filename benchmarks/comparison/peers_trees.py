@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from flip_ctr.benchmarks.comparison.peers import PeerArguments, PeerData, best_evaluation, save_predictions
-from flip_ctr.train.arguments import option
+from flip_ctr.train.options import option
 
 
 @dataclass(kw_only=True)

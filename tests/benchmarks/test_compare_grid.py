@@ -103,7 +103,7 @@ def test_some_splits_only(tmp_path):
             changed(runs={"id": {"recipe": "finetune", "strategy": "id", "learning_rate": -1}}),
             "runs: id: --learning_rate must be above 0",
         ),
-        (changed(runs={"id": {"recipe": "finetune", "strategy": "both"}}), "invalid choice"),
+        (changed(runs={"id": {"recipe": "finetune", "strategy": "both"}}), "--strategy must be one of"),
         (
             changed(runs={"id": {"recipe": "finetune", "strategy": "id", "seed": 1}}),
             "runs: id: seed is not for a run to say",

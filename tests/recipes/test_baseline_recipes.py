@@ -103,9 +103,12 @@ def test_contrast_alone(tmp_path, dataset_dir, plm):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_name_or_path": "m", **MAP}, "no objective uses the PLM: leave --model_name_or_path m out"),
+        ({"model_name_or_path": "m", **MAP}, "--model_name_or_path m has no effect as no objective uses the PLM"),
         ({**MAP, "mtm_text_dropout": 0.5}, "an objective uses the PLM: --model_name_or_path must name it"),
-        ({"model_name_or_path": "m", "id_model": "x", **PLAIN_MLM}, "--id_model x: no objective uses the ID tower"),
+        (
+            {"model_name_or_path": "m", "id_model": "x", **PLAIN_MLM},
+            "--id_model x has no effect as no objective",
+        ),
         (
             {"model_name_or_path": "m", "mtm_text_dropout": 0.5, "mtm_weight": 0.0},
             "--mtm_text_dropout 0.5 has no effect with --mtm_weight 0",
@@ -222,7 +225,7 @@ def test_an_id_tower_goes_on_learning_where_no_plm_is_aligned_to_it(tmp_path, da
 def test_a_rate_of_the_tower_that_has_no_effect():
     folders = {"dataset_dir": "d", "output_dir": "o", "model_name_or_path": "m"}
     for new in ({}, {"id_learning_rate": 0.0}):
-        with pytest.raises(ValueError, match="--id_learning_rate 0.* no objective uses the ID tower"):
+        with pytest.raises(ValueError, match="--id_learning_rate 0.* has no effect as no objective uses the ID tower"):
             PretrainArguments(**folders, **PLAIN_MLM, **({"id_learning_rate": 0.01} | new))
     with pytest.raises(ValueError, match="--id_learning_rate 0 would leave a new ID tower as it was drawn"):
         PretrainArguments(**folders, id_learning_rate=0.0)
@@ -272,7 +275,7 @@ def test_an_id_tower_that_does_not_fit(tmp_path, dataset_dir, plm, map_model, fi
         tiny.finetune(dataset_dir, plm, tmp_path / "m", id_model=str(plm))
     with pytest.raises(ValueError, match="has no ID tower of ids alone"):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", id_model=str(finetuned["plm"][0]))
-    with pytest.raises(ValueError, match="--id_model x has an ID tower, and --strategy plm none"):
+    with pytest.raises(ValueError, match="--id_model x has no effect with --strategy plm, which has no ID tower"):
         FinetuneArguments(dataset_dir="d", output_dir="o", model_name_or_path="m", strategy="plm", id_model="x")
 
 
@@ -329,7 +332,7 @@ def test_frozen_starts_from_a_plm(tmp_path, dataset_dir, pretrained, finetuned):
         finetuned["frozen"][0]
     )  # it is frozen after loading too: DDP would wait for its gradients
     assert not any(parameter.requires_grad for parameter in again.flip.text_encoder.parameters())
-    with pytest.raises(ValueError, match="--use_lora has no place beside --strategy frozen"):
+    with pytest.raises(ValueError, match="--use_lora has no effect with --strategy frozen"):
         FinetuneArguments(dataset_dir="d", output_dir="o", model_name_or_path="m", strategy="frozen", use_lora=True)
 
 

@@ -20,7 +20,7 @@ from flip_ctr.data.datasets.synthetic import (
     make_tokenizer,
 )
 from flip_ctr.data.prepare.dataset_folder import read_split
-from flip_ctr.train import demo
+from flip_ctr.train import cli, demo
 from flip_ctr.train.demo import METHODS, DemoArguments
 
 SMALL = CatalogueSettings(users=40, items=60, rows=900)
@@ -162,11 +162,11 @@ def test_only_a_former_demo_is_overwritten(finished, tmp_path):
 
 def test_real_data_needs_a_plm(capsys):
     with pytest.raises(SystemExit):
-        demo.main(["--dataset", "ml-100k"])
+        cli.main(["demo", "--dataset", "ml-100k"])
     assert "--dataset ml-100k needs a PLM: --model_name_or_path" in capsys.readouterr().err
 
 
 def test_raw_files_need_the_name_of_their_dataset(capsys):
     with pytest.raises(SystemExit):
-        demo.main(["--data_dir", "ml-100k.zip"])
+        cli.main(["demo", "--data_dir", "ml-100k.zip"])
     assert "needs --dataset ml-100k or ml-1m" in capsys.readouterr().err

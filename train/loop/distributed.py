@@ -118,7 +118,7 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
             "choose the Accelerate config multi_gpu, or leave --use_lora out"
         )
     strategy = getattr(args, "strategy", None)
-    if not getattr(args, "uses_plm", True) and kind == DistributedType.FSDP:
+    if not getattr(args, "pretrains_text", True) and kind == DistributedType.FSDP:
         raise ValueError(
             "pretraining without a PLM does not run under FSDP, which splits one; choose the Accelerate config "
             "multi_gpu"

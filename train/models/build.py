@@ -137,7 +137,7 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
             "checkpoint with --id_model"
         )
     args.check_id_tower(new=not has_id_tower(config) and settings["strategy"] == "joint")
-    args.check_effect(f"where {path} brings its own vocabulary", min_frequency=1)
+    args.no_effect(f"where {path} brings its own vocabulary", min_frequency=1)
     if args.prompt_fields is not None:
         raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)

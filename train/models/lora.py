@@ -26,7 +26,8 @@ from transformers.utils import cached_file
 
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
-from flip_ctr.train.arguments import TrainArguments, public_name
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.options import public_name
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, TEXT_ENCODER = "base_model.model.", ".text_encoder."
