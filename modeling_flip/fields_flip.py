@@ -69,11 +69,12 @@ class Allowed:
             return False
         if self.choices and value not in self.choices:
             return False
+        number: Any = value
         return not (
-            (self.at_least is not None and not value >= self.at_least)
-            or (self.above is not None and not value > self.above)
-            or (self.at_most is not None and not value <= self.at_most)
-            or (self.below is not None and not value < self.below)
+            (self.at_least is not None and not number >= self.at_least)
+            or (self.above is not None and not number > self.above)
+            or (self.at_most is not None and not number <= self.at_most)
+            or (self.below is not None and not number < self.below)
         )
 
 
@@ -199,7 +200,7 @@ class FlipField:
     def from_dict(cls, values: "dict | FlipField") -> "FlipField":
         """Reads a field from its JSON form. An unknown key is an error (`ValueError`), so that a typo is never
         ignored."""
-        if isinstance(values, cls):
+        if isinstance(values, FlipField):
             return values
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:

@@ -226,6 +226,8 @@ class FlipMTMHead(nn.Module):
     inversion: integers below the total, looked up in the running sum.
     """
 
+    feature_counts: torch.Tensor
+
     def __init__(self, config: FlipConfig, id_dim: int, text_dim: int | None):
         super().__init__()
         self.config, self.id_dim = config, id_dim
@@ -242,7 +244,7 @@ class FlipMTMHead(nn.Module):
         self.embeddings = nn.Embedding(total, size)
         self.bias = nn.Embedding(total, 1)
         self.register_buffer("feature_counts", torch.zeros(total, dtype=torch.long))
-        self._noise = None
+        self._noise: tuple[torch.Tensor, ...] | None = None
 
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.zeros_(self.feature_counts)  # garbage where a checkpoint without this head is loaded
@@ -368,11 +370,11 @@ class FlipMTMHead(nn.Module):
         softmax_logits, softmax_targets = [], []
         with_noise = labels != IGNORE_INDEX
         for field in filter(self.uses_softmax, range(len(self.field_sizes))):
-            slots = self.field_slots[field]
-            with_noise[:, slots] = False
-            rows, at = (labels[:, slots] != IGNORE_INDEX).nonzero(as_tuple=True)
+            own = self.field_slots[field]
+            with_noise[:, own] = False
+            rows, at = (labels[:, own] != IGNORE_INDEX).nonzero(as_tuple=True)
             softmax_logits.append(self.field_logits(vectors[rows, field], field))
-            softmax_targets.append(labels[:, slots][rows, at] - NUM_RESERVED_IDS)
+            softmax_targets.append(labels[:, own][rows, at] - NUM_RESERVED_IDS)
         rows, slots = with_noise.nonzero(as_tuple=True)
         _, starts, _, _, log_prob, slot_fields = self._noise_tables()
         fields = slot_fields[slots]

@@ -89,7 +89,7 @@ def own_arguments(tower: type["IdTower"]) -> list[str]:
     of_all, names = inspect.signature(IdTower.__init__).parameters, []
     for cls in tower.__mro__[: tower.__mro__.index(IdTower)]:
         if "__init__" in vars(cls):
-            parameters = inspect.signature(cls.__init__).parameters.values()
+            parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
             names += [
                 one.name
                 for one in parameters
@@ -115,6 +115,8 @@ class FeatureEmbedding(nn.Embedding):
         field_sizes: number of feature ids of each field.
         slot_fields: the field of each slot, in ascending order; one slot a field when None.
     """
+
+    offsets: torch.Tensor
 
     def __init__(self, field_sizes: list[int], embedding_dim: int, slot_fields: list[int] | None = None):
         super().__init__(sum(field_sizes), embedding_dim)
@@ -184,6 +186,9 @@ class DNN(nn.Module):
 
 class FieldPairs(nn.Module):
     """The pairs (i, j), i < j, of fields: `num_pairs` of them, in the order (0, 1), (0, 2), ..., (1, 2), ..."""
+
+    left: torch.Tensor
+    right: torch.Tensor
 
     def __init__(self, num_fields: int):
         super().__init__()
