@@ -25,6 +25,7 @@ from transformers import HfArgumentParser
 
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.modeling_flip.id_tower import ID_TOWERS
+from flip_ctr.train import prepare
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
@@ -104,13 +105,32 @@ def parse(command: str, argv: list[str], monkeypatch):
     return caught.value.args[0]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Drawing takes half the time of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("train.outputs.plots", "data.prepare.dataset_picture"):
+            patch.setattr(f"flip_ctr.{module}.pyplot", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, no_pictures, plm) -> dict[str, Path]:
+    """A dataset folder `D`, a PLM, a pretrained checkpoint `P` and a joint click model `M`."""
+    folder = tmp_path_factory.mktemp("made")
+    raw = tiny.write_raw_100k(folder / "ml-100k")
+    prepare.run(prepare.PrepareArguments("ml-100k", str(folder / "D"), str(raw)))
+    tiny.pretrain(folder / "D", plm, folder / "P", num_train_epochs=1)
+    tiny.finetune(folder / "D", folder / "P", folder / "M", strategy="joint", num_train_epochs=1)
+    return {"PLM": plm, **{name: folder / name for name in ("D", "P", "M")}}
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, dataset_dir, plm, pretrained, finetuned):
+def folder(tmp_path, monkeypatch, made):
     """The current folder, with what the pages name: a dataset folder `D`, a PLM, checkpoints, raw files."""
-    checkpoints = {"M": finetuned["joint"][0], "I": finetuned["id"][0], "T": finetuned["plm"][0]}
-    for name, path in {"D": dataset_dir, "PLM": plm, "P": pretrained, **checkpoints}.items():
+    for name, path in made.items():
         (tmp_path / name).symlink_to(path)
-    rows = read_split(str(dataset_dir), "train").slice(0, 48).to_pylist()
+    rows = read_split(str(made["D"]), "train").slice(0, 48).to_pylist()
     frame = pd.DataFrame(rows).drop(columns=["genre", "label", "timestamp"])
     frame.assign(genre="Drama").to_csv(tmp_path / "rows.csv", index=False)
     random = np.random.default_rng(0)
@@ -165,13 +185,13 @@ WITH_PYTHON = [page for page in PAGES if page != "README.md" and blocks(page, "p
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_python_runs(page, folder, dataset_dir, plm, monkeypatch):
+def test_python_runs(page, folder):
     if page == "docs/lora.md":
-        tiny.finetune(dataset_dir, folder / "P", folder / "A", use_lora=True, lora_adapter_only=True)
+        tiny.finetune(folder / "D", "P", "A", use_lora=True, lora_adapter_only=True)
     if page == "docs/finetune.md":
         (folder / "M").unlink()
     write_files(page, folder)
-    scope = {"rows": read_split(str(dataset_dir), "train").slice(0, 48).to_pylist()}
+    scope = {"rows": read_split("D", "train").slice(0, 48).to_pylist()}
     for block in blocks(page, "python"):
         code = block.text
         for name, stand_in in NAMES.items():
@@ -188,7 +208,7 @@ def test_python_runs(page, folder, dataset_dir, plm, monkeypatch):
 
 # --- commands
 
-CHEAP = ("evaluate", "predict", "fuse")
+CHEAP = ("evaluate", "predict")
 
 
 def is_cheap(command: str, argv: list[str]) -> bool:
