@@ -1,8 +1,8 @@
-# Set-up, demo and tests on a machine that has python3 and make.
+# Set-up, demo, tests and releases on a machine that has python3 and make.
 #
 #   make demo                                                         offline, on a generated catalogue
 #   make demo DATASET=ml-100k DATA_DIR=ml-100k.zip PLM=path-or-name   the same on real data
-#   make test
+#   make lint test
 
 PYTHON ?= python3
 DATASET ?= demo
@@ -13,16 +13,23 @@ ARGS ?=
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs
+.PHONY: help install demo lint test docs remote-envs test-remote test-lowest dist test-wheel
 
 help:
-	@echo "make install   create $(VENV) and install flip-ctr with its tests in it"
-	@echo "make demo      install, then run the whole pipeline on a generated catalogue, offline"
-	@echo "               DATASET=ml-100k|ml-1m  PLM=path-or-name  [DATA_DIR=folder-or-zip]: the same on real data"
-	@echo "               [OUTPUT_DIR=$(OUTPUT_DIR)]  [ARGS='--seed 1 --num_train_epochs 3']: more options of flip-ctr demo"
-	@echo "make test      install, then run the tests; ARGS go to pytest"
-	@echo "make docs      install, then build the pages of docs/ as a site in build/site"
+	@echo "make install      create $(VENV) and install flip-ctr with its tests and checks in it"
+	@echo "make demo         install, then run the whole pipeline on a generated catalogue, offline"
+	@echo "                  DATASET=ml-100k|ml-1m  PLM=path-or-name  [DATA_DIR=folder-or-zip]: the same on real data"
+	@echo "                  [OUTPUT_DIR=$(OUTPUT_DIR)]  [ARGS='--seed 1 --num_train_epochs 3']: more options of flip-ctr demo"
+	@echo "make lint         formatting, lint, the contracts of the imports, types of the public interface"
+	@echo "make test         the tests; ARGS go to pytest"
+	@echo "make remote-envs  environments that have transformers $(REMOTE_VERSIONS) and not this package, in $(REMOTE);"
+	@echo "                  with them 'make test' also loads checkpoints there; 'make test-remote' runs these tests alone"
+	@echo "make test-lowest  the core of the tests with the lowest versions that pyproject.toml allows, in $(LOWEST)"
+	@echo "make dist         wheel and sdist in dist/, checked"
+	@echo "make test-wheel   the tests, but for those of benchmarks/, on the installed wheel"
+	@echo "make docs         the pages of docs/ as a site in build/site"
 	@echo "PYTHON=python3.12 makes $(VENV) with another Python (3.11 or newer)"
 
 install: $(INSTALLED)
@@ -36,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python && $(VENV)/bin/python -m pip --version >/dev/null 2>&1 || \
 	  { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
 	  { rm -rf $(VENV); echo "make: '$(PYTHON) -m venv' failed; it needs the modules venv and ensurepip (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[test,lint,dist]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -45,7 +52,78 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q $(ARGS)
 
+# --- checks
+
+# mypy knows a package by its folder's name, and the root folder is the package
+TYPING := $(VENV)/typing
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
+	@mkdir -p $(TYPING) && ln -sfn '$(CURDIR)' $(TYPING)/flip_ctr
+	MYPYPATH=$(TYPING) $(VENV)/bin/mypy
+
+# --- versions
+
+# A checkpoint's code runs where people have transformers and torch alone. The library's versions share one torch (of
+# $(REMOTE)/torch): each is a folder of its own on PYTHONPATH.
+REMOTE := .venv-remote
+REMOTE_VERSIONS ?= 5.2.0 5.17.0 5.24.0
+REMOTE_PYTHON := $(REMOTE)/torch/bin/python
+
+remote-envs: $(REMOTE_VERSIONS:%=$(REMOTE)/%/.installed)
+
+$(REMOTE)/torch/.installed: constraints.txt
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	$(REMOTE_PYTHON) $(PIP_INSTALL) -c constraints.txt torch numpy
+	@touch $@
+
+$(REMOTE)/%/.installed: $(REMOTE)/torch/.installed
+	@rm -rf $(@D)
+	$(REMOTE_PYTHON) $(PIP_INSTALL) --target $(@D) transformers==$*
+	@touch $@
+
+test-remote: $(INSTALLED) remote-envs
+	$(VENV)/bin/python -m pytest -q tests/remote $(ARGS)
+
+# Each floor of pyproject.toml as a version, all installed together; torch stays the one of constraints.txt, as its own
+# floor is a build for CUDA of gigabytes. $(LOWEST)/versions.txt lists what was installed.
+LOWEST := .venv-lowest
+LOWEST_TESTS ?= tests/unit/modeling_flip tests/recipes/test_recipes.py tests/recipes/test_resume.py tests/recipes/test_predict.py tests/recipes/test_lora.py
+
+$(LOWEST)/.installed: pyproject.toml constraints.txt tests/lowest_versions.py
+	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest_versions.py pyproject.toml constraints.txt > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python $(PIP_INSTALL) -c $(LOWEST)/constraints.txt -e '.[plot,sentencepiece,tensorboard]' pytest
+	$(LOWEST)/bin/python -m pip freeze --exclude-editable > $(LOWEST)/versions.txt
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS) $(ARGS)
+
+# --- releases
+
+dist: $(INSTALLED)
+	@rm -rf dist build
+	$(VENV)/bin/python -m build --outdir dist .
+	$(VENV)/bin/twine check --strict dist/*
+
+# The wheel in an environment of its own, over the libraries of $(VENV); the tests run outside the checkout, as they
+# would else import the package from it.
+WHEEL := .venv-wheel
+
+test-wheel: dist
+	@rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python $(PIP_INSTALL) --no-deps dist/*.whl
+	@$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(WHEEL)/libraries.pth
+	@mv $(WHEEL)/libraries.pth "$$($(WHEEL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	cp -r tests $(WHEEL)/tests && rm -r $(WHEEL)/tests/benchmarks
+	cd $(WHEEL) && bin/python -m pytest -q --confcutdir=tests tests $(ARGS)
+
+# --- pages
+
 # the packages of the `docs` extra are of no use to demo and test
 docs: $(INSTALLED)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict

@@ -52,6 +52,11 @@ def answer(child: Callable[..., dict]) -> bool:
     return True
 
 
+def print_numbers(results: dict) -> None:
+    for name, value in results.items():
+        print(f"{name:<24}{value:.3f}" if isinstance(value, float) else f"{name:<24}{value}")
+
+
 def write_rows(rows: list[dict] | dict, path: str | None) -> None:
     """The results as JSON, where a file is named."""
     if path:

@@ -1,17 +1,15 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Compares methods on the same rows: a grid of datasets, splits, methods and seeds -> runs -> one table, CSV and
-pictures.
+"""Compares methods on the same rows: a grid of datasets, splits, methods and seeds -> runs -> table, CSV and pictures.
 
     python benchmarks/compare.py --grid benchmarks/grids/smoke.yaml --output_dir RUNS
-    OMP_NUM_THREADS=1 python benchmarks/compare.py --grid benchmarks/grids/ml-100k.yaml --set raw=RAW plm=PLM
-        --output_dir RUNS \\ --results_dir benchmarks/results/ml-100k
+    OMP_NUM_THREADS=1 python benchmarks/compare.py --grid benchmarks/grids/ml-100k.yaml --set raw=RAW plm=PLM \\
+        --output_dir RUNS --results_dir benchmarks/results/ml-100k
 
 Each run is made in a process of its own, those of one split one after the other; what is finished in RUNS is not made
 again, so that a comparison that was stopped goes on. docs/comparing.md says how the grid is written and how the numbers
 are made.
 """
 
-import json
 import shutil
 import signal
 import sys
@@ -20,34 +18,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
 
 from flip_ctr.benchmarks.comparison.grid import Dataset, GridError, Split, load_grid
 from flip_ctr.benchmarks.comparison.pictures import draw
 from flip_ctr.benchmarks.comparison.runs import Data, RunFailed, Workshop
 from flip_ctr.benchmarks.comparison.summary import Comparison
 from flip_ctr.benchmarks.comparison.tables import tables, write_csv
-from flip_ctr.train.arguments import option, required
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 
 
 @dataclass
-class CompareArguments:
-    grid: str = required("YAML file that says what is compared")
-    output_dir: str = required("folder for dataset folders and runs")
+class CompareArguments(Options):
+    grid: str = required("YAML file that says what is compared", path=True)
+    output_dir: str = required("folder for dataset folders and runs", path=True)
     results_dir: str | None = option(
-        None, "folder for results.json, results.csv, table.md and pictures; `results` in the output folder"
+        None, "folder for table.md, results.csv and a picture a comparison; `results` in the output folder", path=True
     )
-    set: list[str] = option([], "NAME=VALUE: values of the grid's settings", nargs="+")
-    only: list[str] = option([], "labels of the methods to compare; all when not given", nargs="+")
-    splits: list[str] = option([], "splits to compare on, e.g. random-42 cold_items-42; all when not given", nargs="+")
-    reference: str | None = option(
-        None, "label of the method that differences are to; the best baseline on validation when not given"
+    set: list[str] = option([], "NAME=VALUE: values of the grid's settings")
+    only: list[str] = option([], "labels of the methods to compare; all when not given")
+    splits: list[str] = option([], "splits to compare on, e.g. random-42 cold_items-42; all when not given")
+    reference: list[str] = option(
+        [],
+        "labels of the methods that differences are to, the picture's first; the best baseline on validation when not "
+        "given",
     )
     jobs: int = option(
         1, "splits to work on at a time; each run gets its share of the cores, where OMP_NUM_THREADS says nothing else"
     )
     peer_python: str = option(
-        sys.executable, "Python interpreter that has the other libraries; this one when not given"
+        sys.executable, "Python interpreter that has the other libraries; this one when not given", path=True
     )
     bootstrap_samples: int = option(2000, "samples of users for the intervals")
     delete_weights: bool = option(False, "delete the weights of finished runs that no other run needs")
@@ -82,11 +82,10 @@ def run(args: CompareArguments) -> dict:
     if shutil.which(args.peer_python) is None:
         raise ValueError(f"--peer_python {args.peer_python}: there is no such program")
     grid = load_grid(args.grid, read_settings(args.set), args.only, args.splits)
-    if args.reference is not None and args.reference not in [method.label for method in grid.methods]:
-        raise GridError(
-            f"--reference {args.reference}: the methods compared are "
-            f"{', '.join(method.label for method in grid.methods)}"
-        )
+    labels = [method.label for method in grid.methods]
+    for one in args.reference:
+        if one not in labels:
+            raise GridError(f"--reference {one}: the methods compared are {', '.join(labels)}")
     workshop = Workshop(grid, Path(args.output_dir), args.peer_python, not args.report_only, args.jobs)
     results_dir = Path(args.results_dir) if args.results_dir else Path(args.output_dir) / "results"
 
@@ -148,21 +147,17 @@ def run(args: CompareArguments) -> dict:
     # 4. Table, CSV and pictures
     results_dir.mkdir(parents=True, exist_ok=True)
     text = tables(results)
-    (results_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (results_dir / "table.md").write_text(text, encoding="utf-8")
     write_csv(results, results_dir / "results.csv")
     pictures = draw(results, results_dir)
-    print(
-        f"\n{text}\nwritten to {results_dir}: results.json, results.csv, "
-        f"table.md{''.join(f', {name}' for name in pictures)}"
-    )
+    print(f"\n{text}\nwritten to {results_dir}: {', '.join(['table.md', 'results.csv', *pictures])}")
     for failure in workshop.failures:
         print(f"\nfailed: {failure}", file=sys.stderr)
     return results
 
 
 def main() -> int:
-    (args,) = HfArgumentParser(CompareArguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
+    args = parse_arguments(CompareArguments, description=__doc__.split("\n")[0])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the runs in progress are ended too
     try:
         results = run(args)

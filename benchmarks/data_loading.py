@@ -1,8 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Memory and speed of how training gets its rows: from the mapped encoded split, and with `--streaming`.
 
-    python benchmarks/data_loading.py --dataset_dir D --model_name_or_path PLM --output_file
-    benchmarks/results/data_loading.json
+    python benchmarks/data_loading.py --dataset_dir D --model_name_or_path PLM
 
 Memory: the peak of a process that takes `finetune`'s way to its batches (splits, vocabularies, checks, encoding,
 loader) and trains some steps on them, beside that of a process that only has the model, imports no library that reads
@@ -26,10 +25,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from bare_training import Peaks, leave, train_on
 from datasets import Dataset
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer
 
+from flip_ctr.benchmarks.bare_training import Peaks, leave, train_on
 from flip_ctr.benchmarks.children import answer, measure, write_rows
 from flip_ctr.data.batches.cache import cached_split
 from flip_ctr.data.batches.collators import FlipCollator
@@ -39,24 +38,26 @@ from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.prepare.splits import SPLITS
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import option, required
 from flip_ctr.train.finetune import FinetuneArguments
-from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, make_loader, training_split
+from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader, training_split
+from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models.build import new_click_model, new_processor
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 
 SPEED_BATCH = 1024  # rows of a batch of the measurements of speed
 
 
 @dataclass
-class LoadingArguments:
-    dataset_dir: str = required("dataset folder, which nobody else uses: its encoded splits are removed")
-    model_name_or_path: str = required("the PLM; its tokenizer must be a fast one")
+class LoadingArguments(Options):
+    dataset_dir: str = required("dataset folder, which nobody else uses: its encoded splits are removed", path=True)
+    model_name_or_path: str = required("the PLM; its tokenizer must be a fast one", model=True)
     num_steps: int = option(10, "training steps of the measurements of memory")
     batch_size: int = option(32, "rows of a batch of these steps")
     tokenized_rows: int = option(50_000, "rows that `datasets.map` tokenises in a turn")
     composed_rows: int = option(500_000, "rows that are composed in a turn")
     turns: int = option(5, "turns of the measurements of speed")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 # --- memory
@@ -204,4 +205,4 @@ def child(what: str, *arguments) -> dict:
 
 if __name__ == "__main__":
     if not answer(child):
-        run(HfArgumentParser(LoadingArguments).parse_args_into_dataclasses()[0])
+        run(parse_arguments(LoadingArguments))

@@ -1,8 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Every ID tower alone, with the defaults of `finetune --strategy id`: quality, size, time of an epoch.
 
-    OMP_NUM_THREADS=1 python benchmarks/id_towers.py --dataset_dir D --output_dir RUNS --output_file
-    benchmarks/results/id_towers.json
+    OMP_NUM_THREADS=1 python benchmarks/id_towers.py --dataset_dir D --output_dir RUNS
 
 Each tower trains in a process of its own, one after the other; those whose run in RUNS is complete are not run again.
 The time of an epoch is the least of the run's, from its start to after validation, so that a noisy machine matters
@@ -17,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from transformers import HfArgumentParser
 
-from flip_ctr.train.arguments import option, required
+from flip_ctr.benchmarks.children import write_rows
+from flip_ctr.data.prepare.dataset_folder import markdown_table
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 
 # the default form of each tower, and its other ones
 FORMS = {
@@ -55,15 +56,15 @@ FORMS = {
 
 
 @dataclass
-class TowerArguments:
-    dataset_dir: str = required("dataset folder")
-    output_dir: str = required("folder for the runs")
+class TowerArguments(Options):
+    dataset_dir: str = required("dataset folder", path=True)
+    output_dir: str = required("folder for the runs", path=True)
     seed: int = option(42, "seed of initialisation and order")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 def main() -> None:
-    (args,) = HfArgumentParser(TowerArguments).parse_args_into_dataclasses()
+    args = parse_arguments(TowerArguments)
     rows = []
     for form, kwargs in FORMS.items():
         folder = Path(args.output_dir) / form.replace(", ", "-").replace(" ", "-")
@@ -86,20 +87,23 @@ def main() -> None:
             ]
             subprocess.run([sys.executable, "-m", "flip_ctr.train.cli", *command], check=True)
         rows.append({"tower": form, "id_tower_kwargs": kwargs} | numbers(folder))
-        if args.output_file:
-            Path(args.output_file).write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=2) + "\n")
-    print(
-        "| tower | parameters outside the tables | h_id | validation AUC / LogLoss | test AUC | test LogLoss | best "
-        "epoch | seconds an epoch |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['tower']} | {row['dense_parameters']:,} | {row['h_id']} | {row['eval_auc']:.4f} / "
-            f"{row['eval_logloss']:.4f} "
-            f"| {row['test_auc']:.4f} | {row['test_logloss']:.4f} | {row['best_epoch']:.0f} | "
-            f"{row['epoch_seconds']:.1f} |"
-        )
+    header = ["tower", "outside the tables", "size of `h_id`", "validation AUC / LogLoss", "test AUC", "test LogLoss"]
+    header += ["best epoch", "seconds an epoch"]
+    table = [
+        [
+            row["tower"],
+            f"{row['dense_parameters']:,}",
+            row["h_id"],
+            f"{row['eval_auc']:.4f} / {row['eval_logloss']:.4f}",
+            f"{row['test_auc']:.4f}",
+            f"{row['test_logloss']:.4f}",
+            f"{row['best_epoch']:.0f}",
+            f"{row['epoch_seconds']:.1f}",
+        ]
+        for row in rows
+    ]
+    print(markdown_table(header, table))
+    write_rows(rows, args.output_file)
 
 
 def numbers(folder: Path) -> dict:

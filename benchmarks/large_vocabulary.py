@@ -1,7 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Cost of a training step by the size of the vocabulary, with each `--embedding_optimizer`.
 
-    python benchmarks/large_vocabulary.py --output_file benchmarks/results/large_vocabulary.json
+    python benchmarks/large_vocabulary.py
 
 Ids follow a Zipf distribution over eight fields, two of which (a user, an item) hold nearly all features. `id` is a
 fine-tuning step of the ID tower alone (DCNv2), `pretraining` one with MTM, whose output table is as large, and with a
@@ -16,17 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import BertConfig, HfArgumentParser
+from transformers import BertConfig
 
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining
-from flip_ctr.train.arguments import EMBEDDING_OPTIMIZERS, option
+from flip_ctr.train.arguments import EMBEDDING_OPTIMIZERS
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.options import Options, option
+from flip_ctr.train.parser import parse_arguments
 from flip_ctr.train.pretrain import PretrainArguments
 
 SMALL_FIELDS = (6, 11, 25, 50, 2000, 10_000)
@@ -35,13 +37,13 @@ TOKENS, WORDS = 8, 1000
 
 
 @dataclass
-class VocabularyArguments:
-    sizes: list[int] = option([100_000, 10_000_000], "features in all", nargs="+")
-    optimizers: list[str] = option(list(EMBEDDING_OPTIMIZERS), "embedding optimizers", nargs="+")
-    recipes: list[str] = option(["id", "pretraining"], "id, pretraining", nargs="+")
+class VocabularyArguments(Options):
+    sizes: list[int] = option([100_000, 10_000_000], "features in all")
+    optimizers: list[str] = option(list(EMBEDDING_OPTIMIZERS), "embedding optimizers")
+    recipes: list[str] = option(["id", "pretraining"], "id, pretraining")
     batch_size: int = option(1024, "rows a batch")
     num_batches: int = option(40, "steps to time")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 def field_sizes(total: int) -> list[int]:
@@ -153,4 +155,4 @@ def run(args: VocabularyArguments) -> list[dict]:
 
 if __name__ == "__main__":
     if not answer(child):
-        run(HfArgumentParser(VocabularyArguments).parse_args_into_dataclasses()[0])
+        run(parse_arguments(VocabularyArguments))

@@ -1,7 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Time and memory of `flip-ctr prepare` beside a pandas script that does the least of the same.
 
-    python benchmarks/prepare_speed.py --data_dir ml-1m --output_file benchmarks/results/prepare_speed.json
+    python benchmarks/prepare_speed.py --data_dir ml-1m
 
 Both read the raw files of MovieLens-1M, join, label, split 8:1:1 and write Parquet, each in a process of its own, start
 and imports included; they take turns. The script neither checks nor counts anything, splits by a random generator and
@@ -9,23 +9,22 @@ writes no card; its ratings are read by pandas' C parser, which a `::` between v
 column were empty.
 """
 
-import json
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from flip_ctr.benchmarks.children import answer, measure, peak_gb
-from flip_ctr.train.arguments import option, parse_arguments, required
+from flip_ctr.benchmarks.children import answer, measure, peak_gb, print_numbers, write_rows
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 
 
 @dataclass
-class SpeedArguments:
-    data_dir: str = required("folder with the raw files of MovieLens-1M")
+class SpeedArguments(Options):
+    data_dir: str = required("folder with the raw files of MovieLens-1M", path=True)
     engine: str = option("duckdb", "engine of prepare", choices=["duckdb", "pyspark"])
     turns: int = option(3, "how often each runs")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 def prepare(data_dir: str, output_dir: str, engine: str) -> dict:
@@ -82,10 +81,8 @@ def run(args: SpeedArguments) -> dict:
         "prepare_peak_gb": max(turn["prepare"]["peak_gb"] for turn in turns),
         "pandas_peak_gb": max(turn["pandas"]["peak_gb"] for turn in turns),
     }
-    for name, value in results.items():
-        print(f"{name:<18}{value:.2f}" if isinstance(value, float) else f"{name:<18}{value}")
-    if args.output_file:
-        Path(args.output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print_numbers(results)
+    write_rows(results, args.output_file)
     return results
 
 

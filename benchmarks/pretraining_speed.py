@@ -9,25 +9,27 @@ turns batch by batch, so that a noisy machine slows both; the ratio bare / ours 
 to watch.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
+from flip_ctr.benchmarks.children import print_numbers, write_rows
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.arguments import OWN_DROPOUT, option, parse_arguments
+from flip_ctr.train.arguments import OWN_DROPOUT
+from flip_ctr.train.loop.loaders import make_loader
 from flip_ctr.train.loop.optimizer import make_optimizer
+from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.step import TrainingStep
-from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
 from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.options import option
 from flip_ctr.train.outputs.run_log import set_up_logging
+from flip_ctr.train.parser import parse_arguments
 from flip_ctr.train.pretrain import PretrainArguments
 
 
@@ -37,7 +39,7 @@ class SpeedArguments(PretrainArguments):
     per_device_train_batch_size: int = option(64, "rows a batch")
     plm_dropout: float = option(OWN_DROPOUT, "every dropout of the PLM; as the bare one has them")
     num_batches: int = option(30, "batches to time, after three to warm up")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 def run(args: SpeedArguments) -> dict:
@@ -93,10 +95,8 @@ def run(args: SpeedArguments) -> dict:
         "device": str(accelerator.device),
         "threads": torch.get_num_threads(),
     }
-    for name, value in results.items():
-        print(f"{name:<24}{value:.3f}" if isinstance(value, float) else f"{name:<24}{value}")
-    if args.output_file:
-        Path(args.output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print_numbers(results)
+    write_rows(results, args.output_file)
     return results
 
 

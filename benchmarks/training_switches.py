@@ -1,8 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What the switches of memory and speed do to a pretraining step: seconds beside the plain step's, and peak memory.
 
-    python benchmarks/training_switches.py --dataset_dir D --model_name_or_path PLM --output_file
-    benchmarks/results/training_switches.json
+    python benchmarks/training_switches.py --dataset_dir D --model_name_or_path PLM
 
 Each switch is measured in a process of its own, in which the plain step and the switched one take turns batch by batch,
 so that a noisy machine slows both. Memory is the growth of a process that trains with the switch alone, from before the
@@ -15,17 +14,19 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from transformers import HfArgumentParser
 
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.arguments import OWN_DROPOUT, option, required
+from flip_ctr.train.arguments import OWN_DROPOUT
+from flip_ctr.train.loop.loaders import make_loader
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.step import TrainingStep
-from flip_ctr.train.loop.training_loop import make_accelerator, make_loader
 from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
 from flip_ctr.train.pretrain import PretrainArguments
 
 WARM_UP = 3
@@ -54,12 +55,12 @@ SWITCHES = {
 
 
 @dataclass
-class SwitchArguments:
-    dataset_dir: str = required("dataset folder")
-    model_name_or_path: str = required("the PLM")
+class SwitchArguments(Options):
+    dataset_dir: str = required("dataset folder", path=True)
+    model_name_or_path: str = required("the PLM", model=True)
     batch_size: int = option(64, "rows of a step")
     num_batches: int = option(10, "steps to time")
-    output_file: str | None = option(None, "JSON file for the numbers")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
 class Run:
@@ -140,4 +141,4 @@ def run(args: SwitchArguments) -> list[dict]:
 
 if __name__ == "__main__":
     if not answer(child):
-        run(HfArgumentParser(SwitchArguments).parse_args_into_dataclasses()[0])
+        run(parse_arguments(SwitchArguments))

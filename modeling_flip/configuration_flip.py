@@ -3,17 +3,52 @@
 
 from typing import Any
 
+import transformers
+
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 2):
+    raise ImportError(f"FLIP needs transformers 5.2 or newer; this is {transformers.__version__}.")
+
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .fields_flip import NUM_RESERVED_IDS, FlipField, check_choice, read_fields, slot_fields
+from .fields_flip import NUM_RESERVED_IDS, Allowed, FlipField, read_fields, slot_fields
 
 STRATEGIES = ("id", "plm", "joint", "frozen")
 FUSIONS = ("scalar", "gate", "raw")
-NOISE_SOURCES = ("field", "global")
-SIMILARITIES = ("cosine", "dot")
-POOLINGS = ("cls", "mean")
+
+_COUNT, _POSITIVE, _WEIGHT = Allowed(int, at_least=1), Allowed(float, above=0), Allowed(float, at_least=0)
+_SHARE, _DROPOUT = Allowed(float, at_least=0, at_most=1), Allowed(float, at_least=0, below=1)
+# what each setting of `FlipConfig` may be; the fields have theirs in `FlipField`
+SETTINGS = {
+    "id_tower": Allowed(str),
+    "id_embedding_size": _COUNT,
+    "id_hidden_dims": Allowed(int, many=True, at_least=1),
+    "id_dropout": _DROPOUT,
+    "id_embedding_dropout": _DROPOUT,
+    "id_tower_kwargs": Allowed(dict),
+    "id_initializer_range": _POSITIVE,
+    "initializer_range": _POSITIVE,
+    "text_pooling": Allowed(str, choices=("cls", "mean")),
+    "mlm_weight": _WEIGHT,
+    "mtm_weight": _WEIGHT,
+    "icl_weight": _WEIGHT,
+    "mlm_id_dropout": _SHARE,
+    "mtm_text_dropout": _SHARE,
+    "mtm_num_noise": _COUNT,
+    "mtm_noise": Allowed(str, choices=("field", "global")),
+    "mtm_embedding_size": _COUNT,
+    "mtm_full_softmax_size": Allowed(int, at_least=0),
+    "projection_dim": _COUNT,
+    "projection_dropout": _DROPOUT,
+    "icl_similarity": Allowed(str, choices=("cosine", "dot")),
+    "icl_temperature": _POSITIVE,
+    "icl_max_scale": _POSITIVE,
+    "strategy": Allowed(str, choices=STRATEGIES),
+    "fusion": Allowed(str, choices=FUSIONS),
+    "classifier_dropout": _DROPOUT,
+    "tie_word_embeddings": Allowed(bool),
+}
 
 # What a checkpoint's `config.json` says of the code beside it, for loading where the package is not installed.
 AUTO_MAP = {
@@ -30,6 +65,12 @@ PIPELINE_TASK = "click-through-rate"
 PIPELINES = {
     PIPELINE_TASK: {"impl": "pipeline_flip.ClickThroughRatePipeline", "pt": ["AutoModelForSequenceClassification"]}
 }
+
+
+# outputs that are parts of a result, and no prediction of their own
+PARTS = ["id_logits", "text_logits", "id_weight", "num_mlm_targets", "num_mtm_targets"]
+PARTS += [f"{objective}_{number}" for objective in ("mlm", "mtm", "icl") for number in ("loss", "accuracy")]
+PARTS += ["mlm_shuffled_accuracy", "mtm_shuffled_accuracy"]
 
 
 class FlipConfig(PreTrainedConfig):
@@ -52,8 +93,8 @@ class FlipConfig(PreTrainedConfig):
         initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
         text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the
             tokens.
-        mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses.
-            A weight of 0 builds no head.
+        mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses. A weight
+            of 0 builds no head.
         mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1:
             plain masked language modelling.
         mtm_text_dropout (`float`, defaults to 0.0): share of the rows whose text MTM does not see while training, so
@@ -89,46 +130,82 @@ class FlipConfig(PreTrainedConfig):
     """
 
     model_type = "flip"
-    # optional: without it a null `text_config` silently becomes a default BERT
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
+    sub_configs = {"text_config": AutoConfig}
+    # of an output what stands behind `loss` and `logits`: a Trainer's predictions are then one array
+    keys_to_ignore_at_inference = PARTS
 
-    text_config: dict | PreTrainedConfig | None = None
-    fields: list | None = None
-    id_tower: str = "dcnv2"
-    id_embedding_size: int = 32
-    id_hidden_dims: list | None = None
-    id_dropout: float = 0.0
-    id_embedding_dropout: float = 0.0
-    id_tower_kwargs: dict | None = None
-    id_initializer_range: float = 2e-2
-    initializer_range: float = 0.02
-    text_pooling: str = "cls"
-    mlm_weight: float = 1.0
-    mtm_weight: float = 1.0
-    icl_weight: float = 1.0
-    mlm_id_dropout: float = 0.0
-    mtm_text_dropout: float = 0.0
-    mtm_num_noise: int = 25
-    mtm_noise: str = "field"
-    mtm_embedding_size: int = 32
-    mtm_full_softmax_size: int = 128
-    projection_dim: int = 128
-    projection_dropout: float = 0.2
-    icl_similarity: str = "cosine"
-    icl_temperature: float | None = None
-    icl_max_scale: float = 100.0
-    strategy: str = "joint"
-    fusion: str = "scalar"
-    classifier_dropout: float = 0.0
-    tie_word_embeddings: bool = True
-
-    def __post_init__(self, **kwargs):
-        self.fields = [field.to_dict() for field in read_fields(self.fields)]
-        self.id_hidden_dims = list(self.id_hidden_dims) if self.id_hidden_dims is not None else [300, 300, 128]
-        self.id_tower_kwargs = dict(self.id_tower_kwargs or {})
-        if self.icl_temperature is None:
-            self.icl_temperature = 0.07 if self.icl_similarity == "cosine" else 0.7
-        if self.id2label is None:
+    # an `__init__`, as before transformers 5.9 the base is no dataclass
+    def __init__(
+        self,
+        text_config: dict | PreTrainedConfig | None = None,
+        fields: list | None = None,
+        id_tower: str = "dcnv2",
+        id_embedding_size: int = 32,
+        id_hidden_dims: list | None = None,
+        id_dropout: float = 0.0,
+        id_embedding_dropout: float = 0.0,
+        id_tower_kwargs: dict | None = None,
+        id_initializer_range: float = 2e-2,
+        initializer_range: float = 0.02,
+        text_pooling: str = "cls",
+        mlm_weight: float = 1.0,
+        mtm_weight: float = 1.0,
+        icl_weight: float = 1.0,
+        mlm_id_dropout: float = 0.0,
+        mtm_text_dropout: float = 0.0,
+        mtm_num_noise: int = 25,
+        mtm_noise: str = "field",
+        mtm_embedding_size: int = 32,
+        mtm_full_softmax_size: int = 128,
+        projection_dim: int = 128,
+        projection_dropout: float = 0.2,
+        icl_similarity: str = "cosine",
+        icl_temperature: float | None = None,
+        icl_max_scale: float = 100.0,
+        strategy: str = "joint",
+        fusion: str = "scalar",
+        classifier_dropout: float = 0.0,
+        tie_word_embeddings: bool = True,
+        **kwargs,
+    ):
+        if isinstance(text_config, dict):
+            if "model_type" not in text_config:
+                raise ValueError("FlipConfig: `text_config` has no `model_type`, such as 'bert'.")
+            text_config = AutoConfig.for_model(**text_config)
+        self.text_config = text_config  # None stays None: a default one would be a BERT
+        self.fields = [field.to_dict() for field in read_fields(fields)]
+        self.id_hidden_dims = list(id_hidden_dims) if isinstance(id_hidden_dims, tuple) else id_hidden_dims
+        if id_hidden_dims is None:
+            self.id_hidden_dims = [300, 300, 128]
+        self.id_tower_kwargs = {} if id_tower_kwargs is None else id_tower_kwargs
+        self.icl_temperature = icl_temperature
+        if icl_temperature is None:
+            self.icl_temperature = 0.07 if icl_similarity == "cosine" else 0.7
+        self.id_tower = id_tower
+        self.id_embedding_size = id_embedding_size
+        self.id_dropout = id_dropout
+        self.id_embedding_dropout = id_embedding_dropout
+        self.id_initializer_range = id_initializer_range
+        self.initializer_range = initializer_range
+        self.text_pooling = text_pooling
+        self.mlm_weight = mlm_weight
+        self.mtm_weight = mtm_weight
+        self.icl_weight = icl_weight
+        self.mlm_id_dropout = mlm_id_dropout
+        self.mtm_text_dropout = mtm_text_dropout
+        self.mtm_num_noise = mtm_num_noise
+        self.mtm_noise = mtm_noise
+        self.mtm_embedding_size = mtm_embedding_size
+        self.mtm_full_softmax_size = mtm_full_softmax_size
+        self.projection_dim = projection_dim
+        self.projection_dropout = projection_dropout
+        self.icl_similarity = icl_similarity
+        self.icl_max_scale = icl_max_scale
+        self.strategy = strategy
+        self.fusion = fusion
+        self.classifier_dropout = classifier_dropout
+        self.tie_word_embeddings = tie_word_embeddings
+        if kwargs.get("id2label") is None:
             kwargs.setdefault("num_labels", 1)  # one logit a row: the click
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
@@ -138,24 +215,14 @@ class FlipConfig(PreTrainedConfig):
             kwargs["auto_map"] |= {
                 name: AUTO_MAP[name] for name, at in kwargs["auto_map"].items() if at.startswith(f"{CUSTOM_ENTRY}.")
             }
-        super().__post_init__(**kwargs)
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)
         self.check()
 
     def check(self) -> None:
-        """Raises `ValueError`, naming the value, where a setting is not among the allowed ones."""
-        check_choice("FlipConfig", "strategy", self.strategy, STRATEGIES)
-        check_choice("FlipConfig", "fusion", self.fusion, FUSIONS)
-        check_choice("FlipConfig", "mtm_noise", self.mtm_noise, NOISE_SOURCES)
-        check_choice("FlipConfig", "icl_similarity", self.icl_similarity, SIMILARITIES)
-        check_choice("FlipConfig", "text_pooling", self.text_pooling, POOLINGS)
-        for name in ("mlm_weight", "mtm_weight", "icl_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"FlipConfig: `{name}` must be 0 (off) or more; got {getattr(self, name)}.")
-        for name in ("mlm_id_dropout", "mtm_text_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"FlipConfig: `{name}` must lie between 0 and 1; got {getattr(self, name)}.")
-        if self.icl_temperature <= 0:
-            raise ValueError(f"FlipConfig: `icl_temperature` must be above 0; got {self.icl_temperature}.")
+        """Raises `ValueError`, naming the setting and what is right, where one is not allowed."""
+        for name, allowed in SETTINGS.items():
+            allowed.check("FlipConfig", name, getattr(self, name))
 
     @property
     def text_is_field(self) -> bool:

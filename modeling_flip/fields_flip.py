@@ -22,14 +22,87 @@ OF_KINDS = {
 }
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What a setting may be; `check` raises `ValueError` that names the setting, what is right, and what was given.
+
+    Args:
+        kind: `bool`, `int`, `float` (whole numbers too), `str` or `dict`.
+        many: whether it is a list of them, of at least one.
+        choices: the values that there are.
+        at_least, above, at_most, below: bounds of numbers.
+        optional: whether it may be None.
+    """
+
+    kind: type
+    many: bool = False
+    choices: tuple = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    optional: bool = False
+
+    @property
+    def in_words(self) -> str:
+        if self.choices:
+            one = f"one of {', '.join(map(repr, self.choices))}"
+            return f"a list of at least one entry, each {one}" if self.many else one
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+        bounds = {"of at least": self.at_least, "above": self.above, "of at most": self.at_most, "below": self.below}
+        limits = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+        limits = limits.replace("and of", "and")
+        one = f"{kinds[self.kind]} {limits}".strip()
+        return f"a list of at least one entry, each {one}" if self.many else one
+
+    def check(self, owner: str, name: str, value: Any) -> None:
+        """Raises `ValueError` where the value of `owner`'s setting `name` is not allowed."""
+        if value is None and self.optional:
+            return
+        right = isinstance(value, list | tuple) and len(value) > 0 if self.many else True
+        if not right or not all(map(self._is_right, value if self.many else [value])):
+            raise ValueError(f"{owner}: `{name}` must be {self.in_words}; got {value!r}.")
+
+    def _is_right(self, value: Any) -> bool:
+        kinds = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
+            return False
+        if self.choices and value not in self.choices:
+            return False
+        number: Any = value
+        return not (
+            (self.at_least is not None and not number >= self.at_least)
+            or (self.above is not None and not number > self.above)
+            or (self.at_most is not None and not number <= self.at_most)
+            or (self.below is not None and not number < self.below)
+        )
+
+
 def check_count(owner: str, name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{owner}: `{name}` must be a whole number of at least {least}; got {value!r}.")
+    Allowed(int, at_least=least).check(owner, name, value)
 
 
 def check_choice(owner: str, name: str, value: Any, choices) -> None:
-    if value not in choices:
-        raise ValueError(f"{owner}: `{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+    Allowed(str, choices=tuple(choices)).check(owner, name, value)
+
+
+# what each attribute of a field may be
+SETTINGS = {
+    "type": Allowed(str, choices=FIELD_TYPES),
+    "wording": Allowed(str),
+    "kind": Allowed(str, choices=FIELD_KINDS),
+    "entity": Allowed(str),
+    "key": Allowed(bool),
+    "sides": Allowed(str, many=True, choices=FIELD_SIDES),
+    "max_tokens": Allowed(int, at_least=1),
+    "nullable": Allowed(bool),
+    "null_wording": Allowed(str),
+    "max_values": Allowed(int, at_least=1),
+    "separator": Allowed(str),
+    "num_buckets": Allowed(int, at_least=2, optional=True),
+    "bucketing": Allowed(str, choices=BUCKETINGS),
+    "vocab_size": Allowed(int, at_least=0, optional=True),
+}
 
 
 @dataclass
@@ -86,20 +159,14 @@ class FlipField:
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"a field needs the name of its column; got {self.name!r}.")
         owner = f"field '{self.name}'"
+        if isinstance(self.sides, list | tuple) and self.sides:
+            self.sides = tuple(side for side in FIELD_SIDES if side in self.sides) or tuple(self.sides)
+        for name, allowed in SETTINGS.items():
+            allowed.check(owner, name, getattr(self, name))
         self.wording = " ".join((self.wording or self.name.replace("_", " ")).split())
-        self.sides = tuple(side for side in FIELD_SIDES if side in self.sides) or tuple(self.sides)
-        check_choice(owner, "type", self.type, FIELD_TYPES)
-        check_choice(owner, "kind", self.kind, FIELD_KINDS)
-        if not self.sides:
-            raise ValueError(f"{owner}: `sides` is empty; name at least one of {', '.join(FIELD_SIDES)}.")
-        for side in self.sides:
-            check_choice(owner, "sides", side, FIELD_SIDES)
-        check_count(owner, "max_tokens", self.max_tokens, 1)
-        if not isinstance(self.null_wording, str) or not self.null_wording.strip():
-            raise ValueError(
-                f"{owner}: `null_wording` must be words for the prompt, such as 'unknown'; got {self.null_wording!r}."
-            )
         self.null_wording = " ".join(self.null_wording.split())
+        if not self.null_wording:
+            raise ValueError(f"{owner}: `null_wording` must be words for the prompt, such as 'unknown'; got ''.")
         self._check_kind(owner)
 
     def _check_kind(self, owner: str) -> None:
@@ -109,8 +176,7 @@ class FlipField:
             if self.kind not in kinds and getattr(self, name) != defaults[name]:
                 raise ValueError(
                     f"{owner}: `{name}` is of kind {' or '.join(map(repr, kinds))} and has no effect on kind "
-                    f"{self.kind!r}; leave it "
-                    f"out, or change the kind; got {getattr(self, name)!r}."
+                    f"{self.kind!r}; leave it out, or change the kind; got {getattr(self, name)!r}."
                 )
         if self.key and self.kind in ("multi-valued", "numeric"):
             why = "several values" if self.kind == "multi-valued" else "a bucket of numbers"
@@ -120,15 +186,11 @@ class FlipField:
         if self.kind == "numeric":
             if self.type not in ("int", "float"):
                 raise ValueError(f"{owner}: `type` must be 'int' or 'float' for kind 'numeric'; got {self.type!r}.")
-            check_choice(owner, "bucketing", self.bucketing, BUCKETINGS)
             self.num_buckets = NUMERIC_BUCKETS if self.num_buckets is None else self.num_buckets
         if self.kind == "hashed" and self.num_buckets is None:
             raise ValueError(
                 f"{owner}: `num_buckets` must say into how many buckets kind 'hashed' puts the values; got None."
             )
-        if self.num_buckets is not None:
-            check_count(owner, "num_buckets", self.num_buckets, 2)
-        check_count(owner, "max_values", self.max_values, 1)
         if not isinstance(self.separator, str) or not self.separator:
             raise ValueError(
                 f"{owner}: `separator` must be the text between two values, such as ',' or '|'; got {self.separator!r}."
@@ -138,7 +200,7 @@ class FlipField:
     def from_dict(cls, values: "dict | FlipField") -> "FlipField":
         """Reads a field from its JSON form. An unknown key is an error (`ValueError`), so that a typo is never
         ignored."""
-        if isinstance(values, cls):
+        if isinstance(values, FlipField):
             return values
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
@@ -168,6 +230,10 @@ class FlipField:
     def num_slots(self) -> int:
         """Columns that the field takes in `feature_ids` where it is on the ID side."""
         return self.max_values if self.is_multi_valued else 1
+
+    def value_text(self, value: str | tuple[str, ...] | None) -> str:
+        """A canonical value in words."""
+        return self.null_wording if value is None else value if isinstance(value, str) else ", ".join(value)
 
     @property
     def has_vocabulary(self) -> bool:

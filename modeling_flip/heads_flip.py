@@ -16,7 +16,8 @@ from transformers.activations import ACT2FN
 
 from .configuration_flip import FlipConfig
 from .fields_flip import NUM_RESERVED_IDS, UNK_ID
-from .losses_flip import IGNORE_INDEX, nce_loss
+from .gather_flip import gather_rows
+from .losses_flip import IGNORE_INDEX, MaskedFeatureScores
 
 SCORES_AT_ONCE = (
     2**20
@@ -36,6 +37,23 @@ class FlipProjection(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         projected = self.input(hidden)
         return self.norm(projected + self.dropout(self.output(nn.functional.gelu(projected))))
+
+
+def contrastive_logits(
+    id_embeds: torch.Tensor, text_embeds: torch.Tensor, scale: torch.Tensor | float, training: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scaled similarities of this process's rows with the rows of all processes (ICL's in-batch negatives).
+
+    Args:
+        id_embeds, text_embeds: `(B, d)`; while training every process has as many rows.
+        scale: what similarities are multiplied by.
+
+    Returns `id_to_text` and `text_to_id`, `(B, rows of all processes)`, and the number of each row's own counterpart
+    `(B,)`.
+    """
+    (all_id, first), (all_text, _) = gather_rows(id_embeds, training), gather_rows(text_embeds, training)
+    labels = torch.arange(first, first + len(id_embeds), device=id_embeds.device)
+    return scale * (id_embeds @ all_text.T).float(), scale * (text_embeds @ all_id.T).float(), labels
 
 
 class IdentityLinear(nn.Linear):
@@ -204,9 +222,11 @@ class FlipMTMHead(nn.Module):
     """Recovers masked feature ids from `[~h_id ; c]` (the paper's MTM).
 
     `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text; without a
-    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are
-    drawn from the training counts by inversion: integers below the total, looked up in the running sum.
+    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are drawn from the training counts by
+    inversion: integers below the total, looked up in the running sum.
     """
+
+    feature_counts: torch.Tensor
 
     def __init__(self, config: FlipConfig, id_dim: int, text_dim: int | None):
         super().__init__()
@@ -224,7 +244,7 @@ class FlipMTMHead(nn.Module):
         self.embeddings = nn.Embedding(total, size)
         self.bias = nn.Embedding(total, 1)
         self.register_buffer("feature_counts", torch.zeros(total, dtype=torch.long))
-        self._noise = None
+        self._noise: tuple[torch.Tensor, ...] | None = None
 
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.zeros_(self.feature_counts)  # garbage where a checkpoint without this head is loaded
@@ -268,6 +288,16 @@ class FlipMTMHead(nn.Module):
             high = running[starts + torch.tensor(self.field_sizes, device=counts.device) - 1]
             if self.config.mtm_noise == "global":
                 low, high = torch.zeros_like(low), running[-1].expand_as(high)
+            empty = (high == low).tolist()
+            lacking = [
+                field.name for n, field in enumerate(self.config.id_fields) if empty[n] and not self.uses_softmax(n)
+            ]
+            if lacking:
+                raise ValueError(
+                    f"MTM draws noise from how often each value of {', '.join(lacking)} occurs in the training rows, "
+                    "and knows no counts: call `model.set_feature_counts(processor.count_features(training_rows))` "
+                    "first."
+                )
             # a feature that was never counted cannot be drawn; 1 keeps its log finite should a label name it
             totals = torch.repeat_interleave(high - low, torch.tensor(self.field_sizes, device=counts.device))
             log_prob = counts.clamp(min=1).double().log() - totals.clamp(min=1).double().log()
@@ -321,10 +351,11 @@ class FlipMTMHead(nn.Module):
         values = self.field_sizes[field] - NUM_RESERVED_IDS
         return self.config.mtm_noise == "field" and values <= self.config.mtm_full_softmax_size
 
-    def loss(
+    def scores(
         self, vectors: torch.Tensor, labels: torch.Tensor, noise_uniform: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Sum over the masked features. Those of one field are all recovered from the field's one vector.
+    ) -> MaskedFeatureScores:
+        """Scores of the masked features and of their noise. Those of one field are all recovered from the field's one
+        vector.
 
         Args:
             vectors: `(B, F, size)` from `represent`.
@@ -336,28 +367,28 @@ class FlipMTMHead(nn.Module):
             raise ValueError(
                 f"noise_uniform has {noise_uniform.shape[-1]} numbers a feature, `config.mtm_num_noise` is {k}."
             )
-        total = vectors.new_zeros((), dtype=torch.float)
+        softmax_logits, softmax_targets = [], []
         with_noise = labels != IGNORE_INDEX
         for field in filter(self.uses_softmax, range(len(self.field_sizes))):
-            slots = self.field_slots[field]
-            with_noise[:, slots] = False
-            rows, at = (labels[:, slots] != IGNORE_INDEX).nonzero(as_tuple=True)
-            logits = self.field_logits(vectors[rows, field], field)
-            targets = labels[:, slots][rows, at] - NUM_RESERVED_IDS
-            total = total + nn.functional.cross_entropy(logits, targets, reduction="sum")
+            own = self.field_slots[field]
+            with_noise[:, own] = False
+            rows, at = (labels[:, own] != IGNORE_INDEX).nonzero(as_tuple=True)
+            softmax_logits.append(self.field_logits(vectors[rows, field], field))
+            softmax_targets.append(labels[:, own][rows, at] - NUM_RESERVED_IDS)
         rows, slots = with_noise.nonzero(as_tuple=True)
         _, starts, _, _, log_prob, slot_fields = self._noise_tables()
         fields = slot_fields[slots]
         targets = (labels[rows, slots] + starts[fields])[:, None]  # (M, 1)
         noise = self.sample_noise(fields, None if noise_uniform is None else noise_uniform[rows, slots])
         scores = self.score(vectors[rows, fields], torch.cat([targets, noise], dim=1))
-        losses = nce_loss(scores[:, 0], scores[:, 1:], log_prob[targets[:, 0]], log_prob[noise])
-        return total + losses.sum()
+        return MaskedFeatureScores(
+            softmax_logits, softmax_targets, scores[:, 0], scores[:, 1:], log_prob[targets[:, 0]], log_prob[noise]
+        )
 
     @torch.no_grad()
     def accuracy(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Share of masked features that rank first among all real values of their field; where n values of a field are
-        masked in a row, among the first n. Arguments as of `loss`."""
+        masked in a row, among the first n. Arguments as of `scores`."""
         hits = torch.zeros((), device=labels.device)
         for field, slots in enumerate(self.field_slots):
             targets = labels[:, slots]
@@ -398,8 +429,7 @@ class FlipFusion(nn.Module):
     """The joint logit `alpha * logit_id + (1 - alpha) * logit_plm` (the paper's adaptive fine-tuning).
 
     `scalar`: one alpha, a sigmoid that starts at 0.5. `gate`: each row its own alpha from both towers' states and from
-    which
-    of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
+    which of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
     scalar, which starts at 0.
     """
 

@@ -5,13 +5,37 @@ Shapes below: B rows, M masked tokens or features.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .gather_flip import gather_rows, share_of_total
+from .gather_flip import share_of_total
 
 IGNORE_INDEX = -100
+
+
+class MaskedFeatureScores(NamedTuple):
+    """What MTM's head says of a batch's masked features, see [`masked_tabular_loss`].
+
+    Args:
+        softmax_logits, softmax_targets: of each small field `(M, values)` and `(M,)`.
+        target_scores, target_log_prob: `(M,)`, of the features of all other fields, and their log probability as noise.
+        noise_scores, noise_log_prob: `(M, k)`, of the noise features of each of them.
+    """
+
+    softmax_logits: list[torch.Tensor]
+    softmax_targets: list[torch.Tensor]
+    target_scores: torch.Tensor
+    noise_scores: torch.Tensor
+    target_log_prob: torch.Tensor
+    noise_log_prob: torch.Tensor
+
+
+def masked_language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The paper's MLM: cross-entropy of `(M, vocabulary)` logits, the sum over the masked tokens `(M,)`; targets of
+    -100 do not count."""
+    return nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def nce_loss(target_scores, noise_scores, target_log_prob, noise_log_prob) -> torch.Tensor:
@@ -27,24 +51,25 @@ def nce_loss(target_scores, noise_scores, target_log_prob, noise_log_prob) -> to
     return target + noise.sum(-1)
 
 
-def contrastive_loss(
-    id_embeds: torch.Tensor, text_embeds: torch.Tensor, scale, training: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric InfoNCE with the negatives of the global batch (the paper's ICL).
+def masked_tabular_loss(scores: MaskedFeatureScores) -> torch.Tensor:
+    """The paper's MTM, the sum over the masked features: cross-entropy over all values of a small field, NCE for the
+    features of the others."""
+    total = scores.target_scores.new_zeros(())
+    for logits, targets in zip(scores.softmax_logits, scores.softmax_targets):
+        total = total + nn.functional.cross_entropy(logits, targets, reduction="sum")
+    noise = scores.target_scores, scores.noise_scores, scores.target_log_prob, scores.noise_log_prob
+    return total + nce_loss(*noise).sum()
 
-    Each process computes its own rows of the similarity matrices. Returns the loss, the mean over its rows, and,
-    detached, the share of them whose own counterpart is the most similar one.
 
-    Args:
-        id_embeds, text_embeds: `(B, d)`; while training every process has as many rows.
-        scale: what similarities are multiplied by.
-    """
-    (all_id, first), (all_text, _) = gather_rows(id_embeds, training), gather_rows(text_embeds, training)
-    labels = torch.arange(first, first + len(id_embeds), device=id_embeds.device)
-    id_to_text = scale * (id_embeds @ all_text.T).float()  # (B, rows of all processes)
-    text_to_id = scale * (text_embeds @ all_id.T).float()
-    loss = (nn.functional.cross_entropy(id_to_text, labels) + nn.functional.cross_entropy(text_to_id, labels)) / 2
-    return loss, (id_to_text.argmax(-1) == labels).float().mean()
+def contrastive_loss(id_to_text: torch.Tensor, text_to_id: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The paper's ICL, symmetric InfoNCE: the mean over `(B, N)` scaled similarities of each row's view with the other
+    view of all N rows, whose own counterpart is number `labels` `(B,)`."""
+    return (nn.functional.cross_entropy(id_to_text, labels) + nn.functional.cross_entropy(text_to_id, labels)) / 2
+
+
+def contrastive_accuracy(id_to_text: torch.Tensor, text_to_id: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Share of the rows whose own text is the most similar one to their ids; arguments as of [`contrastive_loss`]."""
+    return (id_to_text.argmax(-1) == labels).float().mean()
 
 
 def click_loss(
@@ -56,7 +81,21 @@ def click_loss(
     Args:
         labels, sample_weight: `(B,)`; clicks 0 or 1, and weights.
         training: with weights, the average of the processes' losses is the mean over the rows of all.
+
+    Raises:
+        ValueError: labels or weights have another shape, or a label is neither 0 nor 1 (on a GPU, where looking would
+            wait for the device, a failed assertion of the device says so).
     """
+    for name, values in (("labels", labels), ("sample_weight", sample_weight)):
+        if values is not None and values.shape != logits.shape[:1]:
+            raise ValueError(
+                f"`{name}` must have the shape ({len(logits)},), one number a row; got {tuple(values.shape)}."
+            )
+    is_click = (labels == 0) | (labels == 1)
+    if labels.device.type != "cpu":
+        torch._assert_async(is_click.all(), "`labels` must be 0 (no click) or 1 (click)")
+    elif not is_click.all():
+        raise ValueError(f"`labels` must be 0 (no click) or 1 (click); got {labels[~is_click][0].item()}.")
     targets = labels.float()[:, None].expand_as(logits)
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(1)
     if sample_weight is None:

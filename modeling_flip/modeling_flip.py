@@ -8,7 +8,7 @@ value), L tokens, H the PLM's hidden size, D_id the size of `h_id`.
 import copy
 import math
 import os
-import zlib
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from .configuration_flip import FlipConfig
 from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
 from .fields_flip import FlipField  # noqa: F401
 from .gather_flip import share_of_total
-from .heads_flip import FlipFusion, FlipMLMHead, FlipMTMHead, FlipProjection, TextField
+from .heads_flip import FlipFusion, FlipMLMHead, FlipMTMHead, FlipProjection, TextField, contrastive_logits
 from .id_tower import FeatureEmbedding, TowerLinear, build_id_tower
 from .id_tower_afm import AFM  # noqa: F401
 from .id_tower_afn import AFN  # noqa: F401
@@ -41,7 +41,14 @@ from .id_tower_masknet import MaskNet  # noqa: F401
 from .id_tower_pnn import PNN  # noqa: F401
 from .id_tower_widedeep import WideDeep  # noqa: F401
 from .id_tower_xdeepfm import XDeepFM  # noqa: F401
-from .losses_flip import IGNORE_INDEX, click_loss, contrastive_loss
+from .losses_flip import (
+    IGNORE_INDEX,
+    click_loss,
+    contrastive_accuracy,
+    contrastive_loss,
+    masked_language_loss,
+    masked_tabular_loss,
+)
 from .outputs_flip import FlipForCTROutput, FlipForPretrainingOutput, FlipModelOutput, returned
 from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
 from .processing_flip import FlipProcessor  # noqa: F401
@@ -55,10 +62,16 @@ MLM_POSITIONS_MULTIPLE = 64
 
 
 class FlipPreTrainedModel(PreTrainedModel):
+    config: FlipConfig
+    base_model: Any  # a FlipModel
+    mlm_head: FlipMLMHead | None
     config_class = FlipConfig
     base_model_prefix = "flip"
     main_input_name = "feature_ids"
     _auto_class = "AutoModel"  # `save_pretrained` copies the code beside the weights
+    accepts_loss_kwargs = (
+        False  # a Trainer divides the loss by the accumulation steps: the losses are means of their own
+    )
     _takes_mlm_head = False  # whether `from_text_pretrained` takes over the PLM's MLM head
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -86,7 +99,7 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, from safetensors only (no pickle on the way); see [`align`] for what is added."""
+        """As in transformers, from safetensors only (no pickle on the way); see [`_align_memory`] for what is added."""
         kwargs.setdefault("use_safetensors", True)
         try:
             loaded = super().from_pretrained(*args, **kwargs)
@@ -98,7 +111,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 ) from error
             raise
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        align(model)
+        _align_memory(model)
         if model.base_model.text_field is not None:  # loading makes parameters anew
             model.base_model.text_encoder.requires_grad_(False)
         return loaded
@@ -137,14 +150,14 @@ class FlipPreTrainedModel(PreTrainedModel):
         mlm_model = None
         if cls._takes_mlm_head and config.mlm_weight > 0:
             mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)
-        text_encoder = (
+        text_encoder: Any = (
             mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
         )
         config.text_config = text_encoder.config
         model = cls(config, text_encoder=text_encoder)
         if mlm_model is not None and not model.mlm_head.load_plm_head(mlm_model):
             logger.warning(f"the MLM head of {type(mlm_model).__name__} has another form; FLIP's is newly initialised.")
-        align(model)
+        _align_memory(model)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -158,7 +171,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         self.base_model.text_encoder.set_input_embeddings(value)
 
 
-def align(model: nn.Module) -> None:
+def _align_memory(model: nn.Module) -> None:
     """Copies tensors that lie unaligned on the CPU, as they do in a loaded file, to aligned memory: vector kernels sum
     unaligned ones in another order, and scores would differ in the last bit from those before saving."""
     for tensor in (*model.parameters(), *model.buffers()):
@@ -210,8 +223,6 @@ class FlipModel(FlipPreTrainedModel):
     ):
         super().__init__(config)
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
-        self.text_memory: dict[bytes, torch.Tensor] = {}
-        self.text_memory_of: tuple[list, list] = ([], [])  # versions and checksums of the PLM's weights
         use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
         if use_id:
             self.id_tower = build_id_tower(config)
@@ -266,46 +277,11 @@ class FlipModel(FlipPreTrainedModel):
     @torch.no_grad()
     def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through
-        the PLM once, and those of [`remember_text`] not at all."""
+        the PLM once."""
         length = input_ids.shape[1]
         rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1)
         distinct, where = rows.unique(dim=0, return_inverse=True)
-        input_ids, attention_mask = distinct[:, :length], distinct[:, length:]
-        if self.text_memory:
-            self._forget_text_of_other_weights()
-        if not self.text_memory:
-            return self.pooled_text(input_ids, attention_mask)[where]
-        states = [self.text_memory.get(key) for key in _prompt_keys(input_ids, attention_mask)]
-        new = [number for number, state in enumerate(states) if state is None]
-        if new:
-            pooled = self.pooled_text(input_ids[new], attention_mask[new])
-            for number, state in zip(new, pooled):
-                states[number] = state
-        return torch.stack(states)[where]
-
-    @torch.no_grad()
-    def remember_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        """Encodes prompts `(B, L)`, whose pooled states [`frozen_text`] then takes from memory. They are valid as long
-        as the PLM stays as it is (with other weights they are forgotten), and are not saved."""
-        self._forget_text_of_other_weights()
-        keys = _prompt_keys(input_ids, attention_mask)
-        new = list({key: number for number, key in enumerate(keys) if key not in self.text_memory}.values())
-        if new:
-            pooled = self.pooled_text(input_ids[new], attention_mask[new])
-            self.text_memory |= zip(
-                [keys[number] for number in new], pooled.clone()
-            )  # a view would hold the states of all tokens
-
-    def _forget_text_of_other_weights(self) -> None:
-        versions = [(parameter.data_ptr(), parameter._version) for parameter in self.text_encoder.parameters()]
-        if versions != self.text_memory_of[0]:  # something was written; what was written may be the same
-            sums = [
-                zlib.crc32(one.detach().cpu().flatten().view(torch.uint8).numpy())
-                for one in self.text_encoder.parameters()
-            ]
-            if sums != self.text_memory_of[1]:
-                self.text_memory = {}
-            self.text_memory_of = versions, sums
+        return self.pooled_text(distinct[:, :length], distinct[:, length:])[where]
 
     def encode_ids(
         self,
@@ -328,9 +304,8 @@ class FlipModel(FlipPreTrainedModel):
     def _check_projection(self, projection: FlipProjection | None) -> None:
         if projection is None:
             raise ValueError(
-                "this model has no projections, which only contrastive learning trains (two towers, `icl_weight` "
-                "above 0, "
-                "`strategy` other than frozen); the towers' own vectors are in the output of `forward`."
+                "this model has no projections, which only contrastive learning trains (two towers, `icl_weight` above "
+                "0, `strategy` other than frozen); the towers' own vectors are in the output of `forward`."
             )
 
     def get_id_features(self, feature_ids: torch.Tensor) -> torch.Tensor:
@@ -346,9 +321,9 @@ class FlipModel(FlipPreTrainedModel):
 
     def forward(
         self,
-        feature_ids: torch.LongTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipModelOutput | tuple:
@@ -377,11 +352,6 @@ class FlipModel(FlipPreTrainedModel):
         return returned(output, self.config, return_dict)
 
 
-def _prompt_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[bytes]:
-    """The tokens of each prompt, whatever its padding."""
-    return [ids[mask == 1].tobytes() for ids, mask in zip(input_ids.cpu().numpy(), attention_mask.cpu().numpy())]
-
-
 class FlipForPretraining(FlipPreTrainedModel):
     """FLIP's modality alignment pretraining: masked language, masked tabular and instance-level contrastive learning.
 
@@ -404,9 +374,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         use_id, use_text = config.pretrains_id_tower, config.pretrains_text
         if use_text and config.text_config is None:
             raise ValueError(
-                "FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without "
-                "the text "
-                "(mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one."
+                "FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without the "
+                "text (mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one."
             )
         if not use_text:
             config = copy.deepcopy(config)
@@ -416,7 +385,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         id_dim = self.flip.id_tower.output_dim if use_id else None
         self.mlm_head = self.mtm_head = self.logit_scale = None
         if config.mlm_weight > 0:
-            tokens = self.flip.text_encoder.get_input_embeddings()
+            tokens: Any = self.flip.text_encoder.get_input_embeddings()
             size, dim = tokens.weight.shape
             self.mlm_head = FlipMLMHead(
                 config.text_config, id_dim if config.mlm_uses_ids else None, dim, size, config.mlm_id_dropout
@@ -431,10 +400,11 @@ class FlipForPretraining(FlipPreTrainedModel):
             self.logit_scale = nn.Parameter(torch.zeros(1))  # of one dimension: FSDP2 cannot split a scalar
         self.post_init()
 
-    def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):
+    def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):  # type: ignore[override]
         """Publishes the two towers, as a [`FlipModel`], and the heads too where asked for: they can return a user's
         demographics from an id, and fine-tuning does not need them."""
-        return (super() if pretraining_heads else self.flip).push_to_hub(repo_id, *args, **kwargs)
+        push = super().push_to_hub if pretraining_heads else self.flip.push_to_hub
+        return push(repo_id, *args, **kwargs)  # type: ignore[arg-type]
 
     def get_output_embeddings(self):
         return self.mlm_head.decoder if self.mlm_head is not None else None
@@ -460,16 +430,15 @@ class FlipForPretraining(FlipPreTrainedModel):
 
     def forward(
         self,
-        feature_ids: torch.LongTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        masked_input_ids: torch.LongTensor | None = None,
-        mlm_labels: torch.LongTensor | None = None,
-        masked_feature_ids: torch.LongTensor | None = None,
-        mtm_labels: torch.LongTensor | None = None,
-        noise_uniform: torch.DoubleTensor | None = None,
-        icl_gradients: tuple[torch.Tensor, ...] | None = None,
-        divisors: dict[str, torch.Tensor] | None = None,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        mlm_labels: torch.Tensor | None = None,
+        masked_feature_ids: torch.Tensor | None = None,
+        mtm_labels: torch.Tensor | None = None,
+        noise_uniform: torch.Tensor | None = None,
+        reduction: str = "mean",
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForPretrainingOutput | tuple:
@@ -481,27 +450,27 @@ class FlipForPretraining(FlipPreTrainedModel):
             mlm_labels: `(B, L)` token ids at masked positions, -100 elsewhere.
             mtm_labels: `(B, S)` local feature ids of masked fields, -100 elsewhere.
             noise_uniform: `(B, S, k)` float64 numbers in [0, 1) to draw MTM's noise with; random when not given.
-            icl_gradients: gradients of ICL's loss by `id_embeds` and `text_embeds` of these rows, and by the scale
-                where it is learned: the rows are a chunk of a larger batch in which ICL was computed before (see
-                `train/grad_cache.py`). The loss then holds a term with these gradients in the place of ICL's, and the
-                clean view has a forward of its own, the same as [`FlipModel`]'s, so that dropout can be repeated.
-            divisors: what the sums of `mlm` and `mtm` losses are divided by; the numbers of targets in this batch, over
-                all processes, when not given.
+            reduction: `mean`: `loss` is the weighted sum of the objectives, each a mean over the targets of all
+                processes. `sum`: for rows that are a part of a larger batch. `mlm_loss` and `mtm_loss` are sums over
+                the targets of these rows; `loss` and `icl_loss` are None, as ICL compares all rows of the whole batch:
+                `id_embeds` and `text_embeds` are what it compares. The clean view then has a forward of its own, the
+                same as [`FlipModel`]'s.
 
         Raises:
-            ValueError: a view that an objective needs is missing.
+            ValueError: a view that an objective needs is missing; or MTM has no counts to draw noise from, see
+                `set_feature_counts`.
         """
         config = self.config
+        parts: dict[str, torch.Tensor] = {}
         use_mlm, use_mtm, use_icl = config.mlm_weight > 0, config.mtm_weight > 0, config.icl_weight > 0
-        mlm_ids, mtm_text = config.mlm_uses_ids, config.mtm_uses_text
         if config.pretrains_text and attention_mask is None:
             given = input_ids if input_ids is not None else masked_input_ids
             attention_mask = None if given is None else torch.ones_like(given)
         needed = {
             "mlm_weight": {"masked_input_ids": masked_input_ids, "mlm_labels": mlm_labels}
-            | ({"feature_ids": feature_ids} if mlm_ids else {}),
+            | ({"feature_ids": feature_ids} if config.mlm_uses_ids else {}),
             "mtm_weight": {"masked_feature_ids": masked_feature_ids, "mtm_labels": mtm_labels}
-            | ({"input_ids": input_ids} if mtm_text else {}),
+            | ({"input_ids": input_ids} if config.mtm_uses_text else {}),
             "icl_weight": {"feature_ids": feature_ids, "input_ids": input_ids},
         }
         for setting, views in needed.items():
@@ -511,41 +480,50 @@ class FlipForPretraining(FlipPreTrainedModel):
                     f"{' and '.join(missing)} needed while config.{setting} is {getattr(config, setting)}."
                 )
 
-        output, divisors = FlipForPretrainingOutput(loss=torch.zeros((), device=self.device)), divisors or {}
         text_states = masked_text_states = id_state = masked_id_state = None
-        if icl_gradients is not None:
+        if reduction == "sum":
             clean = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
             text_states, id_state = clean.text_hidden_states, clean.id_hidden_state
             masked_text_states = self.flip.encode_text(masked_input_ids, attention_mask) if use_mlm else None
             masked_id_state = self.flip.id_tower(masked_feature_ids) if use_mtm else None
         else:
-            texts = [input_ids] * (mtm_text or use_icl) + [masked_input_ids] * use_mlm
+            texts = [input_ids] * (config.mtm_uses_text or use_icl) + [masked_input_ids] * use_mlm
             if texts:
                 states = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1)).chunk(len(texts))
                 text_states, masked_text_states = states[0], states[-1]
-            rows = [feature_ids] * (mlm_ids or use_icl) + [masked_feature_ids] * use_mtm
+            rows = [feature_ids] * (config.mlm_uses_ids or use_icl) + [masked_feature_ids] * use_mtm
             if rows:
                 id_states = self.flip.id_tower(torch.cat(rows)).chunk(len(rows))
                 id_state, masked_id_state = id_states[0], id_states[-1]
 
         if use_mlm:
-            self._masked_language_modelling(output, masked_text_states, id_state, mlm_labels, divisors.get("mlm"))
+            parts |= self._masked_language_modelling(masked_text_states, id_state, mlm_labels)
         if use_mtm:
-            self._masked_tabular_modelling(
-                output, masked_id_state, text_states, attention_mask, mtm_labels, noise_uniform, divisors.get("mtm")
+            parts |= self._masked_tabular_modelling(
+                masked_id_state, text_states, attention_mask, mtm_labels, noise_uniform
             )
-        if icl_gradients is not None:
-            parts = clean.id_embeds, clean.text_embeds, self.icl_scale()
-            output["loss"] = output.loss + sum((part * gradient).sum() for part, gradient in zip(parts, icl_gradients))
+        if use_icl and reduction == "sum":
+            parts |= {"id_embeds": clean.id_embeds, "text_embeds": clean.text_embeds}
         elif use_icl:
             id_embeds = self.flip.project(id_state, self.flip.id_projection)
             text_embeds = self.flip.project(self.flip.pool(text_states, attention_mask), self.flip.text_projection)
-            scale = self.icl_scale()
-            output["icl_loss"], output["icl_accuracy"] = contrastive_loss(id_embeds, text_embeds, scale, self.training)
-            output["loss"] = output.loss + config.icl_weight * output.icl_loss
-        return returned(output, config, return_dict)
+            similarities = contrastive_logits(id_embeds, text_embeds, self.icl_scale(), self.training)
+            parts |= {"icl_loss": contrastive_loss(*similarities), "icl_accuracy": contrastive_accuracy(*similarities)}
+        loss = None
+        if reduction == "mean":
+            loss = torch.zeros((), device=self.device)
+            for objective in ("mlm", "mtm"):
+                if f"{objective}_loss" in parts:
+                    parts[f"{objective}_loss"] = parts[f"{objective}_loss"] / share_of_total(
+                        parts[f"num_{objective}_targets"], self.training
+                    )
+            for objective in ("mlm", "mtm", "icl"):
+                if f"{objective}_loss" in parts:
+                    loss = loss + getattr(config, f"{objective}_weight") * parts[f"{objective}_loss"]
+        return returned(FlipForPretrainingOutput(loss=loss, **parts), config, return_dict)
 
-    def _masked_language_modelling(self, output, masked_states, id_state, labels, divisor):
+    def _masked_language_modelling(self, masked_states, id_state, labels) -> dict[str, torch.Tensor]:
+        """The sum of the losses, the number of targets, and in eval mode the accuracies."""
         rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
         found = len(rows)
         count = torch.tensor(found, device=labels.device)
@@ -558,30 +536,27 @@ class FlipForPretraining(FlipPreTrainedModel):
         candidates, targets = self.mlm_head.candidates(targets)
         row_vectors = None if self.mlm_head.fuse_id is None else self.mlm_head.row_dropout(id_state)[rows]
         logits = self.mlm_head(tokens, row_vectors, candidates)
-        total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        output["mlm_loss"] = total / (share_of_total(count, self.training) if divisor is None else divisor)
-        output["num_mlm_targets"] = count
-        output["loss"] = output.loss + self.config.mlm_weight * output.mlm_loss
+        parts = {"mlm_loss": masked_language_loss(logits, targets), "num_mlm_targets": count}
         if not self.training:
-            output["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count.clamp(min=1)
+            parts["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count.clamp(min=1)
             if self.mlm_head.fuse_id is not None:
                 shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows], candidates)
-                output["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
+                parts["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
+        return parts
 
     def _masked_tabular_modelling(
-        self, output, masked_id_state, text_states, attention_mask, labels, noise_uniform, divisor
-    ):
+        self, masked_id_state, text_states, attention_mask, labels, noise_uniform
+    ) -> dict[str, torch.Tensor]:
+        """The sum of the losses, the number of targets, and in eval mode the accuracies."""
         vectors = self.mtm_head.represent(masked_id_state, text_states, attention_mask)
-        count = (labels != IGNORE_INDEX).sum()
-        total = self.mtm_head.loss(vectors, labels, noise_uniform)
-        output["mtm_loss"] = total / (share_of_total(count, self.training) if divisor is None else divisor)
-        output["num_mtm_targets"] = count
-        output["loss"] = output.loss + self.config.mtm_weight * output.mtm_loss
+        loss = masked_tabular_loss(self.mtm_head.scores(vectors, labels, noise_uniform))
+        parts = {"mtm_loss": loss, "num_mtm_targets": (labels != IGNORE_INDEX).sum()}
         if not self.training:
-            output["mtm_accuracy"] = self.mtm_head.accuracy(vectors, labels)
+            parts["mtm_accuracy"] = self.mtm_head.accuracy(vectors, labels)
             if self.mtm_head.query is not None:
                 other = self.mtm_head.represent(masked_id_state, text_states.roll(1, 0), attention_mask.roll(1, 0))
-                output["mtm_shuffled_accuracy"] = self.mtm_head.accuracy(other, labels)
+                parts["mtm_shuffled_accuracy"] = self.mtm_head.accuracy(other, labels)
+        return parts
 
 
 class FlipForCTR(FlipPreTrainedModel):
@@ -621,11 +596,11 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def forward(
         self,
-        feature_ids: torch.LongTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        sample_weight: torch.FloatTensor | None = None,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        sample_weight: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForCTROutput | tuple:
@@ -637,29 +612,27 @@ class FlipForCTR(FlipPreTrainedModel):
             labels: `(B,)`, 1 for a click, 0 for none. `joint` sums the losses of the joint logit and of both towers.
             sample_weight: `(B,)` weights of the rows in the loss.
         """
-        output = FlipForCTROutput()
+        parts: dict[str, torch.Tensor] = {}
         if self.id_classifier is not None:
             if feature_ids is None:
                 raise ValueError(f"`feature_ids` is needed by strategy {self.config.strategy!r}.")
             id_state = self.flip.encode_ids(feature_ids, input_ids, attention_mask)
-            output["id_logits"] = self.id_classifier(id_state).float()
+            parts["id_logits"] = self.id_classifier(id_state).float()
             if self.first_order is not None:
-                output["id_logits"] = output.id_logits + self.first_order(feature_ids).float().sum(1)
+                parts["id_logits"] = parts["id_logits"] + self.first_order(feature_ids).float().sum(1)
         if self.text_classifier is not None:
             if attention_mask is None and input_ids is not None:
                 attention_mask = torch.ones_like(input_ids)
             pooled = self.flip.pooled_text(input_ids, attention_mask)
-            output["text_logits"] = self.text_classifier(self.dropout(pooled)).float()
-        if self.fusion is not None:
-            output["logits"], output["id_weight"] = self.fusion(
-                output.id_logits, output.text_logits, id_state, pooled, feature_ids
-            )
+            parts["text_logits"] = self.text_classifier(self.dropout(pooled)).float()
+        heads = list(parts.values())
+        if self.fusion is None:
+            logits = heads[0]
         else:
-            output["logits"] = output.id_logits if self.id_classifier is not None else output.text_logits
-        if labels is not None:
-            heads = [output.logits] if self.fusion is None else [output.logits, output.id_logits, output.text_logits]
-            output["loss"] = click_loss(torch.cat(heads, dim=1), labels, sample_weight, self.training)
-        return returned(output, self.config, return_dict)
+            logits, parts["id_weight"] = self.fusion(*heads, id_state, pooled, feature_ids)
+            heads.insert(0, logits)
+        loss = None if labels is None else click_loss(torch.cat(heads, dim=1), labels, sample_weight, self.training)
+        return returned(FlipForCTROutput(loss=loss, logits=logits, **parts), self.config, return_dict)
 
 
 __all__ = ["FlipPreTrainedModel", "FlipModel", "FlipForPretraining", "FlipForCTR"]

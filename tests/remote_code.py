@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 BLOCKED = ("flip_ctr", "pandas", "pyarrow", "datasets", "accelerate", "peft", "evaluate", "sklearn")
 
@@ -13,12 +14,13 @@ for name in sys.argv[3].split(","):
     sys.modules[name] = None  # importing it fails from now on
 import json, os
 import torch
+import transformers
 from transformers import (AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification,
 AutoProcessor,
                           AutoFeatureExtractor, AutoTokenizer, pipeline)
 folders, out, rows = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[4])
 remote = {"trust_remote_code": True}
-report = {}
+report = {"versions": {one.__name__: one.__version__ for one in (torch, transformers)}}
 for name, folder in folders.items():
     config = AutoConfig.from_pretrained(folder, **remote)
     processor = AutoProcessor.from_pretrained(folder, **remote)
@@ -46,9 +48,21 @@ json.dump(report, open(os.path.join(out, "report.json"), "w"))
 """
 
 
-def run_blocked(folders: dict, out, rows: list[dict]) -> dict:
+def run_blocked(
+    folders: dict, out, rows: list[dict], python: str = sys.executable, libraries: Path | None = None
+) -> dict:
+    """Loads checkpoints and scores rows elsewhere; the names of the classes that were loaded, for each checkpoint.
+
+    Args:
+        folders: the checkpoints; the one called "pretraining" is loaded as such, the others as models that predict.
+        out: where outputs (`NAME.pt`) and the checkpoints saved anew (`NAME-again`) are written.
+        python: the interpreter, of another environment perhaps.
+        libraries: a folder with libraries that it has beside its own.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(out / "home"), "HF_HUB_OFFLINE": "1"}
+    if libraries is not None:
+        environment["PYTHONPATH"] = str(libraries)
     arguments = [
         json.dumps({name: str(folder) for name, folder in folders.items()}),
         str(out),
@@ -56,12 +70,7 @@ def run_blocked(folders: dict, out, rows: list[dict]) -> dict:
         json.dumps(rows),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=out,
-        timeout=300,
+        [python, "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True, cwd=out, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((out / "report.json").read_text())

@@ -1,30 +1,59 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""The `flip-ctr` command: one word for each recipe."""
+"""The `flip-ctr` command: one word for each recipe.
+
+The command starts in `flip_ctr_command`, without the package's `__init__`, which imports torch and transformers: help
+and what is wrong with a command line come at once, and `prepare` needs neither. `python -m flip_ctr.train.cli` is the
+same command, and starts slower.
+"""
 
 import importlib
 import os
 import sys
 import time
+import traceback
+from typing import Any, NamedTuple
 
-from flip_ctr.train.launch import LAUNCHED, config_names, launch, split_options
+from flip_ctr.train.launch import LAUNCHED, OPTIONS, config_names, launch, launch_help, split_options
+from flip_ctr.train.options import nearest
 
-# command -> module and what it does; modules are imported only when called
+
+class Command(NamedTuple):
+    """A command: its module in `train`, the class of its arguments in `train.arguments`, and what it does."""
+
+    module: str
+    arguments: str
+    does: str
+
+
 COMMANDS = {
-    "prepare": ("prepare", "raw files of a public dataset, or any table -> dataset folder"),
-    "pretrain": ("pretrain", "align an ID tower and a PLM on the training rows"),
-    "finetune": ("finetune", "train click prediction: id, plm or joint"),
-    "fuse": ("fuse", "a joint model from an ID-based and a PLM-based one that were trained apart"),
-    "evaluate": ("evaluate_ctr", "metrics of a checkpoint on a split"),
-    "predict": ("predict", "click probabilities for the rows of a file"),
-    "push": ("push", "publish a checkpoint on the Hugging Face Hub"),
-    "demo": ("demo", "the whole pipeline on a generated catalogue, or on real data"),
+    "prepare": Command("prepare", "PrepareArguments", "raw files of a public dataset, or any table -> dataset folder"),
+    "pretrain": Command("pretrain", "PretrainArguments", "align an ID tower and a PLM on the training rows"),
+    "finetune": Command("finetune", "FinetuneArguments", "train click prediction: id, plm or joint"),
+    "fuse": Command(
+        "fuse", "FuseArguments", "a joint model from an ID-based and a PLM-based one that were trained apart"
+    ),
+    "evaluate": Command("evaluate_ctr", "EvaluateArguments", "metrics of a checkpoint on a split"),
+    "predict": Command("predict", "PredictArguments", "click probabilities for the rows of a file"),
+    "push": Command("push", "PushArguments", "publish a checkpoint on the Hugging Face Hub"),
+    "demo": Command("demo", "DemoArguments", "the whole pipeline on a generated catalogue, or on real data"),
+}
+# what others call them
+MEANT = {
+    "prepare": "preprocess preprocessing data download dataset convert",
+    "pretrain": "align pretraining",
+    "finetune": "train fit tune training",
+    "fuse": "ensemble merge",
+    "evaluate": "eval test score metrics",
+    "predict": "inference infer predict_proba",
+    "push": "upload publish share",
+    "demo": "example quickstart",
 }
 
 OTHERS_WAIT = 3  # seconds
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<10}{command.does}" for name, command in COMMANDS.items()]
     several = [
         f"{', '.join(LAUNCHED)}: --accelerate_config NAME_OR_PATH starts them in many processes;",
         f"a file of `accelerate config` or one of {', '.join(config_names())}.",
@@ -37,9 +66,37 @@ def usage() -> str:
             "",
             *several,
             "",
-            "flip-ctr COMMAND --help lists the options.",
+            "flip-ctr COMMAND --help lists the options, flip-ctr --version says the version.",
         ]
     )
+
+
+def arguments_of(name: str) -> type:
+    """The class of a command's arguments."""
+    return getattr(importlib.import_module("flip_ctr.train.arguments"), COMMANDS[name].arguments)
+
+
+def parse(name: str, argv: list[str]) -> Any:
+    """A command's arguments; exits with one line where one is wrong."""
+    from flip_ctr.train.parser import parse_arguments
+
+    launched = name in LAUNCHED
+    does = COMMANDS[name].does
+    return parse_arguments(
+        arguments_of(name),
+        argv,
+        prog=f"flip-ctr {name}",
+        description=f"{does[0].upper()}{does[1:]}.",
+        epilog=launch_help() if launched else None,
+        more_options=("accelerate_config", *OPTIONS) if launched else (),
+    )
+
+
+def whole_package() -> None:
+    """Runs the package's `__init__` where the command started without it: it registers the models with transformers."""
+    package = sys.modules["flip_ctr"]
+    if not hasattr(package, "__all__"):
+        package.__spec__.loader.exec_module(package)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,24 +105,32 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
-    command, *rest = argv
-    if command not in COMMANDS:
-        print(f"flip-ctr: no command {command!r}\n\n{usage()}", file=sys.stderr)
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"flip-ctr {version('flip-ctr')}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        meant = next((one for one, words in MEANT.items() if name in words.split()), nearest(name, COMMANDS))
+        hint = f"; did you mean {meant}?" if meant else ""
+        print(f"flip-ctr: there is no command {name}{hint} (flip-ctr --help lists them)", file=sys.stderr)
         return 2
     try:
-        options, rest = split_options(rest) if command in LAUNCHED else (None, rest)
-        recipe = importlib.import_module(f"flip_ctr.train.{COMMANDS[command][0]}")
-        if (
-            options is not None
-            and options.accelerate_config is not None
-            and launch(command, options, rest, recipe.parse)
-        ):
+        options, rest = split_options(rest) if name in LAUNCHED else (None, rest)
+        args = parse(name, rest)
+        if options is not None and options.accelerate_config is not None and launch(name, options, rest):
             return 0
-        recipe.main(rest)
+        if name != "prepare":
+            whole_package()
+        recipe = importlib.import_module(f"flip_ctr.train.{COMMANDS[name].module}")
+        getattr(recipe, "main", recipe.run)(args)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:  # (an attention that is not installed, say)
+        if "--debug" in rest:
+            traceback.print_exc()
         if os.environ.get("RANK", "0") != "0":
             time.sleep(OTHERS_WAIT)  # the launcher ends this process once the first one has said it
-        print(f"flip-ctr {command}: error: {error}", file=sys.stderr)
+        print(f"flip-ctr {name}: error: {error}", file=sys.stderr)
         return 2
     return 0
 

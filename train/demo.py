@@ -5,7 +5,7 @@
     flip-ctr demo --dataset ml-100k --data_dir ml-100k.zip --model_name_or_path PLM --output_dir runs/ml-100k
 
 It prepares a random and a cold-item split, and on each it pretrains, fine-tunes the three strategies, and trains what
-they are compared with. The same as `make demo` or `python -m flip_ctr.train.demo …`.
+they are compared with. The same as `make demo`.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModel, AutoProcessor
 
 from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.datasets.public_datasets import PUBLIC_DATASETS
 from flip_ctr.data.datasets.synthetic import (
     DATASET,
     THEMES,
@@ -37,8 +37,9 @@ from flip_ctr.data.datasets.synthetic import (
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.modeling_flip.fields_flip import UNK_ID
 from flip_ctr.train import finetune, prepare, pretrain
-from flip_ctr.train.arguments import option, parse_arguments
-from flip_ctr.train.loop.training_loop import make_accelerator, score
+from flip_ctr.train.arguments import DemoArguments
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
 from flip_ctr.train.outputs.run_log import set_up_logging
@@ -71,6 +72,12 @@ class Method:
     folder: str
     strategy: str
     start: str
+
+    @property
+    def group(self) -> str:
+        """Its group in the picture, see `plots.GROUPS`."""
+        baselines = {"id": "ID-only", "plm": "PLM-only", "joint": "ID+PLM"}
+        return "FLIP" if self.start == "pretrained" else baselines[self.strategy]
 
 
 METHODS = (
@@ -105,30 +112,6 @@ REAL = {
     "plm": {"num_train_epochs": 3},
     "joint": {"num_train_epochs": 3, "fusion": "gate"},
 }
-
-
-@dataclass
-class DemoArguments:
-    dataset: Literal["demo", "ml-100k", "ml-1m"] = option(DATASET, "demo: a generated catalogue; or a real dataset")
-    data_dir: str | None = option(None, "folder or zip with the raw files of a real dataset; downloaded when not given")
-    model_name_or_path: str | None = option(None, "the PLM, a path or hub id; the generated catalogue makes its own")
-    output_dir: str = option("runs/demo", "folder for data, checkpoints, results and pictures")
-    overwrite_output_dir: bool = option(False, "replace the output folder of a former demo")
-    num_pretrain_epochs: float | None = option(None, "passes over the training rows in pretraining")
-    num_train_epochs: float | None = option(None, "passes over the training rows in each fine-tuning")
-    max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows")
-    seed: int = option(42, "seed of data, initialisation, order, masks and noise")
-    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
-
-    def __post_init__(self):
-        if self.dataset != DATASET and self.model_name_or_path is None:
-            raise ValueError(
-                f"--dataset {self.dataset} needs a PLM: --model_name_or_path (PLM=… for make) with the path or hub id "
-                "of "
-                "a masked language model, such as huawei-noah/TinyBERT_General_4L_312D"
-            )
-        if self.dataset == DATASET and self.data_dir is not None:
-            raise ValueError(f"--data_dir {self.data_dir} needs --dataset ml-100k or ml-1m (DATASET=… for make)")
 
 
 def run(
@@ -188,7 +171,7 @@ def claim_output_dir(args: DemoArguments) -> Path:
         FileExistsError: the folder holds files and is not to be overwritten, is no former demo's, or holds other files
             too.
     """
-    folder = Path(args.output_dir).expanduser()
+    folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--output_dir {folder} is a file; name a folder.")
     entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -199,15 +182,13 @@ def claim_output_dir(args: DemoArguments) -> Path:
             )
         if MARKER not in entries:
             raise FileExistsError(
-                f"--output_dir {folder} was not written by a demo (it has no {MARKER}), so --overwrite_output_dir "
-                "does not "
-                "replace it; name another folder."
+                f"--output_dir {folder} was not written by a demo (it has no {MARKER}), so --overwrite_output_dir does "
+                "not replace it; name another folder."
             )
         if entries - OWN_ENTRIES:
             raise FileExistsError(
                 f"--output_dir {folder} also holds {', '.join(sorted(entries - OWN_ENTRIES)[:5])}, which are no "
-                "demo's; "
-                "move them away, or name another folder."
+                "demo's; move them away, or name another folder."
             )
         for name in entries - {MARKER}:
             path = folder / name
@@ -223,7 +204,9 @@ def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings
         for split, title in SPLITS.items():
             step(f"preparing {args.dataset}, {title}")
             output_dir = str(folder / "data" / split)
-            prepare.run(prepare.PrepareArguments(args.dataset, output_dir, args.data_dir, split, split_seed=args.seed))
+            prepare.run(
+                prepare.PrepareArguments(args.dataset, output_dir, args.data_dir, split=split, split_seed=args.seed)
+            )
         return args.model_name_or_path
     step(f"generating a catalogue: {catalogue.users:,} users, {catalogue.items:,} items, {catalogue.rows:,} rows")
     clicks = generate_catalogue(catalogue, args.seed)
@@ -309,10 +292,11 @@ def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dic
         methods.append(
             {
                 "method": method.name,
+                "group": method.group,
                 "auc": warm["test_auc"],
                 "logloss": warm["test_logloss"],
                 "cold_item_auc": cold["test_auc"],
-                "cold_item_interval": interval(resampled[method.name]),
+                "cold_item_auc_interval": interval(resampled[method.name]),
                 "cold_item_logloss": cold["test_logloss"],
                 "validation_auc": warm["eval_auc"],
                 "cold_item_validation_auc": cold["eval_auc"],
@@ -350,7 +334,7 @@ def table(results: dict) -> str:
             f"{one['auc']:.4f}",
             f"{one['logloss']:.4f}",
             f"{one['cold_item_auc']:.4f}",
-            "{:.3f} to {:.3f}".format(*one["cold_item_interval"]),
+            "{:.3f} to {:.3f}".format(*one["cold_item_auc_interval"]),
         ]
         for one in results["methods"]
     ]
@@ -379,10 +363,11 @@ def draw(folder: Path, results: dict) -> list[Path]:
     """The comparison, and the curves of pretraining and of FLIP's fine-tuning; none where matplotlib is missing."""
     titles = {
         "auc": "AUC",
-        "logloss": "LogLoss (lower is better)",
-        "cold_item_auc": "AUC on items not seen in training",
+        "logloss": "LogLoss\n(lower is better)",
+        "cold_item_auc": "AUC on new items",
     }
-    if plot_comparison(results["methods"], str(folder), titles) is None:
+    note = f"New items: {results['cold_items']:,} that no training row has; lines: 95 %, resampling these items."
+    if plot_comparison(results["methods"], str(folder), titles, note) is None:
         return []
     models = folder / "models" / "random"
     for run_folder, name in (("pretrained", "curves_pretraining.png"), ("flip", "curves_finetuning.png")):
@@ -416,16 +401,8 @@ def score_rows(checkpoint: Path, rows: list[dict], dataset: str) -> str:
 
 
 def item_column(dataset: str) -> str:
-    return "item_id" if dataset == DATASET else prepare.DATASETS[dataset].item_column
+    return "item_id" if dataset == DATASET else PUBLIC_DATASETS[dataset].item_column
 
 
 def step(text: str) -> None:
     print(f"* {text}", flush=True)
-
-
-def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(DemoArguments, argv, prog="flip-ctr demo", description=__doc__.split("\n")[0]))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,42 +2,24 @@
 """Evaluation: the metrics of a fine-tuned checkpoint on one split of a dataset folder.
 
 flip-ctr evaluate --dataset_dir D --model_name_or_path M --split test
-accelerate launch -m flip_ctr.train.evaluate_ctr --dataset_dir D --model_name_or_path M
+accelerate launch -m flip_ctr.train.cli evaluate --dataset_dir D --model_name_or_path M
 """
 
 import os
-from dataclasses import dataclass
 
 from accelerate import DistributedType
 
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.arguments import option, parse_arguments, required
-from flip_ctr.train.launch import launch_help
-from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, score
+from flip_ctr.train.arguments import EvaluateArguments
+from flip_ctr.train.loop.loaders import check_clicks, encode_split
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model
-from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
+from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import set_up_logging
-
-
-@dataclass
-class EvaluateArguments:
-    dataset_dir: str = required("dataset folder written by `flip-ctr prepare`")
-    model_name_or_path: str = required("a fine-tuned FLIP checkpoint: a path or hub id")
-    split: str = option("test", "rows to score", choices=["train", "validation", "test"])
-    output_dir: str | None = option(
-        None, "folder for all_results.json and reliability.png; only printed when not given"
-    )
-    base_model_name_or_path: str | None = option(
-        None, "base of a LoRA adapter, where the one that it names cannot be found"
-    )
-    custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
-    per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
-    max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows")
-    seed: int = option(42, "seed of that sample")
-    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
 
 
 def run(args: EvaluateArguments) -> dict:
@@ -75,16 +57,3 @@ def run(args: EvaluateArguments) -> dict:
     if args.output_dir is not None and accelerator.is_main_process:
         plot_reliability(scores["logits"], dataset.labels, args.output_dir)
     return results
-
-
-def parse(argv: list[str] | None = None) -> EvaluateArguments:
-    """The arguments from the command line; exits where one is wrong."""
-    return parse_arguments(EvaluateArguments, argv, "flip-ctr evaluate", __doc__.split("\n")[0], launch_help())
-
-
-def main(argv: list[str] | None = None) -> None:
-    run(parse(argv))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,10 +8,7 @@ rows each tower knows too much for their weights to be told there.
 """
 
 import copy
-import dataclasses
 import time
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,23 +18,16 @@ from tqdm.auto import tqdm
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.modeling_flip.configuration_flip import FUSIONS
 from flip_ctr.modeling_flip.heads_flip import FlipFusion
 from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import PRIVATE, option, parse_arguments, public_name, required
-from flip_ctr.train.loop.training_loop import (
-    check_clicks,
-    check_output_dir,
-    clear_output_dir,
-    encode_split,
-    make_accelerator,
-    make_loader,
-    score,
-)
+from flip_ctr.train.arguments import FuseArguments
+from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader
+from flip_ctr.train.loop.run import check_output_dir, clear_output_dir, make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model
-from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
+from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.warm_start import ID_SHAPE, check_same_ids, id_model_config
 from flip_ctr.train.outputs.card import training_record, write_card
 from flip_ctr.train.outputs.checkpoint import save
@@ -49,53 +39,6 @@ from flip_ctr.train.outputs.run_log import logger, set_up_logging
 FOLDS = 5
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of a gate's squared weights, as a share of the mean loss; tried in this order
 MAX_ITERATIONS = 100  # of L-BFGS
-
-
-CHECKPOINTS = ("id_model", "plm_model", "base_model_name_or_path")
-
-
-@dataclass(kw_only=True)
-class FuseArguments:
-    recipe: ClassVar[str] = "fuse"
-
-    dataset_dir: str = required("dataset folder that both models were trained on")
-    id_model: str = required(
-        "fine-tuned FLIP checkpoint whose ID tower is taken (strategy id or joint): a path or hub id"
-    )
-    plm_model: str = required("fine-tuned FLIP checkpoint whose PLM is taken (strategy plm or joint)")
-    base_model_name_or_path: str | None = option(
-        None, "base of LoRA adapters among them, where the one that they name cannot be found"
-    )
-    output_dir: str = required("folder for the checkpoint and results")
-    overwrite_output_dir: bool = option(False, "write into an output folder that already holds files")
-    fusion: str = option(
-        "scalar",
-        "scalar: one weight for all rows; gate: each row its own; raw: one without bounds",
-        choices=list(FUSIONS),
-    )
-    custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
-    per_device_eval_batch_size: int = option(512, "rows of one pass")
-    max_eval_samples: int | None = option(None, "fit and score on seeded random samples of so many rows")
-    seed: int = option(42, "seed of those samples, and of the folds")
-    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
-
-    def __post_init__(self):
-        for name in ("per_device_eval_batch_size", "max_eval_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}")
-
-    def published(self) -> dict:
-        """The arguments without paths of this machine."""
-        values = {name: value for name, value in vars(self).items() if name not in PRIVATE}
-        return values | {name: values[name] and public_name(values[name]) for name in CHECKPOINTS}
-
-    def changed(self) -> dict:
-        """The arguments that differ from the defaults: name -> `value` and `default`."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        names = [name for name in self.published() if name not in CHECKPOINTS]
-        return {
-            n: {"value": getattr(self, n), "default": defaults[n]} for n in names if getattr(self, n) != defaults[n]
-        }
 
 
 def run(args: FuseArguments) -> dict:
@@ -274,11 +217,6 @@ def mean_id_weight(fusion: FlipFusion, inputs: list[torch.Tensor]) -> float:
     return fusion(*inputs)[1].mean().item()
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(FuseArguments, argv, "flip-ctr fuse", __doc__.split("\n")[0])
+def main(args: FuseArguments) -> None:
     result = run(args)
     logger.info(f"weight of the ID tower {result['id_weight']:.3f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,11 +4,7 @@ launch`."""
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 CONFIGS = Path(__file__).parent / "accelerate_configs"
 LAUNCHED = ("pretrain", "finetune", "evaluate")  # the commands that know more than one process
@@ -29,18 +25,16 @@ def launch_help() -> str:
     """For `--help` of the recipes that can be launched."""
     return (
         "Many processes: the flip-ctr command also takes --accelerate_config NAME_OR_PATH, an Accelerate config file "
-        "or one of "
-        f"{', '.join(config_names())}, and starts the recipe through `accelerate launch`; with it --num_processes, "
-        "--num_machines, "
-        "--machine_rank, --main_process_ip and --main_process_port replace what the config says (processes: of all "
-        "machines together)."
+        f"or one of {', '.join(config_names())}, and starts the recipe through `accelerate launch`; with it "
+        "--num_processes, --num_machines, --machine_rank, --main_process_ip and --main_process_port replace what the "
+        "config says (processes: of all machines together)."
     )
 
 
 def find_config(name_or_path: str) -> Path:
     """The config file that a name or path means. `ValueError` where there is none; lists the names."""
     named = CONFIGS / f"{name_or_path}.yaml"
-    for path in (Path(name_or_path), named):
+    for path in (Path(name_or_path).expanduser(), named):
         if path.is_file():
             return path
     raise ValueError(f"--accelerate_config {name_or_path}: no such file, and not one of {', '.join(config_names())}")
@@ -62,17 +56,16 @@ def split_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, rest
 
 
-def launch(command: str, options: argparse.Namespace, rest: list[str], parse: Callable[[list[str]], Any]) -> bool:
+def launch(command: str, options: argparse.Namespace, rest: list[str]) -> bool:
     """Runs `flip-ctr command` with the arguments `rest` in as many processes as the config says, and waits for them.
-    Where it says one,
-    only sets the environment for it and returns False: the caller runs it, and hears a signal itself. `parse` reads
-        `rest` and exits where
-    something is wrong: that is said once, before there are many processes.
+    Where it says one, only sets the environment for it and returns False: the caller runs it, and hears a signal
+    itself.
 
     Raises:
         ValueError: no such config, or it is for several machines and the first one's address is not known.
         SystemExit: a process failed, or the launcher was told to stop.
     """
+    import yaml
     from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
     from accelerate.utils import prepare_simple_launcher_cmd_env
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -90,7 +83,6 @@ def launch(command: str, options: argparse.Namespace, rest: list[str], parse: Ca
                 raise ValueError(
                     f"--accelerate_config {options.accelerate_config} is for several machines and needs --{name}"
                 )
-    parse(rest)
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     # the command itself, not its module: what a user did wrong is one line there too
     recipe = ["--module", "flip_ctr.train.cli", command, *rest]

@@ -4,34 +4,20 @@
 flip-ctr predict --model_name_or_path M --input rows.parquet --output scores.parquet
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 from scipy.special import expit
 
 from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.row_files import FORMATS, file_format, lists_as_text, read_rows, write_rows
+from flip_ctr.data.readers.row_files import file_format, lists_as_text, read_rows, write_rows
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
-from flip_ctr.train.arguments import option, parse_arguments, required
-from flip_ctr.train.loop.training_loop import make_accelerator, score
+from flip_ctr.train.arguments import PredictArguments
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import load_click_model
-from flip_ctr.train.models.custom_code import CUSTOM_CODE, import_custom_code
+from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging
-
-
-@dataclass
-class PredictArguments:
-    model_name_or_path: str = required("a fine-tuned FLIP checkpoint: a path or hub id")
-    input: str = required(f"file with the rows ({', '.join(FORMATS)})")
-    output: str = required(f"file to write, the rows with their probabilities ({', '.join(FORMATS)})")
-    base_model_name_or_path: str | None = option(
-        None, "base of a LoRA adapter, where the one that it names cannot be found"
-    )
-    custom_code: list[str] | None = option(None, CUSTOM_CODE, nargs="+")
-    per_device_eval_batch_size: int = option(512, "rows a process takes in one pass")
-    mixed_precision: str = option("no", "no, bf16 or fp16", choices=["no", "bf16", "fp16"])
 
 
 def run(args: PredictArguments) -> pa.Table:
@@ -69,11 +55,3 @@ def run(args: PredictArguments) -> pa.Table:
         write_rows(rows, args.output)
     accelerator.print(f"{len(rows):,} rows scored, written to {args.output}")
     return rows
-
-
-def main(argv: list[str] | None = None) -> None:
-    run(parse_arguments(PredictArguments, argv, prog="flip-ctr predict", description=__doc__.split("\n")[0]))
-
-
-if __name__ == "__main__":
-    main()

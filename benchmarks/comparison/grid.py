@@ -19,6 +19,7 @@ import yaml
 
 from flip_ctr.benchmarks.comparison.recipes import RECIPES, Recipe, flags
 from flip_ctr.data.datasets.synthetic import CatalogueSettings
+from flip_ctr.train.outputs.plots import GROUPS
 from flip_ctr.train.prepare import PrepareArguments
 
 SECTIONS = ("datasets", "splits", "seeds", "settings", "common", "runs", "methods")
@@ -95,7 +96,7 @@ class RunPlan:
 @dataclass(frozen=True)
 class Method:
     """A row of the table: a run under the name that people read. Differences are taken to the best of the `baseline`
-    ones."""
+    ones; `group` (a key of `GROUPS`) says its colour in pictures."""
 
     label: str
     run: str
@@ -286,6 +287,8 @@ class _Reader:
             self.fail(where, f"the run {given['run']} makes no predictions")
         if not isinstance(given.get("baseline", False), bool):
             self.fail(where, f"baseline must be true or false; got {given['baseline']!r}")
+        if given.get("group", "") not in list(GROUPS):
+            self.fail(where, f"group must be one of {', '.join(filter(None, GROUPS))}; got {given['group']!r}")
         return Method(label, **given)
 
     def resolved(self, plan: RunPlan, common: dict) -> RunPlan:

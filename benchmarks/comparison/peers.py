@@ -5,9 +5,9 @@ They see the ID side of the dataset folder's schema, as our ID towers do: the sa
 vocabularies from training rows alone, what training has not seen as one value. The prompt side, which only a language
 model can read, they do not have.
 
-The loop is that of `flip-ctr finetune --strategy id`: the same rows a batch and passes over the rows, a linear schedule
-with warm-up, an evaluation after each pass, the weights with the best validation AUC - LogLoss kept, an end after so
-many passes without a better one, and the test split scored once with those weights. It stands around a library's
+The loop is that of `flip-ctr finetune --strategy id`: the same rows a batch and number of epochs, a linear schedule
+with warm-up, an evaluation after each epoch, the weights with the best validation AUC - LogLoss kept, an end after so
+many epochs without a better one, and the test split scored once with those weights. It stands around a library's
 `nn.Module`, as the trainers of the libraries know neither that schedule nor that rule. The optimizer is Adam, theirs by
 default.
 """
@@ -30,16 +30,16 @@ from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import option, required
+from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.outputs.metrics import click_metrics
 
 
 @dataclass(kw_only=True)
-class PeerArguments:
+class PeerArguments(Options):
     """What every model of another library is given."""
 
-    dataset_dir: str = required("dataset folder")
-    output_dir: str = required("folder of the run's own output")
+    dataset_dir: str = required("dataset folder", path=True)
+    output_dir: str = required("folder of the run's own output", path=True)
     seed: int = option(42, "seed of initialisation and order")
     per_device_eval_batch_size: int = option(512, "rows of a scoring batch")
     early_stopping_patience: int = option(3, "stop after so many evaluations without a better AUC - LogLoss")
@@ -58,7 +58,7 @@ class NetworkArguments(PeerArguments):
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     embedding_l2: float = option(1e-5, "factor of the sum of squares of the whole feature tables, added to the loss")
     id_embedding_size: int = option(32, "size of a feature embedding")
-    id_hidden_dims: list[int] = option([300, 300, 128], "layers of the DNN", nargs="+")
+    id_hidden_dims: list[int] = option([300, 300, 128], "layers of the DNN")
     id_dropout: float = option(0.0, "dropout in the DNN")
 
 
@@ -108,16 +108,9 @@ class PeerData:
         return None if weights is None else np.array(weights, np.float32)
 
 
-def criterion(logits: np.ndarray, labels: np.ndarray) -> tuple[float, dict]:
-    """AUC - LogLoss, and the two as an entry of the history."""
-    metrics = click_metrics(logits, labels)
-    return metrics["auc"] - metrics["logloss"], {name: metrics[name] for name in ("auc", "logloss")}
-
-
-def log_odds(probabilities: np.ndarray) -> np.ndarray:
-    """Of the probabilities of a model that gives nothing else; in double precision, and never infinite."""
-    kept = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
-    return (np.log(kept) - np.log1p(-kept)).astype(np.float32)
+def best_evaluation(history: list[dict]) -> int:
+    """Which entry of a history has the best validation AUC - LogLoss."""
+    return int(np.argmax([entry["auc"] - entry["logloss"] for entry in history]))
 
 
 def train_network(
@@ -150,7 +143,7 @@ def train_network(
         rows = torch.from_numpy(data.ids(split)).split(args.per_device_eval_batch_size)
         return np.concatenate([logits_of(part.to(device)).float().cpu().numpy() for part in rows])
 
-    history, best, misses, weights, started = [], -math.inf, 0, None, time.perf_counter()
+    history, weights, started = [], None, time.perf_counter()
     for epoch in range(1, args.num_train_epochs + 1):
         model.train()
         for rows in batches(generator.permutation(len(ids)), args.per_device_train_batch_size):
@@ -164,24 +157,23 @@ def train_network(
             nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             scheduler.step()
-        value, measured = criterion(score("validation"), data.labels("validation"))
-        history.append({"seconds": time.perf_counter() - started, "epoch": epoch, **measured})
+        measured = click_metrics(score("validation"), data.labels("validation"))
+        entry = {"seconds": time.perf_counter() - started, "epoch": epoch}
+        history.append(entry | {name: measured[name] for name in ("auc", "logloss")})
         print(history[-1], flush=True)
-        if value > best:
-            best, misses, weights = value, 0, copy.deepcopy(model.state_dict())
-        else:
-            misses += 1
-        if misses >= args.early_stopping_patience:
+        best = best_evaluation(history)
+        if best == len(history) - 1:
+            weights = copy.deepcopy(model.state_dict())
+        if len(history) - 1 - best >= args.early_stopping_patience:
             break
     seconds = history[-1]["seconds"]
     model.load_state_dict(weights)
     speed = save_predictions(folder, data, score)
-    chosen = max(history, key=lambda entry: entry["auc"] - entry["logloss"])
     return speed | {
         "train_seconds": seconds,
         "train_rows": len(ids),
         "train_steps": len(history) * steps_per_epoch,
-        "best_epoch": chosen["epoch"],
+        "best_epoch": history[best]["epoch"],
         "history": history,
         "parameters": sum(weight.numel() for weight in model.parameters()),
     }

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
-from flip_ctr.train.arguments import option
+from flip_ctr.train.options import option
 
 MODELS = ("DCNMix", "AutoInt")
 

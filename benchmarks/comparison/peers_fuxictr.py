@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
-from flip_ctr.train.arguments import option
+from flip_ctr.train.options import option
 
 MODELS = ("DCNv2", "FinalMLP")
 
@@ -31,11 +31,11 @@ class FuxiCTRArguments(NetworkArguments):
     num_experts: int = option(4, "experts of that mixture")
     batch_norm: bool = option(False, "batch normalisation in the DNNs")
     num_heads: int = option(1, "heads of FinalMLP's aggregation")
-    gate_hidden_dims: list[int] = option([64], "hidden layers of FinalMLP's gates", nargs="+")
+    gate_hidden_dims: list[int] = option([64], "hidden layers of FinalMLP's gates")
     first_context: list[str] = option(
         [], "fields that FinalMLP's first gate sees; a learned constant when not given", nargs="+"
     )
-    second_context: list[str] = option([], "fields that the second gate sees", nargs="+")
+    second_context: list[str] = option([], "fields that the second gate sees")
 
 
 def run(args: FuxiCTRArguments, folder: Path) -> dict:

@@ -3,7 +3,7 @@
 
 Each field is a categorical column, for which CatBoost computes target statistics in its own way; a multi-valued one is
 a categorical column whose values are whole lists; a numeric one is the number of its bucket. Weights of rows count in
-splits and leaves, but not in those statistics, which have none. Trees have no passes and no learning-rate schedule:
+splits and leaves, but not in those statistics, which have none. Trees have no epochs and no learning-rate schedule:
 after each tree validation AUC - LogLoss is measured, training ends after `early_stopping_patience` trees without a
 better one, and the best number of trees is kept.
 """
@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from flip_ctr.benchmarks.comparison.peers import PeerArguments, PeerData, save_predictions
-from flip_ctr.train.arguments import option
+from flip_ctr.benchmarks.comparison.peers import PeerArguments, PeerData, best_evaluation, save_predictions
+from flip_ctr.train.options import option
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ def run(args: CatBoostArguments, folder: Path) -> dict:
         """Keeps the history; False ends training."""
         measured = {name: info.metrics["validation"][key][-1] for name, key in (("auc", "AUC"), ("logloss", "Logloss"))}
         history.append({"seconds": time.perf_counter() - started, "epoch": info.iteration, **measured})
-        return len(history) - best_trees(history) < args.early_stopping_patience
+        return len(history) - 1 - best_evaluation(history) < args.early_stopping_patience
 
     model = CatBoostClassifier(
         iterations=args.iterations,
@@ -74,7 +74,8 @@ def run(args: CatBoostArguments, folder: Path) -> dict:
         callbacks=[type("AfterTree", (), {"after_iteration": staticmethod(after_tree)})()],
     )
     seconds = time.perf_counter() - started
-    model.shrink(best_trees(history))
+    trees = 1 + best_evaluation(history)
+    model.shrink(trees)
 
     def score(split: str) -> np.ndarray:
         rows, size = tables[split], args.per_device_eval_batch_size
@@ -87,15 +88,10 @@ def run(args: CatBoostArguments, folder: Path) -> dict:
         "train_seconds": seconds,
         "train_rows": len(tables["train"]),
         "train_steps": len(history),
-        "best_epoch": best_trees(history),
+        "best_epoch": trees,
         "history": history,
         "parameters": int(model.get_leaf_values().size),
     }
-
-
-def best_trees(history: list[dict]) -> int:
-    """After how many trees validation AUC - LogLoss was best."""
-    return 1 + int(np.argmax([entry["auc"] - entry["logloss"] for entry in history]))
 
 
 def table(data: PeerData, split: str) -> pd.DataFrame:

@@ -7,10 +7,10 @@ predictions of validation and test (`pretrain` makes none) and returns what the 
 """
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,16 @@ from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_t
 from flip_ctr.benchmarks.comparison.predictions import SPLITS, Predictions, timed_passes
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import cli
-from flip_ctr.train.arguments import option, parse_arguments, required
-from flip_ctr.train.loop.training_loop import encode_split, make_accelerator, score
+from flip_ctr.train.loop.loaders import encode_split
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import load_click_model
+from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE
+from flip_ctr.train.parser import parse_arguments
 
 MODEL = "model"  # folder of the recipe's own output, inside the run's
-COMMANDS = ("pretrain", "finetune", "fuse")  # of flip-ctr, where this version has them
+COMMANDS = ("pretrain", "finetune", "fuse")  # of flip-ctr
 KEPT_RESULTS = ("train_seconds", "train_rows", "train_steps", "best_step", "best_epoch", "num_processes")
 
 
@@ -125,30 +128,23 @@ def score_checkpoint(args: Any, folder: Path) -> dict:
 
 
 def _command(name: str) -> Recipe:
-    module = importlib.import_module(f"flip_ctr.train.{cli.COMMANDS[name][0]}")
-    arguments = next(
-        one
-        for key, one in vars(module).items()
-        if dataclasses.is_dataclass(one) and one.__module__ == module.__name__ and key.endswith("Arguments")
-    )
-    parse = getattr(module, "parse", None) or (lambda argv: parse_arguments(arguments, argv))
-
     def run(args: Any, folder: Path) -> dict:
         return run_command(name, json.loads((folder / "run.json").read_text(encoding="utf-8"))["argv"], args, folder)
 
-    return Recipe(name, _options(arguments), parse, run, of_package=True, predicts=name != "pretrain")
+    options = _options(cli.arguments_of(name))
+    return Recipe(name, options, partial(cli.parse, name), run, of_package=True, predicts=name != "pretrain")
 
 
 # --- the average of finished runs
 
 
 @dataclass
-class AverageArguments:
-    dataset_dir: str = required("dataset folder")
-    output_dir: str = required("folder of the run")
-    models: list[str] = option([], "output folders of the runs", nargs="+")
+class AverageArguments(Options):
+    dataset_dir: str = required("dataset folder", path=True)
+    output_dir: str = required("folder of the run", path=True)
+    models: list[str] = option([], "output folders of the runs", path=True)
 
-    def __post_init__(self):
+    def check(self) -> None:
         if len(self.models) < 2:
             raise ValueError(f"--models must name at least two runs; got {len(self.models)}")
 
@@ -186,7 +182,7 @@ def _other(name: str, arguments: type, run: Callable[[Any, Path], dict], library
 
 
 RECIPES: dict[str, Recipe] = {
-    **{name: _command(name) for name in COMMANDS if name in cli.COMMANDS},
+    **{name: _command(name) for name in COMMANDS},
     "average": _other("average", AverageArguments, average),
     "fuxictr": _other("fuxictr", peers_fuxictr.FuxiCTRArguments, peers_fuxictr.run, "fuxictr"),
     "deepctr": _other("deepctr", peers_deepctr.DeepCTRArguments, peers_deepctr.run, "deepctr-torch"),

@@ -40,7 +40,7 @@ from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalog
 from flip_ctr.data.prepare.splits import SEED
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.arguments import PRIVATE, public_name
+from flip_ctr.train.options import default_of, is_private, public_name
 
 RUN_FILE, RESULT_FILE, LOG_FILE = "run.json", "result.json", "log.txt"
 CHILD = Path(__file__).with_name(
@@ -251,13 +251,14 @@ class Workshop:
         counted = {}
         for one in dataclasses.fields(args):
             value = getattr(args, one.name)
-            default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-            if one.name not in (*PRIVATE, "seed") and one.name not in options and value != default:
-                counted[one.name] = value  # depends on the case
-            elif one.name in options and one.name not in PRIVATE:
+            if is_private(one):
+                continue
+            if one.name in options:
                 counted[one.name] = self.of_file(value)
-        if own := options.get("custom_code"):
-            counted["custom_code"] = [custom_code_digest(one) for one in ([own] if isinstance(own, str) else own)]
+            elif one.name != "seed" and value != default_of(one):
+                counted[one.name] = value  # depends on the case
+        if own := getattr(args, "custom_code", None):
+            counted["custom_code"] = [custom_code_digest(one) for one in own]
         started_from = {
             name: [one.identity for key, one in inputs.items() if key in references(value)]
             for name, value in options.items()
@@ -398,9 +399,7 @@ def shown_value(value: Any) -> Any:
 
 
 def custom_code_digest(name: str) -> str:
-    """Of a file of the user's own code, with the files beside it that it imports; a module is known by its name."""
-    if not name.endswith(".py"):
-        return name
+    """Of a file of the user's own code, with the files beside it that it imports."""
     return digest([Path(path).read_text(encoding="utf-8") for path in sorted([name, *get_relative_import_files(name)])])
 
 

@@ -77,7 +77,7 @@ class Comparison:
         workshop: knows the finished runs.
         datas: the dataset folders, one a split.
         samples: bootstrap samples.
-        reference: label of the method that differences are to; the best baseline when None.
+        references: labels of the methods that differences are to; the best baseline when there are none.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Comparison:
         dataset: Dataset,
         datas: Sequence[Data],
         samples: int,
-        reference: str | None = None,
+        references: Sequence[str] = (),
     ):
-        self.reference = reference
+        self.references = references
         self.workshop, self.grid, self.dataset, self.datas, self.samples = workshop, grid, dataset, datas, samples
         self.rows = [read_rows(data) for data in datas]
         self.target = dataset.target(datas[0].split.kind)
@@ -100,14 +100,12 @@ class Comparison:
         self.resampled: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # method -> split -> metric -> (samples,)
 
     def numbers(self) -> dict:
-        """The comparison as `results.json` has it."""
+        """What tables, CSV and pictures show."""
         weights = draw_weights(self.num_clusters, self.samples)
         methods = [self.method(method, weights) for method in self.grid.methods]
-        chosen = [one for one in methods if one["method"] == self.reference and one["runs"]]
-        reference = self.best_baseline(methods) if self.reference is None else next(iter(chosen), None)
-        for one in methods:
-            if reference is not None and one["runs"] and one is not reference:
-                one["difference"] = self.difference(one, reference)
+        best = self.best_baseline(methods)
+        labels = self.references or [best]
+        finished = {one["method"]: one for one in methods if one["runs"]}
         return {
             "dataset": self.dataset.name,
             "kind": self.datas[0].split.kind,
@@ -117,8 +115,12 @@ class Comparison:
             "bootstrap_samples": self.samples,
             "clusters": self.num_clusters,
             "clusters_are": f"{self.entity}s" if self.by_unit else "rows",
-            "reference": reference and reference["method"],
-            "reference_is_chosen": self.reference is not None,
+            "best_baseline": best,
+            "differences": {
+                label: {name: self.difference(one, finished[label]) for name, one in finished.items() if name != label}
+                for label in labels
+                if label in finished
+            },
             "methods": methods,
         }
 
@@ -143,7 +145,6 @@ class Comparison:
             "method": method.label,
             "group": method.group,
             "baseline": method.baseline,
-            "run": method.run,
             "recipe": plan.recipe,
             "trials": self.grid.num_trials(method),
             "search": plan.search,
@@ -199,17 +200,16 @@ class Comparison:
             "seconds_to_target": float(np.mean(reached)) if reached else None,
         }
 
-    def best_baseline(self, methods: list[dict]) -> dict | None:
-        """The baseline with the best mean of AUC - LogLoss on validation."""
+    def best_baseline(self, methods: list[dict]) -> str | None:
+        """Label of the baseline with the best mean of AUC - LogLoss on validation."""
         most = max(
             (len(one["runs"]) for one in methods if one["baseline"]), default=0
         )  # of those that are finished: means of the same splits
         baselines = [one for one in methods if one["baseline"] and one["runs"] and len(one["runs"]) == most]
-        return max(
-            baselines,
-            key=lambda one: one["validation"]["auc"]["mean"] - one["validation"]["logloss"]["mean"],
-            default=None,
-        )
+        value = {
+            one["method"]: one["validation"]["auc"]["mean"] - one["validation"]["logloss"]["mean"] for one in baselines
+        }
+        return max(value, key=value.__getitem__, default=None)
 
     def difference(self, one: dict, reference: dict) -> dict:
         """Of AUC and LogLoss on test: method minus reference on the splits that both have."""
@@ -220,12 +220,7 @@ class Comparison:
         for metric in RESAMPLED if common else ():
             by_split = [mean_of(one["runs"], name, metric) - mean_of(reference["runs"], name, metric) for name in names]
             samples = np.mean([mine[number][metric] - theirs[number][metric] for number in common], axis=0)
-            better = sum(value > 0 if metric == "auc" else value < 0 for value in by_split)
-            result[metric] = spread(by_split) | {
-                "interval": interval(samples),
-                "splits_better": better,
-                "by_split": dict(zip(names, by_split)),
-            }
+            result[metric] = {"mean": float(np.mean(by_split)), "interval": interval(samples)}
         return result
 
 

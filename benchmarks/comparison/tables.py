@@ -68,7 +68,7 @@ def tables(results: dict) -> str:
     parts = [
         part
         for one in results["comparisons"]
-        for part in (f"## {title(one)}", described(one), quality(one), costs(one))
+        for part in (f"## {title(one)}", described(one), quality(one), *other_differences(one), costs(one))
     ]
     if results["failures"]:
         parts += ["## Failed", "\n".join(f"* {failure}" for failure in results["failures"])]
@@ -99,11 +99,9 @@ def described(comparison: dict) -> str:
         lines += [f"GAUC covers {100 * coverage['mean']:.0f} % of the rows."] if coverage else []
     drawn = f"{comparison['clusters']:,} {comparison['clusters_are']}"
     lines.append(f"Intervals: 95 %, {comparison['bootstrap_samples']:,} bootstrap samples of {drawn}.")
-    if comparison["reference"]:
-        reference = comparison["reference"] + ", the baseline that is best on validation" * (
-            not comparison["reference_is_chosen"]
-        )
-        lines.append(f"Differences are to {reference}; bold where the interval leaves out 0.")
+    if reference := main_reference(comparison):
+        best = ", the baseline that is best on validation" * (reference == comparison["best_baseline"])
+        lines.append(f"Differences are to {reference}{best}; bold where the interval leaves out 0.")
     wanted = len(splits) * len(comparison["seeds"])
     incomplete = [
         f"{one['method']} ({len(one['runs'])} of {wanted})"
@@ -115,7 +113,13 @@ def described(comparison: dict) -> str:
     return " ".join(lines)
 
 
+def main_reference(comparison: dict) -> str | None:
+    """The first of the methods that differences are to."""
+    return next(iter(comparison["differences"]), None)
+
+
 def quality(comparison: dict) -> str:
+    of_main = comparison["differences"].get(main_reference(comparison), {})
     header = [
         "method",
         "trials",
@@ -133,7 +137,7 @@ def quality(comparison: dict) -> str:
         if not one["runs"]:
             rows.append([one["method"], one["trials"], *["–"] * 8])
             continue
-        validation, test, differences = one["validation"], one["test"], one.get("difference") or {}
+        validation, test, differences = one["validation"], one["test"], of_main.get(one["method"], {})
         gauc = short(test["gauc"]["mean"]) if "gauc" in test else "–"
         rows.append(
             [
@@ -150,6 +154,16 @@ def quality(comparison: dict) -> str:
             ]
         )
     return markdown_table(header, rows)
+
+
+def other_differences(comparison: dict) -> list[str]:
+    """A heading and a table for each further method that differences are to."""
+    parts = []
+    for label in list(comparison["differences"])[1:]:
+        found = comparison["differences"][label]
+        rows = [[name, difference(one.get("auc")), difference(one.get("logloss"))] for name, one in found.items()]
+        parts += [f"### Differences to {label}", markdown_table(["method", "AUC", "LogLoss"], rows)]
+    return parts
 
 
 def costs(comparison: dict) -> str:
@@ -180,26 +194,27 @@ def costs(comparison: dict) -> str:
                 *(count(spent[name]) for name in ("rows_per_second", "parameters", "trained_parameters")),
             ]
         )
-    threads = sorted({run["threads"] for one in comparison["methods"] for run in one["runs"]})
-    devices = sorted({run["device"] for one in comparison["methods"] for run in one["runs"]})
+    runs = [run for one in comparison["methods"] for run in one["runs"]]
+    threads, devices = (sorted({run[name] for run in runs}) for name in ("threads", "device"))
+    libraries = sorted({f"{name} {version}" for run in runs for name, version in run["libraries"].items()})
     note = (
         f"Costs: means of the runs on {', '.join(devices)}, {', '.join(map(str, threads))} thread(s) each. “Before "
-        "it”: training of the runs "
-        "that this one starts from, which time to an AUC has too. “All of it”: both, and all trials. “Trained with”: "
-        "parameters of the largest model on the way."
+        "it”: training of the runs that this one starts from, which time to an AUC has too. “All of it”: both, and all "
+        f"trials. “Trained with”: parameters of the largest model on the way. Libraries: {', '.join(libraries)}."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
 
 
 def write_csv(results: dict, path: Path) -> None:
-    """One line for each dataset, split, method and seed."""
+    """One line for each dataset, split, method and seed; `chosen` are the values that validation chose of a search."""
     names = [f"{split}_{metric}" for split in ("validation", "test") for metric in METRICS]
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["dataset", "kind", "split", "method", "group", "seed", "trials", *names, *RUN_COSTS])
+        writer.writerow(["dataset", "kind", "split", "method", "group", "seed", "trials", "chosen", *names, *RUN_COSTS])
         for comparison in results["comparisons"]:
             for method in comparison["methods"]:
                 for run in method["runs"]:
+                    chosen = " ".join(f"{name}={run['options'][name]}" for name in method["search"])
                     measured = [run[split].get(metric) for split in ("validation", "test") for metric in METRICS]
                     writer.writerow(
                         [
@@ -210,6 +225,7 @@ def write_csv(results: dict, path: Path) -> None:
                             method["group"],
                             run["seed"],
                             method["trials"],
+                            chosen,
                             *measured,
                             *(run[name] for name in RUN_COSTS),
                         ]

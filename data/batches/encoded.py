@@ -96,31 +96,9 @@ class EncodedDataset(Dataset):
     def feature_counts(self) -> np.ndarray:
         """How often each feature occurs, `(sum of field sizes,)`, in the order of the ID tower's table."""
         ids = self.encoded.feature_ids
-        return count_features(
-            self.processor, (ids[start : start + PART_ROWS] for start in range(0, len(ids), PART_ROWS))
-        )
-
-    def distinct_prompts(self, limit: int) -> np.ndarray | None:
-        """The number of one row for each distinct prompt, ascending; None where there are more than `limit`."""
-        entries, found = self.encoded.entries, np.empty(0, np.int64)
-        for start in range(0, len(entries), PART_ROWS):
-            rows = np.concatenate([found, np.arange(start, min(start + PART_ROWS, len(entries)))])
-            found = np.sort(rows[np.unique(entries[rows], axis=0, return_index=True)[1]])
-            if len(found) > limit:
-                return None
-        return found
+        parts = (ids[start : start + PART_ROWS] for start in range(0, len(ids), PART_ROWS))
+        return self.processor.feature_extractor.count_features(parts)
 
     def token_ids(self) -> np.ndarray:
         """The tokens that the prompts have, ascending."""
         return np.unique(self.encoded.prompt_table.tokens)
-
-
-def count_features(processor: FlipProcessor, parts) -> np.ndarray:
-    """How often each feature occurs in parts of feature ids `(rows, S)`: `(sum of field sizes,)`, in the order of the
-    ID tower's table."""
-    extractor = processor.feature_extractor
-    counts = [np.zeros(field.vocab_size, np.int64) for field in extractor.all_fields if field.on_id_side]
-    for feature_ids in parts:
-        for ids, field in zip(feature_ids.T, extractor.slot_fields):
-            counts[field] += np.bincount(ids, minlength=len(counts[field]))
-    return np.concatenate(counts)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
-from flip_ctr.data.batches.encoded import count_features, gather_batch
+from flip_ctr.data.batches.encoded import gather_batch
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 
@@ -20,8 +20,7 @@ class StreamedDataset(IterableDataset):
     """Yields the batches of one process; each row of an epoch is in one batch of one process.
 
     The row groups of the split are put into a new order every epoch. Their rows, one group behind the other, are cut
-    into
-    equal ranges, one a process. A process reads its range window by window: a window's rows are encoded, shuffled,
+    into equal ranges, one a process. A process reads its range window by window: a window's rows are encoded, shuffled,
         sorted by
     length within groups, and cut into batches. So rows mix within a window, and row groups between epochs: files that
     `prepare` has not written should have their rows in random order (see docs/training.md for what it costs where they
@@ -77,12 +76,8 @@ class StreamedDataset(IterableDataset):
         return -(-self.range_rows // self.batch_size)
 
     def feature_counts(self) -> np.ndarray:
-        """How often each feature occurs, see [`count_features`]; reads all rows once."""
-        extractor = self.processor.feature_extractor
-        names = [field.name for field in extractor.all_fields]
-        return count_features(
-            self.processor, self.rows.map_parts(lambda part: extractor.encode(extractor.read(part)), names)
-        )
+        """How often each feature occurs, `(sum of field sizes,)`; reads all rows once."""
+        return self.processor.count_features(self.rows)
 
     def segments(self, skip: int) -> list[tuple[int, int, int]]:
         """This process's range of the epoch without its first rows: (row group, first row, last row + 1) in order."""

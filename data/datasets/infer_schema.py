@@ -14,10 +14,10 @@ from typing import Any
 
 from flip_ctr.data.datasets.table import INNER_NAMES, find_files
 from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS
-from flip_ctr.data.prepare.rules import read_time
 from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.raw_files import open_raw
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, sample
+from flip_ctr.data.readers.table_values import read_time
 
 SAMPLE_ROWS = 20_000
 NULL_WORDS = ("NULL", "null", "\\N", "NA", "N/A", "n/a", "NaN", "nan", "None")
@@ -355,8 +355,7 @@ class _Guess:
             if "encoding" in group.options:
                 self.notes.append(
                     f"encoding: {group.paths[0].name} is not all utf-8 and is taken for latin-1; if only some lines "
-                    "are damaged, say utf-8, and these "
-                    "are rejected"
+                    "are damaged, say utf-8, and these are rejected"
                 )
         for number, group in enumerate(groups[1:], 1):
             self._guess_join(group, groups[:number])
@@ -454,8 +453,8 @@ class _Guess:
         for group in self.groups[1:]:
             if not group.on:
                 self.notes.append(
-                    f"joins: {group.paths[0].name} shares no key with the other files; add a join by hand, or leave "
-                    "it out"
+                    f"joins: {group.paths[0].name} shares no key with the other files; add a join by hand, or leave it "
+                    "out"
                 )
         return [*lines, "", "fields:", *self._field_lines()]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from flip_ctr.data.prepare.dataset_folder import PICTURE_NAME
-from flip_ctr.data.prepare.figures import COLORS, GRID, INK, MUTED, pyplot, save
+from flip_ctr.data.prepare.figures import COLORS, GRID, INK, MUTED, pyplot, save, titles_and_legends
 from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 
 
@@ -29,6 +29,8 @@ def plot_dataset(report: dict, schema: DatasetSchema, folder: Path) -> str | Non
     _unseen(axes[1], report["splits"], fields)
     if histogram:
         _lengths(axes[2], report["prompt_lengths"])
+    titles = ["Rows and clicks", "Values no training row has, % of rows", "Prompt lengths, train"]
+    titles_and_legends(axes, titles[:panels])
     return save(plt, figure, folder, PICTURE_NAME)
 
 
@@ -54,8 +56,6 @@ def _rows(axis, splits: dict) -> None:
     )
     axis.grid(False, axis="x")
     axis.tick_params(axis="x", length=0)
-    axis.set_title("Rows and clicks")
-    axis.legend(loc="upper right", fontsize=8)
 
 
 def _unseen(axis, splits: dict, fields: list[str]) -> None:
@@ -78,8 +78,6 @@ def _unseen(axis, splits: dict, fields: list[str]) -> None:
     axis.set_xlim(0, max(1, axis.get_xlim()[1]))  # a share far below a hundredth must look like that
     axis.grid(False, axis="y")
     axis.tick_params(axis="y", length=0)
-    axis.set_title("Values no training row has, % of rows")
-    axis.legend(loc="lower right", fontsize=8)
 
 
 def _lengths(axis, lengths: dict) -> None:
@@ -106,4 +104,3 @@ def _lengths(axis, lengths: dict) -> None:
         left = False
     axis.set_xlabel(lengths["unit"])
     axis.set_ylabel("% of rows")
-    axis.set_title("Prompt lengths, train")

@@ -6,8 +6,8 @@ import os
 
 logger = logging.getLogger("flip_ctr")
 
-# validated categorical order; text stays in ink colours
-COLORS = ["#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948"]
+# Okabe and Ito's, which people with any kind of colour blindness tell apart; text stays in ink colours
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 INK, MUTED, GRID = "#0b0b0b", "#52514e", "#e4e3df"
 
 
@@ -44,6 +44,28 @@ def pyplot():
         }
     )
     return plt
+
+
+def titles_and_legends(axes, titles: list[str], columns: int = 2) -> None:
+    """The panels' titles, level with each other, and below them the legends of the panels with labels, in rows of
+    `columns`: above the axes, so that they cover no data."""
+    labels = [axis.get_legend_handles_labels()[1] for axis in axes]
+    rows = max(-(-len(one) // columns) for one in labels)
+    for axis, title, shown in zip(axes, titles, labels):
+        axis.set_title(title, pad=6 + 13 * rows)
+        if shown:
+            axis.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                borderpad=0.3,
+                borderaxespad=0,
+                ncols=columns,
+                fontsize=8,
+                handlelength=1.4,
+                handletextpad=0.5,
+                columnspacing=1.2,
+                labelspacing=0.3,
+            )
 
 
 def save(plt, figure, folder: str | os.PathLike, name: str) -> str:

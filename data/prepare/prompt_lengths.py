@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoTokenizer
 
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
-from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
 from flip_ctr.modeling_flip.fields_flip import FlipField
-from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 
 MAX_ROWS = 50_000  # of a split; lengths of more would not differ
 # what BERT's tokenizer takes apart before it looks into its vocabulary: no tokenizer of its kind gives fewer tokens
@@ -31,7 +28,7 @@ def sample_rows(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
 
 
 class PromptMeter:
-    """Lengths of prompts.
+    """Lengths of prompts. Only a tokenizer needs transformers, and with it torch.
 
     Args:
         fields: of the rows.
@@ -40,15 +37,21 @@ class PromptMeter:
 
     def __init__(self, fields: Sequence[FlipField], tokenizer_name: str | None = None):
         self.fields = [field for field in fields if field.on_text_side]
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name) if tokenizer_name else None
-        if tokenizer is not None:
+        self.processor = None
+        if tokenizer_name:
+            from transformers import AutoTokenizer
+
+            from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
+            from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
             tokenizer.model_max_length = 10**30  # longer prompts are counted, not refused
-        self.processor = FlipProcessor(FlipFeatureExtractor(self.fields), tokenizer)
+            self.processor = FlipProcessor(FlipFeatureExtractor(self.fields), tokenizer)
 
     def values(self, rows: pa.Table) -> tuple[np.ndarray, int]:
         """`(rows, text fields)` lengths of the values, before any is cut, and the length of the template."""
         columns = read_columns(rows, self.fields)
-        if self.processor.tokenizer is not None:
+        if self.processor is not None:
             table, entries = self.processor.prompt_table(columns, truncate=False)
             return table.offsets[entries + 1] - table.offsets[entries], int(table.offsets[table.num_fields + 1])
         lengths = [self._words(columns[field.name], field) for field in self.fields]
@@ -56,7 +59,7 @@ class PromptMeter:
         return np.stack(lengths, axis=1), len(WORD.findall(empty)) + 2  # [CLS] and [SEP]
 
     def _words(self, column: Column, field: FlipField) -> np.ndarray:
-        counts = [len(WORD.findall(self.processor.value_text(field, value))) for value in column.values]
+        counts = [len(WORD.findall(field.value_text(value))) for value in column.values]
         return np.array(counts or [0], np.int64)[column.codes]
 
 

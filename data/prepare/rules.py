@@ -12,12 +12,13 @@ import ast
 import operator
 import re
 import unicodedata
-from datetime import UTC, datetime
 from functools import reduce
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+
+from flip_ctr.data.readers.table_values import read_time
 
 CONSTANTS = {"null": None, "None": None, "true": True, "True": True, "false": False, "False": False}
 COMPARISONS = {
@@ -268,18 +269,6 @@ class Rule:
             return ibis.literal(read_time(text), "timestamp(6)")
         except ValueError:
             self._refuse(node, "is not a time such as '2024-03-01' or '2024-03-01 12:00'")
-
-
-def read_time(text: str) -> datetime:
-    """A date or time as ISO 8601 writes it, in UTC, which is also meant where no zone is given.
-
-    Raises:
-        ValueError: it is not one; digits alone are not, as they may count seconds.
-    """
-    if text.isdecimal():
-        raise ValueError(f"{text!r} is not a date or time")
-    time = datetime.fromisoformat(text)
-    return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
 
 
 def _kind(value: Any) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_ctr.data.prepare.rules import read_time
 from flip_ctr.data.readers.raw_files import MalformedLine
 from flip_ctr.modeling_flip.columns_flip import canonical_value
 from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
@@ -37,8 +36,7 @@ WORDS = {
 }
 PYTHON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 # Text of which Arrow's cast is what `canonical_value` gives: printable ASCII without a superfluous space (which NFC
-# leaves as it is), and
-# digits (not `+1`, `1_000`, or digits of other scripts, which Python reads and Arrow may not).
+# leaves as it is), and digits (not `+1`, `1_000`, or digits of other scripts, which Python reads and Arrow may not).
 PLAIN = {"string": r"^[!-~]+( [!-~]+)*$", "int": r"^-?[0-9]{1,18}$", "float": r"^-?[0-9]{1,15}(\.[0-9]{1,15})?$"}
 
 
@@ -228,6 +226,18 @@ def _time(value: Any, column: TableColumn) -> datetime.datetime | None | Malform
         return read_time(text) if text is not None else None
     except (ValueError, OverflowError):
         return _of_another_type(value, column)
+
+
+def read_time(text: str) -> datetime.datetime:
+    """A date or time as ISO 8601 writes it, in UTC, which is also meant where no zone is given.
+
+    Raises:
+        ValueError: it is not one; digits alone are not, as they may count seconds.
+    """
+    if text.isdecimal():
+        raise ValueError(f"{text!r} is not a date or time")
+    time = datetime.datetime.fromisoformat(text)
+    return time.astimezone(datetime.UTC).replace(tzinfo=None) if time.tzinfo else time
 
 
 def _of_another_type(value: Any, column: TableColumn) -> MalformedLine:

@@ -103,7 +103,7 @@ def test_some_splits_only(tmp_path):
             changed(runs={"id": {"recipe": "finetune", "strategy": "id", "learning_rate": -1}}),
             "runs: id: --learning_rate must be above 0",
         ),
-        (changed(runs={"id": {"recipe": "finetune", "strategy": "both"}}), "invalid choice"),
+        (changed(runs={"id": {"recipe": "finetune", "strategy": "both"}}), "--strategy must be one of"),
         (
             changed(runs={"id": {"recipe": "finetune", "strategy": "id", "seed": 1}}),
             "runs: id: seed is not for a run to say",
@@ -137,6 +137,10 @@ def test_some_splits_only(tmp_path):
         (
             changed(methods={"FLIP": {"run": "flip", "baseline": "no"}}),
             "methods: FLIP: baseline must be true or false; got 'no'",
+        ),
+        (
+            changed(methods={"FLIP": {"run": "flip", "group": "ours"}}),
+            "methods: FLIP: group must be one of ID-only, PLM-only, ID+PLM, control, FLIP; got 'ours'",
         ),
         (changed(seeds=42), "seeds: expected a list of whole numbers, got 42"),
         (changed(seeds=[42, 42]), "seeds: two are the same"),
@@ -190,4 +194,4 @@ def test_committed_grids_are_right_and_hold_no_path(path):
     settings = yaml.safe_load(path.read_text())["settings"]
     assert all(value is None or "/" not in str(value) for value in settings.values())
     grid = load_grid(path, {name: "x" for name, value in settings.items() if value is None})
-    assert any(method.baseline for method in grid.methods)
+    assert any(method.baseline for method in grid.methods) and all(method.group for method in grid.methods)

@@ -137,8 +137,8 @@ def test_a_plm_may_move_but_not_change(run, grid, maker, tmp_path):
     (second / "config.json").write_text("{ }")
     run(grid, set=[f"plm={second}"], only=["FLIP"])
     assert maker.made == ["pretrained", "flip"] * 2
-    described = [path.read_text() for path in (tmp_path / "runs").rglob("results.json")]
-    assert described and not any(str(tmp_path) in text for text in described)
+    written = [path.read_text() for path in (tmp_path / "runs" / "results").iterdir()]
+    assert written and not any(str(tmp_path) in text for text in written)
 
 
 def test_a_half_finished_run_is_made_again_and_goes_on_where_it_saves_steps(run, grid, maker, tmp_path):
@@ -197,7 +197,9 @@ def test_validation_chooses_among_trials(run, grid, maker, tmp_path):
     maker.noise = {"1e-2": 2.0, "1e-3": 0.5, "1e-4": 1.0}
     method = run(grid, only=["ID-only"])["comparisons"][0]["methods"][0]
     assert maker.made == ["id"] * 3
-    assert method["trials"] == 3 and method["runs"][0]["options"]["learning_rate"] == "1e-3"
+    assert method["trials"] == 3
+    with open(tmp_path / "runs" / "results" / "results.csv") as file:
+        assert [line["chosen"] for line in csv.DictReader(file)] == ["learning_rate=1e-3"]
     assert method["runs"][0]["total_seconds"] == 30.0 and method["runs"][0]["train_seconds"] == 10.0
     assert method["costs"]["seconds_to_target"] == 8.0
     both = run(grid)["comparisons"][0]["methods"][-1]
@@ -327,7 +329,7 @@ def test_an_output_folder_has_one_comparison_at_a_time(grid, run, maker, tmp_pat
             run(grid)
 
 
-def test_the_baseline_is_the_best_on_validation_and_pairs_share_samples(run, grid, maker, monkeypatch):
+def test_the_baseline_is_the_best_on_validation_and_pairs_share_samples(run, grid, maker, tmp_path):
     grid["runs"] |= {name: {"recipe": "finetune", "strategy": "id", "learning_rate": name} for name in ("1e-2", "1e-3")}
     grid["methods"] = {
         "good": {"run": "1e-3", "baseline": True},
@@ -337,25 +339,23 @@ def test_the_baseline_is_the_best_on_validation_and_pairs_share_samples(run, gri
     maker.noise = {"1e-2": 5.0, "1e-3": 0.2}
     comparison = run(grid)["comparisons"][0]
     good, bad, again = comparison["methods"]
-    assert comparison["reference"] == "good" and "difference" not in good
-    assert again["difference"]["auc"] == {
-        "mean": 0.0,
-        "sd": None,
-        "interval": [0.0, 0.0],
-        "splits_better": 0,
-        "by_split": {"as-is": 0.0},
-    }
-    assert bad["difference"]["auc"]["mean"] == pytest.approx(
-        bad["runs"][0]["test"]["auc"] - good["runs"][0]["test"]["auc"]
-    )
-    low, high = bad["difference"]["auc"]["interval"]
-    assert low < bad["difference"]["auc"]["mean"] < high < 0
-    other = run(grid, reference="bad")["comparisons"][0]
-    assert other["reference"] == "bad" and other["methods"][0]["difference"]["auc"]["interval"] == pytest.approx(
-        [-high, -low]
-    )
+    (differences,) = comparison["differences"].values()
+    assert list(comparison["differences"]) == ["good"] and list(differences) == ["bad", "again"]
+    assert differences["again"]["auc"] == {"mean": 0.0, "interval": [0.0, 0.0]}
+    difference = differences["bad"]["auc"]["mean"]
+    assert difference == pytest.approx(bad["runs"][0]["test"]["auc"] - good["runs"][0]["test"]["auc"])
+    low, high = differences["bad"]["auc"]["interval"]
+    assert low < difference < high < 0
+    table = tmp_path / "runs" / "results" / "table.md"
+    assert "to good, the baseline that is best on validation;" in table.read_text()
+    other = run(grid, reference=["bad", "again"])["comparisons"][0]["differences"]
+    assert list(other) == ["bad", "again"]
+    assert other["bad"]["good"]["auc"]["interval"] == pytest.approx([-high, -low])
+    assert other["again"]["bad"] == differences["bad"]
+    text = table.read_text()
+    assert "Differences are to bad; bold" in text and text.count("### Differences to again") == 1
     with pytest.raises(GridError, match="--reference best: the methods compared are good, bad, again"):
-        run(grid, reference="best")
+        run(grid, reference=["best"])
 
 
 def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
@@ -419,23 +419,18 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
         split["new_items"] == split["items"] > 0 and split["new_item_rows"] == split["rows"] and split["new_users"] == 0
     )
     assert (comparison["clusters"], comparison["clusters_are"]) == (split["items"], "items")  # that are new
-    assert comparison["reference"] == "ID-only"
+    assert list(comparison["differences"]) == ["ID-only"]
 
-    assert {path.name for path in (tmp_path / "results").iterdir()} >= {
-        "results.json",
-        "results.csv",
-        "table.md",
-        "made-cold_items.png",
-    }
+    written = ["made-cold_items.png", "results.csv", "table.md"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == written
     table = (tmp_path / "results" / "table.md").read_text()
     assert "of them not in training" in table and r"| both, $a_{$ \| b | 2 |" in table
     with open(tmp_path / "results" / "results.csv") as file:
         lines = list(csv.DictReader(file))
     assert [line["method"] for line in lines] == ["ID-only", "FLIP", label]
     assert float(lines[1]["test_auc"]) == flip["test"]["auc"]
-    first = (tmp_path / "results" / "results.json").read_text()
-    compare.run(compare.CompareArguments(str(tmp_path / "grid.yaml"), str(tmp_path / "runs"), **options))
-    assert (tmp_path / "results" / "results.json").read_text() == first
+    again = compare.run(compare.CompareArguments(str(tmp_path / "grid.yaml"), str(tmp_path / "runs"), **options))
+    assert again == results and (tmp_path / "results" / "table.md").read_text() == table
 
 
 def test_the_end_of_a_childs_log_is_shown(tmp_path, grid, run, maker, monkeypatch):

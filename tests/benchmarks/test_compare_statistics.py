@@ -12,7 +12,6 @@ from flip_ctr.benchmarks.comparison.intervals import (
     resampled_auc,
     resampled_logloss,
 )
-from flip_ctr.benchmarks.comparison.pictures import not_far_off
 
 
 def sample(generator, users=30, rows=10, decimals=1):
@@ -88,18 +87,3 @@ def test_intervals_cover_the_truth():
         low, high = interval(resampled_auc(*sample(generator, users=60), draw_weights(60, 300)))
         covered += low <= truth <= high
     assert 87 <= covered <= 100  # 95 expected; below 87 once in a thousand times
-
-
-@pytest.mark.parametrize(
-    ("means", "near"),
-    [
-        ([0.871, 0.868, 0.731, 0.875, 0.743, 0.87, 0.869], [0, 1, 3, 5, 6]),
-        ([0.871, 0.868, 0.731, 0.875, 0.743], [0, 1, 2, 3, 4]),  # not a few
-        ([0.87, 0.87, 0.87, 0.86], [0, 1, 2]),
-        ([0.5, 0.6, 0.7], [0, 1, 2]),
-        ([0.87], [0]),
-        ([], []),
-    ],
-)
-def test_a_few_means_far_off_do_not_share_the_axis(means, near):
-    assert not_far_off(means) == near

@@ -28,7 +28,7 @@ from flip_ctr.train import cli, finetune
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.launch import CONFIGS, LAUNCHED, config_names
 from flip_ctr.train.loop.distributed import check_accelerator, check_launch, check_run
-from flip_ctr.train.loop.training_loop import make_accelerator
+from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models import build
 
 EXPECTED = {  # name -> kind, processes, machines
@@ -72,7 +72,7 @@ BF16 = {"bf16": {"strategy": "joint", "mixed_precision": "bf16", "max_train_step
 
 def resumed(out: Path) -> dict:
     """Runs with dropout: each process has a random state of its own."""
-    whole = {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1"}
+    whole = {"strategy": "joint", "id_dropout": 0.2, "checkpointing_steps": "1"}
     return {"whole": whole, "resumed": whole | {"resume_from_checkpoint": str(out / "whole" / "checkpoint-2")}}
 
 
@@ -330,7 +330,7 @@ def test_wrong_arguments_are_said_before_processes_start(monkeypatch, capsys):
                 "both",
             ]
         )
-    assert "invalid choice: 'both'" in capsys.readouterr().err
+    assert "--strategy must be one of id, plm, joint, frozen; got 'both'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

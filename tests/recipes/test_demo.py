@@ -20,7 +20,7 @@ from flip_ctr.data.datasets.synthetic import (
     make_tokenizer,
 )
 from flip_ctr.data.prepare.dataset_folder import read_split
-from flip_ctr.train import demo
+from flip_ctr.train import cli, demo
 from flip_ctr.train.demo import METHODS, DemoArguments
 
 SMALL = CatalogueSettings(users=40, items=60, rows=900)
@@ -112,7 +112,7 @@ def test_demo_writes_table_pictures_and_checkpoint(finished):
     assert json.loads((folder / "results.json").read_text()) == results
     assert [one["method"] for one in results["methods"]] == [method.name for method in METHODS]
     for one in results["methods"]:
-        low, high = one["cold_item_interval"]
+        low, high = one["cold_item_auc_interval"]
         assert 0 <= one["auc"] <= 1 and one["logloss"] > 0 and low <= high
     for name in ("curves_pretraining.png", "curves_finetuning.png", "comparison.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -162,11 +162,11 @@ def test_only_a_former_demo_is_overwritten(finished, tmp_path):
 
 def test_real_data_needs_a_plm(capsys):
     with pytest.raises(SystemExit):
-        demo.main(["--dataset", "ml-100k"])
+        cli.main(["demo", "--dataset", "ml-100k"])
     assert "--dataset ml-100k needs a PLM: --model_name_or_path" in capsys.readouterr().err
 
 
 def test_raw_files_need_the_name_of_their_dataset(capsys):
     with pytest.raises(SystemExit):
-        demo.main(["--data_dir", "ml-100k.zip"])
+        cli.main(["demo", "--data_dir", "ml-100k.zip"])
     assert "needs --dataset ml-100k or ml-1m" in capsys.readouterr().err

@@ -38,10 +38,10 @@ RUNS = {
     "map": {"icl_weight": 0.0, "mlm_weight": 0.0, "mtm_text_dropout": 1.0},
     "locked": {"icl_weight": 0.0, "id_model": "OUT/map"},
     # with dropout: each process has a random state of its own
-    "whole": {"strategy": "joint", "classifier_dropout": 0.2, "checkpointing_steps": "1"},
+    "whole": {"strategy": "joint", "id_dropout": 0.2, "checkpointing_steps": "1"},
     "resumed": {
         "strategy": "joint",
-        "classifier_dropout": 0.2,
+        "id_dropout": 0.2,
         "checkpointing_steps": "1",
         "resume_from_checkpoint": "OUT/whole/checkpoint-2",
     },
@@ -53,7 +53,7 @@ RUNS = {
         "checkpointing_steps": "1",
         "resume_from_checkpoint": "OUT/streamed/checkpoint-2",
     },
-    "all": {"mtm_num_noise": 5, "max_train_steps": 2},
+    "all": {"max_train_steps": 2},
     # nothing learnt: the same model is evaluated
     "measured": {"max_train_steps": 1, "learning_rate": 1e-12, "plm_learning_rate": 1e-12},
 }

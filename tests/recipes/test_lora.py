@@ -21,9 +21,9 @@ from flip_ctr.data.datasets.synthetic import (
 )
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.train import evaluate_ctr, predict
-from flip_ctr.train.arguments import public_name
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.models import lora
+from flip_ctr.train.options import public_name
 
 LORA = {"use_lora": True, "lora_r": 4, "plm_learning_rate": 0.02, "learning_rate": 0.02, "num_train_epochs": 2}
 
@@ -78,7 +78,7 @@ def test_unknown_layers_and_models_without_a_plm_are_refused(processor, text_con
         ({"use_lora": False, "lora_adapter_only": True}, "--lora_adapter_only has no effect without --use_lora"),
         ({"use_lora": False, "lora_target_modules": ["query"]}, "--lora_target_modules query has no effect"),
         ({"lora_r": 0}, "--lora_r must be at least 1"),
-        ({"lora_dropout": 1.0}, "--lora_dropout at least 0 and below 1"),
+        ({"lora_dropout": 1.0}, "--lora_dropout must be at least 0 and below 1"),
     ],
 )
 def test_wrong_flags_are_refused(options, message):

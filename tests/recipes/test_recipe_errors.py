@@ -112,7 +112,7 @@ def test_only_click_models_are_evaluated_and_predict(tmp_path, dataset_dir, requ
 
 
 def test_an_unknown_split(dataset_dir, finetuned):
-    with pytest.raises(FileNotFoundError, match="no split 'dev'; it has test, train, validation"):
+    with pytest.raises(ValueError, match="--split must be one of train, validation, test; got 'dev'"):
         evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(finetuned["id"][0]), split="dev"))
 
 
@@ -144,7 +144,7 @@ def test_tower_arguments_that_are_no_json_object_name_the_flag(tmp_path, dataset
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"id_tower": "bert"}, "`id_tower` must be one of afm, afn, autoint"),
+        ({"id_tower": "bert"}, "--id_tower must be one of dcnv2, .*; got 'bert'"),
         (
             {"id_tower_kwargs": '{"depth": 3}'},
             "may hold num_cross_layers, low_rank, num_experts, full_matrix, structure; got depth",

@@ -10,18 +10,10 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -42,15 +34,13 @@ def check_launch(mixed_precision: str) -> None:
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if told not in ("no", mixed_precision):
         raise ValueError(
-            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision "
-            f"{mixed_precision}: give the recipe "
-            f"--mixed_precision {told}, or leave mixed_precision out of the Accelerate config"
+            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision {mixed_precision}: "
+            f"give the recipe --mixed_precision {told}, or leave mixed_precision out of the Accelerate config"
         )
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise ValueError(
-            f"Accelerate was started with gradient_accumulation_steps {steps}; the recipe accumulates itself: leave "
-            "it out of the "
-            f"Accelerate config and give the recipe --gradient_accumulation_steps {steps}"
+            f"Accelerate was started with gradient_accumulation_steps {steps}; the recipe accumulates itself: leave it "
+            f"out of the Accelerate config and give the recipe --gradient_accumulation_steps {steps}"
         )
 
 
@@ -68,15 +58,13 @@ def check_accelerator(accelerator: Accelerator) -> None:
     if launched > accelerator.num_processes:
         raise ValueError(
             f"started as one of {launched} processes, but Accelerate found no GPU and would let each of them run for "
-            "itself; "
-            "to use CPUs set ACCELERATE_USE_CPU=1"
+            "itself; to use CPUs set ACCELERATE_USE_CPU=1"
         )
     for name, kind in (("FSDP", DistributedType.FSDP), ("DEEPSPEED", DistributedType.DEEPSPEED)):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and accelerator.distributed_type != kind:
             raise ValueError(
                 f"Accelerate was asked for {name} and runs without it ({accelerator.distributed_type.value}): it has "
-                f"{name} on GPUs "
-                "only, started by its launcher; choose the config multi_gpu or single_gpu"
+                f"{name} on GPUs only, started by its launcher; choose the config multi_gpu or single_gpu"
             )
     if accelerator.distributed_type != DistributedType.FSDP:
         return
@@ -88,15 +76,13 @@ def check_accelerator(accelerator: Accelerator) -> None:
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "fsdp_cpu_ram_efficient_loading is true in the Accelerate config; it must be false: all processes but the "
-            "first would score "
-            "rows with empty weights"
+            "first would score rows with empty weights"
         )
     policy = getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy)
     if policy is not transformer_auto_wrap_policy:
         raise ValueError(
             "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP in the Accelerate config: only the PLM's blocks may "
-            "be units of "
-            "their own, heads and towers are not called as a whole"
+            "be units of their own, heads and towers are not called as a whole"
         )
 
 
@@ -122,19 +108,18 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
     if args.use_lora and splits_states(accelerator):
         raise ValueError(
             f"--use_lora does not run under {kind.value}: LoRA's gradients and optimizer states are small, there is "
-            "little to split; "
-            "choose the Accelerate config multi_gpu, or leave --use_lora out"
+            "little to split; choose the Accelerate config multi_gpu, or leave --use_lora out"
         )
     strategy = getattr(args, "strategy", None)
-    if not getattr(args, "uses_plm", True) and kind == DistributedType.FSDP:
+    if not getattr(args, "pretrains_text", True) and kind == DistributedType.FSDP:
         raise ValueError(
             "pretraining without a PLM does not run under FSDP, which splits one; choose the Accelerate config "
             "multi_gpu"
         )
     if strategy in ("id", "frozen") and kind == DistributedType.FSDP:
         raise ValueError(
-            f"--strategy {strategy} does not run under FSDP, which splits a PLM that is trained; choose the "
-            "Accelerate config multi_gpu"
+            f"--strategy {strategy} does not run under FSDP, which splits a PLM that is trained; choose the Accelerate "
+            "config multi_gpu"
         )
     if kind != DistributedType.DEEPSPEED:
         return
@@ -142,14 +127,12 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
         if getattr(args, name) is not None:
             raise ValueError(
                 f"--{name} does not run under DeepSpeed, whose optimizer states lie in pieces; choose the Accelerate "
-                "config fsdp2 "
-                f"or multi_gpu, or leave --{name} out"
+                f"config fsdp2 or multi_gpu, or leave --{name} out"
             )
     if (stage := accelerator.deepspeed_plugin.zero_stage) not in (1, 2):
         raise ValueError(
             f"zero_stage is {stage} in the Accelerate config; the recipes know 1 and 2. To split parameters too: the "
-            "config fsdp2; to "
-            "split nothing: multi_gpu"
+            "config fsdp2; to split nothing: multi_gpu"
         )
     if (steps := accelerator.deepspeed_plugin.deepspeed_config.get("gradient_accumulation_steps", 1)) not in (
         1,
@@ -157,8 +140,7 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
     ):
         raise ValueError(
             f"gradient_accumulation_steps is {steps} in the DeepSpeed config; the recipe accumulates itself: leave it "
-            "out there and give "
-            f"the recipe --gradient_accumulation_steps {steps}"
+            f"out there and give the recipe --gradient_accumulation_steps {steps}"
         )
 
 
@@ -182,8 +164,7 @@ def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.O
             if not blocks:
                 raise ValueError(
                     "no transformer block was found in the PLM for FSDP to split; name their class in the Accelerate "
-                    "config: "
-                    "fsdp_transformer_layer_cls_to_wrap"
+                    "config: fsdp_transformer_layer_cls_to_wrap"
                 )
             plugin.transformer_cls_names_to_wrap = sorted(blocks)
         if plugin.mixed_precision_policy is not None:
@@ -207,70 +188,3 @@ def accumulating(accelerator: Accelerator, model: nn.Module, last: bool) -> Iter
     accelerator.sync_gradients = last  # DeepSpeed steps at the end of a backward pass that synchronises
     with nullcontext() if last else accelerator.no_sync(model):
         yield
-
-
-# --- whole weights and optimizer states
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a model's parameters are split among the processes, so that each forward pass needs all of them."""
-    return isinstance(model, FSDPModule)
-
-
-def split(model: nn.Module) -> None:
-    """Has each process hold its shares alone, where parameters are split: after a forward pass without a backward one
-    the root's are whole."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-def whole_model(accelerator: Accelerator, model: nn.Module) -> nn.Module | None:
-    """The model as one process trains it, to save it. All processes must call it; where weights are gathered (FSDP,
-    DeepSpeed) all but the main process get None."""
-    model = accelerator.unwrap_model(model)
-    if is_sharded(model):
-        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
-        state = _master_weights(model)
-    else:
-        return model
-    if not accelerator.is_main_process:
-        return None
-    with torch.device("meta"):
-        whole = type(model)(model.config)  # FSDP's class builds the one that it was made of
-    whole.load_state_dict(state, assign=True)
-    whole.tie_weights()
-    return whole
-
-
-def _master_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of a model in DeepSpeed's hands, with the float32 weights that it trains: in bf16 the model has rounded
-    ones. What is frozen has no others."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    state = model.state_dict()
-    weights = {}
-    for parameter in model.parameters():
-        trained = safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter.detach().float()
-        weights[id(parameter)] = trained.cpu()
-    return state | {name: weights[id(one)] for name, one in model.named_parameters(remove_duplicate=False)}
-
-
-def training_state(accelerator: Accelerator, model: nn.Module, optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Whole states of model and optimizer, on the main process. All processes must call it."""
-    model = accelerator.unwrap_model(model)
-    if not is_sharded(model):
-        return model.state_dict(), optimizer.state_dict()
-    return get_state_dict(model, optimizer.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def load_training_state(accelerator: Accelerator, model: nn.Module, optimizer, weights: dict, moments: dict) -> None:
-    """Puts back what `training_state` gave; every process must have read it."""
-    model = accelerator.unwrap_model(model)
-    if not is_sharded(model):
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
-        return
-    options = StateDictOptions(full_state_dict=True)
-    set_state_dict(model, optimizer.optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)

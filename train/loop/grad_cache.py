@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from flip_ctr.modeling_flip.gather_flip import share_of_total
-from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX, contrastive_loss
+from flip_ctr.modeling_flip.heads_flip import contrastive_logits
+from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX, contrastive_accuracy, contrastive_loss
 from flip_ctr.train.loop.distributed import accumulating
 from flip_ctr.train.models.lora import plain
 
@@ -58,31 +59,33 @@ def chunked_losses(
     scale = flip_model.icl_scale()
     learned = isinstance(scale, torch.Tensor)
     scale = scale.detach().requires_grad_() if learned else scale
-    icl_loss, icl_accuracy = contrastive_loss(id_embeds, text_embeds, scale)
+    similarities = contrastive_logits(id_embeds, text_embeds, scale)
+    icl_loss = contrastive_loss(*similarities)
     inputs = [id_embeds, text_embeds] + [scale] * learned
     gradients = torch.autograd.grad(flip_model.config.icl_weight * icl_loss, inputs)
     of_rows = zip(*(gradient.split(chunk_size) for gradient in gradients[:2]))
     of_scale = [gradient / len(chunks) for gradient in gradients[2:]]
 
     # 3. chunk by chunk with gradients; sums of losses are divided by the counts of the whole batch
-    counts = {
-        name: (batch[f"{name}_labels"] != IGNORE_INDEX).sum() for name in ("mlm", "mtm") if f"{name}_labels" in batch
-    }
+    config, objectives = (
+        flip_model.config,
+        [name for name in ("mlm", "mtm") if getattr(flip_model.config, f"{name}_weight") > 0],
+    )
+    counts = {name: (batch[f"{name}_labels"] != IGNORE_INDEX).sum() for name in objectives}
     divisors = {name: share_of_total(count, training=True) for name, count in counts.items()}
-    losses = {
-        "icl_loss": icl_loss.detach(),
-        "icl_accuracy": icl_accuracy,
-        "loss": flip_model.config.icl_weight * icl_loss.detach(),
-    }
+    losses = {"icl_loss": icl_loss.detach(), "icl_accuracy": contrastive_accuracy(*similarities)}
+    losses["loss"] = config.icl_weight * losses["icl_loss"]
     for (chunk, last), rows in zip(_with_dropout_of(chunks, seeds, accelerator.device), of_rows):
         with accumulating(accelerator, model, last and sync):
-            output = model(**chunk, icl_gradients=(*rows, *of_scale), divisors=divisors)
-            backward(output["loss"])
-        for kind in ("mlm", "mtm"):
-            if output.get(f"{kind}_loss") is not None:
-                value = output[f"{kind}_loss"].detach()
-                losses[f"{kind}_loss"] = losses.get(f"{kind}_loss", 0) + value
-                losses["loss"] = losses["loss"] + getattr(flip_model.config, f"{kind}_weight") * value
+            output = model(**chunk, reduction="sum")
+            loss = torch.zeros((), device=accelerator.device)
+            for name in objectives:
+                part = output[f"{name}_loss"] / divisors[name]
+                loss = loss + getattr(config, f"{name}_weight") * part
+                losses[f"{name}_loss"] = losses.get(f"{name}_loss", 0) + part.detach()
+                losses["loss"] = losses["loss"] + getattr(config, f"{name}_weight") * part.detach()
+            views = [output["id_embeds"], output["text_embeds"]] + [flip_model.icl_scale()] * learned
+            backward(loss + sum((view * gradient).sum() for view, gradient in zip(views, (*rows, *of_scale))))
     return losses
 
 

@@ -28,7 +28,7 @@ from flip_ctr.data.batches.cache import processor_digest
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.loop.distributed import load_training_state, training_state
+from flip_ctr.train.models.whole_weights import load_training_state, training_state
 from flip_ctr.train.outputs.card import RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PARTIAL, PROCESSOR, WEIGHTS, matches
 from flip_ctr.train.outputs.run_log import logger
@@ -224,8 +224,7 @@ class StepCheckpoints:
         if not any(matches(name, WEIGHTS) for name in names):
             raise ValueError(
                 f"--resume_from_checkpoint: the best model of that run so far is not in {run_folder}, where it was "
-                "saved; put it there, or "
-                f"go on with --output_dir {run_folder}"
+                f"saved; put it there, or go on with --output_dir {run_folder}"
             )
         if self.accelerator.is_main_process:
             os.makedirs(output_dir, exist_ok=True)

@@ -11,9 +11,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.loop.distributed import accumulating, split
+from flip_ctr.train.loop.distributed import accumulating
 from flip_ctr.train.loop.grad_cache import chunked_losses
 from flip_ctr.train.loop.optimizer import FeatureTables
+from flip_ctr.train.models.whole_weights import split
 
 
 class TrainingStep:

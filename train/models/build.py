@@ -3,11 +3,9 @@
 
 import dataclasses
 import json
-import time
+import logging
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
@@ -15,14 +13,15 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import OWN_DROPOUT, TrainArguments
 from flip_ctr.train.models.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.models.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
-from flip_ctr.train.outputs.run_log import logger
+
+logger = logging.getLogger("flip_ctr")
 
 # position tables of these models also hold rows for the padding offset
 OFFSET_POSITIONS = (
@@ -90,9 +89,7 @@ def model_settings(args: TrainArguments, names) -> dict:
 
 def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
     """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
-    names = {field.name for field in dataclasses.fields(args)} & {
-        field.name for field in dataclasses.fields(FlipConfig)
-    }
+    names = {field.name for field in dataclasses.fields(args)} & set(SETTINGS)
     return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)) | new_tower_shape(args))
 
 
@@ -128,19 +125,17 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     if (config.strategy == "frozen") != (settings["strategy"] == "frozen"):
         raise ValueError(
             f"the ID tower of {path} is of another form than that of --strategy {settings['strategy']}: with frozen "
-            "the text is "
-            "one of its fields; frozen starts from a bare PLM (or goes on from frozen)"
+            "the text is one of its fields; frozen starts from a bare PLM (or goes on from frozen)"
         )
     if settings["strategy"] == "id" and not has_id_tower(config):
         raise ValueError(f"--strategy id: {path} has no ID tower; leave --model_name_or_path out for a new one")
     if settings["strategy"] in ("plm", "joint") and config.text_config is None:
         raise ValueError(
-            f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with "
-            "--model_name_or_path and this "
-            "checkpoint with --id_model"
+            f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with --model_name_or_path "
+            "and this checkpoint with --id_model"
         )
     args.check_id_tower(new=not has_id_tower(config) and settings["strategy"] == "joint")
-    args.check_effect(f"where {path} brings its own vocabulary", min_frequency=1)
+    args.no_effect(f"where {path} brings its own vocabulary", min_frequency=1)
     if args.prompt_fields is not None:
         raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)
@@ -260,8 +255,8 @@ def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCT
 
 def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainArguments) -> nn.Module:
     """The model with the ID tower of `--id_model` where one is named, which stays as it is with `--id_learning_rate 0`,
-    and with what the
-    arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
+    and with what the arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says
+    what trains.
 
     Raises:
         ValueError: an argument asks for something of a PLM, and the model has none, or one without it.
@@ -318,33 +313,6 @@ def set_dropout(text_encoder: PreTrainedModel, rate: float) -> None:
         for holder in (module, *filter(None, [getattr(module, "config", None)])):
             for name in [name for name, value in vars(holder).items() if is_rate(name, value)]:
                 setattr(holder, name, rate)
-
-
-MAX_REMEMBERED = 100_000  # distinct prompts of a split; with 384 numbers each that is 150 MB
-
-
-@torch.no_grad()
-def remember_prompts(
-    accelerator: Accelerator, model: FlipForCTR, datasets: list[EncodedDataset | StreamedDataset], batch_size: int
-) -> float:
-    """Encodes the distinct prompts of each split once, in an order that depends on the split alone, for a model whose
-    PLM is frozen. Splits with too many of them, and streams, are left to the batches. Returns the seconds that it
-    took."""
-    started = time.perf_counter()
-    model.to(accelerator.device).eval()
-    for dataset in datasets:
-        rows = dataset.distinct_prompts(MAX_REMEMBERED) if isinstance(dataset, EncodedDataset) else None
-        if rows is None:
-            continue
-        rows = rows[np.argsort(dataset.lengths[rows], kind="stable")]
-        for start in range(0, len(rows), batch_size):
-            batch = dataset.__getitems__(rows[start : start + batch_size])
-            prompts = (torch.from_numpy(batch[name]).to(accelerator.device) for name in ("input_ids", "attention_mask"))
-            with accelerator.autocast():
-                model.flip.remember_text(*prompts)
-    if model.flip.text_memory:
-        logger.info(f"the PLM is frozen: {len(model.flip.text_memory):,} distinct prompts were encoded")
-    return time.perf_counter() - started
 
 
 def freeze_layers(text_encoder: PreTrainedModel, number: int) -> None:

@@ -11,26 +11,20 @@ from types import ModuleType
 
 from flip_ctr.modeling_flip.tower_code_flip import package_modules
 
-CUSTOM_CODE = (
-    "Python files or modules to import first, which register what is yours: my_towers.py for an ID tower of your own"
-)
-
 
 def import_custom_code(names: list[str] | str | None) -> None:
-    """Imports files (`*.py`) and modules, each once in a process.
+    """Imports Python files, each once in a process.
 
     A file is imported as a part of a package that is its folder: it may import files beside it as `from .other import
     name`, which is how a checkpoint carries them, and is never mistaken for an installed module of the same name.
 
     Raises:
-        ValueError: there is no such file or module, or it fails when imported.
+        ValueError: there is no such file, it is no Python file, or it fails when imported.
     """
-    names = [names] if isinstance(names, str) else names or []
-    if names and os.getcwd() not in sys.path:  # a module beside the user, as for `python -m`
-        sys.path.append(os.getcwd())
-    for name in names:
+    for name in [names] if isinstance(names, str) else names or []:
+        name = os.path.expanduser(name)
         try:
-            importlib.import_module(_module_of(name) if name.endswith(".py") else name)
+            importlib.import_module(_module_of(name))
         except Exception as error:  # whatever the file does
             lines = (
                 line
@@ -47,7 +41,10 @@ def _module_of(path: str) -> str:
     """The name under which a file is imported."""
     file = Path(path).absolute()
     if not file.is_file():
-        raise FileNotFoundError("there is no such file")
+        hint = f"; did you mean {path}.py?" if os.path.isfile(f"{path}.py") else ""
+        raise FileNotFoundError(f"there is no such file{hint}")
+    if file.suffix != ".py":
+        raise ValueError("it is no Python file (*.py)")
     if not file.stem.isidentifier():
         raise ValueError("the file's name must be one that Python can import: letters, digits and _")
     if file.stem in package_modules():
@@ -64,7 +61,5 @@ def _module_of(path: str) -> str:
 def _hint(name: str, error: Exception) -> str:
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return ""
-    if name.endswith(".py"):
-        beside = Path(name).with_name(f"{error.name}.py").is_file()
-        return f". {error.name}.py lies beside it: write `from .{error.name} import …`" if beside else ""
-    return f". A file is named with its ending: {name}.py" if os.path.isfile(f"{name}.py") else ""
+    beside = Path(name).with_name(f"{error.name}.py").is_file()
+    return f". {error.name}.py lies beside it: write `from .{error.name} import …`" if beside else ""

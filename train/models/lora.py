@@ -2,8 +2,8 @@
 """LoRA on the PLM: low-rank updates of its projections are trained, its own weights are not; all else trains as always.
 
 A LoRA run ends in a merged checkpoint, which is like any other, or (`--lora_adapter_only`) in a folder with the
-updates, the ID
-tower and the heads, which needs its base to predict. PEFT reads that folder too: `PeftModel.from_pretrained(base,
+updates, the ID tower and the heads, which needs its base to predict. PEFT reads that folder too:
+`PeftModel.from_pretrained(base,
     folder)`.
 """
 
@@ -24,10 +24,10 @@ from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 
-from flip_ctr.modeling_flip import modeling_flip
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
-from flip_ctr.modeling_flip.modeling_flip import FlipPreTrainedModel
-from flip_ctr.train.arguments import TrainArguments, public_name
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
+from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.options import public_name
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, TEXT_ENCODER = "base_model.model.", ".text_encoder."
@@ -163,14 +163,13 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
         )
     kwargs.setdefault("dtype", torch.float32)  # as in training; else the PLM alone would have its checkpoint's
     config = FlipConfig.from_pretrained(name_or_path)
-    cls = getattr(modeling_flip, config.architectures[0])
+    cls = {one.__name__: one for one in (FlipForCTR, FlipForPretraining)}[config.architectures[0]]
     try:
         from_flip = is_flip_checkpoint(base)
     except OSError as error:
         raise OSError(
             f"{name_or_path} is a LoRA adapter of {base!r}, which is neither a folder here nor on the Hub; name its "
-            "base with "
-            "--base_model_name_or_path"
+            "base with --base_model_name_or_path"
         ) from error
     other = f"{base} is not the base of the LoRA adapter {name_or_path}: its PLM has other weights"
     if from_flip:

@@ -16,8 +16,8 @@ from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.loop.distributed import whole_model
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, restore_adapter, save_adapter
+from flip_ctr.train.models.whole_weights import whole_model
 from flip_ctr.train.outputs.card import CARD, RECORD
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
 from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE, write_json

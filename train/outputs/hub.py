@@ -20,8 +20,7 @@ from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS,
 from flip_ctr.train.outputs.run_log import logger
 
 # What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker
-# logs and
-# files of the user stay out because they are not named here.
+# logs and files of the user stay out because they are not named here.
 PUBLISHED = (*WEIGHTS, *CODE, *PROCESSOR, RECORD, *REPORTS)
 
 
@@ -44,7 +43,7 @@ def default_repository(args: TrainArguments) -> str:
 
 def check_hub_arguments(args: TrainArguments) -> None:
     """Finds before training what can be found without the network. `ValueError` names the flag."""
-    flags = ("hub_model_id", "hub_private_repo", "hub_token", "hub_pretraining_heads")
+    flags = ("hub_model_id", "hub_private_repo", "hub_pretraining_heads")
     given = [name for name in flags if getattr(args, name, None)]
     if given and not args.push_to_hub:
         raise ValueError(f"--{given[0]} has no effect without --push_to_hub")
@@ -55,8 +54,8 @@ def check_hub_arguments(args: TrainArguments) -> None:
                 "--lora_adapter_only of a pretraining model holds its heads; add --hub_pretraining_heads to publish "
                 "them"
             )
-        if not (args.hub_token or get_token()):
-            raise ValueError("--push_to_hub needs a token: run `hf auth login`, set HF_TOKEN, or give --hub_token")
+        if not get_token():
+            raise ValueError("--push_to_hub needs a token: run `hf auth login`, or set HF_TOKEN")
 
 
 def check_repository(repo_id: str) -> None:
@@ -69,7 +68,7 @@ def check_repository(repo_id: str) -> None:
 def push(args: TrainArguments) -> str:
     """Publishes the checkpoint of a run as its arguments say; see [`push_checkpoint`]."""
     heads = getattr(args, "hub_pretraining_heads", False)
-    return push_checkpoint(args.output_dir, default_repository(args), args.hub_private_repo, args.hub_token, heads)
+    return push_checkpoint(args.output_dir, default_repository(args), args.hub_private_repo, pretraining_heads=heads)
 
 
 def push_checkpoint(
@@ -140,8 +139,7 @@ def push_checkpoint(
         retry += ["--hub_private_repo"] * private + ["--hub_pretraining_heads"] * pretraining_heads
         raise ConnectionError(
             f"the checkpoint was not published to {repo_id}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:500]}. It is whole "
-            f"in {folder}; publish it later with: {shlex.join(retry)}"
+            f"{' '.join(str(error).split())[:500]}. It is whole in {folder}; publish it later with: {shlex.join(retry)}"
         ) from error
     logger.info(f"published: {repository}")
     return str(repository)

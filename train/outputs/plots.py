@@ -1,22 +1,45 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of a run: training curves, and a comparison of methods. Drawn where matplotlib is installed (`plot`
-extra)."""
+"""Pictures of a run, and of methods side by side. Drawn where matplotlib is installed (`plot` extra)."""
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
-from flip_ctr.data.prepare.figures import COLORS, GRID, MUTED, pyplot, save
+from flip_ctr.data.prepare.figures import COLORS, INK, MUTED, pyplot, save, titles_and_legends
 
 CURVES_FILE, COMPARISON_FILE, RELIABILITY_FILE = "training.png", "comparison.png", "reliability.png"
 RELIABILITY_BINS = 15
+SHOWN_SHARE = 0.99  # of the predictions, at least, that the reliability diagram shows
+
+# group of methods -> what the legend calls it, and its colour: the same in every picture
+GROUPS = {
+    "ID-only": ("ID-only", "#6e6d69"),
+    "PLM-only": ("PLM-only", "#56B4E9"),
+    "ID+PLM": ("ID and PLM, not pretrained", "#CC79A7"),
+    "control": ("control: MAP", "#D55E00"),
+    "FLIP": ("FLIP", "#0072B2"),
+    "": ("other", INK),
+}
+ROW, NAMES, PANEL = 0.29, 2.6, 1.95  # inches: height of a method, width of the names and of a panel
+WRAP = 44  # letters of a line of a method's name; two lines of them fit into a row
 
 
 def plot_history(history: list[dict], folder: str) -> str | None:
-    """Draws the curves of a history (see `engine.train`) to `training.png`: losses, and each measured kind of
+    """Draws the curves of a history (see `training_loop.train`) to `training.png`: losses, and each measured kind of
     number."""
     plt = pyplot()
     if plt is None:
         return None
+    figure = history_figure(plt, history)
+    return save(plt, figure, folder, CURVES_FILE)
+
+
+def history_figure(plt, history: list[dict]):
     names = list(dict.fromkeys(name for entry in history for name in entry))
     parts = [name for name in names if name.endswith("_loss") and not name.startswith("eval_")]
     panels = [("Training loss", parts or ["loss"])]
@@ -28,19 +51,25 @@ def plot_history(history: list[dict], folder: str) -> str | None:
             panels.append((f"{title}: the gap is alignment", pair))
     if "eval_icl_accuracy" in names:
         panels.append(("ICL accuracy", ["eval_icl_accuracy"]))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), squeeze=False, layout="constrained")
-    for axis, (title, shown) in zip(axes[0], panels):
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.9), squeeze=False, layout="constrained")
+    last = math.ceil(max(entry["epoch"] for entry in history))
+    for axis, (_, shown) in zip(axes[0], panels):
         for color, name in zip(COLORS, shown):
             points = [(entry["epoch"], entry[name]) for entry in history if entry.get(name) is not None]
             label = "shuffled rows" if "shuffled" in name else name.removeprefix("eval_").replace("_", " ")
             label = "true rows" if len(shown) == 2 and "accuracy" in name and "shuffled" not in name else label
-            axis.plot(*zip(*points), color=color, label=label, marker="o" if len(points) < 30 else None, markersize=3.5)
-        axis.set_title(title)
-        axis.set_xlabel("epoch")
-        axis.locator_params(axis="x", nbins=5)
-        if len(shown) > 1:
-            axis.legend()
-    return save(plt, figure, folder, CURVES_FILE)
+            axis.plot(
+                *zip(*points),
+                color=color,
+                label=label if len(shown) > 1 else None,
+                marker="o" if len(points) < 30 else None,
+                markersize=3.5,
+                clip_on=False,
+            )
+        axis.set(xlabel="epoch", xlim=(0, last))
+        axis.locator_params(axis="x", nbins=6, integer=True, min_n_ticks=1)
+    titles_and_legends(axes[0], [title for title, _ in panels], columns=3)
+    return figure
 
 
 def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str | None:
@@ -54,6 +83,11 @@ def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str
     plt = pyplot()
     if plt is None:
         return None
+    return save(plt, reliability_figure(plt, logits, labels), folder, RELIABILITY_FILE)
+
+
+def reliability_figure(plt, logits: np.ndarray, labels: np.ndarray):
+    """See [`plot_reliability`]; both axes have the limits of the bins, their intervals and 99 % of the predictions."""
     probabilities = expit(logits.astype(np.float64))
     bins = [part for part in np.array_split(np.argsort(logits, kind="stable"), RELIABILITY_BINS) if len(part)]
     sizes = np.array([len(part) for part in bins])
@@ -64,8 +98,14 @@ def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str
     center = (observed + z**2 / (2 * sizes)) / (1 + z**2 / sizes)
     half = z * np.sqrt(observed * (1 - observed) / sizes + z**2 / (4 * sizes**2)) / (1 + z**2 / sizes)
     bounds = np.clip(np.stack([observed - (center - half), center + half - observed]), 0, None)
+    edge = (1 - SHOWN_SHARE) / 2
+    shown = np.concatenate(
+        [predicted, observed - bounds[0], observed + bounds[1], np.quantile(probabilities, [edge, 1 - edge])]
+    )
+    room = 0.04 * (shown.max() - shown.min()) + 1e-6
+    limits = max(0.0, shown.min() - room), min(1.0, shown.max() + room)
     figure, (above, below) = plt.subplots(
-        2, 1, figsize=(4.2, 5.2), sharex=True, height_ratios=(3.6, 1), layout="constrained"
+        2, 1, figsize=(4.2, 5.4), sharex=True, height_ratios=(4, 1), layout="constrained"
     )
     above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
     above.errorbar(
@@ -78,45 +118,178 @@ def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str
         elinewidth=1.2,
         label="observed, 95 %",
     )
-    above.set(title="Reliability", ylabel="observed click rate", xlim=(0, 1), ylim=(0, 1))
-    above.legend(loc="upper left")
-    below.hist(probabilities, bins=np.linspace(0, 1, 41), color=COLORS[0])
-    below.set(xlabel="predicted click probability", ylabel="rows")
+    titles_and_legends([above], ["Reliability"])
+    above.set(ylabel="observed click rate", xlim=limits, ylim=limits, box_aspect=1)
+    below.hist(probabilities, bins=np.linspace(*limits, 41), color=COLORS[0])
+    below.set(xlabel="predicted click probability", ylabel="rows", box_aspect=0.25)
     below.grid(False, axis="x")
-    return save(plt, figure, folder, RELIABILITY_FILE)
+    for axis in (above.xaxis, above.yaxis):
+        axis.set_major_locator(plt.MaxNLocator(6))
+    return figure
 
 
-def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str]) -> str | None:
+# --- methods side by side
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A number of every method, as dots beside each other.
+
+    Attributes:
+        values: None where a method has none.
+        intervals: of each value, None where it is not known.
+        beside: texts to the left of the panel, a method each.
+        beside_title: what they are.
+        zero: whether a line marks 0.
+        ticks: where given, the axis is logarithmic and has these ticks, value -> label.
+        text: a value as text, for ticks and for values that are too far off the others.
+    """
+
+    title: str
+    values: Sequence[float | None]
+    intervals: Sequence[Sequence[float] | None]
+    beside: Sequence[str] = ()
+    beside_title: str = ""
+    zero: bool = False
+    ticks: dict[float, str] = field(default_factory=dict)
+    text: Callable[[float], str] = "{:g}".format
+
+
+def methods_figure(plt, names: list[str], groups: list[str], panels: list[Panel], note: str, hollow: Sequence[bool]):
+    """A row a method, with a dot and its interval in each panel. Dots stand alone: what differs is far from zero, and
+    a stem or bar that starts elsewhere would lie about ratios.
+
+    Args:
+        groups: of each method, a key of `GROUPS`.
+        note: what stands below the panels.
+        hollow: which methods have open dots: other libraries'.
+    """
+    heights = np.arange(len(names))[::-1]
+    size = NAMES + PANEL * len(panels), ROW * len(names) + 1.25
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    colors = [GROUPS[group][1] for group in groups]
+    for axis, panel in zip(axes[0], panels):
+        shown = [number for number, value in enumerate(panel.values) if value is not None]
+        near = [shown[number] for number in not_far_off([panel.values[number] for number in shown])]
+        if panel.ticks:
+            near = shown
+            axis.set_xscale("log")
+        for number in near:
+            draw_method(axis, heights[number], panel, number, colors[number], hollow[number])
+        axis.margins(x=0.06)
+        left, right = axis.get_xlim()
+        for number in shown:
+            value, below = panel.values[number], panel.values[number] < left
+            if number in near:
+                continue
+            if left <= value <= right:  # the others' intervals made room
+                draw_method(axis, heights[number], panel, number, colors[number], hollow[number])
+                continue
+            axis.text(  # its number, where the axis ends
+                0.01 if below else 0.99,
+                heights[number],
+                f"◂ {panel.text(value)}" if below else f"{panel.text(value)} ▸",
+                color=colors[number],
+                fontsize=8,
+                va="center",
+                ha="left" if below else "right",
+                transform=axis.get_yaxis_transform(),
+            )
+        axis.set_xlim(left, right)
+        if panel.zero:
+            axis.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        if panel.ticks:
+            ticks = [tick for tick in panel.ticks if left <= tick <= right]
+            if len(ticks) < 2:  # one to each side
+                ticks = [*[tick for tick in panel.ticks if tick < left][-1:], *ticks]
+                ticks += [tick for tick in panel.ticks if tick > right][:1]
+            axis.set_xticks(ticks, [panel.ticks[tick] for tick in ticks])
+            axis.set_xlim(min(left, *ticks), max(right, *ticks))
+            axis.minorticks_off()
+        else:
+            axis.locator_params(axis="x", nbins=4)
+            axis.xaxis.set_major_formatter(lambda value, _, text=panel.text: text(value))
+        for height, text in zip(heights, panel.beside):
+            axis.text(-0.03, height, text, transform=axis.get_yaxis_transform(), va="center", ha="right", fontsize=8)
+        if panel.beside:
+            place = {"xycoords": "axes fraction", "xytext": (0, 6), "textcoords": "offset points"}
+            axis.annotate(panel.beside_title, (-0.03, 1), **place, va="bottom", ha="right", fontsize=8)
+        axis.set_title(panel.title)
+        axis.tick_params(left=False, labelsize=8)
+        axis.set_ylim(-0.6, len(names) - 0.4)
+        axis.spines["left"].set_visible(False)
+    axes[0, 0].set_yticks(heights, [in_lines(name) for name in names], color=INK)
+    axes[0, 0].tick_params(axis="y", pad=34 if panels[0].beside else 3, labelsize=8.5)
+    figure.supxlabel(textwrap.fill(as_text(note), round(15 * size[0])), fontsize=8, color=MUTED)
+    legend = [
+        plt.Line2D([], [], color=color, marker="o", linestyle="", markersize=5, label=title)
+        for group, (title, color) in GROUPS.items()
+        if group in groups
+    ]
+    if any(hollow):
+        dot = {"markerfacecolor": "white", "color": MUTED, "marker": "o", "linestyle": "", "markersize": 5}
+        legend.append(plt.Line2D([], [], label="another library", **dot))
+    if len(legend) > 1:
+        figure.legend(
+            handles=legend,
+            loc="outside upper left",
+            ncols=len(legend),
+            fontsize=8.5,
+            handletextpad=0.1,
+            columnspacing=1.2,
+        )
+    return figure
+
+
+def draw_method(axis, height: float, panel: Panel, number: int, color: str, hollow: bool) -> None:
+    """A method's dot, and its interval where it is known."""
+    if panel.intervals[number] is not None:
+        axis.hlines(height, *panel.intervals[number], color=color, linewidth=1.8)
+    face: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.4} if hollow else {}
+    axis.plot(panel.values[number], height, "o", color=color, markersize=5, **face)
+
+
+def not_far_off(values: list[float]) -> list[int]:
+    """Which of the values can share an axis: all, or those not far from most where a few would press the others
+    together."""
+    if not values:
+        return []
+    far = np.abs(values - np.median(values))
+    near = far <= 8 * np.median(far)
+    return [number for number in range(len(values)) if near[number] or 3 * (~near).sum() > len(values)]
+
+
+def in_lines(name: str) -> str:
+    """A method's name, a long one in two lines of about the same length."""
+    return textwrap.fill(as_text(name), WRAP if len(name) <= WRAP else len(name) // 2 + 6, break_on_hyphens=False)
+
+
+def as_text(name: str) -> str:
+    """A name as matplotlib draws it letter by letter: what stands between two dollars would be a formula."""
+    return name.replace("$", r"\$")
+
+
+def plot_comparison(rows: list[dict], folder: str, columns: dict[str, str], note: str = "") -> str | None:
     """Draws methods side by side to `comparison.png`, one panel a metric.
 
     Args:
-        rows: one dict a method, with `method` and the metrics.
+        rows: one dict a method, with `method`, `group` (a key of `GROUPS`), the metrics, and `<metric>_interval` where
+            it is known.
         columns: metric -> title of its panel.
+        note: what stands below.
     """
     plt = pyplot()
     if plt is None:
         return None
-    figure, axes = plt.subplots(
-        1,
-        len(columns),
-        figsize=(3.6 * len(columns), 0.42 * len(rows) + 1.1),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    labels = [row["method"] for row in rows][::-1]
-    for axis, (name, title) in zip(axes[0], columns.items()):
-        values = [row[name] for row in rows][::-1]
-        low, high = min(values), max(values)
-        # dots, not bars: the interesting differences are far from zero, and a cut bar would lie about ratios
-        axis.hlines(labels, low - (high - low) * 0.15, values, color=GRID, linewidth=1.5)
-        axis.plot(values, labels, "o", color=COLORS[0], markersize=7)
-        for label, value in zip(labels, values):
-            axis.annotate(f"{value:.4f}", (value, label), xytext=(7, 0), textcoords="offset points", va="center")
-        axis.set_title(title)
-        axis.margins(y=0.15)
-        axis.set_xlim(low - (high - low) * 0.15 - 1e-6, high + (high - low) * 0.45 + 1e-6)
-        axis.locator_params(axis="x", nbins=5)  # more labels would touch
-        axis.grid(False)
-        axis.tick_params(left=False)
+    panels = [
+        Panel(
+            title,
+            [row[name] for row in rows],
+            [row.get(f"{name}_interval") for row in rows],
+            beside=[f"{row[name]:.4f}" for row in rows],
+        )
+        for name, title in columns.items()
+    ]
+    names, groups = [row["method"] for row in rows], [row["group"] for row in rows]
+    figure = methods_figure(plt, names, groups, panels, note, [False] * len(rows))
     return save(plt, figure, folder, COMPARISON_FILE)

@@ -83,7 +83,7 @@ def test_objectives_say_what_they_need(processor, text_config, batch):
 
 @pytest.mark.parametrize("name", ["mlm_id_dropout", "mtm_text_dropout"])
 def test_shares_out_of_range_are_refused(name):
-    with pytest.raises(ValueError, match=f"`{name}` must lie between 0 and 1; got 1.5"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a number of at least 0 and at most 1; got 1.5"):
         FlipConfig(**{name: 1.5})
 
 

@@ -8,8 +8,14 @@ import tiny
 import torch
 
 from flip_ctr import FlipForCTR, FlipForPretraining
-from flip_ctr.modeling_flip.heads_flip import FlipFusion, FlipMTMHead
-from flip_ctr.modeling_flip.losses_flip import click_loss, contrastive_loss, nce_loss
+from flip_ctr.modeling_flip.heads_flip import FlipFusion, FlipMTMHead, contrastive_logits
+from flip_ctr.modeling_flip.losses_flip import (
+    click_loss,
+    contrastive_accuracy,
+    contrastive_loss,
+    masked_tabular_loss,
+    nce_loss,
+)
 
 START_OF_NCE = math.log(1 + 25) + 25 * math.log(1 + 1 / 25)  # 4.24
 
@@ -93,14 +99,14 @@ def test_mtm_loss_is_the_sum_over_masked_features(noise):
 
             expected -= math.log(sigmoid(logit(int(labels[b, f]) + [0, 8][f])))
             expected -= sum(math.log(1 - sigmoid(logit(row))) for row in noise_ids[b, f].tolist())
-    assert head.loss(vectors, labels, uniform).item() == pytest.approx(expected, rel=1e-5)
+    assert masked_tabular_loss(head.scores(vectors, labels, uniform)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_noise_numbers_of_another_k_are_refused():
     head = mtm_head((8, 30), mtm_num_noise=5)
     labels = torch.tensor([[4, -100]])
     with pytest.raises(ValueError, match="noise_uniform has 3 numbers a feature, `config.mtm_num_noise` is 5"):
-        head.loss(torch.randn(1, 2, 4), labels, torch.rand(1, 2, 3, dtype=torch.double))
+        masked_tabular_loss(head.scores(torch.randn(1, 2, 4), labels, torch.rand(1, 2, 3, dtype=torch.double)))
 
 
 @pytest.mark.parametrize("noise", ["field", "global"])
@@ -124,7 +130,7 @@ def test_small_fields_use_the_full_softmax():
             float(vectors[b, 0] @ head.embeddings.weight[row] + head.bias.weight[row, 0]) for row in range(4, 8)
         ]  # reserved ids are no candidates
         expected -= scores[labels[b, 0] - 4] - math.log(sum(math.exp(score) for score in scores))
-    assert head.loss(vectors, labels).item() == pytest.approx(expected, rel=1e-5)
+    assert masked_tabular_loss(head.scores(vectors, labels)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_full_softmax_starts_at_the_cross_entropy_of_the_unigram_distribution():
@@ -132,12 +138,12 @@ def test_the_full_softmax_starts_at_the_cross_entropy_of_the_unigram_distributio
     labels = torch.tensor([[4, 10], [5, -100], [-100, 29]])
     (small, large) = unigram((8, 30), [0, 1], "field")
     expected = -sum(math.log(p) for p in (small[4], small[5], large[8 + 10], large[8 + 29]))
-    assert head.loss(torch.zeros(3, 2, 4), labels).item() == pytest.approx(expected, rel=1e-5)
+    assert masked_tabular_loss(head.scores(torch.zeros(3, 2, 4), labels)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_global_noise_never_uses_the_full_softmax():
     head = mtm_head((8, 30), mtm_full_softmax_size=128, mtm_noise="global", mtm_num_noise=25)
-    loss = head.loss(torch.zeros(1, 2, 4), torch.tensor([[4, -100]]))
+    loss = masked_tabular_loss(head.scores(torch.zeros(1, 2, 4), torch.tensor([[4, -100]])))
     assert loss.item() == pytest.approx(START_OF_NCE, abs=1e-4)
 
 
@@ -195,7 +201,7 @@ def test_each_value_of_a_field_is_recovered_from_the_fields_vector(noise, softma
         drawn = head.sample_noise(torch.tensor([field]), uniform[b, slot][None])[0].tolist()
         for row, sign in [(start + label, 1), *((row, -1) for row in drawn)]:
             expected -= math.log(sigmoid(sign * (score(row) - math.log(k * probability[field][row]))))
-    assert head.loss(vectors, SLOT_LABELS, uniform).item() == pytest.approx(expected, rel=1e-5)
+    assert masked_tabular_loss(head.scores(vectors, SLOT_LABELS, uniform)).item() == pytest.approx(expected, rel=1e-5)
 
 
 @torch.no_grad()
@@ -250,19 +256,24 @@ def slow_info_nce(first, second, scale) -> float:
     return total / (2 * len(first))
 
 
+def contrast(first, second, scale) -> tuple[torch.Tensor, torch.Tensor]:
+    similarities = contrastive_logits(first, second, scale)
+    return contrastive_loss(*similarities), contrastive_accuracy(*similarities)
+
+
 def test_info_nce_is_the_formula_and_symmetric():
     first, second = torch.randn(5, 4).double(), torch.randn(5, 4).double()
-    loss, accuracy = contrastive_loss(first, second, 3.0)
+    loss, accuracy = contrast(first, second, 3.0)
     assert loss.item() == pytest.approx(slow_info_nce(first.tolist(), second.tolist(), 3.0), rel=1e-5)
-    assert loss.item() == pytest.approx(contrastive_loss(second, first, 3.0)[0].item(), rel=1e-6)
+    assert loss.item() == pytest.approx(contrast(second, first, 3.0)[0].item(), rel=1e-6)
     hits = sum(int((first[i] @ second.T).argmax()) == i for i in range(5))
     assert accuracy.item() == pytest.approx(hits / 5)
 
 
 def test_info_nce_is_log_b_at_chance_and_0_when_solved():
     same = torch.ones(8, 4)
-    assert contrastive_loss(same, same, 14.0)[0].item() == pytest.approx(math.log(8))
-    loss, accuracy = contrastive_loss(torch.eye(8), torch.eye(8), 100.0)
+    assert contrast(same, same, 14.0)[0].item() == pytest.approx(math.log(8))
+    loss, accuracy = contrast(torch.eye(8), torch.eye(8), 100.0)
     assert loss.item() == pytest.approx(0, abs=1e-6) and accuracy == 1
 
 

@@ -180,18 +180,84 @@ def test_impossible_models_are_refused(text_config, cls, settings, message):
         ({"mtm_noise": "batch"}, "`mtm_noise` must be one of"),
         ({"icl_similarity": "l2"}, "`icl_similarity` must be one of"),
         ({"text_pooling": "max"}, "`text_pooling` must be one of"),
-        ({"icl_weight": -1}, "`icl_weight` must be 0 .off. or more; got -1"),
-        ({"icl_temperature": 0.0}, "`icl_temperature` must be above 0"),
+        ({"icl_weight": -1}, "`icl_weight` must be a number of at least 0; got -1"),
+        ({"icl_temperature": 0.0}, "`icl_temperature` must be a number above 0"),
+        ({"id_dropout": 5}, "`id_dropout` must be a number of at least 0 and below 1; got 5"),
+        ({"id_dropout": True}, "`id_dropout` must be a number .*; got True"),
+        ({"id_embedding_size": 8.0}, "`id_embedding_size` must be a whole number of at least 1; got 8.0"),
+        (
+            {"id_hidden_dims": 64},
+            "`id_hidden_dims` must be a list of at least one entry, each a whole number of at least 1",
+        ),
+        ({"id_hidden_dims": [64, 0]}, "`id_hidden_dims` must be a list .*; got .64, 0."),
+        ({"id_tower": None}, "`id_tower` must be text; got None"),
+        ({"id_tower_kwargs": [3]}, "`id_tower_kwargs` must be a mapping"),
+        ({"mtm_num_noise": "25"}, "`mtm_num_noise` must be a whole number of at least 1; got '25'"),
+        ({"text_config": {"hidden_size": 8}}, "`text_config` has no `model_type`"),
         ({"fields": [{"name": "age"}, {"name": "age"}]}, "column.s. age are named by more than one field"),
         ({"fields": [{"name": "age", "typ": "int"}]}, "field 'age': unknown key.s. typ"),
         ({"fields": [{"name": "age", "type": "date"}]}, "field 'age': `type` must be one of"),
-        ({"fields": [{"name": "age", "sides": ["ids"]}]}, "field 'age': `sides` must be one of"),
-        ({"fields": [{"name": "age", "sides": []}]}, "field 'age': `sides` is empty"),
+        (
+            {"fields": [{"name": "age", "sides": ["ids"]}]},
+            "field 'age': `sides` must be a list of .* one of 'id', 'text'",
+        ),
+        ({"fields": [{"name": "age", "sides": []}]}, "field 'age': `sides` must be a list of at least one entry"),
+        ({"fields": [{"name": "age", "key": "yes"}]}, "field 'age': `key` must be true or false; got 'yes'"),
+        ({"fields": [{"name": "age", "entity": 3}]}, "field 'age': `entity` must be text; got 3"),
     ],
 )
 def test_wrong_configurations_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         FlipConfig(**settings)
+
+
+def test_a_setting_that_became_wrong_is_refused_by_the_model(id_processor):
+    config = tiny.flip_config(id_processor.fields, strategy="id")
+    config.classifier_dropout = 2
+    with pytest.raises(ValueError, match="`classifier_dropout` must be a number of at least 0 and below 1; got 2"):
+        FlipForCTR(config)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"labels": torch.zeros(24, 1)}, r"`labels` must have the shape \(24,\), one number a row; got \(24, 1\)"),
+        ({"labels": torch.zeros(23)}, r"`labels` must have the shape \(24,\), .* got \(23,\)"),
+        ({"labels": torch.full((24,), 2)}, "`labels` must be 0 .no click. or 1 .click.; got 2"),
+        ({"labels": torch.full((24,), float("nan"))}, "`labels` must be 0 .no click. or 1 .click.; got nan"),
+        ({"labels": torch.zeros(24), "sample_weight": torch.ones(1)}, r"`sample_weight` must have the shape \(24,\)"),
+    ],
+)
+def test_labels_that_are_no_clicks_are_refused(id_processor, batch, inputs, message):
+    model = FlipForCTR(tiny.flip_config(id_processor.fields, strategy="id"))
+    with pytest.raises(ValueError, match=message):
+        model(feature_ids=batch["feature_ids"], **inputs)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parts"), [("id", ["id_logits"]), ("joint", ["id_logits", "text_logits", "id_weight"])]
+)
+def test_outputs_start_with_the_loss_and_the_logits(processor, text_config, views, strategy, parts):
+    model = click_model(processor, text_config, strategy=strategy)
+    labels = torch.arange(24) % 2
+    output = model(**views, labels=labels)
+    assert list(output) == ["loss", "logits", *parts] and output[0] is output.loss and output[1] is output.logits
+    assert list(model(**views)) == ["logits", *parts]
+    loss, logits, *_ = model(**views, labels=labels, return_dict=False)
+    assert loss.ndim == 0 and logits.shape == (24, 1)
+    assert set(parts) <= set(model.config.keys_to_ignore_at_inference)
+
+
+def test_pretraining_without_counts_says_what_to_call(processor, text_config, batch, rows):
+    model = FlipForPretraining(tiny.flip_config(processor.fields, text_config, mtm_full_softmax_size=0))
+    with pytest.raises(
+        ValueError, match="of user_id, .* occurs in the training rows.*set_feature_counts.processor.count_features"
+    ):
+        model(**batch)
+    model.set_feature_counts(processor.count_features(rows))
+    assert model(**batch).mtm_loss.isfinite()
+    # fields that are small enough for a softmax need none
+    assert FlipForPretraining(tiny.flip_config(processor.fields, text_config))(**batch).mtm_loss.isfinite()
 
 
 def test_missing_views_are_named(processor, text_config, batch, views):

@@ -108,11 +108,14 @@ def test_a_tower_that_nobody_imported(tmp_path, dataset_dir, capsys):
         "--output_dir",
         str(tmp_path / "m"),
     ]
-    assert cli.main(argv) == 2
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
     assert "got 'product'" in (said := capsys.readouterr().err) and "--custom_code" in said
 
 
 def test_what_cannot_be_imported_is_said(towers, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
     def says(name, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             import_custom_code([str(name)])
@@ -126,11 +129,10 @@ def test_what_cannot_be_imported_is_said(towers, tmp_path, monkeypatch):
     says(towers.with_name("broken.py"), r"broken.py \(line 2\): ZeroDivisionError")
     towers.with_name("plain.py").write_text("from parts import times\n")
     says(towers.with_name("plain.py"), r"No module named 'parts'. parts.py lies beside it: write `from .parts import")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    says("mine/towers", "No module named 'mine/towers'. A file is named with its ending: mine/towers.py")
-    says("nothing.towers", "No module named 'nothing'$")
-    import_custom_code("mine.towers")  # of a folder in the current one, as for `python -m`
+    says("~/mine/towers", f"there is no such file; did you mean {tmp_path}/mine/towers.py?")
+    towers.with_name("notes.txt").write_text("")
+    says(towers.with_name("notes.txt"), r"it is no Python file \(\*.py\)")
+    import_custom_code("~/mine/towers.py")
     assert "product" in ID_TOWERS
 
 

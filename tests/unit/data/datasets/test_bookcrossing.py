@@ -11,7 +11,7 @@ import tiny
 from flip_ctr.data.datasets import bookcrossing
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.train import prepare
+from flip_ctr.train import cli, prepare
 from flip_ctr.train.prepare import PrepareArguments
 
 USERS, BOOKS = 20, 30
@@ -102,7 +102,8 @@ def test_rows_are_typed_and_fields_are_the_papers(tmp_path):
 @pytest.mark.parametrize("flags", [["--ids_in_prompt"], ["--preset", "paper"]])
 def test_ids_are_in_the_prompt_when_asked(tmp_path, flags):
     raw = write_raw(tmp_path / "raw")
-    prepare.main(["--dataset", "bookcrossing", "--data_dir", str(raw), "--output_dir", str(tmp_path / "out"), *flags])
+    files = ["--data_dir", str(raw), "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["prepare", "--dataset", "bookcrossing", *files, *flags]) == 0
     assert all(field.on_text_side for field in DatasetSchema.load(tmp_path / "out").fields)
 
 

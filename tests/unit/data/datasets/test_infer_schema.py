@@ -13,7 +13,7 @@ from flip_ctr.data.datasets import infer_schema as infer
 from flip_ctr.data.datasets.infer_schema import infer_schema, profile
 from flip_ctr.data.datasets.table_schema import read_schema
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.train import prepare
+from flip_ctr.train import cli, prepare
 from flip_ctr.train.prepare import PrepareArguments
 
 LONG = "a long description of the thing " * 10
@@ -255,7 +255,7 @@ def test_types_of_columns(values, kind, separator):
 def test_the_command_writes_and_says_what_to_look_at(tmp_path, capsys, monkeypatch):
     write_csv(tmp_path / "clicks.csv", clicks(50))
     monkeypatch.chdir(tmp_path)
-    prepare.main(["--infer_schema", "clicks.csv"])
+    assert cli.main(["prepare", "--infer_schema", "clicks.csv"]) == 0
     assert "schema.yaml written" in capsys.readouterr().out and (tmp_path / "schema.yaml").is_file()
     assert infer.SAMPLE_ROWS >= 10_000
 

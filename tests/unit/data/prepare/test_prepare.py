@@ -20,7 +20,7 @@ from flip_ctr.data.prepare.dataset_folder import read_split, write_dataset_folde
 from flip_ctr.data.readers import download
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.download import fetch_archive
-from flip_ctr.train import prepare
+from flip_ctr.train import cli, prepare
 from flip_ctr.train.prepare import PrepareArguments
 
 USERS, MOVIES = 20, 30
@@ -359,7 +359,7 @@ def test_time_split_of_equal_timestamps_is_refused(tmp_path):
 
 def test_the_command_prints_a_summary(tmp_path, capsys):
     flags = {"--dataset": "ml-1m", "--data_dir": write_1m(tmp_path / "raw"), "--output_dir": tmp_path / "out"}
-    prepare.main([str(part) for flag in flags.items() for part in flag])
+    assert cli.main(["prepare", *(str(part) for flag in flags.items() for part in flag)]) == 0
     printed = capsys.readouterr().out
     assert "dropped: rating 3" in printed and f"written to {tmp_path / 'out'}" in printed
 
@@ -472,7 +472,7 @@ def test_a_run_that_is_told_to_stop_leaves_nothing(tmp_path, monkeypatch, number
 
     monkeypatch.setattr(prepare, "split_statistics", stopped)
     with pytest.raises(SystemExit) as stop:
-        prepare.main(["--dataset", "ml-1m", "--data_dir", str(raw), "--output_dir", str(tmp_path / "out")])
+        cli.main(["prepare", "--dataset", "ml-1m", "--data_dir", str(raw), "--output_dir", str(tmp_path / "out")])
     assert stop.value.code == 128 + number and signal.getsignal(number) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
@@ -517,7 +517,7 @@ WRONG_OPTIONS = [
     ({"drop_ratings": "1 2"}, "--drop_ratings takes ratings from 1 to 5.*'1 2'"),
     ({"click_threshold": 6}, "--click_threshold must be from 2 to 5 for ml-1m.*got 6"),
     ({"click_threshold": 1}, "--click_threshold must be from 2 to 5 for ml-1m.*got 1"),
-    ({"max_malformed_share": 5}, "--max_malformed_share is a share, from 0 to 1; got 5"),
+    ({"max_malformed_share": 5}, "--max_malformed_share must be at least 0 and at most 1; got 5"),
     ({"split": "leave_one_out"}, "--split must be one of random, time"),
     ({"dataset": "ml-20m"}, "--dataset must be one of ml-100k, ml-1m"),
 ]

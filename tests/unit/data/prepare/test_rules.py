@@ -6,7 +6,8 @@ import ibis
 import pyarrow as pa
 import pytest
 
-from flip_ctr.data.prepare.rules import Rule, read_time
+from flip_ctr.data.prepare.rules import Rule
+from flip_ctr.data.readers.table_values import read_time
 
 TABLE = pa.table(
     {

@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from step_child import CASES, batches, gradients, new_model, processor
 
-from flip_ctr.modeling_flip.losses_flip import contrastive_loss
+from flip_ctr.modeling_flip.heads_flip import contrastive_logits
+from flip_ctr.modeling_flip.losses_flip import contrastive_accuracy, contrastive_loss
 from flip_ctr.train.loop.grad_cache import chunked_losses
 
 
@@ -108,7 +109,8 @@ def test_with_dropout_chunks_see_the_same_views_twice(chunk_size):
         views = (batch[name][start : start + chunk_size] for name in ("feature_ids", "input_ids", "attention_mask"))
         outputs.append(model.flip(*views))
     embeds = (torch.cat([output[name] for output in outputs]) for name in ("id_embeds", "text_embeds"))
-    loss, accuracy = contrastive_loss(*embeds, model.icl_scale())
+    similarities = contrastive_logits(*embeds, model.icl_scale())
+    loss, accuracy = contrastive_loss(*similarities), contrastive_accuracy(*similarities)
     (3.0 * loss).backward()
     assert losses["icl_loss"] == pytest.approx(loss.item(), rel=1e-6) and losses["icl_accuracy"] == accuracy
     assert losses["loss"] == pytest.approx(3 * loss.item(), rel=1e-6)

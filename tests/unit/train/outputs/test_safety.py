@@ -50,17 +50,13 @@ def test_no_path_and_no_name_of_this_machine(everything, dataset_dir, plm):
 
 
 def test_no_token_in_any_file(tmp_path, dataset_dir, monkeypatch):
-    """Neither the token of the environment nor that of a flag, though the arguments are recorded; nor in a tracker's
-    log."""
+    """Though the arguments are recorded; nor in a tracker's log."""
     monkeypatch.setenv("HF_TOKEN", "hf_from-the-environment")
     with pytest.raises(ConnectionError, match="was not published"):  # the tests have no network
-        tiny.finetune(
-            dataset_dir, None, tmp_path / "m", push_to_hub=True, hub_model_id="org/m", hub_token="hf_from-a-flag"
-        )
+        tiny.finetune(dataset_dir, None, tmp_path / "m", push_to_hub=True, hub_model_id="org/m")
     files = contents(tmp_path / "m")
     assert "training_args.json" in files
     assert not any(b"hf_from" in content for content in files.values())
-    assert "hub_token" not in json.loads(files["training_args.json"])["arguments"]
 
 
 def test_safetensors_and_text_only(everything):

@@ -1,0 +1,97 @@
+"""Pictures of a run: what their axes and legends promise."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from flip_ctr.data.prepare.figures import pyplot
+from flip_ctr.train.outputs.plots import (
+    Panel,
+    history_figure,
+    methods_figure,
+    not_far_off,
+    plot_reliability,
+    reliability_figure,
+)
+
+
+@pytest.fixture
+def plt():
+    pytest.importorskip("matplotlib")
+    plt = pyplot()
+    yield plt
+    plt.close("all")
+
+
+def history(epochs: float, steps: int) -> list[dict]:
+    """Of pretraining, with one evaluation at the end."""
+    entries = [{"epoch": float(epoch), "mlm_loss": 1.0, "mtm_loss": 2.0} for epoch in np.linspace(0.1, epochs, steps)]
+    entries[-1] |= {"eval_mtm_accuracy": 0.4, "eval_mtm_shuffled_accuracy": 0.1}
+    return entries
+
+
+@pytest.mark.parametrize(("epochs", "last"), [(0.5, 1), (1, 1), (3, 3), (30, 30)])
+def test_curves_have_whole_epochs_on_their_axes(plt, epochs, last):
+    figure = history_figure(plt, history(epochs, 12))
+    figure.canvas.draw()
+    for axis in figure.axes:
+        ticks = axis.get_xticks()
+        assert axis.get_xlim() == (0, last) and len(ticks) >= 2 and (ticks == ticks.round()).all()
+
+
+def test_legends_stand_above_the_curves(plt):
+    figure = history_figure(plt, history(3, 12))
+    figure.canvas.draw()
+    legends = [axis.get_legend() for axis in figure.axes]
+    assert len(legends) == 2
+    for axis, legend in zip(figure.axes, legends):
+        assert legend.get_window_extent().y0 >= axis.get_window_extent().y1 - 1
+    titles = [axis.title.get_window_extent().y0 for axis in figure.axes]
+    assert titles[0] == pytest.approx(titles[1])
+
+
+@pytest.mark.parametrize("center", [-5.0, 0.0, 3.0])
+def test_reliability_shows_where_the_predictions_are(plt, center):
+    generator = np.random.default_rng(0)
+    logits = generator.normal(center, 0.5, size=6000).astype(np.float32)
+    labels = (generator.random(6000) < expit(logits)).astype(int)
+    figure = reliability_figure(plt, logits, labels)
+    figure.canvas.draw()
+    above, below = figure.axes
+    low, high = above.get_xlim()
+    assert above.get_ylim() == (low, high) == below.get_xlim() and 0 <= low < high <= 1
+    probabilities = expit(logits)
+    assert ((probabilities >= low) & (probabilities <= high)).mean() >= 0.98
+    assert high - low < 2.5 * (np.quantile(probabilities, 0.995) - np.quantile(probabilities, 0.005))
+    box, other = above.get_window_extent(), below.get_window_extent()
+    assert box.width == pytest.approx(box.height, rel=0.01) and (box.x0, box.x1) == pytest.approx((other.x0, other.x1))
+    assert above.get_legend().get_window_extent().y0 >= box.y1 - 1
+
+
+def test_reliability_of_extreme_scores_is_drawn(plt, tmp_path):
+    logits, labels = np.array([-50.0, -50.0, 50.0, 50.0, 0.0]), np.array([0, 0, 1, 1, 1])
+    assert plot_reliability(logits, labels, str(tmp_path)) and (tmp_path / "reliability.png").stat().st_size > 1000
+
+
+def test_methods_are_dots_without_stems_and_intervals_where_they_are_known(plt):
+    panels = [Panel("AUC", [0.7, 0.8], [None, None]), Panel("new items", [0.6, 0.65], [(0.5, 0.7), None])]
+    figure = methods_figure(plt, ["ID-only", "FLIP"], ["ID-only", "FLIP"], panels, "", [False, False])
+    assert [len(axis.collections) for axis in figure.axes] == [0, 1]
+    assert figure.axes[1].collections[0].get_segments()[0][:, 0].tolist() == [0.5, 0.7]
+    colors = [line.get_color() for line in figure.axes[0].get_lines()]
+    assert len(colors) == 2 and colors[0] != colors[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "near"),
+    [
+        ([0.871, 0.868, 0.731, 0.875, 0.743, 0.87, 0.869], [0, 1, 3, 5, 6]),
+        ([0.871, 0.868, 0.731, 0.875, 0.743], [0, 1, 2, 3, 4]),  # not a few
+        ([0.87, 0.87, 0.87, 0.86], [0, 1, 2]),
+        ([0.5, 0.6, 0.7], [0, 1, 2]),
+        ([0.87], [0]),
+        ([], []),
+    ],
+)
+def test_a_few_values_far_off_do_not_share_the_axis(values, near):
+    assert not_far_off(values) == near
