@@ -3,8 +3,7 @@
 
 A LoRA run ends in a merged checkpoint, which is like any other, or (`--lora_adapter_only`) in a folder with the
 updates, the ID tower and the heads, which needs its base to predict. PEFT reads that folder too:
-`PeftModel.from_pretrained(base,
-    folder)`.
+`PeftModel.from_pretrained(base, folder)`.
 """
 
 import hashlib

@@ -77,14 +77,6 @@ METRICS = {
     "predicted_actual_ratio": ("predicted / actual clicks", "predicted_actual_ratio"),
 }
 ALIGNMENT = {"mlm": "masked tokens recovered (MLM)", "mtm": "masked ids recovered (MTM)"}
-PICTURES = {
-    CURVES_FILE: ("training curves", "The course of training."),
-    RELIABILITY_FILE: (
-        "reliability diagram",
-        "Reliability on the test split: of rows with a predicted click probability of p, a "
-        "share p should be clicks. Bins of equal size, with 95 % intervals.",
-    ),
-}
 UNKNOWN: dict = {}  # in place of a pretraining's arguments: there may have been one
 
 
@@ -163,11 +155,8 @@ def write_card(
         "metrics_table": _metrics(results),
         "own_mlm_vocabulary": record["arguments"].get("mlm_vocabulary") == "dataset",
         "shuffled": any(name.endswith("shuffled_accuracy") for name in results),
-        "pictures": [
-            {"file": file, "alt": alt, "caption": caption}
-            for file, (alt, caption) in PICTURES.items()
-            if os.path.isfile(os.path.join(folder, file))
-        ],
+        "curves": CURVES_FILE if os.path.isfile(os.path.join(folder, CURVES_FILE)) else None,
+        "reliability": RELIABILITY_FILE if os.path.isfile(os.path.join(folder, RELIABILITY_FILE)) else None,
         "repository": PLACEHOLDER,
         "task": PIPELINE_TASK,
         "own_tower": _own_tower_file(folder),
