@@ -62,9 +62,9 @@ def canonical_value(value: Any, type_name: str) -> str | None:
                 elif number.is_integer():
                     return str(int(number))
             elif np.isfinite(number):
-                number = value if isinstance(value, np.floating) else np.float64(number)
+                shown = value if isinstance(value, np.floating) else np.float64(number)
                 return np.format_float_positional(
-                    number, unique=True, trim="-"
+                    shown, unique=True, trim="-"
                 )  # shortest form that reads back the same
         except (ValueError, OverflowError, InvalidOperation):
             pass
@@ -155,7 +155,8 @@ class Column:
     ) -> "Column":
         """The column of canonical values from raw distinct ones; `rows` are those of the codes, where one row has
         several."""
-        canonical, translate = {}, np.empty(max(len(distinct), 1), np.int64)
+        canonical: dict[Value, int] = {}
+        translate = np.empty(max(len(distinct), 1), np.int64)
         used = set(np.unique(codes).tolist())
         for code, value in enumerate(distinct):
             if code not in used:
@@ -176,13 +177,12 @@ class Column:
         parts, done = [], 0
         for chunk in _chunks(raw, LISTS_AT_ONCE):
             flat = chunk.flatten()  # without what lies under a null
-            if _holds_lists(flat) or getattr(flat.type, "num_fields", 0):
+            if _holds_lists(flat) or getattr(flat.type, "num_fields", 0) > 0:
                 return None
             lengths = chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
             rows = np.repeat(np.arange(len(lengths)), lengths)
-            elements = cls._canonical(
-                *cls._factorize(flat), field, lambda value: convert(value, field.type), rows + done
-            )
+            distinct, places = cls._factorize(flat)
+            elements = cls._canonical(distinct, places, field, lambda value: convert(value, field.type), rows + done)
             if None in elements.values:
                 kept = elements.codes != elements.values.index(None)
                 lengths, elements.codes = np.bincount(rows[kept], minlength=len(lengths)), elements.codes[kept]
@@ -195,8 +195,8 @@ class Column:
                     continue
                 matrix = elements.codes[starts[of_length, None] + np.arange(length)]
                 first, at = _distinct_rows(matrix, len(elements.values))
-                values = [_distinct(map(elements.values.__getitem__, row)) for row in matrix[first].tolist()]
-                codes[of_length] = np.array([canonical.setdefault(value, len(canonical)) for value in values])[at]
+                lists = [_distinct(elements.values[code] for code in row) for row in matrix[first].tolist()]
+                codes[of_length] = np.array([canonical.setdefault(value, len(canonical)) for value in lists])[at]
             parts.append(codes)
             done += len(codes)
         # numbered in order of first appearance, as columns of any other form are
@@ -222,7 +222,8 @@ class Column:
             )
         to_list = getattr(raw, "to_pylist", None) or getattr(raw, "tolist", None)
         raw = to_list() if to_list else raw
-        seen, distinct, codes = {}, [], np.empty(len(raw), np.int64)
+        seen: dict[Any, int] = {}
+        distinct, codes = [], np.empty(len(raw), np.int64)
         for row, value in enumerate(raw):
             key = value
             if not isinstance(value, PLAIN_TYPES):
@@ -269,8 +270,7 @@ def is_one_row(rows: Any, names: Sequence[str], multi_valued: Sequence[str] = ()
     """Whether `rows` is one row and not a dict of columns.
 
     The first single-valued column that it has tells: in a row it is a scalar. Where it has only multi-valued ones, the
-    first of them
-    tells: in a row it is one value or a flat list of values, in a dict of columns a list of lists.
+    first of them tells: in a row it is one value or a flat list of values, in a dict of columns a list of lists.
 
     Args:
         names: columns of single-valued fields.

@@ -215,7 +215,8 @@ class FlipConfig(PreTrainedConfig):
             kwargs["auto_map"] |= {
                 name: AUTO_MAP[name] for name, at in kwargs["auto_map"].items() if at.startswith(f"{CUSTOM_ENTRY}.")
             }
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)
         self.check()
 
     def check(self) -> None:

@@ -149,10 +149,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         if [bounds is not None for bounds in self.boundaries] != [field.kind == "numeric" for field in self.id_fields]:
             numeric = [field.name for field in self.id_fields if field.kind == "numeric"]
             raise ValueError(
-                f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for "
-                "the others."
+                f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for the "
+                "others."
             )
-        self._tables = None
+        self._tables: list[dict[str, int]] | None = None
 
     @property
     def all_fields(self) -> list[FlipField]:
@@ -252,9 +252,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 state = "holds another key" if secret else "is not set"
                 raise ValueError(
                     f"column '{field}': the vocabularies of {', '.join(self.hashed_fields)} hold hashes made with a "
-                    "secret key, "
-                    f"and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or leave these "
-                    "columns null."
+                    f"secret key, and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or "
+                    "leave these columns null."
                 )
         key = self._hash_key(secret)
         return [self._hash(key, field, value) for value in values]
@@ -274,11 +273,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def _encode(self, number: int, field: FlipField, column: Column) -> np.ndarray:
         """The ids of one ID-side field, `(rows, its slots)`, each distinct value encoded once."""
         if not field.is_multi_valued:
-            ids, real = (
-                np.full((len(column.values), 1), NULL_ID, np.int64),
-                [value is not None for value in column.values],
-            )
-            ids[real, 0] = self._local_ids(number, field, [value for value in column.values if value is not None])
+            ids = np.full((len(column.values), 1), NULL_ID, np.int64)
+            real = [value is not None for value in column.values]
+            ids[real, 0] = self._local_ids(number, field, [str(value) for value in column.values if value is not None])
             return ids[column.codes]
         kept = [id_side_values(value, field) for value in column.values]
         distinct = list(dict.fromkeys(value for values in kept for value in values))
@@ -347,14 +344,14 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return saved
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers, with the file of large vocabularies.
 
         Raises:
             ValueError: that file does not hold as many values as the configuration says.
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         extractor = loaded[0] if isinstance(loaded, tuple) else loaded
         if extractor._sizes_in_file is not None:
             path = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **hub)

@@ -69,11 +69,12 @@ class Allowed:
             return False
         if self.choices and value not in self.choices:
             return False
+        number: Any = value
         return not (
-            (self.at_least is not None and not value >= self.at_least)
-            or (self.above is not None and not value > self.above)
-            or (self.at_most is not None and not value <= self.at_most)
-            or (self.below is not None and not value < self.below)
+            (self.at_least is not None and not number >= self.at_least)
+            or (self.above is not None and not number > self.above)
+            or (self.at_most is not None and not number <= self.at_most)
+            or (self.below is not None and not number < self.below)
         )
 
 
@@ -175,8 +176,7 @@ class FlipField:
             if self.kind not in kinds and getattr(self, name) != defaults[name]:
                 raise ValueError(
                     f"{owner}: `{name}` is of kind {' or '.join(map(repr, kinds))} and has no effect on kind "
-                    f"{self.kind!r}; leave it "
-                    f"out, or change the kind; got {getattr(self, name)!r}."
+                    f"{self.kind!r}; leave it out, or change the kind; got {getattr(self, name)!r}."
                 )
         if self.key and self.kind in ("multi-valued", "numeric"):
             why = "several values" if self.kind == "multi-valued" else "a bucket of numbers"
@@ -200,7 +200,7 @@ class FlipField:
     def from_dict(cls, values: "dict | FlipField") -> "FlipField":
         """Reads a field from its JSON form. An unknown key is an error (`ValueError`), so that a typo is never
         ignored."""
-        if isinstance(values, cls):
+        if isinstance(values, FlipField):
             return values
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:

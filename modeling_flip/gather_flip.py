@@ -47,8 +47,8 @@ def gather_rows(embeds: torch.Tensor, training: bool = True) -> tuple[torch.Tens
         return GatherRows.apply(embeds), dist.get_rank() * len(embeds)
     sizes = [torch.empty(1, dtype=torch.long, device=embeds.device) for _ in range(world_size())]
     dist.all_gather(sizes, sizes[0].new_tensor([len(embeds)]))
-    sizes = torch.cat(sizes).tolist()
-    return gather_unequal(embeds, sizes), sum(sizes[: dist.get_rank()])
+    lengths = torch.cat(sizes).tolist()
+    return gather_unequal(embeds, lengths), sum(lengths[: dist.get_rank()])
 
 
 def share_of_total(total: torch.Tensor, training: bool) -> torch.Tensor:

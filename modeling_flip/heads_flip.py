@@ -222,9 +222,11 @@ class FlipMTMHead(nn.Module):
     """Recovers masked feature ids from `[~h_id ; c]` (the paper's MTM).
 
     `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text; without a
-    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are
-    drawn from the training counts by inversion: integers below the total, looked up in the running sum.
+    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are drawn from the training counts by
+    inversion: integers below the total, looked up in the running sum.
     """
+
+    feature_counts: torch.Tensor
 
     def __init__(self, config: FlipConfig, id_dim: int, text_dim: int | None):
         super().__init__()
@@ -242,7 +244,7 @@ class FlipMTMHead(nn.Module):
         self.embeddings = nn.Embedding(total, size)
         self.bias = nn.Embedding(total, 1)
         self.register_buffer("feature_counts", torch.zeros(total, dtype=torch.long))
-        self._noise = None
+        self._noise: tuple[torch.Tensor, ...] | None = None
 
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.zeros_(self.feature_counts)  # garbage where a checkpoint without this head is loaded
@@ -293,8 +295,8 @@ class FlipMTMHead(nn.Module):
             if lacking:
                 raise ValueError(
                     f"MTM draws noise from how often each value of {', '.join(lacking)} occurs in the training rows, "
-                    "and knows "
-                    "no counts: call `model.set_feature_counts(processor.count_features(training_rows))` first."
+                    "and knows no counts: call `model.set_feature_counts(processor.count_features(training_rows))` "
+                    "first."
                 )
             # a feature that was never counted cannot be drawn; 1 keeps its log finite should a label name it
             totals = torch.repeat_interleave(high - low, torch.tensor(self.field_sizes, device=counts.device))
@@ -368,11 +370,11 @@ class FlipMTMHead(nn.Module):
         softmax_logits, softmax_targets = [], []
         with_noise = labels != IGNORE_INDEX
         for field in filter(self.uses_softmax, range(len(self.field_sizes))):
-            slots = self.field_slots[field]
-            with_noise[:, slots] = False
-            rows, at = (labels[:, slots] != IGNORE_INDEX).nonzero(as_tuple=True)
+            own = self.field_slots[field]
+            with_noise[:, own] = False
+            rows, at = (labels[:, own] != IGNORE_INDEX).nonzero(as_tuple=True)
             softmax_logits.append(self.field_logits(vectors[rows, field], field))
-            softmax_targets.append(labels[:, slots][rows, at] - NUM_RESERVED_IDS)
+            softmax_targets.append(labels[:, own][rows, at] - NUM_RESERVED_IDS)
         rows, slots = with_noise.nonzero(as_tuple=True)
         _, starts, _, _, log_prob, slot_fields = self._noise_tables()
         fields = slot_fields[slots]
@@ -427,8 +429,7 @@ class FlipFusion(nn.Module):
     """The joint logit `alpha * logit_id + (1 - alpha) * logit_plm` (the paper's adaptive fine-tuning).
 
     `scalar`: one alpha, a sigmoid that starts at 0.5. `gate`: each row its own alpha from both towers' states and from
-    which
-    of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
+    which of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
     scalar, which starts at 0.
     """
 

@@ -69,17 +69,16 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
     if config.id_tower not in ID_TOWERS:
         raise ValueError(
             f"FlipConfig: `id_tower` must be one of {', '.join(sorted(ID_TOWERS))}; got {config.id_tower!r}. A tower "
-            "of your own is "
-            "known once the module that registers it has been imported (on the command line: --custom_code "
-            "my_towers.py)."
+            "of your own is known once the module that registers it has been imported (on the command line: "
+            "--custom_code my_towers.py)."
         )
     tower = ID_TOWERS[config.id_tower]
     allowed = own_arguments(tower)
     unknown = sorted(set(config.id_tower_kwargs) - set(allowed))
     if unknown:
         raise ValueError(
-            f"FlipConfig: `id_tower_kwargs` of {config.id_tower!r} may hold {', '.join(allowed) or 'nothing'}; "
-            f"got {', '.join(unknown)}."
+            f"FlipConfig: `id_tower_kwargs` of {config.id_tower!r} may hold {', '.join(allowed) or 'nothing'}; got "
+            f"{', '.join(unknown)}."
         )
     return tower(config, **config.id_tower_kwargs)
 
@@ -90,7 +89,7 @@ def own_arguments(tower: type["IdTower"]) -> list[str]:
     of_all, names = inspect.signature(IdTower.__init__).parameters, []
     for cls in tower.__mro__[: tower.__mro__.index(IdTower)]:
         if "__init__" in vars(cls):
-            parameters = inspect.signature(cls.__init__).parameters.values()
+            parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
             names += [
                 one.name
                 for one in parameters
@@ -116,6 +115,8 @@ class FeatureEmbedding(nn.Embedding):
         field_sizes: number of feature ids of each field.
         slot_fields: the field of each slot, in ascending order; one slot a field when None.
     """
+
+    offsets: torch.Tensor
 
     def __init__(self, field_sizes: list[int], embedding_dim: int, slot_fields: list[int] | None = None):
         super().__init__(sum(field_sizes), embedding_dim)
@@ -186,6 +187,9 @@ class DNN(nn.Module):
 class FieldPairs(nn.Module):
     """The pairs (i, j), i < j, of fields: `num_pairs` of them, in the order (0, 1), (0, 2), ..., (1, 2), ..."""
 
+    left: torch.Tensor
+    right: torch.Tensor
+
     def __init__(self, num_fields: int):
         super().__init__()
         self.num_fields, self.num_pairs = num_fields, num_fields * (num_fields - 1) // 2
@@ -240,8 +244,7 @@ class IdTower(nn.Module):
         if self.num_fields < self.min_fields:
             raise ValueError(
                 f"{type(self).__name__}: pairs of fields need at least {self.min_fields} fields on the ID side; "
-                "`fields` has "
-                f"{self.num_fields}."
+                f"`fields` has {self.num_fields}."
             )
         self.embedding_size = config.id_embedding_size
         self.input_dim = self.num_fields * self.embedding_size

@@ -69,8 +69,8 @@ class FinalMLP(IdTower):
     ):
         check_count("FinalMLP", "num_heads", num_heads, 1)
         check_flag("FinalMLP", "feature_selection", feature_selection)
-        given = {"gate_size": gate_size, "first_context": first_context, "second_context": second_context}
-        given = [name for name, value in given.items() if value is not None]
+        own = {"gate_size": gate_size, "first_context": first_context, "second_context": second_context}
+        given = [name for name, value in own.items() if value is not None]
         if given and not feature_selection:
             raise ValueError(
                 f"FinalMLP: `{given[0]}` is of the feature selection; leave it out without `feature_selection`."

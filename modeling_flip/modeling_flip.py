@@ -8,6 +8,7 @@ value), L tokens, H the PLM's hidden size, D_id the size of `h_id`.
 import copy
 import math
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,6 +62,9 @@ MLM_POSITIONS_MULTIPLE = 64
 
 
 class FlipPreTrainedModel(PreTrainedModel):
+    config: FlipConfig
+    base_model: Any  # a FlipModel
+    mlm_head: FlipMLMHead | None
     config_class = FlipConfig
     base_model_prefix = "flip"
     main_input_name = "feature_ids"
@@ -146,7 +150,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         mlm_model = None
         if cls._takes_mlm_head and config.mlm_weight > 0:
             mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)
-        text_encoder = (
+        text_encoder: Any = (
             mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
         )
         config.text_config = text_encoder.config
@@ -300,9 +304,8 @@ class FlipModel(FlipPreTrainedModel):
     def _check_projection(self, projection: FlipProjection | None) -> None:
         if projection is None:
             raise ValueError(
-                "this model has no projections, which only contrastive learning trains (two towers, `icl_weight` "
-                "above 0, "
-                "`strategy` other than frozen); the towers' own vectors are in the output of `forward`."
+                "this model has no projections, which only contrastive learning trains (two towers, `icl_weight` above "
+                "0, `strategy` other than frozen); the towers' own vectors are in the output of `forward`."
             )
 
     def get_id_features(self, feature_ids: torch.Tensor) -> torch.Tensor:
@@ -318,9 +321,9 @@ class FlipModel(FlipPreTrainedModel):
 
     def forward(
         self,
-        feature_ids: torch.LongTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipModelOutput | tuple:
@@ -371,9 +374,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         use_id, use_text = config.pretrains_id_tower, config.pretrains_text
         if use_text and config.text_config is None:
             raise ValueError(
-                "FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without "
-                "the text "
-                "(mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one."
+                "FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without the "
+                "text (mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one."
             )
         if not use_text:
             config = copy.deepcopy(config)
@@ -383,7 +385,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         id_dim = self.flip.id_tower.output_dim if use_id else None
         self.mlm_head = self.mtm_head = self.logit_scale = None
         if config.mlm_weight > 0:
-            tokens = self.flip.text_encoder.get_input_embeddings()
+            tokens: Any = self.flip.text_encoder.get_input_embeddings()
             size, dim = tokens.weight.shape
             self.mlm_head = FlipMLMHead(
                 config.text_config, id_dim if config.mlm_uses_ids else None, dim, size, config.mlm_id_dropout
@@ -398,10 +400,11 @@ class FlipForPretraining(FlipPreTrainedModel):
             self.logit_scale = nn.Parameter(torch.zeros(1))  # of one dimension: FSDP2 cannot split a scalar
         self.post_init()
 
-    def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):
+    def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):  # type: ignore[override]
         """Publishes the two towers, as a [`FlipModel`], and the heads too where asked for: they can return a user's
         demographics from an id, and fine-tuning does not need them."""
-        return (super() if pretraining_heads else self.flip).push_to_hub(repo_id, *args, **kwargs)
+        push = super().push_to_hub if pretraining_heads else self.flip.push_to_hub
+        return push(repo_id, *args, **kwargs)  # type: ignore[arg-type]
 
     def get_output_embeddings(self):
         return self.mlm_head.decoder if self.mlm_head is not None else None
@@ -427,14 +430,14 @@ class FlipForPretraining(FlipPreTrainedModel):
 
     def forward(
         self,
-        feature_ids: torch.LongTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        masked_input_ids: torch.LongTensor | None = None,
-        mlm_labels: torch.LongTensor | None = None,
-        masked_feature_ids: torch.LongTensor | None = None,
-        mtm_labels: torch.LongTensor | None = None,
-        noise_uniform: torch.DoubleTensor | None = None,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        mlm_labels: torch.Tensor | None = None,
+        masked_feature_ids: torch.Tensor | None = None,
+        mtm_labels: torch.Tensor | None = None,
+        noise_uniform: torch.Tensor | None = None,
         reduction: str = "mean",
         return_dict: bool | None = None,
         **kwargs,
@@ -457,7 +460,8 @@ class FlipForPretraining(FlipPreTrainedModel):
             ValueError: a view that an objective needs is missing; or MTM has no counts to draw noise from, see
                 `set_feature_counts`.
         """
-        config, parts = self.config, {}
+        config = self.config
+        parts: dict[str, torch.Tensor] = {}
         use_mlm, use_mtm, use_icl = config.mlm_weight > 0, config.mtm_weight > 0, config.icl_weight > 0
         if config.pretrains_text and attention_mask is None:
             given = input_ids if input_ids is not None else masked_input_ids
@@ -592,11 +596,11 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def forward(
         self,
-        feature_ids: torch.LongTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        sample_weight: torch.FloatTensor | None = None,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        sample_weight: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForCTROutput | tuple:
@@ -608,7 +612,7 @@ class FlipForCTR(FlipPreTrainedModel):
             labels: `(B,)`, 1 for a click, 0 for none. `joint` sums the losses of the joint logit and of both towers.
             sample_weight: `(B,)` weights of the rows in the loss.
         """
-        parts = {}
+        parts: dict[str, torch.Tensor] = {}
         if self.id_classifier is not None:
             if feature_ids is None:
                 raise ValueError(f"`feature_ids` is needed by strategy {self.config.strategy!r}.")

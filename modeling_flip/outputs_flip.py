@@ -5,11 +5,14 @@ Shapes below: B rows, L tokens, H the PLM's hidden size, D_id the size of `h_id`
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from transformers.utils import ModelOutput
 
 from .configuration_flip import FlipConfig
+
+Output = TypeVar("Output", bound=ModelOutput)
 
 
 @dataclass
@@ -23,11 +26,11 @@ class FlipModelOutput(ModelOutput):
         text_pooled: `(B, H)`, the PLM's pooled state.
     """
 
-    id_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    id_hidden_state: torch.FloatTensor | None = None
-    text_hidden_states: torch.FloatTensor | None = None
-    text_pooled: torch.FloatTensor | None = None
+    id_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    id_hidden_state: torch.Tensor | None = None
+    text_hidden_states: torch.Tensor | None = None
+    text_pooled: torch.Tensor | None = None
 
 
 @dataclass
@@ -41,8 +44,8 @@ class FlipForPretrainingOutput(ModelOutput):
         icl_loss: symmetric InfoNCE.
         icl_accuracy: share of rows whose own counterpart is the most similar of the batch.
         mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field,
-            ranked first, or
-            among the first n where n values of the field were masked (in eval mode only: ranking costs as much as a
+            ranked first, or among the first n where n values of the field were masked (in eval mode only: ranking costs
+            as much as a
                 layer).
         mlm_shuffled_accuracy, mtm_shuffled_accuracy: the same with the other modality's rows shifted by one (in eval
             mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment. None
@@ -51,19 +54,19 @@ class FlipForPretrainingOutput(ModelOutput):
         id_embeds, text_embeds: `(B, projection_dim)`, what ICL compares; with `reduction="sum"` only.
     """
 
-    loss: torch.FloatTensor | None = None
-    mlm_loss: torch.FloatTensor | None = None
-    mtm_loss: torch.FloatTensor | None = None
-    icl_loss: torch.FloatTensor | None = None
-    mlm_accuracy: torch.FloatTensor | None = None
-    mtm_accuracy: torch.FloatTensor | None = None
-    icl_accuracy: torch.FloatTensor | None = None
-    mlm_shuffled_accuracy: torch.FloatTensor | None = None
-    mtm_shuffled_accuracy: torch.FloatTensor | None = None
-    num_mlm_targets: torch.LongTensor | None = None
-    num_mtm_targets: torch.LongTensor | None = None
-    id_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    mlm_loss: torch.Tensor | None = None
+    mtm_loss: torch.Tensor | None = None
+    icl_loss: torch.Tensor | None = None
+    mlm_accuracy: torch.Tensor | None = None
+    mtm_accuracy: torch.Tensor | None = None
+    icl_accuracy: torch.Tensor | None = None
+    mlm_shuffled_accuracy: torch.Tensor | None = None
+    mtm_shuffled_accuracy: torch.Tensor | None = None
+    num_mlm_targets: torch.Tensor | None = None
+    num_mtm_targets: torch.Tensor | None = None
+    id_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
 
 
 @dataclass
@@ -76,14 +79,14 @@ class FlipForCTROutput(ModelOutput):
         id_weight: `(B, 1)` or `(1,)`, the weight alpha of the ID tower in the joint logit.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    id_logits: torch.FloatTensor | None = None
-    text_logits: torch.FloatTensor | None = None
-    id_weight: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    id_logits: torch.Tensor | None = None
+    text_logits: torch.Tensor | None = None
+    id_weight: torch.Tensor | None = None
 
 
-def returned(output: ModelOutput, config: FlipConfig, return_dict: bool | None) -> ModelOutput | tuple:
+def returned(output: Output, config: FlipConfig, return_dict: bool | None) -> Output | tuple:
     """The output as it was asked for: itself, or as a tuple of what is not None."""
     return_dict = config.return_dict if return_dict is None else return_dict
     return output if return_dict else output.to_tuple()

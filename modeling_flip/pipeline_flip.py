@@ -10,6 +10,7 @@ import torch
 from transformers import Pipeline
 
 from .columns_flip import is_one_row, names_by_kind
+from .fields_flip import FlipField  # noqa: F401  transformers before 5.9 copies what is imported here, and no more
 
 DEFAULT_BATCH_SIZE = 256
 # name of the score in the model's output -> its name in an answer
@@ -31,8 +32,12 @@ class ClickThroughRatePipeline(Pipeline):
     `text_probability`.
     """
 
-    _load_processor = True
-    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+    processor: Any  # a FlipProcessor, whose module this one must not import
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
 
     def _sanitize_parameters(self, **parameters):
         if parameters:

@@ -228,19 +228,19 @@ class FlipProcessor(ProcessorMixin):
             ValueError: a column is missing or a value has another type; or the composed token ids of a sample of rows
                 differ from the tokenizer's own on the whole prompt.
         """
-        fields = [FlipField.from_dict(field) for field in fields]
+        schema = [FlipField.from_dict(field) for field in fields]
         counts: Counts = {}
         on_disk = hasattr(dataset, "map_parts")
         if on_disk:
-            for columns in dataset.map_parts(lambda rows: read_columns(rows, fields), [field.name for field in fields]):
-                add_counts(counts, columns, fields)
+            for columns in dataset.map_parts(lambda rows: read_columns(rows, schema), [field.name for field in schema]):
+                add_counts(counts, columns, schema)
         else:
-            add_counts(counts, columns := read_columns(dataset, fields), fields)
-        extractor = FlipFeatureExtractor.from_counts(counts, fields, min_frequency, hash_user_values)
+            add_counts(counts, columns := read_columns(dataset, schema), schema)
+        extractor = FlipFeatureExtractor.from_counts(counts, schema, min_frequency, hash_user_values)
         processor = cls(extractor, tokenizer, **kwargs)
         if tokenizer is not None:
-            rows = _spread(len(dataset) if on_disk else len(columns[fields[0].name].codes))
-            few = read_columns(dataset.take(rows), fields) if on_disk else columns
+            rows = _spread(len(dataset) if on_disk else len(columns[schema[0].name].codes))
+            few = read_columns(dataset.take(rows), schema) if on_disk else columns
             processor.check_composition(few, range(len(rows)) if on_disk else rows, rows)
         return processor
 
@@ -314,8 +314,7 @@ class FlipProcessor(ProcessorMixin):
             listed = ", ".join(f"{field.name} {field.max_tokens}" for field in self.text_fields)
             raise ValueError(
                 f"the prompt's template ({template} tokens) and the fields' budgets ({listed}) exceed the PLM's "
-                "maximum "
-                f"of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
+                f"maximum of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
             )
 
     def _value_tokens(self, number: int, values: Sequence[Value], budget: int) -> list[list[int]]:
@@ -327,7 +326,7 @@ class FlipProcessor(ProcessorMixin):
         new = [value for value in values if (field, value) not in self._cache]
         if len(self._cache) + len(new) > MAX_CACHED_VALUES:
             self._cache.clear()
-            new = values
+            new = list(values)
         tokens = dict(zip(new, self._value_tokens(field, new, budget)))
         if len(new) <= MAX_CACHED_VALUES:
             self._cache.update({(field, value): ids for value, ids in tokens.items()})
@@ -358,7 +357,9 @@ class FlipProcessor(ProcessorMixin):
         entries = self.prompt_entries(builder, columns)
         return builder.table(self.tokenizer.pad_token_id), entries
 
-    def check_composition(self, columns: dict[str, Column], picked: Sequence[int], numbers: Sequence[int]) -> None:
+    def check_composition(
+        self, columns: dict[str, Column], picked: Sequence[int] | np.ndarray, numbers: Sequence[int] | np.ndarray
+    ) -> None:
         """Compares the composed ids of some rows with the tokenizer's own on the whole prompts.
 
         Args:
@@ -383,11 +384,9 @@ class FlipProcessor(ProcessorMixin):
                 at = next((j for j, (a, b) in enumerate(zip(got, expected)) if a != b), min(len(got), len(expected)))
                 convert = self.tokenizer.convert_ids_to_tokens
                 raise ValueError(
-                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of "
-                    f"{prompt!r} is "
-                    f"{convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. "
-                    "This "
-                    "tokenizer joins text across spaces; use a PLM whose tokenizer does not."
+                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of {prompt!r} "
+                    f"is {convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. "
+                    "This tokenizer joins text across spaces; use a PLM whose tokenizer does not."
                 )
 
     # --- rows to inputs
@@ -447,7 +446,7 @@ class FlipProcessor(ProcessorMixin):
                 raise RowError(self.label, row, f"a label must be 0 or 1, got {value}")
         if self.weight in columns:
             column = Column.read(columns[self.weight], FlipField(self.weight, "float", nullable=False))
-            weights = np.array([float(value) for value in column.values], np.float32)[column.codes]
+            weights = np.array([float(str(value)) for value in column.values], np.float32)[column.codes]
             if (weights < 0).any():
                 row = int((weights < 0).argmax())
                 raise RowError(self.weight, row, f"a weight must be at least 0, got {weights[row]}")
@@ -471,7 +470,7 @@ class FlipProcessor(ProcessorMixin):
         if self.id_only:  # the base class expects a tokenizer
             os.makedirs(save_directory, exist_ok=True)
             for part in (self.feature_extractor, self):
-                custom_object_save(part, save_directory, config=part)
+                custom_object_save(part, save_directory, config=part)  # type: ignore[arg-type]
             saved = [os.path.join(save_directory, PROCESSOR_NAME)]
             self.to_json_file(saved[0])
         else:

@@ -83,7 +83,7 @@ def _relative_imports(path: Path) -> dict[str, str]:
     Raises:
         ValueError: an import means nothing in a checkpoint.
     """
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         where = f"{path.name}, line {getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
