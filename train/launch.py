@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from flip_ctr.train.options import did_you_mean
+
 CONFIGS = Path(__file__).parent / "accelerate_configs"
 LAUNCHED = ("pretrain", "finetune", "evaluate")  # the commands that know more than one process
 OPTIONS = {
@@ -37,7 +39,11 @@ def find_config(name_or_path: str) -> Path:
     for path in (Path(name_or_path).expanduser(), named):
         if path.is_file():
             return path
-    raise ValueError(f"--accelerate_config {name_or_path}: no such file, and not one of {', '.join(config_names())}")
+    names = config_names()
+    raise ValueError(
+        f"--accelerate_config {name_or_path}: no such file, and not one of {', '.join(names)}"
+        f"{did_you_mean(name_or_path, names)}"
+    )
 
 
 def split_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

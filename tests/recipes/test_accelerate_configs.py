@@ -119,7 +119,8 @@ def test_the_configs_are_those_named_and_are_packaged():
     [
         (
             ["--accelerate_config", "fdsp2"],
-            "--accelerate_config fdsp2: no such file, and not one of deepspeed_zero2, fsdp2, multi_gpu",
+            "--accelerate_config fdsp2: no such file, and not one of deepspeed_zero2, fsdp2, multi_gpu, multi_node, "
+            "single_gpu (did you mean fsdp2?)",
         ),
         (["--num-processes", "2"], "--num_processes has no effect without --accelerate_config"),
         (
@@ -134,7 +135,7 @@ def test_the_configs_are_those_named_and_are_packaged():
     ],
 )
 def test_what_cannot_be_launched_is_said(argv, message, capsys):
-    assert cli.main(["finetune", *argv]) == 2
+    assert cli.main(["finetune", "--dataset_dir", "d", "--output_dir", "o", "--strategy", "id", *argv]) == 2
     assert message in capsys.readouterr().err
 
 

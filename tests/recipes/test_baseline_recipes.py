@@ -119,13 +119,16 @@ def test_contrast_alone(tmp_path, dataset_dir, plm):
         ),
         (
             {"model_name_or_path": "m", "mlm_vocabulary": "plm", "mlm_weight": 0.0},
-            "--mlm_vocabulary plm has no effect without MLM",
+            "--mlm_vocabulary plm has no effect with --mlm_weight 0",
         ),
         (
             {"model_name_or_path": "m", "mlm_vocabulary": "dataset", "streaming": True},
             "--mlm_vocabulary dataset needs the rows encoded",
         ),
-        ({"model_name_or_path": "m", "mlm_id_dropout": -0.1}, "`mlm_id_dropout` must lie between 0 and 1; got -0.1"),
+        (
+            {"model_name_or_path": "m", "mlm_id_dropout": -0.1},
+            "--mlm_id_dropout must be at least 0 and at most 1; got -0.1",
+        ),
     ],
 )
 def test_objectives_that_do_not_fit(settings, message):
@@ -348,7 +351,7 @@ def test_ids_in_the_prompt_are_an_argument(tmp_path, dataset_dir, plm, caplog):
     )
     with pytest.raises(ValueError, match="--prompt_fields: the prompts of .* have its own fields"):
         tiny.finetune(dataset_dir, tmp_path / "p", tmp_path / "n", prompt_fields=names)
-    with pytest.raises(ValueError, match="--prompt_fields has no effect with --strategy id"):
+    with pytest.raises(ValueError, match="--prompt_fields user_id .* has no effect with --strategy id"):
         FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", prompt_fields=names)
     with pytest.raises(ValueError, match="--prompt_fields actor: the dataset's fields are user_id, gender"):
         tiny.pretrain(dataset_dir, plm, tmp_path / "q", prompt_fields=["actor"])

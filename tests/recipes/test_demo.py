@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 import pytest
+import tiny
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoProcessor, AutoTokenizer
 
@@ -20,6 +21,7 @@ from flip_ctr.data.datasets.synthetic import (
     make_tokenizer,
 )
 from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import cli, demo
 from flip_ctr.train.demo import METHODS, DemoArguments
 
@@ -170,3 +172,11 @@ def test_raw_files_need_the_name_of_their_dataset(capsys):
     with pytest.raises(SystemExit):
         cli.main(["demo", "--data_dir", "ml-100k.zip"])
     assert "needs --dataset ml-100k or ml-1m" in capsys.readouterr().err
+
+
+def test_real_data_is_prepared_with_both_splits(tmp_path):
+    raw = tiny.write_raw_100k(tmp_path / "raw")
+    args = DemoArguments(dataset="ml-100k", model_name_or_path="m", data_dir=str(raw))
+    assert demo.prepare_data(args, tmp_path, CatalogueSettings(), TinyPlmSettings()) == "m"
+    for split in demo.SPLITS:
+        assert DatasetSchema.load(tmp_path / "data" / split).protocol["split"] == split
