@@ -63,7 +63,7 @@ MLM_POSITIONS_MULTIPLE = 64
 
 class FlipPreTrainedModel(PreTrainedModel):
     config: FlipConfig
-    base_model: "FlipModel"
+    base_model: Any  # a FlipModel
     mlm_head: FlipMLMHead | None
     config_class = FlipConfig
     base_model_prefix = "flip"
