@@ -15,7 +15,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint test remote-envs test-remote test-lowest dist test-wheel
+.PHONY: help install demo lint test docs remote-envs test-remote test-lowest dist test-wheel
 
 help:
 	@echo "make install      create $(VENV) and install flip-ctr with its tests and checks in it"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-lowest  the core of the tests with the lowest versions that pyproject.toml allows, in $(LOWEST)"
 	@echo "make dist         wheel and sdist in dist/, checked"
 	@echo "make test-wheel   the tests, but for those of benchmarks/, on the installed wheel"
+	@echo "make docs         the pages of docs/ as a site in build/site"
 	@echo "PYTHON=python3.12 makes $(VENV) with another Python (3.11 or newer)"
 
 install: $(INSTALLED)
@@ -119,3 +120,10 @@ test-wheel: dist
 	@mv $(WHEEL)/libraries.pth "$$($(WHEEL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	cp -r tests $(WHEEL)/tests && rm -r $(WHEEL)/tests/benchmarks
 	cd $(WHEEL) && bin/python -m pytest -q --confcutdir=tests tests $(ARGS)
+
+# --- pages
+
+# the packages of the `docs` extra are of no use to demo and test
+docs: $(INSTALLED)
+	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict

@@ -39,7 +39,8 @@ from flip_ctr.data.prepare.splits import SPLITS
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.finetune import FinetuneArguments
-from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, make_loader, training_split
+from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader, training_split
+from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models.build import new_click_model, new_processor
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments

@@ -270,8 +270,7 @@ def is_one_row(rows: Any, names: Sequence[str], multi_valued: Sequence[str] = ()
     """Whether `rows` is one row and not a dict of columns.
 
     The first single-valued column that it has tells: in a row it is a scalar. Where it has only multi-valued ones, the
-    first of them
-    tells: in a row it is one value or a flat list of values, in a dict of columns a list of lists.
+    first of them tells: in a row it is one value or a flat list of values, in a dict of columns a list of lists.
 
     Args:
         names: columns of single-valued fields.

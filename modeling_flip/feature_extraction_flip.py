@@ -149,8 +149,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         if [bounds is not None for bounds in self.boundaries] != [field.kind == "numeric" for field in self.id_fields]:
             numeric = [field.name for field in self.id_fields if field.kind == "numeric"]
             raise ValueError(
-                f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for "
-                "the others."
+                f"`boundaries` must hold a list for each numeric ID-side field ({', '.join(numeric)}) and None for the "
+                "others."
             )
         self._tables: list[dict[str, int]] | None = None
 
@@ -252,9 +252,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 state = "holds another key" if secret else "is not set"
                 raise ValueError(
                     f"column '{field}': the vocabularies of {', '.join(self.hashed_fields)} hold hashes made with a "
-                    "secret key, "
-                    f"and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or leave these "
-                    "columns null."
+                    f"secret key, and the environment variable {HASH_KEY_VARIABLE} {state}. Set it to that key, or "
+                    "leave these columns null."
                 )
         key = self._hash_key(secret)
         return [self._hash(key, field, value) for value in values]

@@ -176,8 +176,7 @@ class FlipField:
             if self.kind not in kinds and getattr(self, name) != defaults[name]:
                 raise ValueError(
                     f"{owner}: `{name}` is of kind {' or '.join(map(repr, kinds))} and has no effect on kind "
-                    f"{self.kind!r}; leave it "
-                    f"out, or change the kind; got {getattr(self, name)!r}."
+                    f"{self.kind!r}; leave it out, or change the kind; got {getattr(self, name)!r}."
                 )
         if self.key and self.kind in ("multi-valued", "numeric"):
             why = "several values" if self.kind == "multi-valued" else "a bucket of numbers"

@@ -222,8 +222,8 @@ class FlipMTMHead(nn.Module):
     """Recovers masked feature ids from `[~h_id ; c]` (the paper's MTM).
 
     `c` is what one query, `LayerNorm(W ~h_id)`, attends to among the token states of the unmasked text; without a
-    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are
-    drawn from the training counts by inversion: integers below the total, looked up in the running sum.
+    `text_dim` there is no text, and `~h_id` alone is used (MAP). Noise features are drawn from the training counts by
+    inversion: integers below the total, looked up in the running sum.
     """
 
     feature_counts: torch.Tensor
@@ -295,8 +295,8 @@ class FlipMTMHead(nn.Module):
             if lacking:
                 raise ValueError(
                     f"MTM draws noise from how often each value of {', '.join(lacking)} occurs in the training rows, "
-                    "and knows "
-                    "no counts: call `model.set_feature_counts(processor.count_features(training_rows))` first."
+                    "and knows no counts: call `model.set_feature_counts(processor.count_features(training_rows))` "
+                    "first."
                 )
             # a feature that was never counted cannot be drawn; 1 keeps its log finite should a label name it
             totals = torch.repeat_interleave(high - low, torch.tensor(self.field_sizes, device=counts.device))
@@ -429,8 +429,7 @@ class FlipFusion(nn.Module):
     """The joint logit `alpha * logit_id + (1 - alpha) * logit_plm` (the paper's adaptive fine-tuning).
 
     `scalar`: one alpha, a sigmoid that starts at 0.5. `gate`: each row its own alpha from both towers' states and from
-    which
-    of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
+    which of its ids are unknown (a scalar cannot turn to the text when the ids are new). `raw`: the release's unbounded
     scalar, which starts at 0.
     """
 

@@ -69,17 +69,16 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
     if config.id_tower not in ID_TOWERS:
         raise ValueError(
             f"FlipConfig: `id_tower` must be one of {', '.join(sorted(ID_TOWERS))}; got {config.id_tower!r}. A tower "
-            "of your own is "
-            "known once the module that registers it has been imported (on the command line: --custom_code "
-            "my_towers.py)."
+            "of your own is known once the module that registers it has been imported (on the command line: "
+            "--custom_code my_towers.py)."
         )
     tower = ID_TOWERS[config.id_tower]
     allowed = own_arguments(tower)
     unknown = sorted(set(config.id_tower_kwargs) - set(allowed))
     if unknown:
         raise ValueError(
-            f"FlipConfig: `id_tower_kwargs` of {config.id_tower!r} may hold {', '.join(allowed) or 'nothing'}; "
-            f"got {', '.join(unknown)}."
+            f"FlipConfig: `id_tower_kwargs` of {config.id_tower!r} may hold {', '.join(allowed) or 'nothing'}; got "
+            f"{', '.join(unknown)}."
         )
     return tower(config, **config.id_tower_kwargs)
 
@@ -245,8 +244,7 @@ class IdTower(nn.Module):
         if self.num_fields < self.min_fields:
             raise ValueError(
                 f"{type(self).__name__}: pairs of fields need at least {self.min_fields} fields on the ID side; "
-                "`fields` has "
-                f"{self.num_fields}."
+                f"`fields` has {self.num_fields}."
             )
         self.embedding_size = config.id_embedding_size
         self.input_dim = self.num_fields * self.embedding_size

@@ -15,8 +15,7 @@ class CIN(nn.Module):
     """xDeepFM's compressed interaction network (section 3.1, equation 6): `(B, F, D)` -> `(B, sum of sizes)`.
 
     Map h of layer k is `X^k_h = sum_ij W^{k,h}_ij X^{k-1}_i * X^0_j`, products element by element; the output is each
-    map's sum over
-    the D elements. Without an activation: the paper found none to be the best.
+    map's sum over the D elements. Without an activation: the paper found none to be the best.
     """
 
     def __init__(self, num_fields: int, sizes: list[int]):

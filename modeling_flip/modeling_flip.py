@@ -304,9 +304,8 @@ class FlipModel(FlipPreTrainedModel):
     def _check_projection(self, projection: FlipProjection | None) -> None:
         if projection is None:
             raise ValueError(
-                "this model has no projections, which only contrastive learning trains (two towers, `icl_weight` "
-                "above 0, "
-                "`strategy` other than frozen); the towers' own vectors are in the output of `forward`."
+                "this model has no projections, which only contrastive learning trains (two towers, `icl_weight` above "
+                "0, `strategy` other than frozen); the towers' own vectors are in the output of `forward`."
             )
 
     def get_id_features(self, feature_ids: torch.Tensor) -> torch.Tensor:
@@ -375,9 +374,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         use_id, use_text = config.pretrains_id_tower, config.pretrains_text
         if use_text and config.text_config is None:
             raise ValueError(
-                "FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without "
-                "the text "
-                "(mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one."
+                "FlipForPretraining: an objective uses the PLM, and `config.text_config` is null; only MTM without the "
+                "text (mtm_text_dropout=1, mlm_weight and icl_weight 0) does without one."
             )
         if not use_text:
             config = copy.deepcopy(config)

@@ -44,8 +44,8 @@ class FlipForPretrainingOutput(ModelOutput):
         icl_loss: symmetric InfoNCE.
         icl_accuracy: share of rows whose own counterpart is the most similar of the batch.
         mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field,
-            ranked first, or
-            among the first n where n values of the field were masked (in eval mode only: ranking costs as much as a
+            ranked first, or among the first n where n values of the field were masked (in eval mode only: ranking costs
+            as much as a
                 layer).
         mlm_shuffled_accuracy, mtm_shuffled_accuracy: the same with the other modality's rows shifted by one (in eval
             mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment. None

@@ -314,8 +314,7 @@ class FlipProcessor(ProcessorMixin):
             listed = ", ".join(f"{field.name} {field.max_tokens}" for field in self.text_fields)
             raise ValueError(
                 f"the prompt's template ({template} tokens) and the fields' budgets ({listed}) exceed the PLM's "
-                "maximum "
-                f"of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
+                f"maximum of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
             )
 
     def _value_tokens(self, number: int, values: Sequence[Value], budget: int) -> list[list[int]]:
@@ -385,11 +384,9 @@ class FlipProcessor(ProcessorMixin):
                 at = next((j for j, (a, b) in enumerate(zip(got, expected)) if a != b), min(len(got), len(expected)))
                 convert = self.tokenizer.convert_ids_to_tokens
                 raise ValueError(
-                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of "
-                    f"{prompt!r} is "
-                    f"{convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. "
-                    "This "
-                    "tokenizer joins text across spaces; use a PLM whose tokenizer does not."
+                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of {prompt!r} "
+                    f"is {convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. "
+                    "This tokenizer joins text across spaces; use a PLM whose tokenizer does not."
                 )
 
     # --- rows to inputs

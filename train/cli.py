@@ -11,7 +11,6 @@ import os
 import sys
 import time
 import traceback
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from flip_ctr.train.launch import LAUNCHED, OPTIONS, config_names, launch, launch_help, split_options
@@ -107,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     if argv[0] == "--version":
+        from importlib.metadata import version
+
         print(f"flip-ctr {version('flip-ctr')}")
         return 0
     name, *rest = argv

@@ -38,7 +38,8 @@ from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.modeling_flip.fields_flip import UNK_ID
 from flip_ctr.train import finetune, prepare, pretrain
 from flip_ctr.train.arguments import DemoArguments
-from flip_ctr.train.loop.training_loop import make_accelerator, score
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
 from flip_ctr.train.outputs.run_log import set_up_logging
@@ -181,15 +182,13 @@ def claim_output_dir(args: DemoArguments) -> Path:
             )
         if MARKER not in entries:
             raise FileExistsError(
-                f"--output_dir {folder} was not written by a demo (it has no {MARKER}), so --overwrite_output_dir "
-                "does not "
-                "replace it; name another folder."
+                f"--output_dir {folder} was not written by a demo (it has no {MARKER}), so --overwrite_output_dir does "
+                "not replace it; name another folder."
             )
         if entries - OWN_ENTRIES:
             raise FileExistsError(
                 f"--output_dir {folder} also holds {', '.join(sorted(entries - OWN_ENTRIES)[:5])}, which are no "
-                "demo's; "
-                "move them away, or name another folder."
+                "demo's; move them away, or name another folder."
             )
         for name in entries - {MARKER}:
             path = folder / name

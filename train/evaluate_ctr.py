@@ -11,7 +11,9 @@ from accelerate import DistributedType
 
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import EvaluateArguments
-from flip_ctr.train.loop.training_loop import check_clicks, encode_split, make_accelerator, score
+from flip_ctr.train.loop.loaders import check_clicks, encode_split
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.metrics import score_metrics

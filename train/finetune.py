@@ -11,16 +11,10 @@ accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import FinetuneArguments
-from flip_ctr.train.loop.training_loop import (
-    check_clicks,
-    encode_split,
-    make_loader,
-    recipe,
-    score,
-    start,
-    train,
-    training_split,
-)
+from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader, training_split
+from flip_ctr.train.loop.run import recipe, start
+from flip_ctr.train.loop.scoring import score
+from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import (
     check_model,
     load_checkpoint,

@@ -23,15 +23,9 @@ from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FuseArguments
-from flip_ctr.train.loop.training_loop import (
-    check_clicks,
-    check_output_dir,
-    clear_output_dir,
-    encode_split,
-    make_accelerator,
-    make_loader,
-    score,
-)
+from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader
+from flip_ctr.train.loop.run import check_output_dir, clear_output_dir, make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.warm_start import ID_SHAPE, check_same_ids, id_model_config

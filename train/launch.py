@@ -25,11 +25,9 @@ def launch_help() -> str:
     """For `--help` of the recipes that can be launched."""
     return (
         "Many processes: the flip-ctr command also takes --accelerate_config NAME_OR_PATH, an Accelerate config file "
-        "or one of "
-        f"{', '.join(config_names())}, and starts the recipe through `accelerate launch`; with it --num_processes, "
-        "--num_machines, "
-        "--machine_rank, --main_process_ip and --main_process_port replace what the config says (processes: of all "
-        "machines together)."
+        f"or one of {', '.join(config_names())}, and starts the recipe through `accelerate launch`; with it "
+        "--num_processes, --num_machines, --machine_rank, --main_process_ip and --main_process_port replace what the "
+        "config says (processes: of all machines together)."
     )
 
 

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 PRESETS = Path(__file__).with_name("presets")
 DEFAULTS = "defaults"  # the file of what holds without a preset
 ALL, ALWAYS = "all", "always"  # the section for every recipe, and the case that always holds
@@ -327,6 +325,8 @@ def preset_names() -> list[str]:
 @functools.cache
 def preset_file(name: str) -> dict[str, dict[str, dict]]:
     """Recipe -> case -> settings, of a file in `presets/`; the section `all` is for every recipe."""
+    import yaml
+
     return yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 

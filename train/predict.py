@@ -13,7 +13,8 @@ from flip_ctr.data.readers.row_files import file_format, lists_as_text, read_row
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.train.arguments import PredictArguments
-from flip_ctr.train.loop.training_loop import make_accelerator, score
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging

@@ -10,7 +10,9 @@ import torch
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import PretrainArguments
-from flip_ctr.train.loop.training_loop import encode_split, make_loader, recipe, start, train, training_split
+from flip_ctr.train.loop.loaders import encode_split, make_loader, training_split
+from flip_ctr.train.loop.run import recipe, start
+from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import check_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.models.lora import is_flip_checkpoint, merge, plain
 from flip_ctr.train.outputs.card import training_record, write_card

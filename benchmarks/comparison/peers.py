@@ -5,9 +5,9 @@ They see the ID side of the dataset folder's schema, as our ID towers do: the sa
 vocabularies from training rows alone, what training has not seen as one value. The prompt side, which only a language
 model can read, they do not have.
 
-The loop is that of `flip-ctr finetune --strategy id`: the same rows a batch and passes over the rows, a linear schedule
-with warm-up, an evaluation after each pass, the weights with the best validation AUC - LogLoss kept, an end after so
-many passes without a better one, and the test split scored once with those weights. It stands around a library's
+The loop is that of `flip-ctr finetune --strategy id`: the same rows a batch and number of epochs, a linear schedule
+with warm-up, an evaluation after each epoch, the weights with the best validation AUC - LogLoss kept, an end after so
+many epochs without a better one, and the test split scored once with those weights. It stands around a library's
 `nn.Module`, as the trainers of the libraries know neither that schedule nor that rule. The optimizer is Adam, theirs by
 default.
 """

@@ -3,7 +3,7 @@
 
 Each field is a categorical column, for which CatBoost computes target statistics in its own way; a multi-valued one is
 a categorical column whose values are whole lists; a numeric one is the number of its bucket. Weights of rows count in
-splits and leaves, but not in those statistics, which have none. Trees have no passes and no learning-rate schedule:
+splits and leaves, but not in those statistics, which have none. Trees have no epochs and no learning-rate schedule:
 after each tree validation AUC - LogLoss is measured, training ends after `early_stopping_patience` trees without a
 better one, and the best number of trees is kept.
 """

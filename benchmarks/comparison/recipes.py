@@ -21,7 +21,9 @@ from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_t
 from flip_ctr.benchmarks.comparison.predictions import SPLITS, Predictions, timed_passes
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import cli
-from flip_ctr.train.loop.training_loop import encode_split, make_accelerator, score
+from flip_ctr.train.loop.loaders import encode_split
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE

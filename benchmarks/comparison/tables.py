@@ -199,9 +199,8 @@ def costs(comparison: dict) -> str:
     libraries = sorted({f"{name} {version}" for run in runs for name, version in run["libraries"].items()})
     note = (
         f"Costs: means of the runs on {', '.join(devices)}, {', '.join(map(str, threads))} thread(s) each. “Before "
-        "it”: training of the runs "
-        "that this one starts from, which time to an AUC has too. “All of it”: both, and all trials. “Trained with”: "
-        f"parameters of the largest model on the way. Libraries: {', '.join(libraries)}."
+        "it”: training of the runs that this one starts from, which time to an AUC has too. “All of it”: both, and all "
+        f"trials. “Trained with”: parameters of the largest model on the way. Libraries: {', '.join(libraries)}."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
 

@@ -181,8 +181,7 @@ def require_mask_token(processor: FlipProcessor) -> int:
     if tokenizer is None or tokenizer.mask_token_id is None:
         raise ValueError(
             f"{type(tokenizer).__name__} has no mask token; pretraining masks tokens and needs a masked language model "
-            "(BERT, RoBERTa, DeBERTa, ModernBERT, ELECTRA, ...). Leave masked language modelling out (--mlm_weight "
-            "0), or fine-tune this PLM "
-            "directly with `finetune`."
+            "(BERT, RoBERTa, DeBERTa, ModernBERT, ELECTRA, ...). Leave masked language modelling out (--mlm_weight 0), "
+            "or fine-tune this PLM directly with `finetune`."
         )
     return tokenizer.mask_token_id

@@ -12,8 +12,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     No row is repeated to fill up (a repeated row is a false negative of ICL). The last global batch is smaller; with
     several processes it loses the rows, fewer than processes, that would make their shares unequal; they change every
-    epoch. A `complete` plan
-    loses none: its batches are of nearly the same size, and so are the processes' shares.
+    epoch. A `complete` plan loses none: its batches are of nearly the same size, and so are the processes' shares.
 
     Args:
         num_rows: rows of the split.

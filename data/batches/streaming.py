@@ -20,8 +20,7 @@ class StreamedDataset(IterableDataset):
     """Yields the batches of one process; each row of an epoch is in one batch of one process.
 
     The row groups of the split are put into a new order every epoch. Their rows, one group behind the other, are cut
-    into
-    equal ranges, one a process. A process reads its range window by window: a window's rows are encoded, shuffled,
+    into equal ranges, one a process. A process reads its range window by window: a window's rows are encoded, shuffled,
         sorted by
     length within groups, and cut into batches. So rows mix within a window, and row groups between epochs: files that
     `prepare` has not written should have their rows in random order (see docs/training.md for what it costs where they

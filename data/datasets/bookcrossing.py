@@ -52,10 +52,8 @@ ESCAPED = re.compile(r"""\\(["'\\])""")
 # Other lead bytes are left out, as they are capital letters that a symbol may follow in true latin-1.
 UTF8_AS_LATIN1 = re.compile("[\xc2-\xc5][\x80-\xbf]|\xe2[\x80-\xbf]{2}")
 # The same happened twice to most accents of BX-Books.csv, and between the two `?` took the place of what latin-1 does
-# not
-# print: `ü` became `Ã?Â¼`, of which `Ã?¼` is left when `Â¼` is repaired. Of a capital letter and of `ß` no more is left
-# than
-# `Ã?Â?` or `Ã?`.
+# not print: `ü` became `Ã?Â¼`, of which `Ã?¼` is left when `Â¼` is repaired. Of a capital letter and of `ß` no more is
+# left than `Ã?Â?` or `Ã?`.
 ACCENT_BROKEN_TWICE = re.compile("Ã\\?(?:Â?([\xa0-\xbf])|Â\\?)?")
 NO_AUTHOR = ("n/a", "not applicable (na )", "unknown")
 
@@ -93,8 +91,7 @@ def columns_of(path, names: tuple[str, ...]) -> Callable[[str], list[str | None]
     if missing:
         raise ValueError(
             f"{path}, line 1: no column {', '.join(missing)} in {text[:200]!r}; expected the header of the original "
-            "file, "
-            f"with {SEPARATOR.join(names)} among its columns, separated by {SEPARATOR!r}."
+            f"file, with {SEPARATOR.join(names)} among its columns, separated by {SEPARATOR!r}."
         )
     places = [header.index(name) for name in names]
 

@@ -109,10 +109,9 @@ def find_files(folder) -> GoodreadsFiles:
         )
     if len(interactions) > 1 and ("csv" in interactions or "" in interactions):
         raise ValueError(
-            f"{folder} has {', '.join(path.name for path in interactions.values())}, which do not go together, as "
-            "they hold the same "
-            "interactions; leave one kind in the folder: the CSV, the JSON file of all interactions, or JSON files of "
-            "genres."
+            f"{folder} has {', '.join(path.name for path in interactions.values())}, which do not go together, as they "
+            "hold the same interactions; leave one kind in the folder: the CSV, the JSON file of all interactions, or "
+            "JSON files of genres."
         )
 
     chosen = {}

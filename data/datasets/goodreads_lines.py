@@ -332,8 +332,7 @@ def csv_table(name: str, path, header: Sequence[str], columns: dict[str, pa.Data
     if missing:
         raise ValueError(
             f"{path}, line 1: no column {', '.join(missing)} in {text[:200]!r}; expected the header of the original "
-            "file, with "
-            f"{','.join(header)} among its columns."
+            f"file, with {','.join(header)} among its columns."
         )
     place = {"width": len(found), "places": [found.index(one) for one in header]}
     numbers = set(columns.values()) == {pa.int64()}

@@ -355,8 +355,7 @@ class _Guess:
             if "encoding" in group.options:
                 self.notes.append(
                     f"encoding: {group.paths[0].name} is not all utf-8 and is taken for latin-1; if only some lines "
-                    "are damaged, say utf-8, and these "
-                    "are rejected"
+                    "are damaged, say utf-8, and these are rejected"
                 )
         for number, group in enumerate(groups[1:], 1):
             self._guess_join(group, groups[:number])
@@ -454,8 +453,8 @@ class _Guess:
         for group in self.groups[1:]:
             if not group.on:
                 self.notes.append(
-                    f"joins: {group.paths[0].name} shares no key with the other files; add a join by hand, or leave "
-                    "it out"
+                    f"joins: {group.paths[0].name} shares no key with the other files; add a join by hand, or leave it "
+                    "out"
                 )
         return [*lines, "", "fields:", *self._field_lines()]
 

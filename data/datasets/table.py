@@ -328,8 +328,8 @@ def _place_columns(schema: TableSchema, tables: list[_Table]) -> dict[str, tuple
         if len(found) > 1:
             raise schema.error(
                 f"{key}: '{source}' is a column of {' and of '.join(table.where for table, _ in found)}; say in a "
-                "join's `columns` what to "
-                f"take, and how to call it: columns: {{{found[-1][0].name}_{source}: {source}}}"
+                f"join's `columns` what to take, and how to call it: columns: {{{found[-1][0].name}_{source}: "
+                f"{source}}}"
             )
         table, column = found[0]
         if table.columns.count(column) > 1:

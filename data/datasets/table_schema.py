@@ -356,8 +356,8 @@ def _files(values: dict, name: str, owner: str) -> TableFiles:
         ) from None
     if not plain:
         raise ValueError(
-            f"{owner}`encoding` {encoding} is not read, as its line feeds are no single bytes; write the files anew "
-            "in utf-8"
+            f"{owner}`encoding` {encoding} is not read, as its line feeds are no single bytes; write the files anew in "
+            "utf-8"
         )
     return TableFiles(
         name=name,

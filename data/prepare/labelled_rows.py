@@ -223,8 +223,7 @@ def _check_times(engine: Engine, kept: ir.Table, plan: Plan) -> None:
     if found["rows"] and found["first"] == found["last"]:
         raise ValueError(
             f"--split {plan.split}: all {found['rows']:,} rows have the same {plan.time}, {found['first']}; there is "
-            "no order to split by. "
-            "Use --split random, by_user, cold_items or cold_users."
+            "no order to split by. Use --split random, by_user, cold_items or cold_users."
         )
 
 

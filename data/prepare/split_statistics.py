@@ -84,14 +84,12 @@ def check_splits(
         if not 0 < clicks < rows:
             raise ValueError(
                 f"{owner} has {rows:,} rows, {clicks:,} of them clicks; it needs both clicks and non-clicks. Use more "
-                "data, another "
-                f"--split or --split_seed, or another label rule ({way_out})."
+                f"data, another --split or --split_seed, or another label rule ({way_out})."
             )
     train = statistics["train"]
     empty = [one.name for one in fields if train["fields"][one.name]["values"] == 0]
     if empty:
         raise ValueError(
             f"column(s) {', '.join(empty)}: all {train['rows']:,} training rows are null, so that there is nothing to "
-            "learn; leave "
-            "such a field out, or name the column that holds its values."
+            "learn; leave such a field out, or name the column that holds its values."
         )

@@ -80,8 +80,8 @@ class DatasetSchema:
         version = values.pop("format_version", None) if isinstance(values, dict) else None
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"{path}: `format_version` is {version!r}; this version of flip-ctr reads {FORMAT_VERSION}. "
-                "Prepare the dataset again, or use the version that wrote it."
+                f"{path}: `format_version` is {version!r}; this version of flip-ctr reads {FORMAT_VERSION}. Prepare "
+                "the dataset again, or use the version that wrote it."
             )
         try:
             return cls(**values)

@@ -271,8 +271,7 @@ def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
 def _damaged(path, line: int, error: Exception) -> ValueError:
     return ValueError(
         f"{path}: the packed file is cut off or damaged after line {line:,} ({error}); fetch it again, or unpack what "
-        "can be "
-        "unpacked and name that."
+        "can be unpacked and name that."
     )
 
 

@@ -134,8 +134,7 @@ def lists_as_text(rows: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
             if torn is not None:
                 raise ValueError(
                     f"column '{name}', row {row}: {torn!r} contains the separator {separator!r} and would be read as "
-                    "two values; write "
-                    "Parquet or JSON lines instead of CSV."
+                    "two values; write Parquet or JSON lines instead of CSV."
                 )
             texts.append(separator.join(words) if words else None)
         rows = rows.set_column(index, name, pa.array(texts, pa.string()))

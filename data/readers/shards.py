@@ -72,8 +72,8 @@ def shard_paths(dataset_dir: Path, split: str) -> list[Path]:
         if some:
             raise ValueError(
                 f"split '{split}': {dataset_dir / 'data'} {kind} "
-                f"{', '.join(sorted(some)[:3])}{', ...' * (len(some) > 3)}; "
-                f"its {total} file(s) are named {expected[0]} and so on. Prepare the dataset again."
+                f"{', '.join(sorted(some)[:3])}{', ...' * (len(some) > 3)}; its {total} file(s) are named "
+                f"{expected[0]} and so on. Prepare the dataset again."
             )
     return [found[name] for name in expected]
 

@@ -36,8 +36,7 @@ WORDS = {
 }
 PYTHON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 # Text of which Arrow's cast is what `canonical_value` gives: printable ASCII without a superfluous space (which NFC
-# leaves as it is), and
-# digits (not `+1`, `1_000`, or digits of other scripts, which Python reads and Arrow may not).
+# leaves as it is), and digits (not `+1`, `1_000`, or digits of other scripts, which Python reads and Arrow may not).
 PLAIN = {"string": r"^[!-~]+( [!-~]+)*$", "int": r"^-?[0-9]{1,18}$", "float": r"^-?[0-9]{1,15}(\.[0-9]{1,15})?$"}
 
 

@@ -28,7 +28,7 @@ from flip_ctr.train import cli, finetune
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.launch import CONFIGS, LAUNCHED, config_names
 from flip_ctr.train.loop.distributed import check_accelerator, check_launch, check_run
-from flip_ctr.train.loop.training_loop import make_accelerator
+from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models import build
 
 EXPECTED = {  # name -> kind, processes, machines

@@ -17,8 +17,8 @@ from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import STRATEGIES
 from flip_ctr.train import evaluate_ctr, finetune, predict, pretrain
-from flip_ctr.train.loop import training_loop
 from flip_ctr.train.loop.optimizer import FeatureTables, make_optimizer
+from flip_ctr.train.loop.scoring import score
 
 
 def read_json(folder, name):
@@ -289,7 +289,7 @@ def test_scores_are_in_the_rows_order_whatever_the_batches(processor, rows, text
     with torch.no_grad():
         expected = model.eval()(**processor(rows)).logits[:, 0]
     for batch_size in (1, 5, 100):
-        scores = training_loop.score(Accelerator(), model, dataset, batch_size)
+        scores = score(Accelerator(), model, dataset, batch_size)
         assert set(scores) == {"logits", "id_logits", "text_logits"}
         torch.testing.assert_close(torch.from_numpy(scores["logits"]), expected, atol=1e-5, rtol=1e-5)
 

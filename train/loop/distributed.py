@@ -34,15 +34,13 @@ def check_launch(mixed_precision: str) -> None:
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if told not in ("no", mixed_precision):
         raise ValueError(
-            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision "
-            f"{mixed_precision}: give the recipe "
-            f"--mixed_precision {told}, or leave mixed_precision out of the Accelerate config"
+            f"Accelerate was started with mixed_precision {told}, the recipe with --mixed_precision {mixed_precision}: "
+            f"give the recipe --mixed_precision {told}, or leave mixed_precision out of the Accelerate config"
         )
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise ValueError(
-            f"Accelerate was started with gradient_accumulation_steps {steps}; the recipe accumulates itself: leave "
-            "it out of the "
-            f"Accelerate config and give the recipe --gradient_accumulation_steps {steps}"
+            f"Accelerate was started with gradient_accumulation_steps {steps}; the recipe accumulates itself: leave it "
+            f"out of the Accelerate config and give the recipe --gradient_accumulation_steps {steps}"
         )
 
 
@@ -60,15 +58,13 @@ def check_accelerator(accelerator: Accelerator) -> None:
     if launched > accelerator.num_processes:
         raise ValueError(
             f"started as one of {launched} processes, but Accelerate found no GPU and would let each of them run for "
-            "itself; "
-            "to use CPUs set ACCELERATE_USE_CPU=1"
+            "itself; to use CPUs set ACCELERATE_USE_CPU=1"
         )
     for name, kind in (("FSDP", DistributedType.FSDP), ("DEEPSPEED", DistributedType.DEEPSPEED)):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and accelerator.distributed_type != kind:
             raise ValueError(
                 f"Accelerate was asked for {name} and runs without it ({accelerator.distributed_type.value}): it has "
-                f"{name} on GPUs "
-                "only, started by its launcher; choose the config multi_gpu or single_gpu"
+                f"{name} on GPUs only, started by its launcher; choose the config multi_gpu or single_gpu"
             )
     if accelerator.distributed_type != DistributedType.FSDP:
         return
@@ -80,15 +76,13 @@ def check_accelerator(accelerator: Accelerator) -> None:
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "fsdp_cpu_ram_efficient_loading is true in the Accelerate config; it must be false: all processes but the "
-            "first would score "
-            "rows with empty weights"
+            "first would score rows with empty weights"
         )
     policy = getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy)
     if policy is not transformer_auto_wrap_policy:
         raise ValueError(
             "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP in the Accelerate config: only the PLM's blocks may "
-            "be units of "
-            "their own, heads and towers are not called as a whole"
+            "be units of their own, heads and towers are not called as a whole"
         )
 
 
@@ -114,8 +108,7 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
     if args.use_lora and splits_states(accelerator):
         raise ValueError(
             f"--use_lora does not run under {kind.value}: LoRA's gradients and optimizer states are small, there is "
-            "little to split; "
-            "choose the Accelerate config multi_gpu, or leave --use_lora out"
+            "little to split; choose the Accelerate config multi_gpu, or leave --use_lora out"
         )
     strategy = getattr(args, "strategy", None)
     if not getattr(args, "pretrains_text", True) and kind == DistributedType.FSDP:
@@ -125,8 +118,8 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
         )
     if strategy in ("id", "frozen") and kind == DistributedType.FSDP:
         raise ValueError(
-            f"--strategy {strategy} does not run under FSDP, which splits a PLM that is trained; choose the "
-            "Accelerate config multi_gpu"
+            f"--strategy {strategy} does not run under FSDP, which splits a PLM that is trained; choose the Accelerate "
+            "config multi_gpu"
         )
     if kind != DistributedType.DEEPSPEED:
         return
@@ -134,14 +127,12 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
         if getattr(args, name) is not None:
             raise ValueError(
                 f"--{name} does not run under DeepSpeed, whose optimizer states lie in pieces; choose the Accelerate "
-                "config fsdp2 "
-                f"or multi_gpu, or leave --{name} out"
+                f"config fsdp2 or multi_gpu, or leave --{name} out"
             )
     if (stage := accelerator.deepspeed_plugin.zero_stage) not in (1, 2):
         raise ValueError(
             f"zero_stage is {stage} in the Accelerate config; the recipes know 1 and 2. To split parameters too: the "
-            "config fsdp2; to "
-            "split nothing: multi_gpu"
+            "config fsdp2; to split nothing: multi_gpu"
         )
     if (steps := accelerator.deepspeed_plugin.deepspeed_config.get("gradient_accumulation_steps", 1)) not in (
         1,
@@ -149,8 +140,7 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
     ):
         raise ValueError(
             f"gradient_accumulation_steps is {steps} in the DeepSpeed config; the recipe accumulates itself: leave it "
-            "out there and give "
-            f"the recipe --gradient_accumulation_steps {steps}"
+            f"out there and give the recipe --gradient_accumulation_steps {steps}"
         )
 
 
@@ -174,8 +164,7 @@ def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.O
             if not blocks:
                 raise ValueError(
                     "no transformer block was found in the PLM for FSDP to split; name their class in the Accelerate "
-                    "config: "
-                    "fsdp_transformer_layer_cls_to_wrap"
+                    "config: fsdp_transformer_layer_cls_to_wrap"
                 )
             plugin.transformer_cls_names_to_wrap = sorted(blocks)
         if plugin.mixed_precision_policy is not None:

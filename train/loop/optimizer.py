@@ -2,10 +2,9 @@
 """The optimizer of the recipes: AdamW, and for large vocabularies an update of the touched rows alone.
 
 With `--embedding_optimizer rowwise_adagrad` or `lazy_adam` the feature tables (the ID tower's, and MTM's output table)
-get sparse
-gradients: (row id, gradient) pairs of the rows that the batch looked up. Their exchange between processes, clipping,
-update and l2 cost what the batch touches, whatever the vocabulary. DDP is told to leave them alone; it would send whole
-tables.
+get sparse gradients: (row id, gradient) pairs of the rows that the batch looked up. Their exchange between processes,
+clipping, update and l2 cost what the batch touches, whatever the vocabulary. DDP is told to leave them alone; it would
+send whole tables.
 """
 
 import torch
@@ -26,11 +25,10 @@ class RowWiseOptimizer(Optimizer):
     """Base of the optimizers of large tables: a step reads and writes the rows that have a gradient, and no other.
 
     The l2 is that of whole tables, `l2 * sum of squares` at every step, charged to a row when it is touched, for all
-    the steps since it
-    was touched last: a row that is rare is held back more than a frequent one, as it is where the penalty is in the
-    loss. (With l2 of the touched rows alone it would be the other way round.) It is taken as a proximal step, which
-    never goes past zero. What differs
-    from whole tables: a row is read before it has paid for the steps since, and pays for them at the learning rate of
+    the steps since it was touched last: a row that is rare is held back more than a frequent one, as it is where the
+    penalty is in the loss. (With l2 of the touched rows alone it would be the other way round.) It is taken as a
+    proximal step, which never goes past zero. What differs from whole tables: a row is read before it has paid for the
+    steps since, and pays for them at the learning rate of
         now.
 
     Args:
@@ -106,8 +104,8 @@ class RowwiseAdagrad(RowWiseOptimizer):
 class LazyAdam(RowWiseOptimizer):
     """Adam that brings a row's moments up to date when it is touched: they decay for all the steps since it was touched
     last, as those of Adam over whole tables do, so that the same learning rate and l2 serve. (In torch's SparseAdam
-    they do not decay, and a rare row
-    then moves less.) Without a first moment by default: what momentum would still move a row after its last touch, it
+    they do not decay, and a rare row then moves less.) Without a first moment by default: what momentum would still
+    move a row after its last touch, it
         moves at once.
     """
 
@@ -270,8 +268,7 @@ class FeatureTables:
         if not weight.grad.is_sparse:
             raise ValueError(
                 f"the gradient of {name} is that of a whole table: something reads its weight, and not rows of it. "
-                "Train this "
-                "model with --embedding_optimizer dense"
+                "Train this model with --embedding_optimizer dense"
             )
         gradient = weight.grad.coalesce()
         return gradient.indices()[0], gradient.values()

@@ -224,8 +224,7 @@ class StepCheckpoints:
         if not any(matches(name, WEIGHTS) for name in names):
             raise ValueError(
                 f"--resume_from_checkpoint: the best model of that run so far is not in {run_folder}, where it was "
-                "saved; put it there, or "
-                f"go on with --output_dir {run_folder}"
+                f"saved; put it there, or go on with --output_dir {run_folder}"
             )
         if self.accelerator.is_main_process:
             os.makedirs(output_dir, exist_ok=True)

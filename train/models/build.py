@@ -125,16 +125,14 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     if (config.strategy == "frozen") != (settings["strategy"] == "frozen"):
         raise ValueError(
             f"the ID tower of {path} is of another form than that of --strategy {settings['strategy']}: with frozen "
-            "the text is "
-            "one of its fields; frozen starts from a bare PLM (or goes on from frozen)"
+            "the text is one of its fields; frozen starts from a bare PLM (or goes on from frozen)"
         )
     if settings["strategy"] == "id" and not has_id_tower(config):
         raise ValueError(f"--strategy id: {path} has no ID tower; leave --model_name_or_path out for a new one")
     if settings["strategy"] in ("plm", "joint") and config.text_config is None:
         raise ValueError(
-            f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with "
-            "--model_name_or_path and this "
-            "checkpoint with --id_model"
+            f"--strategy {settings['strategy']} needs a PLM, and {path} has none; name a PLM with --model_name_or_path "
+            "and this checkpoint with --id_model"
         )
     args.check_id_tower(new=not has_id_tower(config) and settings["strategy"] == "joint")
     args.no_effect(f"where {path} brings its own vocabulary", min_frequency=1)
@@ -257,8 +255,8 @@ def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCT
 
 def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainArguments) -> nn.Module:
     """The model with the ID tower of `--id_model` where one is named, which stays as it is with `--id_learning_rate 0`,
-    and with what the
-    arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says what trains.
+    and with what the arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says
+    what trains.
 
     Raises:
         ValueError: an argument asks for something of a PLM, and the model has none, or one without it.

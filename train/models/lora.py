@@ -2,8 +2,8 @@
 """LoRA on the PLM: low-rank updates of its projections are trained, its own weights are not; all else trains as always.
 
 A LoRA run ends in a merged checkpoint, which is like any other, or (`--lora_adapter_only`) in a folder with the
-updates, the ID
-tower and the heads, which needs its base to predict. PEFT reads that folder too: `PeftModel.from_pretrained(base,
+updates, the ID tower and the heads, which needs its base to predict. PEFT reads that folder too:
+`PeftModel.from_pretrained(base,
     folder)`.
 """
 
@@ -169,8 +169,7 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
     except OSError as error:
         raise OSError(
             f"{name_or_path} is a LoRA adapter of {base!r}, which is neither a folder here nor on the Hub; name its "
-            "base with "
-            "--base_model_name_or_path"
+            "base with --base_model_name_or_path"
         ) from error
     other = f"{base} is not the base of the LoRA adapter {name_or_path}: its PLM has other weights"
     if from_flip:

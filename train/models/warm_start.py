@@ -53,8 +53,7 @@ def check_same_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor,
             what = "has other values" if mine[:6] == their[:6] else f"is {' '.join(map(str, their[:6]))} there"
             raise ValueError(
                 f"the ids of {path} are not those of this run: field {number + 1}, {' '.join(map(str, mine[:6]))}, "
-                f"{what}; "
-                "train both on the same rows, with the same --min_frequency, --hash_user_values and key"
+                f"{what}; train both on the same rows, with the same --min_frequency, --hash_user_values and key"
             )
 
 

@@ -20,8 +20,7 @@ from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS,
 from flip_ctr.train.outputs.run_log import logger
 
 # What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker
-# logs and
-# files of the user stay out because they are not named here.
+# logs and files of the user stay out because they are not named here.
 PUBLISHED = (*WEIGHTS, *CODE, *PROCESSOR, RECORD, *REPORTS)
 
 
@@ -140,8 +139,7 @@ def push_checkpoint(
         retry += ["--hub_private_repo"] * private + ["--hub_pretraining_heads"] * pretraining_heads
         raise ConnectionError(
             f"the checkpoint was not published to {repo_id}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:500]}. It is whole "
-            f"in {folder}; publish it later with: {shlex.join(retry)}"
+            f"{' '.join(str(error).split())[:500]}. It is whole in {folder}; publish it later with: {shlex.join(retry)}"
         ) from error
     logger.info(f"published: {repository}")
     return str(repository)

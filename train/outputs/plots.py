@@ -261,7 +261,7 @@ def not_far_off(values: list[float]) -> list[int]:
 
 def in_lines(name: str) -> str:
     """A method's name, a long one in two lines of about the same length."""
-    return textwrap.fill(as_text(name), WRAP if len(name) <= WRAP else max(len(name) // 2 + 6, 1))
+    return textwrap.fill(as_text(name), WRAP if len(name) <= WRAP else len(name) // 2 + 6, break_on_hyphens=False)
 
 
 def as_text(name: str) -> str:

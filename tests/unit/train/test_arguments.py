@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from flip_ctr.data.batches import collators
 from flip_ctr.data.datasets.public_datasets import PUBLIC_DATASETS
 from flip_ctr.data.prepare.splits import RATIOS, SEED, SPLIT_RULES
-from flip_ctr.modeling_flip import configuration_flip
+from flip_ctr.modeling_flip.configuration_flip import FUSIONS, SETTINGS, STRATEGIES, FlipConfig
 from flip_ctr.modeling_flip.id_tower import BUILT_IN_TOWERS
 from flip_ctr.train import arguments, cli, options
 from flip_ctr.train.arguments import (
@@ -335,15 +335,16 @@ def test_what_a_preset_sets_is_not_refused_where_it_has_no_effect():
 
 
 def test_choices_are_those_of_the_code():
-    assert arguments.STRATEGIES == configuration_flip.STRATEGIES and arguments.FUSIONS == configuration_flip.FUSIONS
+    assert arguments.STRATEGIES == STRATEGIES and arguments.FUSIONS == FUSIONS
     assert tuple(collators.MASK_UNITS) == arguments.MASK_UNITS
     assert set(arguments.ID_TOWERS) == set(BUILT_IN_TOWERS)
     assert set(arguments.DATASETS) == {*PUBLIC_DATASETS, arguments.TABLE}
     assert tuple(SPLIT_RULES) == arguments.SPLITS
-    choices = {one.name: one.metadata.get("choices") for one in dataclasses.fields(PretrainArguments)}
-    assert choices["mtm_noise"] == configuration_flip.NOISE_SOURCES
-    assert choices["icl_similarity"] == configuration_flip.SIMILARITIES
-    assert choices["text_pooling"] == configuration_flip.POOLINGS
+    for one in dataclasses.fields(PretrainArguments) + dataclasses.fields(FinetuneArguments):
+        if (allowed := SETTINGS.get(one.name)) is not None and one.name not in ("id_tower", "id_tower_kwargs"):
+            bounds = {name: getattr(allowed, name) for name in options.BOUNDS if getattr(allowed, name) is not None}
+            assert bounds == {name: one.metadata[name] for name in options.BOUNDS if name in one.metadata}, one.name
+            assert tuple(one.metadata.get("choices", ())) == allowed.choices
     texts = {one.name: one.metadata["help"] for one in dataclasses.fields(PrepareArguments)}
     assert f"{SEED} when" in texts["split_seed"] and " ".join(map(str, RATIOS)) in texts["ratios"]
 
@@ -361,7 +362,7 @@ def test_objectives_are_those_of_the_model():
     shares = {"mlm_id_dropout": (0.0, 1.0), "mtm_text_dropout": (0.0, 1.0)}
     for values in itertools.product(*(weights | shares).values()):
         given = dict(zip(weights | shares, values))
-        args, config = arguments.ObjectiveOptions(**given), configuration_flip.FlipConfig(**given)
+        args, config = arguments.ObjectiveOptions(**given), FlipConfig(**given)
         for name in ("pretrains_text", "pretrains_id_tower", "aligns"):
             assert getattr(args, name) == getattr(config, name), (name, given)
 

@@ -16,7 +16,7 @@ from flip_ctr.data.batches.cache import KEPT, cached_split, read_cache
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.loop import training_loop
+from flip_ctr.train.loop.loaders import encode_split
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_only_the_main_process_of_a_machine_encodes(folder, ml_processor, monkey
 
     made, rows = [], SplitRows(folder, "test")
     monkeypatch.setattr(cache, "_encode", lambda *args, real=cache._encode: (made.append("encoded"), real(*args))[1])
-    assert len(training_loop.encode_split(Accelerator(), ml_processor, rows)) == len(rows)
+    assert len(encode_split(Accelerator(), ml_processor, rows)) == len(rows)
     assert made == ["waited", "encoded"]
 
 

@@ -13,7 +13,7 @@ from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.loop.training_loop import make_loader
+from flip_ctr.train.loop.loaders import make_loader
 
 
 @pytest.fixture(scope="module")

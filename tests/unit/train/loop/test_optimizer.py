@@ -253,9 +253,9 @@ def test_defaults_follow_the_embedding_optimizer():
 
 
 def test_sharded_training_says_that_it_uses_dense_tables(tmp_path, dataset_dir, monkeypatch, caplog):
-    from flip_ctr.train.loop import training_loop
+    from flip_ctr.train.loop import run
 
-    monkeypatch.setattr(training_loop, "splits_states", lambda accelerator: True)
+    monkeypatch.setattr(run, "splits_states", lambda accelerator: True)
     tiny.finetune(dataset_dir, None, tmp_path / "m", embedding_optimizer="lazy_adam", num_train_epochs=1)
     assert "--embedding_optimizer lazy_adam works on one process and under DDP" in caplog.text
     assert '"embedding_optimizer": "dense"' in (tmp_path / "m" / "training_args.json").read_text()

@@ -1,0 +1,112 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""The rows of a run: splits that are encoded or streamed, checked, and made into batches for this process."""
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.batches.samplers import GlobalBatchSampler
+from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import TrainArguments
+
+
+def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:
+    """Raises `ValueError` where a split has no labels, labels other than 0 and 1 (in rows outside its sample too), or
+    in the rows of the sample one class only; names the split."""
+    for split, rows in splits.items():
+        if processor.label not in rows.column_names:
+            raise ValueError(f"split '{split}' has no column '{processor.label}' to learn from")
+        columns = [name for name in (processor.label, processor.weight) if name in rows.column_names]
+        for _ in rows.whole().map_parts(processor.read_targets, columns):
+            pass  # what cannot be read is an error
+        clicks = sum(int(labels.sum()) for labels, _ in rows.map_parts(processor.read_targets, columns))
+        if clicks in (0, len(rows)):
+            raise ValueError(
+                f"split '{split}': all {len(rows):,} rows that were read have the label {int(clicks > 0)}; both "
+                "classes are needed"
+            )
+
+
+def encode_split(
+    accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, prompts: bool = True
+) -> EncodedDataset:
+    """A split as integers: the main process of each machine encodes it, where that was not done before, and all map
+    what it wrote."""
+    failure = None
+    if accelerator.is_local_main_process:
+        try:
+            dataset = EncodedDataset(processor, rows, prompts)
+        except (ValueError, OSError) as error:
+            failure = error  # not before the others, who would wait for ever
+    accelerator.wait_for_everyone()
+    if failure is not None:
+        raise failure
+    return dataset if accelerator.is_local_main_process else EncodedDataset(processor, rows, prompts)
+
+
+def training_split(
+    accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, args: TrainArguments, prompts: bool = True
+) -> EncodedDataset | StreamedDataset:
+    """The training rows, encoded beforehand or with `--streaming` while they are read."""
+    if not args.streaming:
+        return encode_split(accelerator, processor, rows, prompts)
+    return StreamedDataset(
+        processor,
+        rows,
+        args.per_device_train_batch_size,
+        args.seed,
+        prompts,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+
+
+class BatchLoader(DataLoader):
+    """A `DataLoader` of whole batches; which rows, masks and noise they hold is a pure function of (seed, epoch)."""
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The epoch whose batches come next, and the first of them: a run that goes on leaves out those it has had."""
+        plan = self.dataset if isinstance(self.dataset, StreamedDataset) else self.batch_sampler
+        plan.set_epoch(epoch, first_batch)
+        self.collate_fn.set_epoch(epoch)
+
+
+def make_loader(
+    dataset: EncodedDataset | StreamedDataset,
+    collator: FlipCollator,
+    batch_size: int,
+    accelerator: Accelerator,
+    seed: int = 0,
+    shuffle: bool = True,
+    workers: int = 0,
+    complete: bool = False,
+) -> BatchLoader:
+    """Batches of a dataset for this process, see [`GlobalBatchSampler`] and [`EncodedDataset`], or [`StreamedDataset`],
+    which plans them itself."""
+    if isinstance(dataset, StreamedDataset):
+        batches = {"batch_size": None}
+    else:
+        batches = {
+            "batch_sampler": GlobalBatchSampler(
+                len(dataset),
+                batch_size,
+                seed,
+                dataset.lengths,
+                shuffle,
+                accelerator.num_processes,
+                accelerator.process_index,
+                complete=complete,
+            )
+        }
+    return BatchLoader(
+        dataset,
+        **batches,
+        collate_fn=collator,
+        num_workers=workers,
+        generator=torch.Generator(),
+        pin_memory=accelerator.device.type == "cuda",
+    )

@@ -1,0 +1,55 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Scores of every row of a split, each once, whatever the number of processes."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm.auto import tqdm
+
+from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.train.loop.loaders import make_loader
+from flip_ctr.train.models.whole_weights import is_sharded
+
+
+@torch.no_grad()
+def score(
+    accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, batch_size: int, progress: bool = False
+) -> dict[str, np.ndarray]:
+    """Log odds of every row in the rows' order, each row exactly once whatever the number of processes.
+
+    Returns `logits`, and `id_logits` and `text_logits` where the strategy has them, `(N,)` float32 each.
+    """
+    model.eval()
+    loader = make_loader(dataset, FlipCollator(dataset.processor), batch_size, accelerator, shuffle=False)
+    plan = loader.batch_sampler.plan()
+    scores: dict[str, list[np.ndarray]] = {}
+    bar = tqdm(loader, disable=not (progress and accelerator.is_main_process), unit="batch", dynamic_ncols=True)
+    for batch in bar:
+        filler = len(batch["feature_ids"]) == 0  # fewer rows than processes in the last batch
+        if filler and not is_sharded(model):
+            continue
+        if filler:  # the other processes wait for this one: any row, whose scores are dropped
+            batch = loader.collate_fn(dataset.__getitems__([0]))
+        batch.pop("labels", None)
+        with accelerator.autocast():
+            output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+        if filler:
+            continue
+        for name in ("logits", "id_logits", "text_logits"):
+            if output.get(name) is not None:
+                scores.setdefault(name, []).append(output[name][:, 0].float().cpu().numpy())
+    index, processes = accelerator.process_index, accelerator.num_processes
+    mine = [
+        (
+            np.concatenate([part[index::processes] for part in plan]),
+            {name: np.concatenate(parts) for name, parts in scores.items()},
+        )
+    ]
+    result = {}
+    for rows, values in gather_object(mine) if processes > 1 else mine:
+        for name, part in values.items():
+            result.setdefault(name, np.empty(len(dataset), np.float32))[rows] = part
+    return result
