@@ -114,9 +114,8 @@ def make_parser(
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
-    owners: dict[
-        str, type
-    ] = {}  # the group of an option is the class that has it first; the command's own class may say more of it
+    # the group of an option is the class that has it first; the command's own class may say more of it
+    owners: dict[str, type] = {}
     for owner in reversed(arguments.__mro__):
         for name in vars(owner).get("__annotations__", {}):
             owners.setdefault(name, owner)
