@@ -7,7 +7,10 @@ block is that file).
 """
 
 import ast
+import contextlib
+import functools
 import importlib
+import io
 import json
 import os
 import re
@@ -21,18 +24,16 @@ import pandas as pd
 import pytest
 import tiny
 import yaml
-from transformers import HfArgumentParser
 
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.modeling_flip.id_tower import ID_TOWERS
-from flip_ctr.train import prepare
+from flip_ctr.train import cli, prepare
+from flip_ctr.train.parser import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
 PAGES |= {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 COMMENT = re.compile(r"<!-- (not run|file): (.+?) -->")
-MODULES = {"evaluate": "evaluate_ctr"}  # command -> its module, where the names differ
-COMMANDS = ("prepare", "pretrain", "finetune", "fuse", "evaluate", "predict", "push", "demo")
 LAUNCHER = {"--accelerate_config", "--num_processes", "--num_machines", "--machine_rank"}
 LAUNCHER |= {"--main_process_ip", "--main_process_port"}
 # stand-ins of names in the pages
@@ -41,10 +42,6 @@ NAMES = {
     "sentence-transformers/all-MiniLM-L6-v2": "PLM",
     "path/or/hub-id": "M",
 }
-
-
-class Parsed(Exception):
-    """What a command would have run with."""
 
 
 def blocks(page: str, *languages: str) -> list[SimpleNamespace]:
@@ -84,25 +81,13 @@ def without_launcher(argv: list[str]) -> list[str]:
     return own
 
 
-def module_of(command: str):
-    return importlib.import_module(f"flip_ctr.train.{MODULES.get(command, command)}")
-
-
-def parse(command: str, argv: list[str], monkeypatch):
-    """What a command's `run` is called with. Fails where an option or a value is not one of the command's."""
-    assert command in COMMANDS, f"flip-ctr has no command {command}"
-    module = module_of(command)
-
-    def parsed(*args, **kwargs):
-        raise Parsed(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "run", parsed)
-        if command == "prepare":
-            patch.setattr(module, "infer_schema", parsed)
-        with pytest.raises(Parsed) as caught:
-            module.main(without_launcher(argv))
-    return caught.value.args[0]
+def parse(command: str, argv: list[str]):
+    """What a command would run with. Fails where an option or a value is not one of the command's."""
+    assert command in cli.COMMANDS, f"flip-ctr has no command {command}"
+    try:
+        return cli.parse(command, without_launcher(argv))
+    except SystemExit:  # it has said why
+        pytest.fail(f"flip-ctr {command} {' '.join(argv)}")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -218,23 +203,23 @@ def is_cheap(command: str, argv: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if lines(page)])
-def test_commands(page, folder, monkeypatch):
+def test_commands(page, folder):
     """The cheap ones run; of the others the options are parsed."""
     write_files(page, folder)
     for program, *argv in lines(page):
         if program == "flip-ctr":
             command, *argv = argv
-            arguments = parse(command, argv, monkeypatch)
+            arguments = parse(command, argv)
             if is_cheap(command, argv):
                 if getattr(arguments, "output_dir", None):
                     clear(folder / arguments.output_dir)
                 elif command == "prepare":
                     (folder / "schema.yaml").unlink(missing_ok=True)
-                module_of(command).main(argv)
+                assert cli.main([command, *argv]) == 0
         elif program == "python":
             parse_benchmark(argv[0], argv[1:])
         elif program == "accelerate":
-            parse_launch(argv, monkeypatch)
+            parse_launch(argv)
         elif program == "make":
             for target in (word for word in argv if "=" not in word):
                 assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), f"make {target}"
@@ -250,19 +235,20 @@ def parse_benchmark(script: str, argv: list[str]) -> None:
     classes = [
         one for name, one in vars(module).items() if name.endswith("Arguments") and one.__module__ == module.__name__
     ]
-    (arguments,) = HfArgumentParser(classes).parse_args_into_dataclasses(argv)
-    for path in (getattr(arguments, "grid", None), getattr(arguments, "schema", None)):
+    (arguments,) = classes
+    read = parse_arguments(arguments, argv)
+    for path in (getattr(read, "grid", None), getattr(read, "schema", None)):
         assert path is None or (ROOT / path).is_file()
 
 
-def parse_launch(argv: list[str], monkeypatch) -> None:
+def parse_launch(argv: list[str]) -> None:
     from accelerate.commands.launch import launch_command_parser
 
     launched = launch_command_parser().parse_args(argv[1:])
     assert argv[0] == "launch" and (ROOT / launched.config_file).is_file()
-    name = launched.training_script.removeprefix("flip_ctr.train.")
-    commands = {module: command for command, module in MODULES.items()}
-    parse(commands.get(name, name), launched.training_script_args, monkeypatch)
+    assert launched.training_script == "flip_ctr.train.cli"
+    command, *rest = launched.training_script_args
+    parse(command, rest)
 
 
 def check_extras(requirement: str) -> None:
@@ -274,17 +260,17 @@ def check_extras(requirement: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_inline_commands_and_flags(page, monkeypatch, options):
+def test_inline_commands_and_flags(page, options):
     for code in inline(page):
         words = shlex.split(code) if code.startswith(("flip-ctr ", "pip ", "--")) else []
         if words[:1] == ["flip-ctr"]:
             command, *argv = words[1:]
-            assert command in (*COMMANDS, "COMMAND"), f"{page}: flip-ctr has no command {command}"
+            assert command in (*cli.COMMANDS, "COMMAND"), f"{page}: flip-ctr has no command {command}"
             if not argv or argv == ["--help"]:
                 continue
             for required in ("--dataset_dir", "--output_dir"):  # left out in tables, for space
                 argv += [required, "X"] if required in options[command] and required not in argv else []
-            parse(command, argv, monkeypatch)
+            parse(command, argv)
         elif words[:1] == ["pip"]:
             check_extras(words[-1])
         elif words and words[0] not in LAUNCHER | {"--help", "--config"}:
@@ -294,18 +280,15 @@ def test_inline_commands_and_flags(page, monkeypatch, options):
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
     """Command -> its flags, from its help; `compare` too."""
-    import contextlib
-    import io
-
+    compare = importlib.import_module("flip_ctr.benchmarks.compare").CompareArguments
+    helps = {command: functools.partial(cli.parse, command) for command in cli.COMMANDS}
     found = {}
-    for command in COMMANDS:
+    for name, show in (helps | {"compare": functools.partial(parse_arguments, compare)}).items():
         text = io.StringIO()
         with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
-            module_of(command).main(["--help"])
-        found[command] = set(re.findall(r"--[a-z]\w*", text.getvalue()))
-    compare = importlib.import_module("flip_ctr.benchmarks.compare")
-    text = HfArgumentParser(compare.CompareArguments).format_help()
-    return found | {"compare": set(re.findall(r"--[a-z]\w*", text))}
+            show(["--help"])
+        found[name] = set(re.findall(r"--[a-z]\w*", text.getvalue()))
+    return found
 
 
 # --- names, paths, links
