@@ -28,7 +28,7 @@ help:
 	@echo "                  with them 'make test' also loads checkpoints there; 'make test-remote' runs these tests alone"
 	@echo "make test-lowest  the core of the tests with the lowest versions that pyproject.toml allows, in $(LOWEST)"
 	@echo "make dist         wheel and sdist in dist/, checked"
-	@echo "make test-wheel   the tests, but for those of benchmarks/, on the installed wheel"
+	@echo "make test-wheel   unit tests and recipes on the installed wheel, outside the checkout"
 	@echo "make docs         the pages of docs/ as a site in build/site"
 	@echo "PYTHON=python3.12 makes $(VENV) with another Python (3.11 or newer)"
 
@@ -61,7 +61,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports
-	@mkdir -p $(TYPING) && ln -sfn '$(CURDIR)' $(TYPING)/flip_ctr
+	@mkdir -p $(TYPING) && ln -sfn '$(CURDIR)' $(TYPING)/flip_ctr && ln -sfn '$(CURDIR)/flip_ctr_command' $(TYPING)/
 	MYPYPATH=$(TYPING) $(VENV)/bin/mypy
 
 # --- versions
@@ -109,17 +109,18 @@ dist: $(INSTALLED)
 	$(VENV)/bin/python -m build --outdir dist .
 	$(VENV)/bin/twine check --strict dist/*
 
-# The wheel in an environment of its own, over the libraries of $(VENV); the tests run outside the checkout, as they
-# would else import the package from it.
+# The wheel in an environment of its own, over the libraries of $(VENV). The tests run in a folder outside the checkout,
+# from which they would else import the package; what is of benchmarks/ and docs/ is not in the wheel.
 WHEEL := .venv-wheel
+WHEEL_TESTS ?= unit recipes/test_recipes.py
 
 test-wheel: dist
 	@rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
 	$(WHEEL)/bin/python $(PIP_INSTALL) --no-deps dist/*.whl
-	@$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(WHEEL)/libraries.pth
-	@mv $(WHEEL)/libraries.pth "$$($(WHEEL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	cp -r tests $(WHEEL)/tests && rm -r $(WHEEL)/tests/benchmarks
-	cd $(WHEEL) && bin/python -m pytest -q --confcutdir=tests tests $(ARGS)
+	@$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(WHEEL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/libraries.pth"
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cp -r tests "$$folder"; cd "$$folder/tests"; \
+	  '$(CURDIR)/$(WHEEL)/bin/python' -m pytest -q -c /dev/null --rootdir=. -W ignore::DeprecationWarning $(WHEEL_TESTS) $(ARGS)
 
 # --- pages
 

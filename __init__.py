@@ -5,6 +5,8 @@ Importing the package registers its classes, so that `AutoModel`, `AutoProcessor
 transformers load a FLIP checkpoint.
 """
 
+from importlib.metadata import version
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -23,7 +25,7 @@ from .modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipMod
 from .modeling_flip.pipeline_flip import ClickThroughRatePipeline
 from .modeling_flip.processing_flip import FlipProcessor
 
-__version__ = "0.1.0"
+__version__ = version("flip-ctr")
 
 AutoConfig.register("flip", FlipConfig, exist_ok=True)
 # of several classes AutoModel takes the one that the checkpoint's `architectures` names

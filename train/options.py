@@ -137,7 +137,7 @@ class Options:
         cls.place = next(Options._count)
 
     def __post_init__(self) -> None:
-        kinds = option_types(type(self))
+        kinds = option_types(type(self))  # type: ignore[arg-type]
         for one in dataclasses.fields(self):
             if (value := getattr(self, one.name)) is not None:
                 setattr(self, one.name, read_value(one, kinds[one.name], value))
@@ -334,7 +334,8 @@ def sections(arguments: type, preset: str | None = None) -> dict[str, dict[str, 
     """Case -> settings of a dataclass's options: what a preset says of a case stands over what `defaults.yaml` says of
     it."""
     fields = {one.name: one for one in dataclasses.fields(arguments)}
-    kinds, merged = option_types(arguments), {}
+    kinds = option_types(arguments)
+    merged: dict[str, dict[str, Any]] = {}
     for name in (DEFAULTS, preset) if preset else (DEFAULTS,):
         for section in (ALL, getattr(arguments, "recipe", "")):
             for case, settings in preset_file(name).get(section, {}).items():

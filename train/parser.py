@@ -35,7 +35,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         """`N ...` for a list, nothing for a switch."""
-        return f"{action.metavar} ..." if action.nargs == "+" else (action.metavar or "")
+        return f"{action.metavar} ..." if action.nargs == "+" else str(action.metavar or "")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -77,7 +77,7 @@ def parse_arguments(
         values = (_read_yaml(arguments, parser, config) if config is not None else {}) | flags
         missing = [
             f"--{one.name}"
-            for one in dataclasses.fields(arguments)
+            for one in dataclasses.fields(arguments)  # type: ignore[arg-type]
             if one.default is dataclasses.MISSING
             and one.default_factory is dataclasses.MISSING
             and one.name not in values
@@ -114,7 +114,8 @@ def make_parser(
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
-    owners = {}  # the group of an option is the class that has it first; the command's own class may say more of it
+    # the group of an option is the class that has it first; the command's own class may say more of it
+    owners: dict[str, type] = {}
     for owner in reversed(arguments.__mro__):
         for name in vars(owner).get("__annotations__", {}):
             owners.setdefault(name, owner)
