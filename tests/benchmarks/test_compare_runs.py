@@ -20,6 +20,7 @@ from flip_ctr.benchmarks.comparison.grid import GridError
 from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.benchmarks.comparison.runs import RunFailed, Workshop
 from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.train.options import DEFAULTS, preset_file
 
 SMALL = {"id_embedding_size": 4, "id_hidden_dims": [8], "per_device_train_batch_size": 128, "num_train_epochs": 2}
 
@@ -119,11 +120,9 @@ def test_what_changes_is_made_anew_with_what_starts_from_it(run, grid, maker, mo
     grid["runs"]["id"]["learning_rate"] = "3e-3"  # the default
     run(grid)
     assert maker.made == []
-    monkeypatch.setitem(
-        compare.load_grid.__globals__["RECIPES"]["finetune"].parse.__globals__["DEFAULTS"]["id"], "embedding_l2", 0.5
-    )
+    monkeypatch.setitem(preset_file(DEFAULTS)["finetune"]["id from a checkpoint"], "embedding_l2", 0.5)
     run(grid)
-    assert maker.made == ["id"]  # `flip-id` starts from a checkpoint, with defaults of its own
+    assert maker.made == ["flip-id"]
 
 
 def test_a_plm_may_move_but_not_change(run, grid, maker, tmp_path):
