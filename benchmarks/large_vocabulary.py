@@ -23,10 +23,10 @@ from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining
-from flip_ctr.train.arguments import EMBEDDING_OPTIMIZERS
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.option_groups import EMBEDDING_OPTIMIZERS
 from flip_ctr.train.options import Options, option
 from flip_ctr.train.parser import parse_arguments
 from flip_ctr.train.pretrain import PretrainArguments

@@ -19,12 +19,12 @@ from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, t
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.arguments import OWN_DROPOUT
 from flip_ctr.train.loop.loaders import make_loader
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.option_groups import OWN_DROPOUT
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
 from flip_ctr.train.pretrain import PretrainArguments

@@ -17,9 +17,10 @@ from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import OWN_DROPOUT, TrainArguments
+from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.models.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.models.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
+from flip_ctr.train.option_groups import OWN_DROPOUT
 
 logger = logging.getLogger("flip_ctr")
 

@@ -24,8 +24,9 @@ from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY, PIPELINE_TAS
 from flip_ctr.modeling_flip.fields_flip import NUM_RESERVED_IDS
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import OBJECTIVES, TrainArguments
+from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, is_flip_checkpoint
+from flip_ctr.train.option_groups import OBJECTIVES
 from flip_ctr.train.options import public_name
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
 

@@ -16,7 +16,7 @@ from flip_ctr.data.datasets.public_datasets import PUBLIC_DATASETS
 from flip_ctr.data.prepare.splits import RATIOS, SEED, SPLIT_RULES
 from flip_ctr.modeling_flip.configuration_flip import FUSIONS, SETTINGS, STRATEGIES, FlipConfig
 from flip_ctr.modeling_flip.id_tower import BUILT_IN_TOWERS
-from flip_ctr.train import arguments, cli, options
+from flip_ctr.train import arguments, cli, option_groups, options
 from flip_ctr.train.arguments import (
     EvaluateArguments,
     FinetuneArguments,
@@ -335,9 +335,9 @@ def test_what_a_preset_sets_is_not_refused_where_it_has_no_effect():
 
 
 def test_choices_are_those_of_the_code():
-    assert arguments.STRATEGIES == STRATEGIES and arguments.FUSIONS == FUSIONS
-    assert tuple(collators.MASK_UNITS) == arguments.MASK_UNITS
-    assert set(arguments.ID_TOWERS) == set(BUILT_IN_TOWERS)
+    assert option_groups.STRATEGIES == STRATEGIES and option_groups.FUSIONS == FUSIONS
+    assert tuple(collators.MASK_UNITS) == option_groups.MASK_UNITS
+    assert set(option_groups.ID_TOWERS) == set(BUILT_IN_TOWERS)
     assert set(arguments.DATASETS) == {*PUBLIC_DATASETS, arguments.TABLE}
     assert tuple(SPLIT_RULES) == arguments.SPLITS
     for one in dataclasses.fields(PretrainArguments) + dataclasses.fields(FinetuneArguments):
@@ -349,7 +349,7 @@ def test_choices_are_those_of_the_code():
     assert f"{SEED} when" in texts["split_seed"] and " ".join(map(str, RATIOS)) in texts["ratios"]
 
 
-@pytest.mark.parametrize("schedule", arguments.SCHEDULES)
+@pytest.mark.parametrize("schedule", option_groups.SCHEDULES)
 def test_every_schedule_runs(schedule):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=1, num_training_steps=4)
