@@ -69,10 +69,9 @@ def check_accelerator(accelerator: Accelerator) -> None:
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
-    if plugin.fsdp_version != 2:
-        raise ValueError(
-            f"fsdp_version is {plugin.fsdp_version} in the Accelerate config; it must be 2 (see the config fsdp2)"
-        )
+    version = getattr(plugin, "fsdp_version", 1)  # an older Accelerate has none to choose
+    if version != 2:
+        raise ValueError(f"fsdp_version is {version} in the Accelerate config; it must be 2 (see the config fsdp2)")
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "fsdp_cpu_ram_efficient_loading is true in the Accelerate config; it must be false: all processes but the "

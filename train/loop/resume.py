@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from flip_ctr.data.batches.cache import processor_digest
@@ -100,7 +100,8 @@ class StepCheckpoints:
         return {
             "arguments": self.args.published(),
             "num_processes": self.accelerator.num_processes,
-            "fsdp": self.accelerator.is_fsdp2,  # its optimizer states have names, others have numbers
+            # its optimizer states have names, others have numbers
+            "fsdp": self.accelerator.distributed_type == DistributedType.FSDP,
             "training_rows": fingerprint(self.dataset),
         }
 

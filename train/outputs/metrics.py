@@ -64,7 +64,9 @@ class ClickMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, users):
-        logits, labels = predictions.astype(np.float64), references
+        # evaluate before 0.4.6 gives a column of `datasets`, of which a slice is the array
+        predictions, labels, users = predictions[:], references[:], users[:]
+        logits = predictions.astype(np.float64)
         if labels.min() == labels.max():
             raise ValueError(f"all {len(labels)} labels are {labels[0]}; AUC needs rows with and without a click.")
         results = {
