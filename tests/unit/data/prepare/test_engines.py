@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import test_bookcrossing as bookcrossing
-import test_prepare as movielens
+import raw_bookcrossing as bookcrossing
+import raw_movielens as movielens
 
 from flip_ctr.data.prepare.engines import ENGINES, Engine
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
