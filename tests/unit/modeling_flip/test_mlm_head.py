@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel
 
 from flip_ctr import FlipForCTR, FlipForPretraining
-from flip_ctr.modeling_flip.modeling_flip import logger
+from flip_ctr.modeling_flip.base_flip import logger
 
 KINDS = list(tiny.PLM_CONFIGS)
 FIELDS = tiny.sized_fields(8, 9)

@@ -1,0 +1,161 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""What all FLIP models share: how they are loaded, saved with their code, and built around a PLM."""
+
+import copy
+import math
+import os
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging
+
+from .configuration_flip import FlipConfig
+from .heads_flip import FlipMLMHead
+from .tower_code_flip import save_tower_code
+
+logger = logging.get_logger(__name__)
+
+ALIGNMENT = 64  # bytes; what torch's own CPU allocator gives
+
+
+class FlipPreTrainedModel(PreTrainedModel):
+    config: FlipConfig
+    base_model: Any  # a FlipModel
+    mlm_head: FlipMLMHead | None
+    config_class = FlipConfig
+    base_model_prefix = "flip"
+    main_input_name = "feature_ids"
+    _auto_class = "AutoModel"  # `save_pretrained` copies the code beside the weights
+    accepts_loss_kwargs = (
+        False  # a Trainer divides the loss by the accumulation steps: the losses are means of their own
+    )
+    _takes_mlm_head = False  # whether `from_text_pretrained` takes over the PLM's MLM head
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    # heads of the other classes, and branches that a strategy does not use: loads between heads are silent
+    _keys_to_ignore_on_load_unexpected = [
+        r"^mlm_head\.",
+        r"^mtm_head\.",
+        r"^logit_scale$",
+        r"^id_classifier\.",
+        r"^first_order\.",
+        r"^text_classifier\.",
+        r"^fusion\.",
+        r"^(flip\.)?(text_encoder|text_projection|text_field|id_tower|id_projection)\.",
+    ]
+
+    def _init_weights(self, module):
+        if hasattr(module, "init_flip_weights"):
+            module.init_flip_weights(self.config)
+        else:
+            super()._init_weights(module)
+        if module is self and getattr(self, "logit_scale", None) is not None:
+            init.constant_(self.logit_scale, -math.log(self.config.icl_temperature))
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, from safetensors only (no pickle on the way); see [`_align_memory`] for what is added."""
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            loaded = super().from_pretrained(*args, **kwargs)
+        except OSError as error:
+            if args and os.path.isfile(os.path.join(str(args[0]), "adapter_config.json")):
+                raise OSError(
+                    f"{args[0]} is a LoRA adapter without its base; load it with "
+                    "flip_ctr.train.models.lora.load_adapter."
+                ) from error
+            raise
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        _align_memory(model)
+        if model.base_model.text_field is not None:  # loading makes parameters anew
+            model.base_model.text_encoder.requires_grad_(False)
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this
+        class."""
+        self.save_tower_code(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_tower_code(self, folder) -> None:
+        """Writes what the copies of this package's own files do not bring into a checkpoint: a user's tower, the
+        `auto_map`."""
+        os.makedirs(folder, exist_ok=True)
+        self.config.entry_module = save_tower_code(self.base_model.id_tower, folder)
+        self.config.auto_map["AutoModel"] = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+
+    def _get_files_timestamps(self, working_dir):
+        # of files older than the save only changed ones are pushed, and a tower's code has just been written
+        return {
+            name: time for name, time in super()._get_files_timestamps(working_dir).items() if not name.endswith(".py")
+        }
+
+    @classmethod
+    def from_text_pretrained(cls, text_model_name_or_path: str, config: FlipConfig, **kwargs) -> "FlipPreTrainedModel":
+        """A new FLIP model around a pretrained text encoder: its weights are loaded, all else is newly initialised.
+
+        Args:
+            text_model_name_or_path: any encoder that `AutoModel` loads, as a path or hub id.
+            config: the other settings; its `text_config` is replaced by the encoder's.
+            kwargs: passed to `from_pretrained` (`attn_implementation`, `dtype`, `revision`, `token`, ...).
+
+        [`FlipForPretraining`] also takes over the encoder's own MLM head where the checkpoint has one.
+        """
+        config = copy.deepcopy(config)
+        mlm_model = None
+        if cls._takes_mlm_head and config.mlm_weight > 0:
+            mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)
+        text_encoder: Any = (
+            mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
+        )
+        config.text_config = text_encoder.config
+        model = cls(config, text_encoder=text_encoder)
+        if mlm_model is not None and not model.mlm_head.load_plm_head(mlm_model):
+            logger.warning(f"the MLM head of {type(mlm_model).__name__} has another form; FLIP's is newly initialised.")
+        _align_memory(model)
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        text_encoder = self.base_model.text_encoder
+        if text_encoder is None:
+            raise NotImplementedError(f"this {type(self).__name__} is ID-only: it has no token embeddings.")
+        return text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.get_input_embeddings()  # an ID-only model has none: say so
+        self.base_model.text_encoder.set_input_embeddings(value)
+
+
+def _align_memory(model: nn.Module) -> None:
+    """Copies tensors that lie unaligned on the CPU, as they do in a loaded file, to aligned memory: vector kernels sum
+    unaligned ones in another order, and scores would differ in the last bit from those before saving."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
+def _load_with_mlm_head(name: str, **kwargs) -> PreTrainedModel | None:
+    """The PLM with its MLM head, or None where the checkpoint or its architecture has none."""
+    hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    configs = [AutoConfig.from_pretrained(name, **hub_kwargs)]
+    if getattr(configs[0], "legacy", False):  # DeBERTa-v3 checkpoints keep their head under names that only False reads
+        configs.append(copy.deepcopy(configs[0]))
+        configs[1].legacy = False
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a checkpoint without a head is reported as corrupted
+    try:
+        for config in configs:
+            model, info = AutoModelForMaskedLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+            if all(key.startswith(model.base_model_prefix + ".") for key in info["missing_keys"]):
+                return model
+    except ValueError as error:
+        if "AutoModelForMaskedLM" not in str(error):  # it says so for an architecture without a masked language model
+            raise
+    finally:
+        logging.set_verbosity(verbosity)
+    logger.info(f"{name} has no MLM head; FLIP's is newly initialised.")
+    return None
