@@ -424,7 +424,7 @@ def test_large_vocabularies_are_published_in_their_file(hub, worker, finetuned):
     script = """
 from pathlib import Path
 from transformers import AutoFeatureExtractor, AutoProcessor
-from flip_ctr import feature_extraction_flip
+from flip_ctr.modeling_flip import feature_extraction_flip
 feature_extraction_flip.MAX_JSON_VALUES = 5
 processor = AutoProcessor.from_pretrained(folder)
 vocabularies = processor.feature_extractor.vocabularies
