@@ -10,6 +10,7 @@ DATA_DIR ?=
 PLM ?=
 OUTPUT_DIR ?= runs/$(DATASET)
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
@@ -23,7 +24,7 @@ help:
 	@echo "                  DATASET=ml-100k|ml-1m  PLM=path-or-name  [DATA_DIR=folder-or-zip]: the same on real data"
 	@echo "                  [OUTPUT_DIR=$(OUTPUT_DIR)]  [ARGS='--seed 1 --num_train_epochs 3']: more options of flip-ctr demo"
 	@echo "make lint         formatting, lint, the contracts of the imports, types of the public interface"
-	@echo "make test         the tests; ARGS go to pytest"
+	@echo "make test         the tests, in JOBS=$(JOBS) processes; ARGS go to pytest"
 	@echo "make remote-envs  environments that have transformers $(REMOTE_VERSIONS) and not this package, in $(REMOTE);"
 	@echo "                  with them 'make test' also loads checkpoints there; 'make test-remote' runs these tests alone"
 	@echo "make test-lowest  the core of the tests with the lowest versions that pyproject.toml allows, in $(LOWEST)"
@@ -49,8 +50,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m flip_ctr.train.cli demo --dataset '$(DATASET)' --output_dir '$(OUTPUT_DIR)' --overwrite_output_dir$(if $(DATA_DIR), --data_dir '$(DATA_DIR)')$(if $(PLM), --model_name_or_path '$(PLM)') $(ARGS)
 
+# two processes, each with whole files of tests: fixtures of a file are made once
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -q $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 # --- checks
 
