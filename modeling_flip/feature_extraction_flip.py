@@ -13,6 +13,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
 from .columns_flip import Column, Value, read_columns
+from .configuration_flip import FlipConfig  # noqa: F401  which says what transformers is needed
 from .fields_flip import NULL_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID, FlipField, read_fields, slot_fields
 
 HASH_KEY_VARIABLE = "FLIP_HASH_KEY"

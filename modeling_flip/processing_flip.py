@@ -19,6 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
+from .configuration_flip import FlipConfig  # noqa: F401  which says what transformers is needed
 from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
 from .fields_flip import FlipField
 
