@@ -234,7 +234,7 @@ def test_a_run_that_does_not_go_on_clears_the_steps_of_another(tmp_path, dataset
     ("options", "message"),
     [
         ({"learning_rate": 0.1}, "is of a run with other arguments: --learning_rate was 0.003 and is 0.1"),
-        ({"num_train_epochs": 9}, "--num_train_epochs was 2 and is 9"),
+        ({"num_train_epochs": 9}, "--num_train_epochs was 2.0 and is 9.0"),
         (
             {"resume_from_checkpoint": "nowhere"},
             "--resume_from_checkpoint nowhere is not a step checkpoint: it has no progress.json",
