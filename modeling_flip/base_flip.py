@@ -28,9 +28,8 @@ class FlipPreTrainedModel(PreTrainedModel):
     base_model_prefix = "flip"
     main_input_name = "feature_ids"
     _auto_class = "AutoModel"  # `save_pretrained` copies the code beside the weights
-    accepts_loss_kwargs = (
-        False  # a Trainer divides the loss by the accumulation steps: the losses are means of their own
-    )
+    # a Trainer divides the loss by the accumulation steps: the losses are means of their own
+    accepts_loss_kwargs = False
     _takes_mlm_head = False  # whether `from_text_pretrained` takes over the PLM's MLM head
     supports_gradient_checkpointing = True
     _supports_sdpa = True

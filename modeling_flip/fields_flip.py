@@ -1,6 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The fields of a row, and the feature ids that every field's vocabulary starts with."""
 
+import operator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -19,6 +21,14 @@ OF_KINDS = {
     "separator": ("multi-valued",),
     "num_buckets": ("multi-valued", "numeric", "hashed"),
     "bucketing": ("numeric",),
+}
+
+# bounds of a number: their words, and what holds of a value and the bound
+BOUNDS = {
+    "at_least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "at_most": ("at most", operator.le),
+    "below": ("below", operator.lt),
 }
 
 
@@ -45,14 +55,11 @@ class Allowed:
 
     @property
     def in_words(self) -> str:
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+        limits = " and ".join(f"{words} {bound:g}" for words, _, bound in self._bounds())
+        one = f"{kinds[self.kind]} {'of ' if limits.startswith('at ') else ''}{limits}".strip()
         if self.choices:
             one = f"one of {', '.join(map(repr, self.choices))}"
-            return f"a list of at least one entry, each {one}" if self.many else one
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-        bounds = {"of at least": self.at_least, "above": self.above, "of at most": self.at_most, "below": self.below}
-        limits = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
-        limits = limits.replace("and of", "and")
-        one = f"{kinds[self.kind]} {limits}".strip()
         return f"a list of at least one entry, each {one}" if self.many else one
 
     def check(self, owner: str, name: str, value: Any) -> None:
@@ -69,13 +76,11 @@ class Allowed:
             return False
         if self.choices and value not in self.choices:
             return False
-        number: Any = value
-        return not (
-            (self.at_least is not None and not number >= self.at_least)
-            or (self.above is not None and not number > self.above)
-            or (self.at_most is not None and not number <= self.at_most)
-            or (self.below is not None and not number < self.below)
-        )
+        return all(holds(value, bound) for _, holds, bound in self._bounds())
+
+    def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
+        """Words, comparison and number of the bounds that there are."""
+        return [(*BOUNDS[name], bound) for name in BOUNDS if (bound := getattr(self, name)) is not None]
 
 
 def check_count(owner: str, name: str, value: Any, least: int) -> None:

@@ -11,7 +11,7 @@ accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import FinetuneArguments
-from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader, training_split
+from flip_ctr.train.loop.loaders import check_clicks, encode_split, training_loader, training_split
 from flip_ctr.train.loop.run import recipe, start
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.loop.training_loop import train
@@ -80,14 +80,7 @@ def run(args: FinetuneArguments) -> dict:
 
     # 4. Train; validation decides what is kept
     collator = FlipCollator(processor, args.seed, args.unk_rate)
-    loader = make_loader(
-        train_set,
-        collator,
-        args.per_device_train_batch_size,
-        accelerator,
-        args.seed,
-        workers=args.dataloader_num_workers,
-    )
+    loader = training_loader(train_set, collator, accelerator, args)
 
     def evaluate() -> dict[str, float]:
         scores = score(accelerator, model, eval_set, args.per_device_eval_batch_size)

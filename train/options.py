@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from flip_ctr.modeling_flip.fields_flip import BOUNDS
+
 PRESETS = Path(__file__).with_name("presets")
 DEFAULTS = "defaults"  # the file of what holds without a preset
 ALL, ALWAYS = "all", "always"  # the section for every recipe, and the case that always holds
@@ -264,12 +266,6 @@ def _read_one(one: dataclasses.Field, kind: type, value: Any) -> Any:
     return value
 
 
-BOUNDS = {
-    "at_least": ("at least", operator.ge),
-    "above": ("above", operator.gt),
-    "at_most": ("at most", operator.le),
-    "below": ("below", operator.lt),
-}
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 

@@ -10,7 +10,7 @@ import torch
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import PretrainArguments
-from flip_ctr.train.loop.loaders import encode_split, make_loader, training_split
+from flip_ctr.train.loop.loaders import encode_split, make_loader, training_loader, training_split
 from flip_ctr.train.loop.run import recipe, start
 from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import check_model, new_pretraining_model, new_processor, ready_to_train
@@ -66,14 +66,7 @@ def run(args: PretrainArguments) -> dict:
 
     # 4. Model, and batches
     model = ready_to_train(new_pretraining_model(processor, args, train_set), processor, args)
-    loader = make_loader(
-        train_set,
-        collator,
-        args.per_device_train_batch_size,
-        accelerator,
-        args.seed,
-        workers=args.dataloader_num_workers,
-    )
+    loader = training_loader(train_set, collator, accelerator, args)
     # negatives of a random batch, as in training
     eval_loader = make_loader(eval_set, eval_collator, args.per_device_train_batch_size, accelerator, complete=True)
 

@@ -65,6 +65,14 @@ def training_split(
     )
 
 
+def training_loader(
+    dataset: EncodedDataset | StreamedDataset, collator: FlipCollator, accelerator: Accelerator, args: TrainArguments
+) -> "BatchLoader":
+    """Batches of the training rows, as the run's arguments say."""
+    size, workers = args.per_device_train_batch_size, args.dataloader_num_workers
+    return make_loader(dataset, collator, size, accelerator, args.seed, workers=workers)
+
+
 class BatchLoader(DataLoader):
     """A `DataLoader` of whole batches; which rows, masks and noise they hold is a pure function of (seed, epoch)."""
 
