@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .data.batches.collators import FlipCollator, FlipPretrainingCollator
 from .modeling_flip.configuration_flip import PIPELINE_TASK, FlipConfig
 from .modeling_flip.feature_extraction_flip import FlipFeatureExtractor
 from .modeling_flip.fields_flip import FlipField
@@ -42,6 +43,8 @@ __all__ = [
     "FlipField",
     "FlipFeatureExtractor",
     "FlipProcessor",
+    "FlipCollator",
+    "FlipPretrainingCollator",
     "FlipPreTrainedModel",
     "FlipModel",
     "FlipForPretraining",

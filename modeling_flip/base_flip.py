@@ -44,7 +44,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         r"^first_order\.",
         r"^text_classifier\.",
         r"^fusion\.",
-        r"^(flip\.)?(text_encoder|text_projection|text_field|id_tower|id_projection)\.",
+        r"^(flip\.)?(text_encoder|text_projection|text_interaction|text_field|id_tower|id_projection)\.",
     ]
 
     def _init_weights(self, module):

@@ -194,7 +194,7 @@ class Column:
                     codes[of_length] = canonical.setdefault(None, len(canonical))
                     continue
                 matrix = elements.codes[starts[of_length, None] + np.arange(length)]
-                first, at = _distinct_rows(matrix, len(elements.values))
+                first, at = distinct_rows(matrix, len(elements.values))
                 lists = [_distinct(elements.values[code] for code in row) for row in matrix[first].tolist()]
                 codes[of_length] = np.array([canonical.setdefault(value, len(canonical)) for value in lists])[at]
             parts.append(codes)
@@ -244,7 +244,7 @@ class Column:
         return np.array([table.get(value, default) for value in self.values], np.int64)[self.codes]
 
 
-def _distinct_rows(matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def distinct_rows(matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Of a matrix of numbers below `size` the first of each distinct row, and which of them each row is (`np.unique` of
     whole rows is many times slower)."""
     key = np.zeros(len(matrix), np.int64)

@@ -16,6 +16,7 @@ from .fields_flip import NUM_RESERVED_IDS, Allowed, FlipField, read_fields, slot
 
 STRATEGIES = ("id", "plm", "joint", "frozen")
 FUSIONS = ("scalar", "gate", "raw")
+PROMPTS = ("row", "entity")
 
 _COUNT, _POSITIVE, _WEIGHT = Allowed(int, at_least=1), Allowed(float, above=0), Allowed(float, at_least=0)
 _SHARE, _DROPOUT = Allowed(float, at_least=0, at_most=1), Allowed(float, at_least=0, below=1)
@@ -29,6 +30,7 @@ SETTINGS = {
     "id_tower_kwargs": Allowed(dict),
     "id_initializer_range": _POSITIVE,
     "initializer_range": _POSITIVE,
+    "prompts": Allowed(str, choices=PROMPTS),
     "text_pooling": Allowed(str, choices=("cls", "mean")),
     "mlm_weight": _WEIGHT,
     "mtm_weight": _WEIGHT,
@@ -70,7 +72,7 @@ PIPELINES = {
 # outputs that are parts of a result, and no prediction of their own
 PARTS = ["id_logits", "text_logits", "id_weight", "num_mlm_targets", "num_mtm_targets"]
 PARTS += [f"{objective}_{number}" for objective in ("mlm", "mtm", "icl") for number in ("loss", "accuracy")]
-PARTS += ["mlm_shuffled_accuracy", "mtm_shuffled_accuracy"]
+PARTS += ["mlm_shuffled_accuracy", "mtm_shuffled_accuracy", "by_entity"]
 
 
 class FlipConfig(PreTrainedConfig):
@@ -91,6 +93,8 @@ class FlipConfig(PreTrainedConfig):
         id_tower_kwargs (`dict`, *optional*): arguments of that tower alone (its class documents them).
         id_initializer_range (`float`, defaults to 0.02): standard deviation of new feature embeddings.
         initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
+        prompts (`str`, defaults to `"row"`): one prompt a `row` (the paper's), or one for each `entity` of a row (user,
+            item, ...), which the PLM reads once for all rows of a batch that share it.
         text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the
             tokens.
         mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses. A weight
@@ -147,6 +151,7 @@ class FlipConfig(PreTrainedConfig):
         id_tower_kwargs: dict | None = None,
         id_initializer_range: float = 2e-2,
         initializer_range: float = 0.02,
+        prompts: str = "row",
         text_pooling: str = "cls",
         mlm_weight: float = 1.0,
         mtm_weight: float = 1.0,
@@ -187,6 +192,7 @@ class FlipConfig(PreTrainedConfig):
         self.id_embedding_dropout = id_embedding_dropout
         self.id_initializer_range = id_initializer_range
         self.initializer_range = initializer_range
+        self.prompts = prompts
         self.text_pooling = text_pooling
         self.mlm_weight = mlm_weight
         self.mtm_weight = mtm_weight
@@ -259,6 +265,12 @@ class FlipConfig(PreTrainedConfig):
         """Fields of the tabular view, in order; each has one column of `feature_ids`, a multi-valued one
         `max_values`."""
         return [field for field in read_fields(self.fields) if field.on_id_side]
+
+    @property
+    def prompt_entities(self) -> list[str]:
+        """The entities that have a prompt of their own, in the order of their first fields; none with `row` prompts."""
+        entities = [field.entity for field in read_fields(self.fields) if field.on_text_side]
+        return list(dict.fromkeys(entities)) if self.prompts == "entity" else []
 
     @property
     def slot_fields(self) -> list[int]:

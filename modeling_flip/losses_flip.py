@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .gather_flip import share_of_total
+from .gather_flip import gather_rows, share_of_total
 
 IGNORE_INDEX = -100
+USER, WITHIN_USER, ROW = "user", "within_user", "row"  # the entity whose rows are each other's negatives; terms of ICL
 
 
 class MaskedFeatureScores(NamedTuple):
@@ -70,6 +71,80 @@ def contrastive_loss(id_to_text: torch.Tensor, text_to_id: torch.Tensor, labels:
 def contrastive_accuracy(id_to_text: torch.Tensor, text_to_id: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Share of the rows whose own text is the most similar one to their ids; arguments as of [`contrastive_loss`]."""
     return (id_to_text.argmax(-1) == labels).float().mean()
+
+
+class ContrastTerm(NamedTuple):
+    """One term of ICL with entity prompts.
+
+    Args:
+        loss: scalar, symmetric InfoNCE.
+        right: `(2,)`, how many counterparts were the most similar ones, and of how many.
+    """
+
+    loss: torch.Tensor
+    right: torch.Tensor
+
+
+def entity_contrasts(
+    id_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    keys: tuple[torch.Tensor, torch.Tensor],
+    names: list[str],
+    scale: torch.Tensor | float,
+    training: bool = True,
+) -> dict[str, ContrastTerm]:
+    """ICL with entity prompts: a term for each entity, over the distinct ids of it in the batches of all processes, and
+    a term for rows among the rows of the same user (ICL over rows alone would learn to tell users apart).
+
+    Rows with equal prompts are positives of each other. An entity of many rows counts once, as anchor and as candidate.
+
+    Args:
+        id_embeds, text_embeds: `(B, V, d)`: the first view is that of the row, the others those of the entities.
+        keys: `(B, V - 1)` int64 of the ids and of the prompts of each entity: equal where those are.
+        names: of the V - 1 entities.
+        scale: what similarities are multiplied by.
+        training: whether there are gradients, and as many rows in every process.
+    """
+    (all_ids, _), (all_texts, _) = (gather_rows(embeds, training) for embeds in (id_embeds, text_embeds))
+    all_id_keys, all_text_keys = (gather_rows(part, training)[0] for part in keys)
+    same_ids = keys[0][:, None] == all_id_keys[None]  # (B, N, V - 1)
+    same_texts = keys[1][:, None] == all_text_keys[None]
+
+    def similarities(view: int) -> tuple[torch.Tensor, torch.Tensor]:
+        to_texts = scale * (id_embeds[:, view] @ all_texts[:, view].T).float()
+        return to_texts, scale * (text_embeds[:, view] @ all_ids[:, view].T).float()
+
+    def term(view: int, positives, candidates, weights, counts=(None, None)) -> ContrastTerm:
+        loss = right = torch.zeros((), device=weights.device)
+        for logits, count in zip(similarities(view), counts):
+            logits = logits.masked_fill(~candidates, -torch.inf)
+            hits = positives.gather(1, logits.argmax(1, keepdim=True))[:, 0]
+            if count is not None:
+                logits = logits - count.log()
+            wanted = logits.masked_fill(~positives, -torch.inf).logsumexp(1)
+            loss = loss + (weights * (logits.logsumexp(1) - wanted)).sum() / 2
+            right = right + (weights * hits).sum() / 2
+        total = weights.sum()
+        return ContrastTerm(loss / share_of_total(total, training), torch.stack([right, total]).detach())
+
+    terms = {}
+    for number, name in enumerate(names):
+        positives = same_texts[..., number]
+        times = [_times(part[:, number]) for part in (all_text_keys, all_id_keys)]
+        weights = 1 / same_ids[..., number].sum(1)
+        terms[name] = term(number + 1, positives, torch.ones_like(positives), weights, times)
+    if len(names) > 1:
+        positives = same_texts.all(-1)
+        candidates = same_ids[..., names.index(USER)] | positives if USER in names else torch.ones_like(positives)
+        weights = (candidates & ~positives).any(1).float()
+        terms[WITHIN_USER if USER in names else ROW] = term(0, positives, candidates, weights)
+    return terms
+
+
+def _times(keys: torch.Tensor) -> torch.Tensor:
+    """How often each key occurs, `(N,)` -> `(N,)`."""
+    _, places, counts = keys.unique(return_inverse=True, return_counts=True)
+    return counts[places].float()
 
 
 def click_loss(

@@ -3,6 +3,10 @@
 
 Shapes below: B rows, F fields of the tabular view and their S slots in `feature_ids` (S = F while each field has one
 value), L tokens, H the PLM's hidden size, D_id the size of `h_id`.
+
+Prompts come in one of three forms. Row prompts: `input_ids` `(B, L)`. Entity prompts (`config.prompts`), one for each
+of E entities: in the row form `(B, E, L)`, or in the compact form, each distinct prompt once: `(P, L)`, and
+`prompt_index` `(B, E)`. The row form is made compact at once, so that both give the same.
 """
 
 import copy
@@ -19,7 +23,7 @@ from .base_flip import FlipPreTrainedModel
 from .columns_flip import Column  # noqa: F401
 from .configuration_flip import FlipConfig
 from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
-from .fields_flip import FlipField  # noqa: F401
+from .fields_flip import FlipField, check_choice  # noqa: F401
 from .gather_flip import share_of_total
 from .heads_flip import FlipFusion, FlipMLMHead, FlipMTMHead, FlipProjection, TextField, contrastive_logits
 from .id_tower import FeatureEmbedding, TowerLinear, build_id_tower
@@ -40,15 +44,27 @@ from .id_tower_widedeep import WideDeep  # noqa: F401
 from .id_tower_xdeepfm import XDeepFM  # noqa: F401
 from .losses_flip import (
     IGNORE_INDEX,
+    WITHIN_USER,
     click_loss,
     contrastive_accuracy,
     contrastive_loss,
+    entity_contrasts,
     masked_language_loss,
     masked_tabular_loss,
 )
 from .outputs_flip import FlipForCTROutput, FlipForPretrainingOutput, FlipModelOutput, returned
 from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
 from .processing_flip import FlipProcessor  # noqa: F401
+from .prompts_flip import (
+    EntityText,
+    FlipTextInteraction,
+    MaskedPairs,
+    distinct_prompts,
+    entity_slots,
+    entity_views,
+    integer_keys,
+    prompt_keys,
+)
 from .tower_code_flip import save_tower_code  # noqa: F401
 # isort: on
 
@@ -76,6 +92,7 @@ class FlipModel(FlipPreTrainedModel):
     ):
         super().__init__(config)
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
+        self.text_interaction = None
         use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
         if use_id:
             self.id_tower = build_id_tower(config)
@@ -87,6 +104,9 @@ class FlipModel(FlipPreTrainedModel):
             if getattr(text_encoder, "pooler", None) is not None:
                 text_encoder.pooler = None  # never used: its gradients would be missed by DDP
             self.text_encoder = text_encoder
+            if config.prompts == "entity":
+                entities = len(config.prompt_entities)
+                self.text_interaction = FlipTextInteraction(config.text_config.hidden_size, entities)
         if config.text_is_field and self.id_tower is not None and self.text_encoder is not None:
             self.text_encoder.requires_grad_(False).eval()
             self.text_field = TextField(config.text_config.hidden_size, config.id_embedding_size)
@@ -116,6 +136,47 @@ class FlipModel(FlipPreTrainedModel):
         """Token ids and mask `(B, L)` -> pooled states `(B, H)`."""
         return self.pool(self.encode_text(input_ids, attention_mask), attention_mask)
 
+    def compact_prompts(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Prompts in any form -> token ids and mask of those that the PLM reads, and of entity prompts the index
+        `(B, E)`.
+
+        Raises:
+            ValueError: there are no prompts, or they are not of the kind that `config.prompts` says.
+        """
+        if input_ids is None:
+            raise ValueError("`input_ids` is needed: this model reads the textual view.")
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if self.config.prompts == "entity" and prompt_index is None and input_ids.ndim == 3:
+            (input_ids, attention_mask), prompt_index = distinct_prompts((input_ids, attention_mask))
+        entities = len(self.config.prompt_entities)
+        if input_ids.ndim != 2 or (0 if prompt_index is None else prompt_index.shape[-1]) != entities:
+            wanted = f"one for each entity, (B, {entities}, L), or (P, L) with a `prompt_index` (B, {entities})"
+            raise ValueError(
+                f"this model's config has prompts={self.config.prompts!r}: `input_ids` must be "
+                f"{wanted if entities else 'of one prompt a row, (B, L), without `prompt_index`'}; got "
+                f"{tuple(input_ids.shape)}. The processor must have the same `prompts`."
+            )
+        return input_ids, attention_mask, prompt_index
+
+    def text_state(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+        text_pooled: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Prompts in any form, or their pooled states `(P, H)` -> the textual view of each row, `(B, H)`: the pooled
+        state of its prompt, or the interaction of those of its entities."""
+        if text_pooled is None:
+            input_ids, attention_mask, prompt_index = self.compact_prompts(input_ids, attention_mask, prompt_index)
+            text_pooled = self.pooled_text(input_ids, attention_mask)
+        return text_pooled if prompt_index is None else self.text_interaction(text_pooled[prompt_index])
+
     def train(self, mode: bool = True) -> "FlipModel":
         """As in torch, but a tower of which nothing trains stays as it is: it has no dropout, and its batch norm counts
         nothing."""
@@ -127,28 +188,31 @@ class FlipModel(FlipPreTrainedModel):
             self.text_encoder.eval()
         return self
 
-    @torch.no_grad()
-    def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; rows with the same prompt go through
-        the PLM once."""
-        length = input_ids.shape[1]
-        rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1)
-        distinct, where = rows.unique(dim=0, return_inverse=True)
-        return self.pooled_text(distinct[:, :length], distinct[:, length:])[where]
-
     def encode_ids(
         self,
         feature_ids: torch.Tensor,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+        text_pooled: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Feature ids `(B, S)` -> `h_id` `(B, D_id)`; with strategy `frozen` of token ids and mask `(B, L)` too."""
+        """Feature ids `(B, S)` -> `h_id` `(B, D_id)`; with strategy `frozen` of the prompts too, as of `text_state`."""
         if self.text_field is None:
             return self.id_tower(feature_ids)
-        if input_ids is None:
+        if input_ids is None and text_pooled is None:
             raise ValueError("`input_ids` is needed by strategy 'frozen': the text is a field of the ID tower.")
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.id_tower(feature_ids, self.text_field(self.frozen_text(input_ids, attention_mask)))
+        if text_pooled is None:
+            input_ids, attention_mask, prompt_index = self.compact_prompts(input_ids, attention_mask, prompt_index)
+            text_pooled = self.frozen_text(input_ids, attention_mask)
+        state = self.text_state(prompt_index=prompt_index, text_pooled=text_pooled.detach())
+        return self.id_tower(feature_ids, self.text_field(state))
+
+    @torch.no_grad()
+    def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; equal prompts go through the PLM
+        once."""
+        (ids, mask), index = distinct_prompts((input_ids[:, None], attention_mask[:, None].to(input_ids.dtype)))
+        return self.pooled_text(ids, mask)[index[:, 0]]
 
     def project(self, hidden: torch.Tensor, projection: FlipProjection) -> torch.Tensor:
         embeds = projection(hidden)
@@ -167,16 +231,22 @@ class FlipModel(FlipPreTrainedModel):
         self._check_projection(self.id_projection)
         return self.project(self.id_tower(feature_ids), self.id_projection)
 
-    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Token ids and mask `(B, L)` -> `(B, projection_dim)`. `ValueError` where the model has no projections."""
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Prompts in any form -> `(B, projection_dim)`. `ValueError` where the model has no projections."""
         self._check_projection(self.text_projection)
-        return self.project(self.pooled_text(input_ids, attention_mask), self.text_projection)
+        return self.project(self.text_state(input_ids, attention_mask, prompt_index), self.text_projection)
 
     def forward(
         self,
         feature_ids: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipModelOutput | tuple:
@@ -184,24 +254,25 @@ class FlipModel(FlipPreTrainedModel):
 
         Args:
             feature_ids: `(B, S)` local feature ids.
-            input_ids, attention_mask: `(B, L)` token ids, and 1 for tokens, 0 for padding.
+            input_ids, attention_mask, prompt_index: prompts in any form (see the top of this file): token ids, 1 for
+                tokens and 0 for padding, and which prompt each row has of each entity.
         """
-        id_embeds = text_embeds = id_state = text_states = pooled = None
+        id_embeds = text_embeds = id_state = text_states = pooled = text_state = None
         if self.text_encoder is not None and input_ids is not None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
+            row_form = prompt_index is None
+            input_ids, attention_mask, prompt_index = self.compact_prompts(input_ids, attention_mask, prompt_index)
             text_states = self.encode_text(input_ids, attention_mask)
             pooled = self.pool(text_states, attention_mask)
+            text_state = self.text_state(prompt_index=prompt_index, text_pooled=pooled)
             if self.text_projection is not None:
-                text_embeds = self.project(pooled, self.text_projection)
+                text_embeds = self.project(text_state, self.text_projection)
         if self.id_tower is not None and feature_ids is not None:
-            if self.text_field is None or pooled is None:
-                id_state = self.encode_ids(feature_ids)
-            else:
-                id_state = self.id_tower(feature_ids, self.text_field(pooled.detach()))
+            id_state = self.encode_ids(feature_ids, prompt_index=prompt_index, text_pooled=pooled)
             if self.id_projection is not None:
                 id_embeds = self.project(id_state, self.id_projection)
-        output = FlipModelOutput(id_embeds, text_embeds, id_state, text_states, pooled)
+        if prompt_index is not None and row_form:
+            text_states, pooled = text_states[prompt_index], pooled[prompt_index]
+        output = FlipModelOutput(id_embeds, text_embeds, id_state, text_states, pooled, text_state)
         return returned(output, self.config, return_dict)
 
 
@@ -235,6 +306,8 @@ class FlipForPretraining(FlipPreTrainedModel):
             config.text_config = None
         super().__init__(config)
         self.flip = FlipModel(config, text_encoder, use_id, use_text)
+        if config.icl_weight == 0:
+            self.flip.text_interaction = None  # rows are compared by ICL alone
         id_dim = self.flip.id_tower.output_dim if use_id else None
         self.mlm_head = self.mtm_head = self.logit_scale = None
         if config.mlm_weight > 0:
@@ -249,6 +322,9 @@ class FlipForPretraining(FlipPreTrainedModel):
             self.mtm_head = FlipMTMHead(
                 config, id_dim, config.text_config.hidden_size if config.mtm_uses_text else None
             )
+        self.slots = entity_slots(config) if use_id else []
+        # the views that ICL compares: of the row, and of each entity that both sides have
+        self.icl_entities = [number for number, slots in enumerate(self.slots) if any(slots)]
         if config.icl_weight > 0 and config.icl_similarity == "cosine":
             self.logit_scale = nn.Parameter(torch.zeros(1))  # of one dimension: FSDP2 cannot split a scalar
         self.post_init()
@@ -291,30 +367,48 @@ class FlipForPretraining(FlipPreTrainedModel):
         masked_feature_ids: torch.Tensor | None = None,
         mtm_labels: torch.Tensor | None = None,
         noise_uniform: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+        mlm_pairs: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+        masked_text_hidden_states: torch.Tensor | None = None,
+        token_fields: torch.Tensor | None = None,
         reduction: str = "mean",
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForPretrainingOutput | tuple:
         """Two PLM passes and two ID tower passes, the clean and the masked view each in one concatenated forward.
 
+        With entity prompts the PLM reads each distinct prompt once. MLM predicts a masked prompt from the ids of its
+        entity alone, all others masked; MTM attends to the tokens of all prompts of a row; ICL is the mean of a term
+        for each entity, between the ids of that entity and its prompt, and of a term for rows, whose negatives are rows
+        of the same user. The ID tower reads the views of single entities too.
+
         Args:
             feature_ids, masked_feature_ids: `(B, S)` local feature ids, and with masked fields.
-            input_ids, attention_mask, masked_input_ids: `(B, L)`.
-            mlm_labels: `(B, L)` token ids at masked positions, -100 elsewhere.
+            input_ids, attention_mask, masked_input_ids: `(B, L)`, or of entity prompts `(B, E, L)` or `(P, L)`.
+            mlm_labels: token ids at masked positions, -100 elsewhere, of the shape of `input_ids`.
             mtm_labels: `(B, S)` local feature ids of masked fields, -100 elsewhere.
             noise_uniform: `(B, S, k)` float64 numbers in [0, 1) to draw MTM's noise with; random when not given.
+            prompt_index: `(B, E)`, which of the P distinct prompts each row has of each entity.
+            mlm_pairs: `(B, E)` bool, with `prompt_index`: whether MLM predicts the masked form of that prompt from the
+                ids of that row; of every row and entity when not given.
+            text_hidden_states, masked_text_hidden_states: `(P, L, H)` what `flip.encode_text` gives of the compact
+                prompts and of their masked form, where it is known: the PLM then reads nothing.
+            token_fields: not read. It is named as a `Trainer` keeps those columns alone that `forward` names, and
+                [`FlipPretrainingCollator`] needs it.
             reduction: `mean`: `loss` is the weighted sum of the objectives, each a mean over the targets of all
                 processes. `sum`: for rows that are a part of a larger batch. `mlm_loss` and `mtm_loss` are sums over
                 the targets of these rows; `loss` and `icl_loss` are None, as ICL compares all rows of the whole batch:
-                `id_embeds` and `text_embeds` are what it compares. The clean view then has a forward of its own, the
-                same as [`FlipModel`]'s.
+                `id_embeds` and `text_embeds` are what it compares (see `contrast`). The clean view then has a forward
+                of its own, the same as that of `contrastive_views`.
 
         Raises:
             ValueError: a view that an objective needs is missing; or MTM has no counts to draw noise from, see
-                `set_feature_counts`.
+                `set_feature_counts`; or `reduction` is another word.
         """
         config = self.config
-        parts: dict[str, torch.Tensor] = {}
+        check_choice("FlipForPretraining", "reduction", reduction, ("mean", "sum"))
+        parts: dict[str, Any] = {}
         use_mlm, use_mtm, use_icl = config.mlm_weight > 0, config.mtm_weight > 0, config.icl_weight > 0
         if config.pretrains_text and attention_mask is None:
             given = input_ids if input_ids is not None else masked_input_ids
@@ -332,54 +426,275 @@ class FlipForPretraining(FlipPreTrainedModel):
                 raise ValueError(
                     f"{' and '.join(missing)} needed while config.{setting} is {getattr(config, setting)}."
                 )
-
-        text_states = masked_text_states = id_state = masked_id_state = None
-        if reduction == "sum":
-            clean = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
-            text_states, id_state = clean.text_hidden_states, clean.id_hidden_state
-            masked_text_states = self.flip.encode_text(masked_input_ids, attention_mask) if use_mlm else None
-            masked_id_state = self.flip.id_tower(masked_feature_ids) if use_mtm else None
+        if config.prompts == "entity" and config.pretrains_text:
+            of_masked = masked_input_ids, mlm_labels, mlm_pairs
+            states = text_hidden_states, masked_text_hidden_states
+            text = self._entity_text(input_ids, attention_mask, prompt_index, *of_masked, *states)
+            of_ids = masked_feature_ids, mtm_labels, noise_uniform
+            parts |= self._entity_objectives(feature_ids, *of_ids, text, reduction)
         else:
-            texts = [input_ids] * (config.mtm_uses_text or use_icl) + [masked_input_ids] * use_mlm
-            if texts:
-                states = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1)).chunk(len(texts))
-                text_states, masked_text_states = states[0], states[-1]
-            rows = [feature_ids] * (config.mlm_uses_ids or use_icl) + [masked_feature_ids] * use_mtm
-            if rows:
-                id_states = self.flip.id_tower(torch.cat(rows)).chunk(len(rows))
-                id_state, masked_id_state = id_states[0], id_states[-1]
-
-        if use_mlm:
-            parts |= self._masked_language_modelling(masked_text_states, id_state, mlm_labels)
-        if use_mtm:
-            parts |= self._masked_tabular_modelling(
-                masked_id_state, text_states, attention_mask, mtm_labels, noise_uniform
-            )
-        if use_icl and reduction == "sum":
-            parts |= {"id_embeds": clean.id_embeds, "text_embeds": clean.text_embeds}
-        elif use_icl:
-            id_embeds = self.flip.project(id_state, self.flip.id_projection)
-            text_embeds = self.flip.project(self.flip.pool(text_states, attention_mask), self.flip.text_projection)
-            similarities = contrastive_logits(id_embeds, text_embeds, self.icl_scale(), self.training)
-            parts |= {"icl_loss": contrastive_loss(*similarities), "icl_accuracy": contrastive_accuracy(*similarities)}
+            text_states = masked_text_states = id_state = masked_id_state = None
+            if reduction == "sum":
+                clean = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
+                text_states, id_state = clean.text_hidden_states, clean.id_hidden_state
+                masked_text_states = self.flip.encode_text(masked_input_ids, attention_mask) if use_mlm else None
+                masked_id_state = self.flip.id_tower(masked_feature_ids) if use_mtm else None
+            else:
+                texts = [input_ids] * (config.mtm_uses_text or use_icl) + [masked_input_ids] * use_mlm
+                if texts:
+                    together = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1))
+                    states = together.chunk(len(texts))
+                    text_states, masked_text_states = states[0], states[-1]
+                rows = [feature_ids] * (config.mlm_uses_ids or use_icl) + [masked_feature_ids] * use_mtm
+                if rows:
+                    id_states = self.flip.id_tower(torch.cat(rows)).chunk(len(rows))
+                    id_state, masked_id_state = id_states[0], id_states[-1]
+            if use_mlm:
+                parts |= self._masked_language_modelling(masked_text_states, id_state, mlm_labels)
+            if use_mtm:
+                parts |= self._masked_tabular_modelling(
+                    masked_id_state, text_states, attention_mask, mtm_labels, noise_uniform
+                )
+            if use_icl and reduction == "sum":
+                parts |= {"id_embeds": clean.id_embeds[:, None], "text_embeds": clean.text_embeds[:, None]}
+            elif use_icl:
+                id_embeds = self.flip.project(id_state, self.flip.id_projection)
+                text_embeds = self.flip.project(self.flip.pool(text_states, attention_mask), self.flip.text_projection)
+                parts |= self.contrast(id_embeds[:, None], text_embeds[:, None])
         loss = None
         if reduction == "mean":
             loss = torch.zeros((), device=self.device)
-            for objective in ("mlm", "mtm"):
-                if f"{objective}_loss" in parts:
-                    parts[f"{objective}_loss"] = parts[f"{objective}_loss"] / share_of_total(
-                        parts[f"num_{objective}_targets"], self.training
-                    )
             for objective in ("mlm", "mtm", "icl"):
                 if f"{objective}_loss" in parts:
+                    if objective != "icl":
+                        total = share_of_total(parts[f"num_{objective}_targets"], self.training)
+                        parts[f"{objective}_loss"] = parts[f"{objective}_loss"] / total
                     loss = loss + getattr(config, f"{objective}_weight") * parts[f"{objective}_loss"]
         return returned(FlipForPretrainingOutput(loss=loss, **parts), config, return_dict)
 
-    def _masked_language_modelling(self, masked_states, id_state, labels) -> dict[str, torch.Tensor]:
-        """The sum of the losses, the number of targets, and in eval mode the accuracies."""
+    # --- instance-level contrastive learning
+
+    def contrastive_views(
+        self,
+        feature_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ICL compares of each row, its V views: `(B, V, projection_dim)` of the ids and of the prompts.
+
+        With row prompts V is 1, the row. With entity prompts the views are the row and each entity that has ids.
+        Arguments as of `forward`.
+        """
+        if self.config.prompts == "row":
+            output = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
+            return output.id_embeds[:, None], output.text_embeds[:, None]
+        text = self._entity_text(input_ids, attention_mask, prompt_index, text_hidden_states=text_hidden_states)
+        return self._entity_views(*self._entity_ids(feature_ids)[:2], text)
+
+    def view_keys(
+        self,
+        feature_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """With entity prompts what tells which rows have the same ids, and the same prompt, of an entity: int64
+        `(B, V - 1)` each, of the views behind the first. None with row prompts, where each row is its own."""
+        if self.config.prompts == "row":
+            return None
+        input_ids, attention_mask, index = self.flip.compact_prompts(input_ids, attention_mask, prompt_index)
+        views = entity_views(feature_ids, torch.tensor(self.slots, device=feature_ids.device))
+        of_ids, of_prompts = integer_keys(views).T, prompt_keys(input_ids, attention_mask)[index]
+        return of_ids[:, self.icl_entities], of_prompts[:, self.icl_entities]
+
+    def contrast(
+        self,
+        id_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        keys: tuple[torch.Tensor, torch.Tensor] | None = None,
+        scale: torch.Tensor | float | None = None,
+    ) -> dict[str, Any]:
+        """ICL's loss and accuracy from the views of `contrastive_views` and the keys of `view_keys`.
+
+        Args:
+            scale: what similarities are multiplied by; `icl_scale()` when not given.
+        """
+        scale = self.icl_scale() if scale is None else scale
+        if keys is None:
+            similarities = contrastive_logits(id_embeds[:, 0], text_embeds[:, 0], scale, self.training)
+            return {"icl_loss": contrastive_loss(*similarities), "icl_accuracy": contrastive_accuracy(*similarities)}
+        names = [self.config.prompt_entities[number] for number in self.icl_entities]
+        terms = entity_contrasts(id_embeds, text_embeds, keys, names, scale, self.training)
+        parts = {"icl_loss": torch.stack([term.loss for term in terms.values()]).mean()}
+        right = terms[WITHIN_USER if WITHIN_USER in terms else names[0]].right
+        parts["icl_accuracy"] = right[0] / right[1].clamp(min=1)
+        if not self.training:
+            parts["by_entity"] = {f"icl_{name}_accuracy": term.right for name, term in terms.items()}
+        return parts
+
+    # --- entity prompts
+
+    def _entity_text(
+        self,
+        input_ids,
+        attention_mask,
+        prompt_index,
+        masked_input_ids=None,
+        mlm_labels=None,
+        mlm_pairs=None,
+        text_hidden_states=None,
+        masked_text_hidden_states=None,
+    ) -> EntityText:
+        """Prompts in either form, which the PLM reads where their states are not given. Arguments as of `forward`."""
+        use_mlm = self.config.mlm_weight > 0 and masked_input_ids is not None
+        ids = input_ids if input_ids is not None else masked_input_ids
+        if prompt_index is None and ids.ndim == 3:  # the row form
+            compact, prompt_index = distinct_prompts([ids, attention_mask] + [masked_input_ids] * use_mlm)
+            ids, attention_mask = compact[:2]
+            if use_mlm:
+                masked_input_ids, mlm_pairs = compact[2], (mlm_labels != IGNORE_INDEX).any(-1)
+                labels = torch.full_like(ids, IGNORE_INDEX)
+                labels[prompt_index[mlm_pairs]] = mlm_labels[mlm_pairs]
+                mlm_labels = labels
+        self.flip.compact_prompts(ids, attention_mask, prompt_index)  # refuses other forms
+        texts, pairs = [], None
+        if (self.config.mtm_uses_text or self.config.icl_weight > 0) and text_hidden_states is None:
+            texts.append((ids, attention_mask))
+        if use_mlm:
+            has_labels = (mlm_labels != IGNORE_INDEX).any(-1)[prompt_index]
+            pair_rows, pair_entities = (has_labels if mlm_pairs is None else has_labels & mlm_pairs).nonzero(
+                as_tuple=True
+            )
+            paired = prompt_index[pair_rows, pair_entities]
+            if masked_text_hidden_states is None:
+                texts.append((masked_input_ids[paired], attention_mask[paired]))
+        if texts:
+            together = self.flip.encode_text(*(torch.cat(parts) for parts in zip(*texts)))
+            states = list(together.split([len(part) for part, _ in texts]))
+        if use_mlm:
+            known = masked_text_hidden_states is not None
+            masked = masked_text_hidden_states[paired] if known else states.pop()
+            pairs = MaskedPairs(masked, mlm_labels[paired], pair_rows, pair_entities)
+        clean = states.pop() if texts and states else text_hidden_states
+        return EntityText(ids, attention_mask, prompt_index, clean, pairs)
+
+    def _entity_ids(self, feature_ids, masked_feature_ids=None):
+        """`h_id` of the rows `(B, D_id)`, of each entity alone `(E, B, D_id)`, and of the masked rows."""
+        config, views = self.config, []
+        if self.flip.id_tower is None:
+            return None, None, None
+        use_icl = config.icl_weight > 0
+        if use_icl:
+            views.append(feature_ids[None])
+        if use_icl or config.mlm_uses_ids:
+            views.append(entity_views(feature_ids, torch.tensor(self.slots, device=feature_ids.device)))
+        if masked_feature_ids is not None:
+            views.append(masked_feature_ids[None])
+        if not views:
+            return None, None, None
+        together = torch.cat(views)
+        states = self.flip.id_tower(together.flatten(0, 1)).unflatten(0, together.shape[:2])
+        parts = list(states.split([len(view) for view in views]))
+        masked = parts.pop()[0] if masked_feature_ids is not None else None
+        return parts.pop(0)[0] if use_icl else None, parts.pop() if parts else None, masked
+
+    def _entity_views(self, id_state, entity_states, text: EntityText) -> tuple[torch.Tensor, torch.Tensor]:
+        """The views that ICL compares, see `contrastive_views`."""
+        pooled = self.flip.pool(text.states, text.attention_mask)  # (P, H)
+        interaction: Any = self.flip.text_interaction
+        of_row = interaction(pooled[text.index])
+        alone = [interaction.alone(pooled, number)[text.index[:, number]] for number in self.icl_entities]
+        ids = torch.stack([id_state, *(entity_states[number] for number in self.icl_entities)], dim=1)
+        texts = torch.stack([of_row, *alone], dim=1)
+        return self.flip.project(ids, self.flip.id_projection), self.flip.project(texts, self.flip.text_projection)
+
+    def _entity_objectives(
+        self, feature_ids, masked_feature_ids, mtm_labels, noise_uniform, text: EntityText, reduction: str
+    ) -> dict[str, Any]:
+        config = self.config
+        use_mtm = config.mtm_weight > 0
+        parts: dict[str, Any] = {}
+        by_entity: dict[str, torch.Tensor] = {}
+        if reduction == "sum":  # the clean view first and alone, as in `contrastive_views`
+            id_state, entity_states, _ = self._entity_ids(feature_ids)
+            masked_id_state = self.flip.id_tower(masked_feature_ids) if use_mtm else None
+        else:
+            masked = masked_feature_ids if use_mtm else None
+            id_state, entity_states, masked_id_state = self._entity_ids(feature_ids, masked)
+        views = self._entity_views(id_state, entity_states, text) if config.icl_weight > 0 else None
+        if text.masked is not None:
+            order = text.masked.entities.argsort(stable=True)
+            pairs = MaskedPairs(*(part[order] for part in text.masked))
+            vectors = entity_states[pairs.entities, pairs.rows] if config.mlm_uses_ids else None
+            groups = torch.bincount(pairs.entities, minlength=len(config.prompt_entities)).tolist()
+            mlm = self._masked_language_modelling(pairs.states, vectors, pairs.labels, groups)
+            by_entity |= self._named("mlm", mlm.pop("by_group", {}))
+            parts |= mlm
+        if use_mtm:
+            states = mask = None
+            if config.mtm_uses_text:
+                states, mask = text.states[text.index].flatten(1, 2), text.attention_mask[text.index].flatten(1)
+            parts |= self._masked_tabular_modelling(masked_id_state, states, mask, mtm_labels, noise_uniform)
+            if not self.training:
+                by_entity |= self._mtm_by_entity(masked_id_state, text, mtm_labels)
+        if views is not None and reduction == "sum":
+            parts |= dict(zip(("id_embeds", "text_embeds"), views))
+        elif views is not None:
+            keys = self.view_keys(feature_ids, text.input_ids, text.attention_mask, text.index)
+            icl = self.contrast(*views, keys)
+            by_entity |= icl.pop("by_entity", {})
+            parts |= icl
+        return parts | ({} if self.training else {"by_entity": by_entity})
+
+    def _named(self, objective: str, by_group: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Numbers of each entity, by the names that they have in the output."""
+        names = self.config.prompt_entities
+        return {
+            f"{objective}_{entity}_{kind}": value
+            for kind, values in by_group.items()
+            for entity, value in zip(names, values)
+        }
+
+    def _mtm_by_entity(self, masked_id_state, text: EntityText, labels) -> dict[str, torch.Tensor]:
+        """MTM's accuracy on the fields of each entity, and with its prompts shifted by one row."""
+        right: dict[str, list[torch.Tensor]] = {"accuracy": []} | (
+            {"shuffled_accuracy": []} if self.config.mtm_uses_text else {}
+        )
+
+        def count(index, kept) -> torch.Tensor:
+            states = mask = None
+            if self.config.mtm_uses_text:
+                states, mask = text.states[index].flatten(1, 2), text.attention_mask[index].flatten(1)
+            vectors = self.mtm_head.represent(masked_id_state, states, mask)
+            targets = (kept != IGNORE_INDEX).sum()
+            return torch.stack([self.mtm_head.accuracy(vectors, kept) * targets, targets.float()])
+
+        for number, slots in enumerate(self.slots):
+            kept = torch.where(torch.tensor(slots, device=labels.device), labels, IGNORE_INDEX)
+            right["accuracy"].append(count(text.index, kept))
+            if self.config.mtm_uses_text:
+                index = text.index.clone()
+                index[:, number] = index[:, number].roll(1, 0)
+                right["shuffled_accuracy"].append(count(index, kept))
+        return self._named("mtm", right)
+
+    # --- masked language and masked tabular modelling
+
+    def _masked_language_modelling(self, masked_states, id_state, labels, groups=None) -> dict[str, Any]:
+        """The sum of the losses, the number of targets, and in eval mode the accuracies.
+
+        Args:
+            masked_states, id_state, labels: `(n, L, H)`, `(n, D_id)` and `(n, L)`, of n masked prompts.
+            groups: sizes of groups of neighbouring prompts; shuffled counterparts are of the same group, and the
+                accuracies of each are `by_group`.
+        """
         rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
         found = len(rows)
         count = torch.tensor(found, device=labels.device)
+        if found == 0 and len(labels) == 0:  # of a part of a batch that no prompt is paired with
+            return {"mlm_loss": masked_states.sum() * 0.0, "num_mlm_targets": count}
         # rounded up with ignored positions: a new size every step costs a new kernel, and memory that is never given
         # back
         padding = (0, -len(rows) % MLM_POSITIONS_MULTIPLE)
@@ -389,12 +704,25 @@ class FlipForPretraining(FlipPreTrainedModel):
         candidates, targets = self.mlm_head.candidates(targets)
         row_vectors = None if self.mlm_head.fuse_id is None else self.mlm_head.row_dropout(id_state)[rows]
         logits = self.mlm_head(tokens, row_vectors, candidates)
-        parts = {"mlm_loss": masked_language_loss(logits, targets), "num_mlm_targets": count}
+        parts: dict[str, Any] = {"mlm_loss": masked_language_loss(logits, targets), "num_mlm_targets": count}
         if not self.training:
-            parts["mlm_accuracy"] = (logits.argmax(-1) == targets).sum() / count.clamp(min=1)
+            right = {"accuracy": logits.argmax(-1) == targets}
             if self.mlm_head.fuse_id is not None:
-                shuffled = self.mlm_head(tokens, id_state.roll(1, 0)[rows], candidates)
-                parts["mlm_shuffled_accuracy"] = (shuffled.argmax(-1) == targets).sum() / count.clamp(min=1)
+                parted = id_state.split([len(labels)] if groups is None else groups)
+                others = torch.cat([part.roll(1, 0) for part in parted])
+                shuffled = self.mlm_head(tokens, others[rows], candidates)
+                right["shuffled_accuracy"] = shuffled.argmax(-1) == targets
+            parts |= {f"mlm_{name}": hits.sum() / count.clamp(min=1) for name, hits in right.items()}
+            if groups is not None:
+                numbers = torch.arange(len(groups), device=rows.device)
+                group_of = numbers.repeat_interleave(torch.tensor(groups, device=rows.device))[rows[:found]]
+                parts["by_group"] = {
+                    name: [
+                        torch.stack([hits[:found][group_of == number].sum(), (group_of == number).sum()]).float()
+                        for number in range(len(groups))
+                    ]
+                    for name, hits in right.items()
+                }
         return parts
 
     def _masked_tabular_modelling(
@@ -454,6 +782,8 @@ class FlipForCTR(FlipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         sample_weight: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+        text_pooled: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForCTROutput | tuple:
@@ -461,7 +791,9 @@ class FlipForCTR(FlipPreTrainedModel):
 
         Args:
             feature_ids: `(B, S)` local feature ids.
-            input_ids, attention_mask: `(B, L)` token ids, and 1 for tokens, 0 for padding.
+            input_ids, attention_mask, prompt_index: prompts in any form, see [`FlipModel.forward`].
+            text_pooled: `(P, H)` pooled states of the prompts that `prompt_index` names, where they are known: the PLM
+                then reads nothing.
             labels: `(B,)`, 1 for a click, 0 for none. `joint` sums the losses of the joint logit and of both towers.
             sample_weight: `(B,)` weights of the rows in the loss.
         """
@@ -469,20 +801,18 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.id_classifier is not None:
             if feature_ids is None:
                 raise ValueError(f"`feature_ids` is needed by strategy {self.config.strategy!r}.")
-            id_state = self.flip.encode_ids(feature_ids, input_ids, attention_mask)
+            id_state = self.flip.encode_ids(feature_ids, input_ids, attention_mask, prompt_index, text_pooled)
             parts["id_logits"] = self.id_classifier(id_state).float()
             if self.first_order is not None:
                 parts["id_logits"] = parts["id_logits"] + self.first_order(feature_ids).float().sum(1)
         if self.text_classifier is not None:
-            if attention_mask is None and input_ids is not None:
-                attention_mask = torch.ones_like(input_ids)
-            pooled = self.flip.pooled_text(input_ids, attention_mask)
-            parts["text_logits"] = self.text_classifier(self.dropout(pooled)).float()
+            text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled)
+            parts["text_logits"] = self.text_classifier(self.dropout(text_state)).float()
         heads = list(parts.values())
         if self.fusion is None:
             logits = heads[0]
         else:
-            logits, parts["id_weight"] = self.fusion(*heads, id_state, pooled, feature_ids)
+            logits, parts["id_weight"] = self.fusion(*heads, id_state, text_state, feature_ids)
             heads.insert(0, logits)
         loss = None if labels is None else click_loss(torch.cat(heads, dim=1), labels, sample_weight, self.training)
         return returned(FlipForCTROutput(loss=loss, logits=logits, **parts), self.config, return_dict)

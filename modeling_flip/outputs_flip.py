@@ -22,8 +22,11 @@ class FlipModelOutput(ModelOutput):
         id_embeds: `(B, projection_dim)`, the tabular view in the space of ICL (unit length with cosine similarity).
         text_embeds: `(B, projection_dim)`, the textual view in the same space.
         id_hidden_state: `(B, D_id)`, the ID tower's interaction vector `h_id`.
-        text_hidden_states: `(B, L, H)`, the PLM's last hidden states.
-        text_pooled: `(B, H)`, the PLM's pooled state.
+        text_hidden_states: `(B, L, H)`, the PLM's last hidden states; with entity prompts `(B, E, L, H)` in the row
+            form, `(P, L, H)` in the compact form.
+        text_pooled: `(B, H)`, the PLM's pooled state; with entity prompts `(B, E, H)` or `(P, H)`.
+        text_state: `(B, H)`, the textual view of the row: the pooled state, or the interaction of those of its
+            entities.
     """
 
     id_embeds: torch.Tensor | None = None
@@ -31,6 +34,7 @@ class FlipModelOutput(ModelOutput):
     id_hidden_state: torch.Tensor | None = None
     text_hidden_states: torch.Tensor | None = None
     text_pooled: torch.Tensor | None = None
+    text_state: torch.Tensor | None = None
 
 
 @dataclass
@@ -41,8 +45,9 @@ class FlipForPretrainingOutput(ModelOutput):
     Args:
         loss: weighted sum of the three losses.
         mlm_loss, mtm_loss: means over the masked tokens and over the masked features.
-        icl_loss: symmetric InfoNCE.
-        icl_accuracy: share of rows whose own counterpart is the most similar of the batch.
+        icl_loss: symmetric InfoNCE; with entity prompts the mean over its terms.
+        icl_accuracy: share of rows whose own counterpart is the most similar of the batch; with entity prompts of the
+            rows of the same user in the batch, where there are others.
         mlm_accuracy, mtm_accuracy: share of masked tokens, and of masked features among all values of their field,
             ranked first, or among the first n where n values of the field were masked (in eval mode only: ranking costs
             as much as a
@@ -51,7 +56,10 @@ class FlipForPretrainingOutput(ModelOutput):
             mode only): what is recovered without the counterpart. Only the gap to the true accuracy is alignment. None
             where the objective does not see the other modality.
         num_mlm_targets, num_mtm_targets: how many tokens and features the means are over.
-        id_embeds, text_embeds: `(B, projection_dim)`, what ICL compares; with `reduction="sum"` only.
+        id_embeds, text_embeds: `(B, V, projection_dim)`, the views that ICL compares; with `reduction="sum"` only.
+        by_entity: with entity prompts in eval mode, `{objective}_{entity}_accuracy`, `..._shuffled_accuracy` (with that
+            entity's counterparts shifted by one) and `icl_within_user_accuracy` -> how many were right and of how many,
+            `(2,)`.
     """
 
     loss: torch.Tensor | None = None
@@ -67,6 +75,7 @@ class FlipForPretrainingOutput(ModelOutput):
     num_mtm_targets: torch.Tensor | None = None
     id_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
+    by_entity: dict[str, torch.Tensor] | None = None
 
 
 @dataclass

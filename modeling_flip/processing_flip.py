@@ -18,10 +18,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
-from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
-from .configuration_flip import FlipConfig  # noqa: F401  which says what transformers is needed
+from .columns_flip import Column, RowError, Value, canonical_label, distinct_rows, raw_columns, read_columns
+from .configuration_flip import PROMPTS  # which also says what transformers is needed
 from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
-from .fields_flip import FlipField
+from .fields_flip import FlipField, check_choice
 
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
 MAX_CACHED_VALUES = 100_000
@@ -114,29 +114,128 @@ class PromptTableBuilder:
         return PromptTable(tokens, offsets, self.num_fields, pad_token_id)
 
 
+class RowPrompts:
+    """The prompts of rows that have one each, as entries of a [`PromptTable`].
+
+    Attributes:
+        table: the pieces that prompts are composed of.
+        entries: `(N, text fields)` int32 entries of it.
+        lengths: `(N,)` int32 tokens of each prompt.
+    """
+
+    def __init__(self, table: PromptTable, entries: np.ndarray, lengths: np.ndarray | None = None):
+        self.table, self.entries = table, entries
+        self.lengths: np.ndarray | None = table.lengths(entries) if lengths is None else lengths
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All tokens that prompts have, some of them several times."""
+        return self.table.tokens
+
+    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`input_ids`, `attention_mask` and `token_fields` of those rows, `(rows, L)` each."""
+        return self.table.compose(self.entries[rows])
+
+
+class EntityPrompts:
+    """The prompts of rows that share them: each distinct prompt is kept once, as its tokens.
+
+    Attributes:
+        tokens, token_fields: `(all tokens,)` of the prompts, one behind the other: int32 token ids, and int16 numbers
+            of the text field that a token is of, -1 for none.
+        offsets: `(P + 1,)`: prompt p has the tokens `offsets[p]` to `offsets[p + 1]`.
+        index: `(N, E)` int32, the prompt of each row and entity.
+    """
+
+    lengths: np.ndarray | None = None  # of rows: batches are not grouped by length, as rows share their prompts
+
+    def __init__(
+        self, tokens: np.ndarray, token_fields: np.ndarray, offsets: np.ndarray, index: np.ndarray, pad_token_id: int
+    ):
+        self.tokens, self.token_fields, self.offsets, self.index = tokens, token_fields, offsets, index
+        self.pad_token_id = pad_token_id
+
+    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The compact form of those rows: `input_ids`, `attention_mask` and `token_fields` of their distinct prompts
+        `(P, L)`, and `prompt_index` `(rows, E)`."""
+        numbers, index = np.unique(self.index[rows], return_inverse=True)
+        starts, ends = self.offsets[numbers], self.offsets[numbers + 1]
+        lengths = ends - starts
+        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        places = (starts[:, None] + np.arange(mask.shape[1]))[mask]
+        input_ids = np.full(mask.shape, self.pad_token_id, np.int64)
+        token_fields = np.full(mask.shape, NO_FIELD, np.int64)
+        input_ids[mask], token_fields[mask] = self.tokens[places], self.token_fields[places]
+        prompts = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_fields": token_fields}
+        return prompts | {"prompt_index": index.reshape(len(rows), -1).astype(np.int64)}
+
+
+class EntityPromptsBuilder:
+    """Grows the distinct prompts part by part of the rows. Prompts are the same where their tokens are.
+
+    Args:
+        builders: of each entity's pieces.
+        fields: of each entity the names of its text fields, and their numbers among all text fields.
+        pad_token_id: what prompts are padded with.
+    """
+
+    def __init__(self, builders: list[PromptTableBuilder], fields: list[dict[str, int]], pad_token_id: int):
+        self.builders, self.fields, self.pad_token_id = builders, fields, pad_token_id
+        self.tokens, self.token_fields, self.offsets = array("i"), array("h"), array("q", [0])
+        self.of_entries: list[dict[bytes, int]] = [{} for _ in builders]
+        self.of_tokens: dict[bytes, int] = {}
+
+    def add(self, columns: dict[str, Column]) -> np.ndarray:
+        """The prompt of each row and entity, `(rows, E)` int32."""
+        index = []
+        for builder, fields, known in zip(self.builders, self.fields, self.of_entries):
+            entries = builder.add([columns[name] for name in fields])
+            first, row_kinds = distinct_rows(entries, int(entries.max(initial=0)) + 1)
+            kinds = np.ascontiguousarray(entries[first])
+            keys = [kind.tobytes() for kind in kinds]
+            new = [number for number, key in enumerate(keys) if key not in known]
+            if new:
+                composed = builder.table(0).compose(kinds[new])
+                fields_of = np.array([*fields.values(), NO_FIELD], np.int16)[composed["token_fields"]]
+                for row, number in enumerate(new):
+                    kept = composed["attention_mask"][row] == 1
+                    known[keys[number]] = self._prompt(composed["input_ids"][row, kept], fields_of[row, kept])
+            index.append(np.array([known[key] for key in keys], np.int32)[row_kinds])
+        return np.stack(index, axis=1)
+
+    def _prompt(self, tokens: np.ndarray, fields: np.ndarray) -> int:
+        tokens = tokens.astype(np.int32)
+        number = self.of_tokens.setdefault(tokens.tobytes(), len(self.of_tokens))
+        if number == len(self.offsets) - 1:
+            self.tokens.extend(tokens.tolist())
+            self.token_fields.extend(fields.tolist())
+            self.offsets.append(len(self.tokens))
+        return number
+
+    def prompts(self, index: np.ndarray) -> EntityPrompts:
+        """All prompts so far, with those of rows."""
+        arrays = ((self.tokens, np.int32), (self.token_fields, np.int16), (self.offsets, np.int64))
+        return EntityPrompts(*(np.array(values, kind) for values, kind in arrays), index, self.pad_token_id)
+
+
 class EncodedRows:
     """Rows as integers: batches are gathered from them, nothing is tokenised again.
 
     Attributes:
         feature_ids: `(N, slots)` int32.
-        prompt_table, entries: the prompts' [`PromptTable`] and `(N, text fields)` int32 entries of it, or None.
-        lengths: `(N,)` int32 tokens of each prompt, or None.
+        prompts: the textual view, or None.
     """
 
-    def __init__(
-        self,
-        feature_ids: np.ndarray,
-        prompt_table: PromptTable | None = None,
-        entries: np.ndarray | None = None,
-        lengths: np.ndarray | None = None,
-    ):
-        self.feature_ids = feature_ids.astype(np.int32, copy=False)
-        self.prompt_table, self.entries, self.lengths = prompt_table, entries, lengths
-        if prompt_table is not None and lengths is None:
-            self.lengths = prompt_table.lengths(entries)
+    def __init__(self, feature_ids: np.ndarray, prompts: RowPrompts | EntityPrompts | None = None):
+        self.feature_ids, self.prompts = feature_ids.astype(np.int32, copy=False), prompts
 
     def __len__(self) -> int:
         return len(self.feature_ids)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """`(N,)` int32 tokens of each row's prompt; None without prompts, and where rows share them."""
+        return None if self.prompts is None else self.prompts.lengths
 
     def order(self) -> np.ndarray:
         """The rows by falling length of their prompts, `(N,)`: neighbours pad little, and too large a batch fails at
@@ -144,9 +243,9 @@ class EncodedRows:
         return np.arange(len(self)) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """`feature_ids`, and with prompts `input_ids`, `attention_mask` and `token_fields`, of those rows."""
+        """`feature_ids` of those rows, and their prompts, see [`RowPrompts.batch`] and [`EntityPrompts.batch`]."""
         batch = {"feature_ids": self.feature_ids[rows].astype(np.int64)}
-        return batch if self.entries is None else batch | self.prompt_table.compose(self.entries[rows])
+        return batch if self.prompts is None else batch | self.prompts.batch(rows)
 
 
 def _spread(rows: int) -> np.ndarray:
@@ -163,6 +262,7 @@ class FlipProcessor(ProcessorMixin):
         max_length: longest prompt in tokens that the PLM takes; the tokenizer's own limit when `None`.
         label: column of the clicks (0 or 1), read where rows have it.
         weight: column of the rows' weights, read where rows have it.
+        prompts: one prompt a `row`, or one for each `entity` of a row; as of the model's [`FlipConfig`].
 
     Raises:
         ValueError: no text field for a tokenizer, or the template and the fields' budgets exceed `max_length`.
@@ -178,6 +278,7 @@ class FlipProcessor(ProcessorMixin):
         label: str = "label",
         weight: str | None = None,
         id_only: bool | None = None,
+        prompts: str = "row",
         **kwargs,
     ):
         # not through the base class, which demands every attribute: an ID-only processor has no tokenizer
@@ -186,10 +287,11 @@ class FlipProcessor(ProcessorMixin):
             self.check_argument_for_proper_class("tokenizer", tokenizer)
         self.chat_template = None
         self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
-        self.label, self.weight = label, weight
+        check_choice("FlipProcessor", "prompts", prompts, PROMPTS)
+        self.label, self.weight, self.prompts = label, weight, prompts
         self.id_only = tokenizer is None  # saved: loading is decided by it, never by a failed attempt
         self.max_length, self._taken_for_special = max_length, []
-        self._cache: dict[tuple[int, Value], list[int]] = {}
+        self._cache: dict[tuple[str, Value], list[int]] = {}
         if tokenizer is not None:
             limits = [
                 limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9
@@ -199,7 +301,7 @@ class FlipProcessor(ProcessorMixin):
                 tokenizer.convert_tokens_to_ids(t): t for t in tokenizer.all_special_tokens if t != tokenizer.unk_token
             }
             self._taken_for_special = [t for t in special.values() if set(self._tokenize([t])[0]) & set(special)]
-            self._template = self._tokenize_template()
+            self._templates = [self._tokenize_template(fields) for fields in self.prompt_fields]
             self._check_length()
 
     # --- building
@@ -223,7 +325,7 @@ class FlipProcessor(ProcessorMixin):
             tokenizer: the PLM's; `None` for ID-only.
             min_frequency: values in fewer rows get no id of their own.
             hash_user_values: store keyed hashes of the values of the user's fields, see [`FlipFeatureExtractor`].
-            kwargs: `max_length`, `label`, `weight`.
+            kwargs: `max_length`, `label`, `weight`, `prompts`.
 
         Raises:
             ValueError: a column is missing or a value has another type; or the composed token ids of a sample of rows
@@ -264,8 +366,16 @@ class FlipProcessor(ProcessorMixin):
         return [field for field in self.feature_extractor.all_fields if field.on_text_side]
 
     @property
+    def prompt_fields(self) -> list[list[FlipField]]:
+        """The fields of each of a row's prompts: all text fields in one, or those of each entity."""
+        if self.prompts == "row":
+            return [self.text_fields]
+        entities = dict.fromkeys(field.entity for field in self.text_fields)
+        return [[field for field in self.text_fields if field.entity == entity] for entity in entities]
+
+    @property
     def model_input_names(self) -> list[str]:
-        return ["feature_ids"] if self.id_only else ["feature_ids", "input_ids", "attention_mask"]
+        return ["feature_ids"] + ([] if self.id_only else ["input_ids", "attention_mask", "token_fields"])
 
     def without_tokenizer(self) -> "FlipProcessor":
         """The same processor for an ID-only model."""
@@ -273,11 +383,13 @@ class FlipProcessor(ProcessorMixin):
 
     # --- prompts
 
-    def prompt(self, values: Sequence[Value]) -> str:
-        """The prompt of one row as text, from the canonical values of the text fields."""
-        return " ; ".join(
-            f"{field.wording} is {self.value_text(field, value)}" for field, value in zip(self.text_fields, values)
-        )
+    def prompt_texts(self, values: Sequence[Value]) -> list[str]:
+        """The prompts of one row as text, from the canonical values of the text fields: one, or one an entity."""
+        words = {
+            field.name: f"{field.wording} is {self.value_text(field, value)}"
+            for field, value in zip(self.text_fields, values)
+        }
+        return [" ; ".join(words[field.name] for field in fields) for fields in self.prompt_fields]
 
     def value_text(self, field: FlipField, value: Value) -> str:
         """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
@@ -297,66 +409,79 @@ class FlipProcessor(ProcessorMixin):
             verbose=False,
         )["input_ids"]
 
-    def _tokenize_template(self) -> list[list[int]]:
-        """What stands before each value, and the end."""
-        if not self.text_fields:
+    def _tokenize_template(self, fields: list[FlipField]) -> list[list[int]]:
+        """What stands before each value of a prompt, and the end."""
+        if not fields:
             raise ValueError("no field is on the text side; a PLM needs at least one field with 'text' in its `sides`.")
         probe = self._tokenize(["a"])[0]
         whole = self.tokenizer("a")["input_ids"]
         position = next(i for i in range(len(whole) + 1) if whole[i : i + len(probe)] == probe)
         prefix, suffix = whole[:position], whole[position + len(probe) :]
-        wordings = [field.wording for field in self.text_fields]
+        wordings = [field.wording for field in fields]
         pieces = self._tokenize([f"{wordings[0]} is", *(f" ; {wording} is" for wording in wordings[1:])])
         return [prefix + pieces[0], *pieces[1:], suffix]
 
     def _check_length(self) -> None:
-        template, budgets = sum(map(len, self._template)), [field.max_tokens for field in self.text_fields]
-        if self.max_length is not None and template + sum(budgets) > self.max_length:
-            listed = ", ".join(f"{field.name} {field.max_tokens}" for field in self.text_fields)
-            raise ValueError(
-                f"the prompt's template ({template} tokens) and the fields' budgets ({listed}) exceed the PLM's "
-                f"maximum of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
-            )
+        for pieces, fields in zip(self._templates, self.prompt_fields):
+            template, budget = sum(map(len, pieces)), sum(field.max_tokens for field in fields)
+            if self.max_length is not None and template + budget > self.max_length:
+                listed = ", ".join(f"{field.name} {field.max_tokens}" for field in fields)
+                raise ValueError(
+                    f"the prompt's template ({template} tokens) and the fields' budgets ({listed}) exceed the PLM's "
+                    f"maximum of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
+                )
 
-    def _value_tokens(self, number: int, values: Sequence[Value], budget: int) -> list[list[int]]:
-        field = self.text_fields[number]
+    def _value_tokens(self, field: FlipField, values: Sequence[Value], budget: int | None) -> list[list[int]]:
         words = [" " + self.value_text(field, value) for value in values]
         return [tokens[:budget] for tokens in self._tokenize(words)] if words else []
 
-    def _cached_tokens(self, field: int, values: Sequence[Value], budget: int) -> list[list[int]]:
-        new = [value for value in values if (field, value) not in self._cache]
+    def _cached_tokens(self, field: FlipField, values: Sequence[Value], budget: int | None) -> list[list[int]]:
+        new = [value for value in values if (field.name, value) not in self._cache]
         if len(self._cache) + len(new) > MAX_CACHED_VALUES:
             self._cache.clear()
             new = list(values)
         tokens = dict(zip(new, self._value_tokens(field, new, budget)))
         if len(new) <= MAX_CACHED_VALUES:
-            self._cache.update({(field, value): ids for value, ids in tokens.items()})
-        return [tokens[value] if value in tokens else self._cache[field, value] for value in values]
+            self._cache.update({(field.name, value): ids for value, ids in tokens.items()})
+        return [tokens[value] if value in tokens else self._cache[field.name, value] for value in values]
 
-    def prompt_table_builder(self, cached: bool = False, truncate: bool = True) -> PromptTableBuilder:
-        """An empty table of this template, values cut to their fields' budgets.
+    def piece_builders(self, cached: bool = False, truncate: bool = True) -> list[PromptTableBuilder]:
+        """An empty table for each of a row's prompts, with its template; values are cut to their fields' budgets.
 
         Args:
             cached: keep the tokens of values for the next table (for few rows at a time).
             truncate: False leaves values whole.
         """
-        tokenize, budgets = (
-            self._cached_tokens if cached else self._value_tokens,
-            [field.max_tokens for field in self.text_fields],
-        )
-        return PromptTableBuilder(
-            self._template, lambda field, values: tokenize(field, values, budgets[field] if truncate else None)
-        )
+        tokenize = self._cached_tokens if cached else self._value_tokens
 
-    def prompt_entries(self, builder: PromptTableBuilder, columns: dict[str, Column]) -> np.ndarray:
-        """Each row's entries in the builder's table, `(rows, T)` int32; new values are added to it."""
-        return builder.add([columns[field.name] for field in self.text_fields])
+        def reader(fields: list[FlipField]):
+            return lambda number, values: tokenize(
+                fields[number], values, fields[number].max_tokens if truncate else None
+            )
 
-    def prompt_table(self, columns: dict[str, Column], cached: bool = False, truncate: bool = True):
-        """The ragged table of the columns' distinct values, and each row's entries in it `(rows, T)`."""
-        builder = self.prompt_table_builder(cached, truncate)
-        entries = self.prompt_entries(builder, columns)
-        return builder.table(self.tokenizer.pad_token_id), entries
+        return [
+            PromptTableBuilder(pieces, reader(fields)) for pieces, fields in zip(self._templates, self.prompt_fields)
+        ]
+
+    def entity_prompts_builder(self, cached: bool = False) -> EntityPromptsBuilder:
+        """No prompts yet; see [`EntityPromptsBuilder`]. `cached` as of `piece_builders`."""
+        numbers = {field.name: number for number, field in enumerate(self.text_fields)}
+        fields = [{field.name: numbers[field.name] for field in fields} for fields in self.prompt_fields]
+        return EntityPromptsBuilder(self.piece_builders(cached), fields, self.pad_token_id)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What prompts are padded with; attention never sees it."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    def encode_prompts(self, columns: dict[str, Column], cached: bool = False) -> RowPrompts | EntityPrompts:
+        """The prompts of rows; `cached` as of `piece_builders`."""
+        if self.prompts == "entity":
+            builder = self.entity_prompts_builder(cached)
+            return builder.prompts(builder.add(columns))
+        (pieces,) = self.piece_builders(cached)
+        entries = pieces.add([columns[field.name] for field in self.text_fields])
+        return RowPrompts(pieces.table(self.pad_token_id), entries)
 
     def check_composition(
         self, columns: dict[str, Column], picked: Sequence[int] | np.ndarray, numbers: Sequence[int] | np.ndarray
@@ -375,20 +500,26 @@ class FlipProcessor(ProcessorMixin):
         for name in [field.name for field in self.text_fields]:
             used, codes = np.unique(columns[name].codes[picked], return_inverse=True)
             few[name] = Column([columns[name].values[code] for code in used], codes)
-        table, entries = self.prompt_table(few, truncate=False)
-        composed = table.compose(entries)
-        for i, row in enumerate(numbers):
-            prompt = self.prompt([column.values[column.codes[i]] for column in few.values()])
-            expected = self.tokenizer(prompt, split_special_tokens=True, truncation=False, verbose=False)["input_ids"]
-            got = composed["input_ids"][i][composed["attention_mask"][i] == 1].tolist()
-            if got != list(expected):
-                at = next((j for j, (a, b) in enumerate(zip(got, expected)) if a != b), min(len(got), len(expected)))
-                convert = self.tokenizer.convert_ids_to_tokens
-                raise ValueError(
-                    f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of {prompt!r} "
-                    f"is {convert(got[at : at + 3])} in pieces and {convert(list(expected)[at : at + 3])} as a whole. "
-                    "This tokenizer joins text across spaces; use a PLM whose tokenizer does not."
-                )
+        texts = [
+            self.prompt_texts([column.values[column.codes[i]] for column in few.values()]) for i in range(len(numbers))
+        ]
+        for which, (pieces, fields) in enumerate(zip(self.piece_builders(truncate=False), self.prompt_fields)):
+            entries = pieces.add([few[field.name] for field in fields])
+            composed = pieces.table(self.pad_token_id).compose(entries)
+            for i, row in enumerate(numbers):
+                got = composed["input_ids"][i][composed["attention_mask"][i] == 1].tolist()
+                self._compare(got, texts[i][which], row)
+
+    def _compare(self, got: list[int], prompt: str, row: int) -> None:
+        expected = list(self.tokenizer(prompt, split_special_tokens=True, truncation=False, verbose=False)["input_ids"])
+        if got != expected:
+            at = next((j for j, (a, b) in enumerate(zip(got, expected)) if a != b), min(len(got), len(expected)))
+            convert = self.tokenizer.convert_ids_to_tokens
+            raise ValueError(
+                f"prompts do not compose with {type(self.tokenizer).__name__}: row {row}, token {at} of {prompt!r} "
+                f"is {convert(got[at : at + 3])} in pieces and {convert(expected[at : at + 3])} as a whole. "
+                "This tokenizer joins text across spaces; use a PLM whose tokenizer does not."
+            )
 
     # --- rows to inputs
 
@@ -402,15 +533,18 @@ class FlipProcessor(ProcessorMixin):
             return_tensors: `"pt"`, or `"np"` or `None` for arrays.
 
         Returns:
-            `feature_ids` `(B, S)`; with a tokenizer `input_ids` and `attention_mask` `(B, L)`; `labels` and
-            `sample_weight` `(B,)` where the rows have these columns.
+            `feature_ids` `(B, S)`; with a tokenizer `input_ids`, `attention_mask`, and `token_fields`: the number of
+            the text field that a token is of, -1 for none (pretraining masks fields), `(B, L)`, or `(B, E, L)` with
+            entity prompts, one prompt an entity; `labels` and `sample_weight` `(B,)` where the rows have these columns.
 
         Raises:
             ValueError: a column is missing, or a value has another type: names column and row.
         """
         encoded = self.encode(rows, cached=True)
-        composed = encoded.batch(np.arange(len(encoded)))
-        batch = {name: composed[name] for name in self.model_input_names}
+        batch = encoded.batch(np.arange(len(encoded)))
+        index = batch.pop("prompt_index", None)
+        if index is not None:  # a prompt for each row: what is cut or joined along the rows stays right
+            batch |= {name: batch[name][index] for name in ("input_ids", "attention_mask", "token_fields")}
         labels, weights = self.read_targets(rows)
         if labels is not None:
             batch["labels"] = labels
@@ -427,7 +561,7 @@ class FlipProcessor(ProcessorMixin):
         """
         columns = self.feature_extractor.read(rows)
         feature_ids = self.feature_extractor.encode(columns)
-        return EncodedRows(feature_ids, *(self.prompt_table(columns, cached) if prompts and not self.id_only else ()))
+        return EncodedRows(feature_ids, self.encode_prompts(columns, cached) if prompts and not self.id_only else None)
 
     def read_targets(self, rows: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clicks `(rows,)` int64 and weights `(rows,)` float32, None where the rows have no such column.
@@ -462,6 +596,7 @@ class FlipProcessor(ProcessorMixin):
             "label": self.label,
             "weight": self.weight,
             "id_only": self.id_only,
+            "prompts": self.prompts,
             "processor_class": type(self).__name__,
         } | ({"auto_map": self.auto_map} if hasattr(self, "auto_map") else {})
 

@@ -19,11 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
-from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.processing_flip import (
+    EntityPrompts,
+    EntityPromptsBuilder,
+    FlipProcessor,
+    PromptTable,
+    PromptTableBuilder,
+)
 
 logger = logging.getLogger("flip_ctr")
 
-FORMAT = 1  # of the files, and of how rows are encoded
+FORMAT = 2  # of the files, and of how rows are encoded
 KEPT = 4  # encoded forms of one split that are kept: the last ones used
 LIST = "arrays.json"  # names of the arrays; the last file to be written
 OF_SAVING = (
@@ -55,6 +61,7 @@ def processor_digest(processor: FlipProcessor, prompts: bool) -> str:
     add("targets", [processor.label, processor.weight])
     if prompts:
         add("tokenizer", _tokenizer_state(processor.tokenizer))
+        add("prompts", processor.prompts)
     return digest.hexdigest()
 
 
@@ -91,7 +98,10 @@ class _NpyWriter:
 def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Path, part_rows: int) -> None:
     """Writes the split's arrays; memory is that of a part and of the distinct values."""
     extractor, user_column = processor.feature_extractor, rows.schema.user_column
-    builder = processor.prompt_table_builder() if prompts else None
+    builder: EntityPromptsBuilder | PromptTableBuilder | None = None
+    if prompts:
+        by_entity = processor.prompts == "entity"
+        builder = processor.entity_prompts_builder() if by_entity else processor.piece_builders()[0]
     users: dict = {}
     writers: dict[str, _NpyWriter] = {}
 
@@ -101,8 +111,10 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
         arrays = {"feature_ids": extractor.encode(columns).astype(np.int32), "labels": labels, "weights": weights}
         if labels is not None:
             arrays["labels"] = labels.astype(np.int8)
-        if builder is not None:
-            arrays["entries"] = processor.prompt_entries(builder, columns)
+        if isinstance(builder, EntityPromptsBuilder):
+            arrays["index"] = builder.add(columns)
+        elif builder is not None:
+            arrays["entries"] = builder.add([columns[field.name] for field in processor.text_fields])
             arrays["lengths"] = builder.lengths(arrays["entries"])
         if user_column:
             codes = part.column(user_column).combine_chunks().dictionary_encode()
@@ -122,8 +134,14 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
         for writer in writers.values():
             writer.close()
     if builder is not None:
-        table = builder.table(0)
-        for name, array in (("tokens", table.tokens), ("offsets", table.offsets)):
+        names = ("tokens", "offsets")
+        table: PromptTable | EntityPrompts
+        if isinstance(builder, EntityPromptsBuilder):
+            table, names = builder.prompts(np.empty(0, np.int32)), (*names, "token_fields")
+        else:
+            table = builder.table(0)
+        for name in names:
+            array = getattr(table, name)
             writer = _NpyWriter(folder / f"{name}.npy", len(array))
             writer.write(array)
             writer.close()

@@ -1,8 +1,12 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Collators: batches of [`EncodedDataset`] -> model inputs, with the masks of pretraining.
+"""Collators: batches of [`EncodedDataset`], or a list of features, -> model inputs, with the masks of pretraining.
 
-Every random choice is a pure function of (seed, epoch, row), so that resuming and many processes see the same ones.
+In the training loop of this package every random choice is a pure function of (seed, epoch, row), or of (seed, epoch,
+prompt), so that resuming and many processes see the same ones. A list of features, as `transformers.Trainer` has it,
+names no rows and no epoch: choices then follow from torch's random state, which a Trainer saves and restores.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +14,12 @@ import torch
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.modeling_flip.processing_flip import NO_FIELD, FlipProcessor
+from flip_ctr.modeling_flip.prompts_flip import prompt_keys
 
 MASK_UNITS = ("field", "entity", "token")
 # independent streams of random numbers for one row
-TEXT_MASK, ID_MASK, UNKNOWN, NOISE = range(4)
+TEXT_MASK, ID_MASK, UNKNOWN, NOISE, PAIRS = range(5)
+PROMPT_ARRAYS = ("input_ids", "attention_mask", "token_fields")
 
 
 def row_uniform(seed: int, epoch: int, stream: int, rows: np.ndarray, columns: int) -> np.ndarray:
@@ -42,9 +48,21 @@ def pick(uniform: np.ndarray, eligible: np.ndarray, ratio: float) -> np.ndarray:
     return (order < wanted[:, None]) & eligible
 
 
+def first_of_each(numbers: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Of all places with the same number the one of the lowest score: bool, of the shape of both."""
+    order = np.lexsort((scores.ravel(), numbers.ravel()))
+    _, first = np.unique(numbers.ravel()[order], return_index=True)
+    chosen = np.zeros(numbers.size, bool)
+    chosen[order[first]] = True
+    return chosen.reshape(numbers.shape)
+
+
 class FlipCollator:
-    """Batches of [`EncodedDataset`] -> `feature_ids`, and where there are any `input_ids`, `attention_mask`, `labels`,
-    `sample_weight`, as tensors.
+    """Batches of [`EncodedDataset`], or lists of what [`FlipProcessor`] makes of rows -> `feature_ids`, and where there
+    are any `input_ids`, `attention_mask`, `labels`, `sample_weight`, as tensors.
+
+    Entity prompts are in the compact form (`prompt_index`) in batches of an `EncodedDataset`, and in the row form in a
+    list's, which a `Trainer` may cut along the rows. Prompts are padded to the longest of the batch.
 
     Args:
         processor: names the fields.
@@ -54,7 +72,7 @@ class FlipCollator:
     """
 
     def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0):
-        self.seed, self.epoch, self.unk_rate = seed, 0, unk_rate
+        self.seed, self.epoch, self.unk_rate, self.processor = seed, 0, unk_rate, processor
         self.id_fields = [field for field in processor.feature_extractor.all_fields if field.on_id_side]
         self.slot_fields = np.array(processor.feature_extractor.slot_fields)  # (S,)
         keys = [
@@ -80,13 +98,42 @@ class FlipCollator:
             self.drop_keys(batch)
         return {name: values for name, values in batch.items() if name not in ("rows", "token_fields")}
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    def read_features(self, features: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """A list of features as a batch: prompts padded to the longest, and labels and weights as the model's."""
+        batch: dict[str, np.ndarray] = {"rows": np.arange(len(features))}
+        for name in features[0]:
+            values = [np.asarray(feature[name]) for feature in features]
+            if name in PROMPT_ARRAYS:
+                batch[name] = self._padded(name, values)
+            elif name in ("feature_ids", "labels", "sample_weight"):
+                batch[name] = np.stack(values).astype(np.float32 if name == "sample_weight" else np.int64)
+        if "attention_mask" in batch:
+            longest = batch["attention_mask"].sum(-1).max(initial=0)
+            batch |= {name: batch[name][..., :longest] for name in PROMPT_ARRAYS if name in batch}
+        return batch
+
+    def _padded(self, name: str, values: list[np.ndarray]) -> np.ndarray:
+        filler = {"input_ids": self.processor.pad_token_id, "attention_mask": 0, "token_fields": NO_FIELD}[name]
+        longest = max(value.shape[-1] for value in values)
+        padded = np.full((len(values), *values[0].shape[:-1], longest), filler, np.int64)
+        for row, value in zip(padded, values):
+            row[..., : value.shape[-1]] = value
+        return padded
+
+    def __call__(self, batch: dict[str, np.ndarray] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if isinstance(batch, list):
+            self.epoch = int(torch.randint(2**62, ()))  # another one each time, as of (seed, epoch)
+            batch = self.read_features(batch)
         return {name: torch.from_numpy(values) for name, values in self.arrays(batch).items()}
 
 
 class FlipPretrainingCollator(FlipCollator):
     """Adds the masked views: `masked_input_ids`, `mlm_labels`, `masked_feature_ids`, `mtm_labels`, and `noise_uniform`,
     the random numbers of MTM's noise. Labels are left out.
+
+    Of entity prompts each distinct one of a batch is masked once, by field, and paired with one of its rows, from whose
+    ids MLM predicts: `mlm_pairs` and the numbers that it was drawn by, `mlm_scores`, `(B, E)`, in the compact form; in
+    the row form all other places have no `mlm_labels`.
 
     Args:
         text_mask_ratio, id_mask_ratio: share of the units to mask in each view, at least one a row; None leaves the
@@ -120,7 +167,10 @@ class FlipPretrainingCollator(FlipCollator):
                 raise ValueError(f"{name} must lie between 0 and 1; got {ratio}.")
         self.text_mask_ratio, self.id_mask_ratio, self.mask_unit = text_mask_ratio, id_mask_ratio, mask_unit
         self.num_noise = num_noise
-        self.text_groups = self._groups(processor.text_fields)
+        self.by_entity = processor.prompts == "entity" and not processor.id_only
+        # of a prompt of one entity an entity mask would leave nothing
+        text_fields = processor.text_fields
+        self.text_groups = np.arange(len(text_fields)) if self.by_entity else self._groups(text_fields)
         self.id_groups = self._groups(self.id_fields)
 
     def _groups(self, fields) -> np.ndarray:
@@ -137,18 +187,32 @@ class FlipPretrainingCollator(FlipCollator):
         uniform = row_uniform(self.seed, self.epoch, stream, rows, len(members))
         return (pick(uniform, group_eligible, ratio) @ members) & eligible
 
-    def mask_text(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        rows, token_fields = batch["rows"], batch["token_fields"]
+    def mask_text(self, batch: dict[str, np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The masked view of prompts `(n, L)` and its labels; choices follow from `rows` `(n,)`."""
+        token_fields, input_ids = (batch[name].reshape(len(rows), -1) for name in ("token_fields", "input_ids"))
         is_value = token_fields != NO_FIELD
         if self.mask_unit == "token":
             uniform = row_uniform(self.seed, self.epoch, TEXT_MASK, rows, token_fields.shape[1])
             masked = pick(uniform, is_value, self.text_mask_ratio)
         else:
-            has_tokens = (token_fields[:, :, None] == np.arange(len(self.text_groups))).any(1)  # (B, T)
+            has_tokens = (token_fields[:, :, None] == np.arange(len(self.text_groups))).any(1)  # (n, T)
             picked = self.pick_fields(TEXT_MASK, rows, has_tokens, self.text_groups, self.text_mask_ratio)
             masked = np.take_along_axis(picked, np.where(is_value, token_fields, 0), 1) & is_value
-        input_ids = batch["input_ids"]
         return np.where(masked, self.mask_token_id, input_ids), np.where(masked, input_ids, IGNORE_INDEX)
+
+    def mask_entity_prompts(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The masked view of entity prompts in either form, and which row each is predicted from."""
+        shape, tensors = batch["input_ids"].shape, (batch["input_ids"], batch["attention_mask"])
+        keys = prompt_keys(*map(torch.from_numpy, tensors)).numpy()
+        numbers = batch.get("prompt_index", keys)
+        scores = row_uniform(self.seed, self.epoch, PAIRS, batch["rows"], numbers.shape[1])
+        pairs = first_of_each(numbers, scores)
+        masked, labels = (part.reshape(shape) for part in self.mask_text(batch, keys.ravel()))
+        if "prompt_index" in batch:
+            pairing = {"mlm_pairs": pairs, "mlm_scores": scores}
+        else:
+            pairing, labels = {}, np.where(pairs[..., None], labels, IGNORE_INDEX)
+        return {"masked_input_ids": masked, "mlm_labels": labels} | pairing
 
     def mask_ids(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         feature_ids = batch["feature_ids"]  # (B, S)
@@ -166,7 +230,10 @@ class FlipPretrainingCollator(FlipCollator):
         arrays.pop("labels", None)
         arrays.pop("sample_weight", None)
         if self.text_mask_ratio is not None:
-            arrays["masked_input_ids"], arrays["mlm_labels"] = self.mask_text(batch)
+            if self.by_entity:
+                arrays |= self.mask_entity_prompts(batch)
+            else:
+                arrays["masked_input_ids"], arrays["mlm_labels"] = self.mask_text(batch, batch["rows"])
         if self.id_mask_ratio is not None:
             arrays["masked_feature_ids"], arrays["mtm_labels"] = self.mask_ids(batch)
             columns = len(self.slot_fields) * self.num_noise

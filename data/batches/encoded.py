@@ -8,14 +8,14 @@ from torch.utils.data import Dataset
 
 from flip_ctr.data.batches.cache import cached_split, read_cache
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
-from flip_ctr.modeling_flip.processing_flip import EncodedRows, FlipProcessor, PromptTable
+from flip_ctr.modeling_flip.processing_flip import EncodedRows, EntityPrompts, FlipProcessor, PromptTable, RowPrompts
 
 
 def gather_batch(
     encoded: EncodedRows, labels: np.ndarray | None, weights: np.ndarray | None, picked: np.ndarray, numbers: np.ndarray
 ) -> dict[str, np.ndarray]:
     """A batch of the picked rows: `rows` (their numbers in the split, which masks and noise follow from),
-    `feature_ids`, and where there are any `input_ids`, `attention_mask`, `token_fields`, `labels`, `sample_weight`."""
+    `feature_ids`, and where there are any the prompts (see [`EncodedRows.batch`]), `labels`, `sample_weight`."""
     batch = {"rows": numbers} | encoded.batch(picked)
     if labels is not None:
         batch["labels"] = labels[picked].astype(np.int64)
@@ -58,11 +58,15 @@ class EncodedDataset(Dataset):
         if arrays is None:
             raise OSError(f"{self._folder}: the encoded rows are no longer there, or damaged; start again")
         self.labels, self.weights, self.users = (arrays.get(name) for name in ("labels", "weights", "users"))
-        prompt = ()
-        if "entries" in arrays:
-            fields, pad = arrays["entries"].shape[1], self.processor.tokenizer.pad_token_id
-            prompt = PromptTable(arrays["tokens"], arrays["offsets"], fields, pad), arrays["entries"], arrays["lengths"]
-        self.encoded = EncodedRows(arrays["feature_ids"], *prompt)
+        prompts: RowPrompts | EntityPrompts | None = None
+        if "index" in arrays:
+            parts = (arrays[name] for name in ("tokens", "token_fields", "offsets", "index"))
+            prompts = EntityPrompts(*parts, self.processor.pad_token_id)
+        elif "entries" in arrays:
+            fields = arrays["entries"].shape[1]
+            table = PromptTable(arrays["tokens"], arrays["offsets"], fields, self.processor.pad_token_id)
+            prompts = RowPrompts(table, arrays["entries"], arrays["lengths"])
+        self.encoded = EncodedRows(arrays["feature_ids"], prompts)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a loader worker, which maps the arrays itself: as they are they would be copied into its memory."""
@@ -101,4 +105,4 @@ class EncodedDataset(Dataset):
 
     def token_ids(self) -> np.ndarray:
         """The tokens that the prompts have, ascending."""
-        return np.unique(self.encoded.prompt_table.tokens)
+        return np.unique(self.encoded.prompts.tokens)

@@ -1,0 +1,115 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Entity prompts: one for each entity of a row, which all rows of that entity share, so that the PLM reads it once.
+
+This is our own design on top of the paper, whose prompts are one a row. Shapes below: B rows, E entities with fields in
+the prompts, P distinct prompts, L tokens, S slots of `feature_ids`, H the PLM's hidden size.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_flip import FlipConfig
+from .fields_flip import MASK_ID, PAD_ID
+from .id_tower import bi_interaction
+
+INTERACTION_RANK = 64
+HASH_FACTOR = 0x2545F4914F6CDD1D  # an odd number below 2^63, whose powers are the weights of positions
+
+
+def integer_keys(numbers: torch.Tensor) -> torch.Tensor:
+    """A 64-bit hash of each row of integers, `(..., n)` -> `(...)` int64; zeros at the end change nothing."""
+    factor = torch.full((numbers.shape[-1],), HASH_FACTOR, dtype=torch.long, device=numbers.device)
+    return (numbers.long() * factor.cumprod(0)).sum(-1)  # modulo 2^64
+
+
+def prompt_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """A 64-bit hash of each prompt's tokens, `(..., L)` -> `(...)` int64, whatever the padding on the right."""
+    return integer_keys((input_ids + 1) * attention_mask)
+
+
+def distinct_prompts(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Row form -> compact form: `(B, E, L)` each -> `(P, L)` each, and the prompt of each row and entity `(B, E)`.
+
+    Prompts are the same where all tensors are.
+    """
+    rows, entities = tensors[0].shape[:2]
+    together = torch.cat([tensor.flatten(0, 1) for tensor in tensors], dim=-1)
+    distinct, index = together.unique(dim=0, return_inverse=True)
+    return list(distinct.split(tensors[0].shape[-1], dim=-1)), index.view(rows, entities)
+
+
+def entity_slots(config: FlipConfig) -> list[list[bool]]:
+    """For each entity with a prompt whether a slot of `feature_ids` is of it, `(E, S)`."""
+    fields = config.id_fields
+    return [[fields[field].entity == entity for field in config.slot_fields] for entity in config.prompt_entities]
+
+
+def entity_views(feature_ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The ids of one entity alone, all others masked: `(B, S)` and `entity_slots` `(E, S)` -> `(E, B, S)`."""
+    return torch.where(~slots[:, None] & (feature_ids != PAD_ID), MASK_ID, feature_ids)
+
+
+class MaskedPairs(NamedTuple):
+    """Masked prompts, each paired with the row and the entity whose ids MLM predicts it from.
+
+    Args:
+        states, labels: `(n, L, H)` what the PLM says of the masked prompts, and `(n, L)` their masked tokens.
+        rows, entities: `(n,)`.
+    """
+
+    states: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    entities: torch.Tensor
+
+
+class EntityText(NamedTuple):
+    """The compact prompts of a batch as the PLM has read them.
+
+    Args:
+        input_ids, attention_mask: `(P, L)`.
+        index: `(B, E)`, which prompt each row has of each entity.
+        states: `(P, L, H)`, the PLM's last hidden states; None where no objective reads the clean view.
+        masked: the masked view, where MLM is on.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    index: torch.Tensor
+    states: torch.Tensor | None
+    masked: MaskedPairs | None
+
+
+class FlipTextInteraction(nn.Module):
+    """The pooled states of a row's prompts -> the textual view of the row, one vector.
+
+    `sum_e A_e x_e + C sum_{e < f} (B_e x_e) * (B_f x_f)`: each `A_e` starts as the identity and C at zero. With E
+    prompts of N candidates the parts `A x` and `B x` can be kept: what is left a row is a product of low rank.
+    """
+
+    def __init__(self, hidden_size: int, num_entities: int, rank: int = INTERACTION_RANK):
+        super().__init__()
+        self.own = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_entities))
+        self.factors = nn.ModuleList(nn.Linear(hidden_size, rank, bias=False) for _ in range(num_entities))
+        self.product = nn.Linear(rank, hidden_size, bias=False)
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        for layer in self.own:
+            init.eye_(layer.weight)
+            init.zeros_(layer.bias)
+        init.zeros_(self.product.weight)
+
+    def alone(self, pooled: torch.Tensor, entity: int) -> torch.Tensor:
+        """What the prompt of one entity says without the others, `(..., H)` -> `(..., H)`."""
+        return self.own[entity](pooled)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`(B, E, H)` -> `(B, H)`."""
+        parts = pooled.unbind(1)
+        own = torch.stack([self.alone(part, entity) for entity, part in enumerate(parts)]).sum(0)
+        factors = torch.stack([layer(part) for layer, part in zip(self.factors, parts)], dim=1)  # (B, E, rank)
+        return own + self.product(bi_interaction(factors))
