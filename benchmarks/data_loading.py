@@ -147,7 +147,7 @@ def speed_child(
     texts = zip(
         *([columns[field.name].values[code] for code in columns[field.name].codes] for field in processor.text_fields)
     )
-    prompts = Dataset.from_dict({"prompt": [processor.prompt(values) for values in texts]})
+    prompts = Dataset.from_dict({"prompt": [processor.prompt_texts(values)[0] for values in texts]})
     found: dict[str, list[float]] = {"encoding and composing": [], "composing": [], "streaming": [], "tokenizing": []}
     for turn in range(turns + 1):
         shutil.rmtree(Path(dataset_dir) / ".cache", ignore_errors=True)

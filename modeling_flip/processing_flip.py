@@ -132,6 +132,10 @@ class RowPrompts:
         """All tokens that prompts have, some of them several times."""
         return self.table.tokens
 
+    def row_tokens(self) -> np.ndarray:
+        """Number of tokens of each row's prompts, `(N,)`."""
+        return self.lengths
+
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """`input_ids`, `attention_mask` and `token_fields` of those rows, `(rows, L)` each."""
         return self.table.compose(self.entries[rows])
@@ -154,6 +158,10 @@ class EntityPrompts:
     ):
         self.tokens, self.token_fields, self.offsets, self.index = tokens, token_fields, offsets, index
         self.pad_token_id = pad_token_id
+
+    def row_tokens(self) -> np.ndarray:
+        """Number of tokens of each row's prompts, `(N,)`."""
+        return np.diff(self.offsets)[self.index].sum(1)
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The compact form of those rows: `input_ids`, `attention_mask` and `token_fields` of their distinct prompts

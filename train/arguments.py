@@ -84,6 +84,13 @@ class TrainArguments(
                 "--freeze_plm_layers has no place beside --use_lora, which freezes all of the PLM and adds updates to "
                 "it"
             )
+        for name in ("use_lora", "freeze_plm_layers", "gradient_checkpointing"):
+            if self.freeze_plm and getattr(self, name):
+                raise ValueError(f"--{name} has no place beside --freeze_plm, which trains nothing of the PLM")
+        if self.prompts == "row" and self.plm_every > 1:
+            raise ValueError(f"--plm_every {self.plm_every} is for --prompts entity: rows share no prompts")
+        if self.prompts == "entity" and self.mixed_precision == "fp16":
+            raise ValueError("--mixed_precision fp16 does not run with --prompts entity; choose bf16 or no")
         every = self.checkpointing_steps
         if every is not None and every != "epoch" and not (every.isdigit() and int(every) > 0):
             raise ValueError(f"--checkpointing_steps must be a number of steps of at least 1, or `epoch`; got {every}")
@@ -148,7 +155,14 @@ class PretrainArguments(TrainArguments, ObjectiveOptions, HeadsOptions):
                 "--mlm_weight 0 --icl_weight 0)"
             )
         if not self.pretrains_text:
-            self.no_effect("as no objective uses the PLM", prompt_fields=None, model_name_or_path=None)
+            self.no_effect(
+                "as no objective uses the PLM",
+                prompt_fields=None,
+                model_name_or_path=None,
+                prompts=None,
+                plm_every=1,
+                freeze_plm=False,
+            )
         if not self.pretrains_id_tower:
             why = "as no objective uses the ID tower (--mtm_weight, --icl_weight, --mlm_id_dropout)"
             self.no_effect(why, id_model=None, id_learning_rate=None)
@@ -205,11 +219,12 @@ class FinetuneArguments(TrainArguments, ClickOptions, BaseOptions):
         if self.strategy != "joint":
             self.no_effect(f"{given}, of which one tower predicts", fusion="scalar")
         if self.strategy == "id":
-            self.no_effect(f"{given}, which reads no prompts", prompt_fields=None)
+            self.no_effect(f"{given}, which reads no prompts", prompt_fields=None, prompts=None, plm_every=1)
         if self.strategy == "frozen":
             self.no_effect(
                 f"{given}, which trains nothing of the PLM",
                 use_lora=False,
+                freeze_plm=False,
                 freeze_plm_layers=0,
                 gradient_checkpointing=False,
                 plm_dropout=None,

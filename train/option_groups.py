@@ -14,6 +14,7 @@ EMBEDDING_OPTIMIZERS = ("dense", "rowwise_adagrad", "lazy_adam")
 # the choices of settings of the model, as `modeling_flip` and `data` have them, which import torch; tests compare them
 STRATEGIES = ("id", "plm", "joint", "frozen")
 FUSIONS = ("scalar", "gate", "raw")
+PROMPTS = ("row", "entity")
 MASK_UNITS = ("field", "entity", "token")
 ID_TOWERS = (
     *("dcnv2", "lr", "fm", "afm", "widedeep", "deepfm", "pnn", "fibinet", "dcn", "gdcn", "xdeepfm", "autoint"),
@@ -100,6 +101,12 @@ class ModelOptions(Options):
     id_embedding_dropout: float | None = option(
         None, "dropout on the feature embeddings; 0 in a new model", at_least=0, below=1
     )
+    prompts: str | None = option(
+        None,
+        "one prompt a row (the paper's), or one for each entity of a row, which the PLM reads once for all rows that "
+        "share it; row in a new model",
+        choices=PROMPTS,
+    )
     text_pooling: str | None = option(None, "the PLM's pooled state; cls in a new model", choices=("cls", "mean"))
     plm_dropout: float | None = by_case(
         f"every dropout of the PLM; {OWN_DROPOUT:.0f}: its own rates. 0 learns more in a few epochs, and is faster",
@@ -107,9 +114,12 @@ class ModelOptions(Options):
         below=1,
         also=(OWN_DROPOUT,),
     )
+    freeze_plm: bool = option(
+        False, "leave the PLM as it is; with --prompts entity what it says of a prompt is kept from epoch to epoch"
+    )
     freeze_plm_layers: int = option(
         0,
-        "leave the PLM's embeddings and so many of its lowest layers as they are; all of its layers: all of the PLM",
+        "leave the PLM's embeddings and so many of its lowest layers as they are",
         at_least=0,
     )
 
@@ -210,6 +220,12 @@ class OptimisationOptions(Options):
     num_train_epochs: float = by_case("epochs", above=0)
     max_train_steps: int = option(-1, "optimizer steps; overrides the epochs when above 0", at_least=-1)
     per_device_train_batch_size: int = by_case("rows a process takes in one forward pass", at_least=1)
+    plm_every: int = option(
+        1,
+        "with --prompts entity: the PLM reads the prompts of so many optimizer steps together, and makes one step for "
+        "them",
+        at_least=1,
+    )
     gradient_accumulation_steps: int = option(1, "batches added up before an optimizer step", at_least=1)
     learning_rate: float = by_case("of the ID tower and all heads", above=0)
     plm_learning_rate: float = by_case("of the PLM", above=0)

@@ -11,6 +11,7 @@ from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import PretrainArguments
 from flip_ctr.train.loop.loaders import encode_split, make_loader, training_loader, training_split
+from flip_ctr.train.loop.prompt_states import PromptReader, read_ahead
 from flip_ctr.train.loop.run import recipe, start
 from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import check_model, new_pretraining_model, new_processor, ready_to_train
@@ -21,6 +22,8 @@ from flip_ctr.train.outputs.hub import push
 from flip_ctr.train.outputs.plots import plot_history
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger
+
+BATCHES_AHEAD = 16  # of validation, whose prompts the PLM reads together
 
 
 @recipe
@@ -61,7 +64,7 @@ def run(args: PretrainArguments) -> dict:
         raise ValueError(
             f"the split 'validation' has {len(eval_set)} rows for {accelerator.num_processes} processes; each needs one"
         )
-    tokens = f"; {eval_set.lengths.mean():.1f} tokens a prompt on average" if args.pretrains_text else "; no text"
+    tokens = f"; {eval_set.mean_tokens:.1f} tokens a row on average" if args.pretrains_text else "; no text"
     logger.info(f"{train_set.num_rows:,} training rows{tokens}")
 
     # 4. Model, and batches
@@ -104,18 +107,26 @@ def evaluate_alignment(accelerator, model, loader) -> dict[str, float]:
     is alignment."""
     model.eval()
     sums, weights, counted = {}, {}, torch.zeros((), device=accelerator.device)
-    for batch in loader:
+    by_entity: dict[str, torch.Tensor] = {}
+    reader = PromptReader.of(accelerator, plain(accelerator.unwrap_model(model)), loader.batch_sampler.batch_size)
+    for batch in loader if reader is None else read_ahead(reader, loader, BATCHES_AHEAD):
         with accelerator.autocast():
             output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
         rows = torch.tensor(len(batch["feature_ids"]), device=accelerator.device)
         counted += rows
         counts = {"mlm": output.num_mlm_targets, "mtm": output.num_mtm_targets, "icl": rows, "loss": rows}
+        for name, value in (output.by_entity or {}).items():
+            by_entity[name] = by_entity.get(name, 0) + value.float()
         for name, value in output.items():
             if name.endswith(("loss", "accuracy")):
                 weight = counts[name.split("_")[0]]
                 sums[name] = sums.get(name, 0) + value.float() * weight
                 weights[name] = weights.get(name, 0) + weight
     means = {name: accelerator.reduce(total) / accelerator.reduce(weights[name]) for name, total in sums.items()}
+    for name, right in by_entity.items():
+        hits, targets = accelerator.reduce(right).tolist()
+        if targets > 0:
+            means[name] = torch.tensor(hits / targets)
     return {f"eval_{name}": mean.item() for name, mean in means.items()} | {
         "eval_rows": int(accelerator.reduce(counted).item())
     }

@@ -89,6 +89,11 @@ class EncodedDataset(Dataset):
     def lengths(self) -> np.ndarray | None:
         return self.encoded.lengths
 
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of a row's prompts, on average."""
+        return float(self.encoded.prompts.row_tokens().mean())
+
     def __getitems__(self, rows: list[int]) -> dict[str, np.ndarray]:
         """A batch, see [`gather_batch`]."""
         rows = np.asarray(rows, np.int64)

@@ -52,7 +52,9 @@ class PromptMeter:
         """`(rows, text fields)` lengths of the values, before any is cut, and the length of the template."""
         columns = read_columns(rows, self.fields)
         if self.processor is not None:
-            table, entries = self.processor.prompt_table(columns, truncate=False)
+            (pieces,) = self.processor.piece_builders(truncate=False)
+            entries = pieces.add([columns[field.name] for field in self.fields])
+            table = pieces.table(0)
             return table.offsets[entries + 1] - table.offsets[entries], int(table.offsets[table.num_fields + 1])
         lengths = [self._words(columns[field.name], field) for field in self.fields]
         empty = " ; ".join(f"{field.wording} is" for field in self.fields)

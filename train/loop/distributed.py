@@ -109,6 +109,11 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
             f"--use_lora does not run under {kind.value}: LoRA's gradients and optimizer states are small, there is "
             "little to split; choose the Accelerate config multi_gpu, or leave --use_lora out"
         )
+    if args.plm_every > 1 and splits_states(accelerator):
+        raise ValueError(
+            f"--plm_every {args.plm_every} does not run under {kind.value}, which exchanges all gradients in each "
+            "step; choose the Accelerate config multi_gpu, or --plm_every 1"
+        )
     strategy = getattr(args, "strategy", None)
     if not getattr(args, "pretrains_text", True) and kind == DistributedType.FSDP:
         raise ValueError(

@@ -16,10 +16,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from flip_ctr.modeling_flip.gather_flip import share_of_total
-from flip_ctr.modeling_flip.heads_flip import contrastive_logits
-from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX, contrastive_accuracy, contrastive_loss
+from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.train.loop.distributed import accumulating
+from flip_ctr.train.loop.prompt_states import row_names
 from flip_ctr.train.models.lora import plain
+
+# what ICL's views are made of
+VIEWS = ("feature_ids", "input_ids", "attention_mask", "prompt_index", "text_hidden_states")
 
 
 def chunked_losses(
@@ -37,12 +40,16 @@ def chunked_losses(
 
     Args:
         model: a [`FlipForPretraining`] with ICL, as Accelerate prepared it.
-        batch: as the collator makes it, every tensor `(B, ...)`.
+        batch: as the collator makes it; what entity prompts have for each prompt goes into every chunk.
         chunk_size: rows of one forward pass.
         backward: is called with the loss of each chunk; they sum up to the loss of the batch.
         sync: whether the last chunk's backward exchanges gradients between processes.
     """
-    chunks = [dict(zip(batch, parts)) for parts in zip(*(tensor.split(chunk_size) for tensor in batch.values()))]
+    by_row = row_names(batch)
+    of_prompts = {name: tensor for name, tensor in batch.items() if name not in by_row}
+    chunks = [
+        of_prompts | dict(zip(by_row, parts)) for parts in zip(*(batch[name].split(chunk_size) for name in by_row))
+    ]
     seeds = torch.randint(2**62, (len(chunks),)).tolist()
     flip_model = plain(accelerator.unwrap_model(model))
 
@@ -50,17 +57,17 @@ def chunked_losses(
     embeds = []
     for chunk, _ in _with_dropout_of(chunks, seeds, accelerator.device):
         with torch.no_grad(), accelerator.autocast():
-            views = (chunk[name] for name in ("feature_ids", "input_ids", "attention_mask"))
-            output = flip_model.flip(*views, return_dict=True)
-        embeds.append((output.id_embeds.float(), output.text_embeds.float()))
+            views = flip_model.contrastive_views(**{name: chunk[name] for name in VIEWS if name in chunk})
+        embeds.append([view.float() for view in views])
     id_embeds, text_embeds = (torch.cat(parts).requires_grad_() for parts in zip(*embeds))
 
     # 2. ICL over the global batch, and its gradients by embeddings and scale
     scale = flip_model.icl_scale()
     learned = isinstance(scale, torch.Tensor)
     scale = scale.detach().requires_grad_() if learned else scale
-    similarities = contrastive_logits(id_embeds, text_embeds, scale)
-    icl_loss = contrastive_loss(*similarities)
+    keys = flip_model.view_keys(**{name: batch[name] for name in VIEWS[:-1] if name in batch})
+    icl = flip_model.contrast(id_embeds, text_embeds, keys, scale)
+    icl_loss = icl["icl_loss"]
     inputs = [id_embeds, text_embeds] + [scale] * learned
     gradients = torch.autograd.grad(flip_model.config.icl_weight * icl_loss, inputs)
     of_rows = zip(*(gradient.split(chunk_size) for gradient in gradients[:2]))
@@ -71,9 +78,9 @@ def chunked_losses(
         flip_model.config,
         [name for name in ("mlm", "mtm") if getattr(flip_model.config, f"{name}_weight") > 0],
     )
-    counts = {name: (batch[f"{name}_labels"] != IGNORE_INDEX).sum() for name in objectives}
+    counts = {name: _targets(batch, name) for name in objectives}
     divisors = {name: share_of_total(count, training=True) for name, count in counts.items()}
-    losses = {"icl_loss": icl_loss.detach(), "icl_accuracy": contrastive_accuracy(*similarities)}
+    losses = {"icl_loss": icl_loss.detach(), "icl_accuracy": icl["icl_accuracy"]}
     losses["loss"] = config.icl_weight * losses["icl_loss"]
     for (chunk, last), rows in zip(_with_dropout_of(chunks, seeds, accelerator.device), of_rows):
         with accumulating(accelerator, model, last and sync):
@@ -87,6 +94,14 @@ def chunked_losses(
             views = [output["id_embeds"], output["text_embeds"]] + [flip_model.icl_scale()] * learned
             backward(loss + sum((view * gradient).sum() for view, gradient in zip(views, (*rows, *of_scale))))
     return losses
+
+
+def _targets(batch: dict[str, torch.Tensor], objective: str) -> torch.Tensor:
+    """How many tokens, or features, an objective predicts in a batch."""
+    labelled = batch[f"{objective}_labels"] != IGNORE_INDEX
+    if objective == "mtm" or "mlm_pairs" not in batch:
+        return labelled.sum()
+    return labelled.sum(-1)[batch["prompt_index"]][batch["mlm_pairs"]].sum()
 
 
 def _with_dropout_of(chunks: list, seeds: list[int], device: torch.device) -> Iterator[tuple[dict, bool]]:

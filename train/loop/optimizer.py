@@ -204,11 +204,17 @@ def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device)
 
 
 def use_sparse_tables(model: nn.Module) -> None:
-    """Makes the gradients of all feature tables sparse, and keeps them out of DDP: [`FeatureTables`] exchanges them."""
-    tables = feature_tables(model)
-    for table in tables.values():
+    """Makes the gradients of all feature tables sparse: [`FeatureTables`] exchanges them."""
+    for table in feature_tables(model).values():
         table.sparse = True
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(tables))
+
+
+def keep_out_of_ddp(model: nn.Module, plm: bool) -> None:
+    """Leaves to us the exchange of what is not exchanged in every step, or not whole: sparse feature tables, and with
+    entity prompts the PLM's weights (see [`PromptReader`])."""
+    names = [name for name, table in feature_tables(model).items() if table.sparse]
+    names += [name for name, _ in model.named_parameters() if plm and ".text_encoder." in name]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 class FeatureTables:

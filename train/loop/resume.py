@@ -87,7 +87,7 @@ class StepCheckpoints:
         every = args.checkpointing_steps
         self.every = None if every is None else steps_per_epoch if every == "epoch" else int(every)
         self.dataset = dataset
-        self.asked_to_stop = False
+        self.asked_to_stop = self._due = False
         # Python lets only the main thread say what a signal does
         self._listens = self.every is not None and threading.current_thread() is threading.main_thread()
         if self._listens:
@@ -120,19 +120,26 @@ class StepCheckpoints:
         scheduler,
         loop: Callable[[], dict[str, Any]],
         before_saving: Callable[[], None],
+        between_windows: bool = True,
     ) -> None:
         """Saves where it is time to, on all processes together.
 
         Args:
             loop: gives the loop's own state.
             before_saving: is called first; what it raises keeps the state from being saved.
+            between_windows: whether no gradients wait for the PLM's step (`--plm_every`); what is due while some do is
+                saved after it.
 
         Raises:
             Preempted: the run was told to stop, and has saved.
             OSError: it cannot be saved; earlier checkpoints are untouched.
         """
+        self._due = self._due or (self.every is not None and step % self.every == 0)
+        if not between_windows:
+            return
         stop = self._any_asked_to_stop()
-        if self.every is not None and (stop or step % self.every == 0):
+        if self.every is not None and (stop or self._due):
+            self._due = False
             before_saving()
             self.save(step, model, optimizer, scheduler, loop())
         if stop:

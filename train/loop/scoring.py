@@ -11,7 +11,11 @@ from tqdm.auto import tqdm
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.train.loop.loaders import make_loader
+from flip_ctr.train.loop.prompt_states import PromptReader, read_ahead
+from flip_ctr.train.models.lora import plain
 from flip_ctr.train.models.whole_weights import is_sharded
+
+ROWS_AHEAD = 65_536  # whose distinct prompts the PLM reads together, with entity prompts
 
 
 @torch.no_grad()
@@ -27,7 +31,8 @@ def score(
     plan = loader.batch_sampler.plan()
     scores: dict[str, list[np.ndarray]] = {}
     bar = tqdm(loader, disable=not (progress and accelerator.is_main_process), unit="batch", dynamic_ncols=True)
-    for batch in bar:
+    reader = PromptReader.of(accelerator, plain(accelerator.unwrap_model(model)), batch_size)
+    for batch in bar if reader is None else read_ahead(reader, bar, max(1, ROWS_AHEAD // batch_size)):
         filler = len(batch["feature_ids"]) == 0  # fewer rows than processes in the last batch
         if filler and not is_sharded(model):
             continue

@@ -3,6 +3,8 @@
 updated."""
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -14,12 +16,17 @@ from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.loop.distributed import accumulating
 from flip_ctr.train.loop.grad_cache import chunked_losses
 from flip_ctr.train.loop.optimizer import FeatureTables
+from flip_ctr.train.loop.prompt_states import PromptReader, merge_prompts
+from flip_ctr.train.models.lora import plain
 from flip_ctr.train.models.whole_weights import split
 
 
 class TrainingStep:
     """Forward, backward and update. On W processes with batches of B rows it does what one process does with batches of
     W x B rows: sums of losses are divided by the counts of all processes, and ICL sees the rows of all.
+
+    With entity prompts the PLM makes one step for `--plm_every` steps of all else: see [`windows`] and
+    [`PromptReader`]. Its gradient is the mean over the rows of these steps, and is clipped apart from the rest.
 
     Args:
         accelerator: of the run.
@@ -33,12 +40,40 @@ class TrainingStep:
         # DeepSpeed takes the gradients away: there l2 must be in the loss
         self.l2_in_loss = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.chunk_size = getattr(args, "grad_cache_chunk_size", None)
+        plain_model = plain(accelerator.unwrap_model(model))
+        self.by_entity = plain_model.config.prompts == "entity" and plain_model.base_model.text_encoder is not None
+        self.reader = PromptReader.of(accelerator, plain_model, args.per_device_train_batch_size)
+        self.window_rows, self.closes = 0, True
+        self._held: dict[nn.Parameter, torch.Tensor] = {}  # gradients of the PLM's weights that a head shares
         self.skipped = 0  # steps in a row without an update, as their gradients overflowed fp16
+
+    def windows(self, groups: Iterator[list[dict]], steps: int) -> Iterator[list[dict]]:
+        """The groups of batches of an epoch, at most `steps` of them; with entity prompts with the states of their
+        prompts, which the PLM reads for `--plm_every` groups at a time. `closes` says of the last group of such a
+        window that the PLM's step follows."""
+        groups = islice(groups, steps)
+        if not self.by_entity:
+            yield from groups
+            return
+        device = self.accelerator.device
+        while window := list(islice(groups, self.args.plm_every)):
+            batches = [
+                {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+                for group in window
+                for batch in group
+            ]
+            self.window_rows = sum(len(batch["feature_ids"]) for batch in batches)
+            read = iter(merge_prompts(batches) if self.reader is None else self.reader.read(batches, train=True))
+            for number, group in enumerate(window):
+                self.closes = number == len(window) - 1
+                yield list(islice(read, len(group)))
 
     def backward(self, group: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         """Adds up the gradients of the mean over the group's batches; returns each batch's losses and accuracies,
         detached."""
         outputs = []
+        if self.reader is not None:
+            self.reader.weight = sum(len(batch["feature_ids"]) for batch in group) / self.window_rows
         for number, batch in enumerate(group):
             batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             last = number == len(group) - 1
@@ -56,7 +91,19 @@ class TrainingStep:
                     output = self.model(**batch)
                     self.accelerator.backward((output["loss"] + self._penalty()) / len(group))
             outputs.append({n: value.detach() for n, value in output.items() if n.endswith(("loss", "accuracy"))})
+        if self.reader is not None:
+            self._hold_shared(self.reader)
         return outputs
+
+    def _hold_shared(self, reader: PromptReader) -> None:
+        """Puts gradients aside that a head gave to the PLM's weights (MLM's decoder is its token embeddings): they are
+        for the PLM's step."""
+        for parameter in reader.parameters:
+            if parameter.grad is not None:
+                held = self._held.get(parameter)
+                new = parameter.grad * reader.weight
+                self._held[parameter] = new if held is None else held + new
+                parameter.grad = None
 
     def update(self) -> torch.Tensor | None:
         """Clips the gradients and updates the weights; returns the norm before clipping, None where it is not known."""
@@ -67,9 +114,24 @@ class TrainingStep:
         norm = self._clip(self.args.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.reader is not None and self.closes:
+            norm = self._update_plm(self.reader, norm)
         # (Accelerate's `step_was_skipped` does not see what a fused optimizer skips)
         self.skipped = self.skipped + 1 if self._scale() < scale else 0
         return norm
+
+    def _update_plm(self, reader: PromptReader, norm: torch.Tensor) -> torch.Tensor:
+        """The PLM's step; returns the norm of both steps' gradients."""
+        if not reader.parameters:
+            return norm
+        for parameter, gradient in self._held.items():
+            parameter.grad = gradient
+        self._held = {}
+        reader.backward()
+        of_plm = torch.nn.utils.clip_grad_norm_(reader.parameters, self.args.max_grad_norm or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return torch.linalg.vector_norm(torch.stack([norm, of_plm]))
 
     def _scale(self) -> float:
         """What a loss is multiplied by; a scaler makes it smaller where it skips a step."""

@@ -18,10 +18,11 @@ from flip_ctr.train.loop.distributed import (
     prepare,
 )
 from flip_ctr.train.loop.loaders import BatchLoader
-from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.loop.optimizer import keep_out_of_ddp, make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.resume import StepCheckpoints, step_checkpoints
 from flip_ctr.train.loop.run import begin
 from flip_ctr.train.loop.step import FiniteWatch, TrainingStep, weights_are_finite
+from flip_ctr.train.models.lora import plain
 from flip_ctr.train.outputs.results import HISTORY_FILE, write_json
 from flip_ctr.train.outputs.run_log import file_logger
 
@@ -85,6 +86,7 @@ def _train(
 ) -> list[dict]:
     if args.embedding_optimizer != "dense":
         use_sparse_tables(model)
+    keep_out_of_ddp(model, plm=plain(model).config.prompts == "entity")
     optimizer = make_optimizer(model, args, accelerator.device)
     model, optimizer = prepare(accelerator, model, optimizer, args)
     training, finite = TrainingStep(accelerator, model, optimizer, args), FiniteWatch(accelerator)
@@ -157,7 +159,8 @@ def _train(
             if done():
                 break
             loader.set_epoch(epoch, step % steps_per_epoch * accumulation)
-            for group in _accumulated(loader, accumulation):
+            model.train()
+            for group in training.windows(_accumulated(loader, accumulation), total - step):
                 model.train()
                 for output in training.backward(group):
                     for name, value in output.items():
@@ -215,7 +218,13 @@ def _train(
                         else:
                             misses += 1
                 checkpoints.after_step(
-                    step, model, optimizer, scheduler, loop, before_saving=lambda: stop_unless_finite(weights=True)
+                    step,
+                    model,
+                    optimizer,
+                    scheduler,
+                    loop,
+                    before_saving=lambda: stop_unless_finite(weights=True),
+                    between_windows=training.closes,
                 )
                 if done():
                     break

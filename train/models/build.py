@@ -54,6 +54,7 @@ def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, 
         "weight": schema.weight_column,
         "min_frequency": args.min_frequency,
         "hash_user_values": args.hash_user_values,
+        "prompts": args.prompts or "row",
     }
     if plm is None:
         return FlipProcessor.from_dataset(rows, schema.fields, **settings)
@@ -144,7 +145,7 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
         raise ValueError(
             f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag"
         )
-    check_shape(args, config, ("text_pooling",), path)
+    check_shape(args, config, ("text_pooling", "prompts"), path)
     if settings["strategy"] == "joint" and not has_id_tower(config):
         settings |= new_tower_shape(args)
     else:
@@ -269,12 +270,22 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
     if args.use_lora:
         model = add_lora(model, args)
     text_encoder = plain(model).base_model.text_encoder
-    switches = ("freeze_plm_layers", "gradient_checkpointing", "torch_compile")
+    switches = ("freeze_plm", "freeze_plm_layers", "gradient_checkpointing", "torch_compile")
     asked = [name for name in switches if getattr(args, name)] + (
         ["plm_dropout"] if args.plm_dropout is not None else []
     )
     if asked and text_encoder is None:
         raise ValueError(f"--{asked[0]} is of the PLM, and an ID-only model has none; leave the flag out")
+    if plain(model).config.prompts == "entity":
+        if args.mixed_precision == "fp16":
+            raise ValueError("--mixed_precision fp16 does not run with entity prompts; choose bf16 or no")
+    elif args.plm_every > 1:
+        raise ValueError(
+            f"--plm_every {args.plm_every} is for models with entity prompts (--prompts entity), and this one has one "
+            "prompt a row"
+        )
+    if args.freeze_plm:
+        text_encoder.requires_grad_(False)
     if args.freeze_plm_layers:
         freeze_layers(text_encoder, args.freeze_plm_layers)
     if args.id_learning_rate == 0:

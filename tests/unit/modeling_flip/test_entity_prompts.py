@@ -1,4 +1,4 @@
-"""Entity prompts: what the PLM reads once is what a loop reads for every row; row form and compact form are the same."""
+"""Entity prompts: what the PLM reads once is what a loop reads for every row; both forms are the same."""
 
 import dataclasses
 import math
@@ -366,7 +366,9 @@ def test_losses_start_where_chance_is(entity_processor, calm_config, rows, pretr
     for layer in (model.flip.id_projection, model.flip.text_projection):
         nn.init.zeros_(layer.norm.weight)
         nn.init.ones_(layer.norm.bias)
-    keys = model.view_keys(*(pretraining_batch[n] for n in ("feature_ids", "input_ids", "attention_mask", "prompt_index")))
+    keys = model.view_keys(
+        *(pretraining_batch[n] for n in ("feature_ids", "input_ids", "attention_mask", "prompt_index"))
+    )
     ones = torch.ones(24, 3, 8) / math.sqrt(8)
     terms = entity_contrasts(ones, ones, keys, ["user", "item"], 1.0)
     assert math.isclose(terms["user"].loss, math.log(7), rel_tol=1e-5)

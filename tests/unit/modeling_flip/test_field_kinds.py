@@ -388,9 +388,10 @@ def test_prompts_list_the_values(kind_processor):
     columns = kind_processor.feature_extractor.read(ROWS)
 
     def prompt(row: int) -> str:
-        return kind_processor.prompt(
+        (text,) = kind_processor.prompt_texts(
             [columns[f.name].values[columns[f.name].codes[row]] for f in kind_processor.text_fields]
         )
+        return text
 
     assert prompt(0) == "age is 20 ; title is Film 0 ; genres is Drama, Romance ; tags is night, city ; price is 0.5"
     # all values, also those that have no slot

@@ -102,7 +102,8 @@ def test_a_value_never_becomes_a_special_token(any_tokenizer):
     fields = [FlipField("title", max_tokens=40)]
     values = ["[MASK]", "[CLS] x", "a [SEP] b", "[PAD]", "<s>", "</s> y", "<mask>", "<pad>"]
     processor = FlipProcessor.from_dataset({"title": values}, fields, any_tokenizer)
-    table, entries = processor.prompt_table(processor.feature_extractor.read({"title": values}))
+    prompts = processor.encode_prompts(processor.feature_extractor.read({"title": values}))
+    table, entries = prompts.table, prompts.entries
     composed = table.compose(entries)
     special = set(any_tokenizer.all_special_ids) - {any_tokenizer.unk_token_id}
     of_values = composed["input_ids"][composed["token_fields"] >= 0]
@@ -113,14 +114,15 @@ def test_the_prompt_reads_as_documented(processor, rows):
     columns = processor.feature_extractor.read(rows[:1])
     values = [columns[field.name].values[0] for field in processor.text_fields]
     expected = "age is 20 ; zip code is 00139 ; title is Titanic (1997) 0 ; genre is Drama, Romance"
-    assert processor.prompt(values) == expected
-    assert processor.prompt([None, *values[1:]]).startswith("age is unknown ;")
+    assert processor.prompt_texts(values) == [expected]
+    assert processor.prompt_texts([None, *values[1:]])[0].startswith("age is unknown ;")
 
 
 def test_each_value_token_knows_its_field(any_tokenizer):
     rows = dirty_rows(any_tokenizer)
     processor = FlipProcessor.from_dataset(rows, FIELDS, any_tokenizer)
-    table, entries = processor.prompt_table(processor.feature_extractor.read(rows))
+    prompts = processor.encode_prompts(processor.feature_extractor.read(rows))
+    table, entries = prompts.table, prompts.entries
     composed = table.compose(entries)
     assert (table.lengths(entries) == composed["attention_mask"].sum(1)).all()
     templates = set()
@@ -143,7 +145,8 @@ def test_a_long_value_is_cut_and_later_fields_survive(any_tokenizer):
     fields = [FlipField("title", max_tokens=5), FlipField("genre", max_tokens=3), FlipField("age", "int")]
     rows = {"title": ["film and crime " * 50], "genre": ["Drama, Romance, Comedy"], "age": [24]}
     processor = FlipProcessor.from_dataset(rows, fields, any_tokenizer)
-    table, entries = processor.prompt_table(processor.feature_extractor.read(rows))
+    prompts = processor.encode_prompts(processor.feature_extractor.read(rows))
+    table, entries = prompts.table, prompts.entries
     token_fields = table.compose(entries)["token_fields"][0]
     assert [(token_fields == number).sum() for number in (0, 1)] == [5, 3]
     end = any_tokenizer("age is 24")["input_ids"][-2:]  # with the tokenizer's last special token, where it has one

@@ -47,7 +47,7 @@ def test_in_parts_as_in_one(folder, table, ml_processor, part_rows, monkeypatch)
         FlipProcessor,
         "_value_tokens",
         lambda self, field, values, budget: (
-            tokenized.extend((field, value) for value in values),
+            tokenized.extend((field.name, value) for value in values),
             value_tokens(self, field, values, budget),
         )[1],
     )
@@ -89,7 +89,7 @@ def test_every_kind_of_field_in_parts(tmp_path, kind_processor, part_rows):
 
 def test_what_is_mapped_can_not_be_written(folder, ml_processor):
     dataset = EncodedDataset(ml_processor, SplitRows(folder, "test"))
-    arrays = (dataset.encoded.feature_ids, dataset.encoded.entries, dataset.labels, dataset.encoded.prompt_table.tokens)
+    arrays = (dataset.encoded.feature_ids, dataset.encoded.prompts.entries, dataset.labels, dataset.encoded.prompts.tokens)
     assert not any(array.flags.writeable or array.flags.owndata for array in arrays)
 
 
