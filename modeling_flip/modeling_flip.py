@@ -628,6 +628,11 @@ class FlipForPretraining(FlipPreTrainedModel):
             order = text.masked.entities.argsort(stable=True)
             pairs = MaskedPairs(*(part[order] for part in text.masked))
             vectors = entity_states[pairs.entities, pairs.rows] if config.mlm_uses_ids else None
+            if len(pairs.rows) == 0:
+                # another process may have all pairs of a batch: one without a label keeps every weight in the graph
+                states = pairs.states.new_zeros(1, 1, pairs.states.shape[-1])
+                pairs = MaskedPairs(states, torch.full_like(pairs.labels.new_empty(1, 1), IGNORE_INDEX), *pairs[2:])
+                vectors = None if vectors is None else entity_states.sum((0, 1))[None] * 0.0
             groups = torch.bincount(pairs.entities, minlength=len(config.prompt_entities)).tolist()
             mlm = self._masked_language_modelling(pairs.states, vectors, pairs.labels, groups)
             by_entity |= self._named("mlm", mlm.pop("by_group", {}))
@@ -693,11 +698,9 @@ class FlipForPretraining(FlipPreTrainedModel):
         rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
         found = len(rows)
         count = torch.tensor(found, device=labels.device)
-        if found == 0 and len(labels) == 0:  # of a part of a batch that no prompt is paired with
-            return {"mlm_loss": masked_states.sum() * 0.0, "num_mlm_targets": count}
         # rounded up with ignored positions: a new size every step costs a new kernel, and memory that is never given
         # back
-        padding = (0, -len(rows) % MLM_POSITIONS_MULTIPLE)
+        padding = (0, (-len(rows)) % MLM_POSITIONS_MULTIPLE if found else MLM_POSITIONS_MULTIPLE)
         rows, positions = nn.functional.pad(rows, padding), nn.functional.pad(positions, padding)
         tokens, targets = masked_states[rows, positions], labels[rows, positions]
         targets[found:] = IGNORE_INDEX

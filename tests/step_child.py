@@ -12,13 +12,14 @@ from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.train.finetune import FinetuneArguments
-from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.loop.optimizer import keep_out_of_ddp, make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.pretrain import PretrainArguments
 
 BATCH = 16  # rows of a global batch
 OFF = dict.fromkeys(("mlm_weight", "mtm_weight", "icl_weight"), 0.0)
 SPARSE = {"embedding_optimizer": "lazy_adam", "embedding_l2": 0.1}
+ENTITY = {"prompts": "entity"}
 # name -> objective's settings, batches of the group, arguments of the run
 CASES = {
     "MLM": (OFF | {"mlm_weight": 1.0}, 1, {}),
@@ -33,6 +34,17 @@ CASES = {
     "all, sparse tables, GradCache": ({}, 1, SPARSE | {"grad_cache_chunk_size": 3}),
     "all, every kind of field": ({"kinds": True}, 1, {}),
     "all, every kind of field, sparse tables, GradCache": ({"kinds": True}, 1, SPARSE | {"grad_cache_chunk_size": 3}),
+    "entity prompts": (ENTITY, 1, {}),
+    "entity prompts, 3 batches": (ENTITY, 3, {}),
+    "entity prompts, 3 steps": (ENTITY, 3, {"plm_every": 3}),
+    "entity prompts, GradCache, 3 steps": (ENTITY, 3, {"plm_every": 3, "grad_cache_chunk_size": 3}),
+    "entity prompts, clicks, sparse tables, every kind of field": (
+        ENTITY | {"strategy": "joint", "id_tower": "deepfm", "kinds": True},
+        1,
+        SPARSE,
+    ),
+    "entity prompts, clicks, joint": (ENTITY | {"strategy": "joint", "fusion": "gate"}, 1, {}),
+    "entity prompts, clicks, plm, 3 steps": (ENTITY | {"strategy": "plm"}, 3, {"plm_every": 3}),
     "clicks, id": ({"strategy": "id"}, 1, {}),
     "clicks, id, sparse tables": ({"strategy": "id", "id_tower": "deepfm"}, 3, SPARSE),
     "clicks, AFN+, sparse tables": (
@@ -52,9 +64,9 @@ CASES = {
 }
 
 
-def processor(kinds: bool = False) -> FlipProcessor:
+def processor(kinds: bool = False, prompts: str = "row") -> FlipProcessor:
     rows, fields = (tiny.kind_rows(60), tiny.KIND_FIELDS) if kinds else (tiny.toy_rows(60), tiny.FIELDS)
-    return FlipProcessor.from_dataset(rows, fields, tiny.wordpiece(), max_length=128, weight="w")
+    return FlipProcessor.from_dataset(rows, fields, tiny.wordpiece(), max_length=128, weight="w", prompts=prompts)
 
 
 def new_model(settings: dict, fields, dropout: float = 0.0):
@@ -82,7 +94,7 @@ def batches(settings: dict, number: int, index: int = 0, processes: int = 1) -> 
     kinds = settings.get("kinds", False)
     rows = tiny.kind_rows(60) if kinds else tiny.toy_rows(60)
     rows = [row | ({"w": 0.1 + row["age"] % 4} if settings.get("weighted") else {}) for row in rows]
-    flip_processor = processor(kinds)
+    flip_processor = processor(kinds, settings.get("prompts", "row"))
     dataset = EncodedDataset(flip_processor, rows)
     clicks = "strategy" in settings
     collator = (
@@ -92,20 +104,30 @@ def batches(settings: dict, number: int, index: int = 0, processes: int = 1) -> 
     return [collator(dataset.__getitems__(list(range(start + index, start + BATCH, processes)))) for start in starts]
 
 
-def gradients(case: str) -> dict[str, torch.Tensor]:
-    """The gradients that the optimizer would get, dense, and the loss as it is logged."""
+def gradients(case: str, chunk_size: int = 1000) -> dict[str, torch.Tensor]:
+    """The gradients that the optimizer would get, dense, and the loss as it is logged; of several steps with one of the
+    PLM the sum of those of all else.
+
+    Args:
+        chunk_size: most entity prompts that the PLM reads at once.
+    """
     settings, number, options = CASES[case]
     accelerator = Accelerator(cpu=True)
     of_model = {name: value for name, value in settings.items() if name not in ("weighted", "kinds")}
     model = new_model(of_model, processor(settings.get("kinds", False)).fields)
     arguments = FinetuneArguments if "strategy" in settings else PretrainArguments
     args = arguments(dataset_dir="d", output_dir="o", model_name_or_path="m", **{"embedding_l2": 0.0} | options)
+    args.per_device_train_batch_size = chunk_size
     if args.embedding_optimizer != "dense":
         use_sparse_tables(model)
+    keep_out_of_ddp(model, plm=model.config.prompts == "entity")
     step = TrainingStep(accelerator, *accelerator.prepare(model, make_optimizer(model, args, accelerator.device)), args)
-    outputs = step.backward(batches(settings, number, accelerator.process_index, accelerator.num_processes))
+    group = batches(settings, number, accelerator.process_index, accelerator.num_processes)
+    groups = [group] if args.plm_every == 1 else [[batch] for batch in group]
+    outputs = [output for group in step.windows(iter(groups), len(groups)) for output in step.backward(group)]
     step.tables.exchange()
     step.tables.add_l2()
+    step.backward_plm()
     found = {name: parameter.grad.to_dense() for name, parameter in model.named_parameters()}
     loss = torch.stack([output["loss"] for output in outputs]).mean()
     return found | {"loss": accelerator.reduce(loss, "mean")}

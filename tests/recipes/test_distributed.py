@@ -34,6 +34,9 @@ RUNS = {
     # without ICL: the dropout of its projections differs between processes
     "mlm": {"icl_weight": 0.0, "mtm_weight": 0.0},
     "mtm": {"icl_weight": 0.0, "mlm_weight": 0.0},
+    "entity": {"strategy": "joint", "early_stopping_patience": None, "prompts": "entity", "plm_every": 2},
+    "entity mlm": {"icl_weight": 0.0, "mtm_weight": 0.0, "prompts": "entity", "plm_every": 2},
+    "entity mtm": {"icl_weight": 0.0, "mlm_weight": 0.0, "prompts": "entity", "freeze_plm": True},
     "frozen": {"strategy": "frozen", "early_stopping_patience": None},
     "map": {"icl_weight": 0.0, "mlm_weight": 0.0, "mtm_text_dropout": 1.0},
     "locked": {"icl_weight": 0.0, "id_model": "OUT/map"},

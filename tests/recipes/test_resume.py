@@ -21,7 +21,7 @@ from flip_ctr.train.loop import resume
 from flip_ctr.train.loop.resume import PARTIAL, PREEMPTED, step_checkpoints
 from flip_ctr.train.outputs import checkpoint
 
-# 5 variants of 5 kills each: 25 random moments
+# 6 variants of 5 kills each: 30 random moments
 KILLS = 5
 VARIANTS = {
     "pretrain, 0 workers": ("pretrain", {"dataloader_num_workers": 0, "icl_weight": 1.0}),
@@ -47,6 +47,10 @@ VARIANTS = {
             "dataloader_num_workers": 2,
             "embedding_optimizer": "rowwise_adagrad",
         },
+    ),
+    "pretrain, 4 steps for one of the PLM": (
+        "pretrain",
+        {"prompts": "entity", "plm_every": 4, "plm_dropout": 0.1, "dataloader_num_workers": 0},
     ),
     "pretrain, streamed, 2 workers": (
         "pretrain",

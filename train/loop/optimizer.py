@@ -213,7 +213,9 @@ def keep_out_of_ddp(model: nn.Module, plm: bool) -> None:
     """Leaves to us the exchange of what is not exchanged in every step, or not whole: sparse feature tables, and with
     entity prompts the PLM's weights (see [`PromptReader`])."""
     names = [name for name, table in feature_tables(model).items() if table.sparse]
-    names += [name for name, _ in model.named_parameters() if plm and ".text_encoder." in name]
+    of_plm = {id(weight) for name, weight in model.named_parameters() if plm and ".text_encoder." in f".{name}"}
+    # MLM's decoder is the PLM's token embeddings, under another name
+    names += [name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in of_plm]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 

@@ -120,14 +120,19 @@ class TrainingStep:
         self.skipped = self.skipped + 1 if self._scale() < scale else 0
         return norm
 
+    def backward_plm(self) -> None:
+        """The PLM's backward pass after the steps of a window: its gradients are then there, and no others."""
+        if self.reader is not None:
+            for parameter, gradient in self._held.items():
+                parameter.grad = gradient
+            self._held = {}
+            self.reader.backward()
+
     def _update_plm(self, reader: PromptReader, norm: torch.Tensor) -> torch.Tensor:
         """The PLM's step; returns the norm of both steps' gradients."""
         if not reader.parameters:
             return norm
-        for parameter, gradient in self._held.items():
-            parameter.grad = gradient
-        self._held = {}
-        reader.backward()
+        self.backward_plm()
         of_plm = torch.nn.utils.clip_grad_norm_(reader.parameters, self.args.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()

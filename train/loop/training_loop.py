@@ -29,7 +29,7 @@ from flip_ctr.train.outputs.run_log import file_logger
 MAX_SKIPPED = 25  # steps in a row that a scaler may skip while it looks for a scale whose gradients do not overflow
 
 
-def _accumulated(loader: BatchLoader, steps: int) -> Iterator[list[dict]]:
+def grouped(loader: BatchLoader, steps: int) -> Iterator[list[dict]]:
     """Groups of `steps` batches; the epoch's last group may be smaller."""
     group = []
     for batch in loader:
@@ -160,7 +160,7 @@ def _train(
                 break
             loader.set_epoch(epoch, step % steps_per_epoch * accumulation)
             model.train()
-            for group in training.windows(_accumulated(loader, accumulation), total - step):
+            for group in training.windows(grouped(loader, accumulation), total - step):
                 model.train()
                 for output in training.backward(group):
                     for name, value in output.items():

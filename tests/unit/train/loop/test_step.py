@@ -14,7 +14,12 @@ from step_child import CASES, batches, gradients, new_model, processor
 
 from flip_ctr.modeling_flip.heads_flip import contrastive_logits
 from flip_ctr.modeling_flip.losses_flip import contrastive_accuracy, contrastive_loss
+from flip_ctr.train.arguments import FinetuneArguments
+from flip_ctr.train.loop import prompt_states
 from flip_ctr.train.loop.grad_cache import chunked_losses
+from flip_ctr.train.loop.optimizer import make_optimizer
+from flip_ctr.train.loop.prompt_states import PromptReader, merge_prompts, row_names
+from flip_ctr.train.loop.step import TrainingStep
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +79,102 @@ def test_the_processes_have_different_counts(name):
     [
         ("all, GradCache, 3 batches", "all, 3 batches"),
         ("all, every kind of field, sparse tables, GradCache", "all, every kind of field"),
+        ("entity prompts, GradCache, 3 steps", "entity prompts, 3 steps"),
     ],
 )
 def test_chunks_have_the_gradient_and_loss_of_the_whole_batch(chunked, plain):
     assert difference(gradients(chunked), gradients(plain)) < 2e-5
+
+
+# --- few steps of the PLM
+
+
+def plain_gradients(settings: dict, number: int = 1) -> dict[str, torch.Tensor]:
+    """Gradients of the mean of some batches, each by one call of the model."""
+    entity = "entity" if settings.get("prompts") == "entity" else "row"
+    model = new_model(settings, processor(prompts=entity).fields)
+    for batch in merge_prompts(batches(settings, number)):
+        (model(**batch).loss / number).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("chunk_size", [1000, 4])
+@pytest.mark.parametrize(
+    ("case", "settings"),
+    [("entity prompts", {}), ("entity prompts, clicks, joint", {"strategy": "joint", "fusion": "gate"})],
+)
+def test_one_step_of_the_plm_for_one_of_all_else_is_plain_training(case, settings, chunk_size):
+    """Whether or not the prompts go through the PLM in chunks."""
+    found = gradients(case, chunk_size)
+    del found["loss"]
+    assert difference(found, plain_gradients(step_child.ENTITY | settings)) < 2e-5
+
+
+@pytest.mark.parametrize("chunk_size", [1000, 4])
+def test_the_plms_gradient_is_the_mean_over_the_steps(chunk_size):
+    found, mean = gradients("entity prompts, 3 steps", chunk_size), plain_gradients(step_child.ENTITY, 3)
+    del found["loss"]
+    of_all_else = {name: gradient for name, gradient in found.items() if "text_encoder" not in name}
+    assert difference(of_all_else, {name: 3 * mean[name] for name in of_all_else}) < 2e-5
+    of_plm = {name: gradient for name, gradient in found.items() if name not in of_all_else}
+    assert difference(of_plm, {name: mean[name] for name in of_plm}) < 2e-5
+
+
+def test_steps_of_fewer_rows_weigh_less():
+    settings = step_child.ENTITY | {"strategy": "plm"}
+    first, second = batches(settings, 2)
+    fields = processor(prompts="entity").fields
+    args = FinetuneArguments(dataset_dir="d", output_dir="o", model_name_or_path="m", strategy="plm", plm_every=2)
+    model, expected = (new_model(settings, fields) for _ in range(2))
+    few = {name: values[:4] if name in row_names(second) else values for name, values in second.items()}
+    step = TrainingStep(Accelerator(cpu=True), model, make_optimizer(model, args, torch.device("cpu")), args)
+    for group in step.windows(iter([[first], [few]]), 2):
+        step.backward(group)
+    step.backward_plm()
+    for batch, share in ((first, 16 / 20), (few, 4 / 20)):
+        (share * expected(**batch).loss).backward()
+    found = {name: parameter.grad for name, parameter in model.flip.text_encoder.named_parameters()}
+    assert difference(found, {n: p.grad for n, p in expected.flip.text_encoder.named_parameters()}) < 2e-5
+
+
+def test_with_dropout_the_backward_pass_sees_the_same_states_in_chunks():
+    settings = step_child.ENTITY | {"strategy": "plm"}
+    model = new_model(settings, processor(prompts="entity").fields, dropout=0.3)
+    reader = PromptReader(Accelerator(cpu=True), model, 5)
+    seen = []
+    model.flip.text_encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append((output.last_hidden_state.detach(), output[0].requires_grad))
+    )
+    (batch,) = reader.read(batches(settings, 1), train=True)
+    model(**batch).loss.backward()
+    reader.backward()
+    read, again = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert len(read) == 4 and not any(with_graph for _, with_graph in read) and all(graph for _, graph in again)
+    assert all(torch.equal(one, other) for (one, _), (other, _) in zip(read, again))
+    assert max(len(states) for states, _ in seen) == 5  # what the PLM holds does not grow with the steps
+
+
+def test_a_window_that_does_not_fit_is_refused_with_what_does(monkeypatch):
+    settings = step_child.ENTITY | {"strategy": "plm"}
+    model = new_model(settings, processor(prompts="entity").fields)
+    few, all_batches = batches(settings, 1)[0], batches(settings, 3)
+    one = {name: values[:2] if name in row_names(few) else values for name, values in few.items()}
+    monkeypatch.setattr(prompt_states, "_free_bytes", lambda device: 2 * 4 * 16 * 5)
+    with pytest.raises(ValueError, match=r"--plm_every: the states of 16 prompts .* at most 1 batches at a time fit"):
+        PromptReader(Accelerator(cpu=True), model, 5).read([one, *all_batches], train=True)
+
+
+def test_frozen_states_are_kept():
+    settings = step_child.ENTITY | {"strategy": "plm"}
+    model = new_model(settings, processor(prompts="entity").fields)
+    model.flip.text_encoder.requires_grad_(False)
+    model.train()
+    reader = PromptReader(Accelerator(cpu=True), model, 50)
+    (first,) = reader.read(batches(settings, 1), train=True)
+    expected = model(**first).logits
+    model.flip.text_encoder.forward = None  # would fail
+    (again,) = reader.read(batches(settings, 1), train=True)
+    assert torch.equal(model(**again).logits, expected)
 
 
 def test_accumulation_is_the_mean_over_the_batches():
