@@ -3,7 +3,7 @@
 
     python benchmarks/entity_prompts.py --dataset_dir D --model_name_or_path PLM --mixed_precision bf16
 
-A whole training step is timed: composing and masking the batch, both towers, the losses, backward, clipping, AdamW. Each
+Whole training steps are timed: composing and masking batches, both towers, the losses, backward, clipping, AdamW. Each
 form runs in a process of its own, twice and in turns, so that a noisy machine slows all. The floor is the work that no
 implementation can leave out: distinct tokens over those of one prompt a row. Memory is the growth of the process from
 before the model to its peak.

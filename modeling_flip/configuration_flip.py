@@ -179,6 +179,8 @@ class FlipConfig(PreTrainedConfig):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config  # None stays None: a default one would be a BERT
         self.fields = [field.to_dict() for field in read_fields(fields)]
+        # from a processor to a new model, and no further: never saved
+        self._feature_counts = getattr(fields, "feature_counts", None)
         self.id_hidden_dims = list(id_hidden_dims) if isinstance(id_hidden_dims, tuple) else id_hidden_dims
         if id_hidden_dims is None:
             self.id_hidden_dims = [300, 300, 128]
@@ -295,6 +297,7 @@ class FlipConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
+        values.pop("_feature_counts", None)
         if values.get("text_config") is not None:
             values["text_config"].pop("_name_or_path", None)  # a local path would be published with the checkpoint
         entry = values.pop("entry_module", None)

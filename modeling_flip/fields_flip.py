@@ -247,6 +247,14 @@ class FlipField:
         return self.num_buckets is None
 
 
+class CountedFields(list):
+    """A list of fields that knows how often each feature occurs in the training rows, `(sum of field sizes,)`."""
+
+    def __init__(self, fields: list, feature_counts: Any = None):
+        super().__init__(fields)
+        self.feature_counts = feature_counts
+
+
 def read_fields(values) -> list[FlipField]:
     """`FlipField`s from a list of dicts (or of `FlipField`s); column names must be unique (`ValueError`)."""
     result = [FlipField.from_dict(value) for value in values or []]

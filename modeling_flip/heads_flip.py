@@ -260,14 +260,30 @@ class FlipMTMHead(nn.Module):
         if counts.shape != self.feature_counts.shape:
             raise ValueError(f"expected counts of {len(self.feature_counts)} features, got {tuple(counts.shape)}.")
         counts = counts.clone()
-        for start, field in zip(self.field_starts, self.config.id_fields):
+        for start in self.field_starts:
             counts[start : start + NUM_RESERVED_IDS] = 0  # reserved ids are neither targets nor noise
-            if counts[start : start + field.vocab_size].sum() == 0:
-                raise ValueError(f"field '{field.name}': no value was counted, so that noise cannot be drawn from it.")
+        empty = self._uncounted(counts)
+        if empty:
+            raise ValueError(f"field '{empty[0]}': no value was counted, so that noise cannot be drawn from it.")
         self.feature_counts.copy_(counts)
         self._noise = None
         log_prob = self._noise_tables()[4]
         self.bias.weight.copy_(torch.where(counts > 0, log_prob, 0.0)[:, None])
+
+    def start_with(self, counts: torch.Tensor) -> None:
+        """As `set_feature_counts`, where these are counts of this model's features, and some value of each field was
+        counted."""
+        fits = counts.shape == self.feature_counts.shape and not self.feature_counts.is_meta
+        if fits and not self._uncounted(counts):
+            self.set_feature_counts(counts)
+
+    def _uncounted(self, counts: torch.Tensor) -> list[str]:
+        """Names of the fields of which no value was counted."""
+        return [
+            field.name
+            for start, field in zip(self.field_starts, self.config.id_fields)
+            if counts[start + NUM_RESERVED_IDS : start + field.vocab_size].sum() == 0
+        ]
 
     @torch.no_grad()
     def start_from(self, other: "FlipMTMHead") -> None:

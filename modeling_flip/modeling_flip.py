@@ -318,6 +318,7 @@ class FlipForPretraining(FlipPreTrainedModel):
             )
             name = next(name for name, module in self.named_modules() if module is tokens)
             self._tied_weights_keys = {"mlm_head.decoder.weight": f"{name}.weight"}
+            self._keys_to_ignore_on_save = ["mlm_head.decoder.weight"]  # a Trainer would miss it when it loads the best
         if config.mtm_weight > 0:
             self.mtm_head = FlipMTMHead(
                 config, id_dim, config.text_config.hidden_size if config.mtm_uses_text else None
@@ -328,6 +329,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         if config.icl_weight > 0 and config.icl_similarity == "cosine":
             self.logit_scale = nn.Parameter(torch.zeros(1))  # of one dimension: FSDP2 cannot split a scalar
         self.post_init()
+        if self.mtm_head is not None and config._feature_counts is not None:
+            self.mtm_head.start_with(torch.as_tensor(config._feature_counts))
 
     def push_to_hub(self, repo_id: str, *args, pretraining_heads: bool = False, **kwargs):  # type: ignore[override]
         """Publishes the two towers, as a [`FlipModel`], and the heads too where asked for: they can return a user's
@@ -342,7 +345,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         self.mlm_head.decoder = new_embeddings
 
     def set_feature_counts(self, counts: torch.Tensor) -> None:
-        """Gives MTM the training counts of all features, see [`FlipMTMHead.set_feature_counts`]."""
+        """Gives MTM the training counts of all features, see [`FlipMTMHead.set_feature_counts`]. A new model has those
+        of `FlipConfig(fields=processor.fields)` where `FlipProcessor.from_dataset` has just counted rows in memory."""
         if self.mtm_head is not None:
             self.mtm_head.set_feature_counts(counts)
 

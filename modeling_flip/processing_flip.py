@@ -21,7 +21,7 @@ from transformers.utils import PROCESSOR_NAME
 from .columns_flip import Column, RowError, Value, canonical_label, distinct_rows, raw_columns, read_columns
 from .configuration_flip import PROMPTS  # which also says what transformers is needed
 from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
-from .fields_flip import FlipField, check_choice
+from .fields_flip import CountedFields, FlipField, check_choice
 
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
 MAX_CACHED_VALUES = 100_000
@@ -261,6 +261,12 @@ def _spread(rows: int) -> np.ndarray:
     return np.unique(np.linspace(0, rows - 1, min(CHECKED_ROWS, rows)).astype(int)) if rows else np.empty(0, int)
 
 
+class NoTokenizer:
+    """Stands where an ID-only processor has no tokenizer: a `Trainer` asks any processor's for its special tokens."""
+
+    bos_token_id = eos_token_id = pad_token_id = mask_token_id = None
+
+
 class FlipProcessor(ProcessorMixin):
     """The feature extractor and the PLM's tokenizer (none for an ID-only model): rows -> model inputs.
 
@@ -294,12 +300,14 @@ class FlipProcessor(ProcessorMixin):
         if tokenizer is not None:
             self.check_argument_for_proper_class("tokenizer", tokenizer)
         self.chat_template = None
-        self.feature_extractor, self.tokenizer = feature_extractor, tokenizer
+        self.feature_extractor = feature_extractor
+        self.tokenizer = NoTokenizer() if tokenizer is None else tokenizer
         check_choice("FlipProcessor", "prompts", prompts, PROMPTS)
         self.label, self.weight, self.prompts = label, weight, prompts
         self.id_only = tokenizer is None  # saved: loading is decided by it, never by a failed attempt
         self.max_length, self._taken_for_special = max_length, []
         self._cache: dict[tuple[str, Value], list[int]] = {}
+        self._feature_counts: np.ndarray | None = None  # of the training rows; never saved
         if tokenizer is not None:
             limits = [
                 limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9
@@ -349,6 +357,8 @@ class FlipProcessor(ProcessorMixin):
             add_counts(counts, columns := read_columns(dataset, schema), schema)
         extractor = FlipFeatureExtractor.from_counts(counts, schema, min_frequency, hash_user_values)
         processor = cls(extractor, tokenizer, **kwargs)
+        if not on_disk:
+            processor._feature_counts = extractor.count_features([extractor.encode(columns)])
         if tokenizer is not None:
             rows = _spread(len(dataset) if on_disk else len(columns[schema[0].name].codes))
             few = read_columns(dataset.take(rows), schema) if on_disk else columns
@@ -366,8 +376,11 @@ class FlipProcessor(ProcessorMixin):
 
     @property
     def fields(self) -> list[dict]:
-        """The fields with the sizes of their vocabularies, for `FlipConfig(fields=...)`."""
-        return [field.to_dict() for field in self.feature_extractor.all_fields]
+        """The fields with the sizes of their vocabularies, for `FlipConfig(fields=...)`. Right after `from_dataset` of
+        rows in memory they know how often each feature occurs there, so that [`FlipForPretraining`] does."""
+        return CountedFields(
+            [field.to_dict() for field in self.feature_extractor.all_fields], feature_counts=self._feature_counts
+        )
 
     @property
     def text_fields(self) -> list[FlipField]:
@@ -387,7 +400,9 @@ class FlipProcessor(ProcessorMixin):
 
     def without_tokenizer(self) -> "FlipProcessor":
         """The same processor for an ID-only model."""
-        return FlipProcessor(self.feature_extractor, label=self.label, weight=self.weight)
+        processor = FlipProcessor(self.feature_extractor, label=self.label, weight=self.weight)
+        processor._feature_counts = self._feature_counts
+        return processor
 
     # --- prompts
 

@@ -187,6 +187,15 @@ class FlipPretrainingCollator(FlipCollator):
         uniform = row_uniform(self.seed, self.epoch, stream, rows, len(members))
         return (pick(uniform, group_eligible, ratio) @ members) & eligible
 
+    def read_features(self, features: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        batch = super().read_features(features)
+        if self.text_mask_ratio is not None and "token_fields" not in batch:
+            raise ValueError(
+                "the features have no `token_fields`, which say what to mask; take rows as FlipProcessor gives them "
+                f"({', '.join(self.processor.model_input_names)})"
+            )
+        return batch
+
     def mask_text(self, batch: dict[str, np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The masked view of prompts `(n, L)` and its labels; choices follow from `rows` `(n,)`."""
         token_fields, input_ids = (batch[name].reshape(len(rows), -1) for name in ("token_fields", "input_ids"))
@@ -245,7 +254,7 @@ class FlipPretrainingCollator(FlipCollator):
 def require_mask_token(processor: FlipProcessor) -> int:
     """The tokenizer's mask token id; `ValueError` where it has none."""
     tokenizer = processor.tokenizer
-    if tokenizer is None or tokenizer.mask_token_id is None:
+    if tokenizer.mask_token_id is None:
         raise ValueError(
             f"{type(tokenizer).__name__} has no mask token; pretraining masks tokens and needs a masked language model "
             "(BERT, RoBERTa, DeBERTa, ModernBERT, ELECTRA, ...). Leave masked language modelling out (--mlm_weight 0), "

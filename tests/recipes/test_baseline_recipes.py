@@ -49,7 +49,7 @@ def test_ids_alone(tmp_path, dataset_dir, map_model):
         and "eval_mtm_shuffled_accuracy" not in results
         and "eval_icl_loss" not in results
     )
-    assert FlipProcessor.from_pretrained(folder).tokenizer is None
+    assert FlipProcessor.from_pretrained(folder).id_only
     assert "trained to recover masked ids of a row from its other ids (MAP)" in card(folder)
     tiny.finetune(dataset_dir, folder, tmp_path / "m", strategy="id")
     text = card(tmp_path / "m")

@@ -91,7 +91,7 @@ def test_fine_tuning_evaluation_and_prediction_agree(tmp_path, dataset_dir, fine
 def test_an_id_model_from_pretraining_needs_no_plm(finetuned):
     folder, _ = finetuned["id"]
     assert read_json(folder, "config.json")["text_config"] is None
-    assert FlipProcessor.from_pretrained(folder).tokenizer is None
+    assert FlipProcessor.from_pretrained(folder).id_only
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> 
         )
         raise ValueError(f"the dataset's fields [{ours}] are not those of the checkpoint {path} [{theirs}]")
     prompts = [[field.name for field in some if field.on_text_side] for some in (fields, schema.fields)]
-    if processor.tokenizer is not None and prompts[0] != prompts[1]:
+    if not processor.id_only and prompts[0] != prompts[1]:
         logger.info(
             f"prompts have the checkpoint's fields {', '.join(prompts[0])}; the dataset's schema puts "
             f"{', '.join(prompts[1])} there"

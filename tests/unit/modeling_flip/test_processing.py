@@ -243,7 +243,7 @@ def test_processors_survive_saving(tmp_path, any_tokenizer):
 def test_id_only_processors_survive_saving(tmp_path, id_processor, rows):
     id_processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
-    assert again.tokenizer is None and again.model_input_names == ["feature_ids"]
+    assert again.id_only and again.model_input_names == ["feature_ids"]
     assert (again(rows)["feature_ids"] == id_processor(rows)["feature_ids"]).all()
 
 

@@ -89,7 +89,12 @@ def test_every_kind_of_field_in_parts(tmp_path, kind_processor, part_rows):
 
 def test_what_is_mapped_can_not_be_written(folder, ml_processor):
     dataset = EncodedDataset(ml_processor, SplitRows(folder, "test"))
-    arrays = (dataset.encoded.feature_ids, dataset.encoded.prompts.entries, dataset.labels, dataset.encoded.prompts.tokens)
+    arrays = (
+        dataset.encoded.feature_ids,
+        dataset.encoded.prompts.entries,
+        dataset.labels,
+        dataset.encoded.prompts.tokens,
+    )
     assert not any(array.flags.writeable or array.flags.owndata for array in arrays)
 
 
