@@ -113,7 +113,11 @@ def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
         "flip.text_encoder": plm_model,
         "text_classifier": plm_model,
     }
-    for name, source in (parts | ({"first_order": id_model} if model.first_order is not None else {})).items():
+    if model.first_order is not None:
+        parts["first_order"] = id_model
+    if model.flip.text_interaction is not None:
+        parts["flip.text_interaction"] = plm_model
+    for name, source in parts.items():
         model.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
     return model.eval(), processor
 
