@@ -386,7 +386,10 @@ class PromptOptions(Options):
     title = "Prompts"
 
     preset: str | None = option(None, "named settings: paper puts the ids into the prompt", choices=preset_names())
-    ids_in_prompt: bool = by_case("put the ids into the prompt (as the paper does)")
+    ids_in_prompt: bool = by_case(
+        "put the ids into the prompt, and fields that name a person: MovieLens' zip code, BookCrossing's location (as "
+        "the paper does)"
+    )
     tokenizer_name: str | None = option(
         None, "a PLM (path or hub id) whose tokens the card counts the prompts in; words when not given", model=True
     )
