@@ -95,14 +95,15 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_text_pretrained(cls, text_model_name_or_path: str, config: FlipConfig, **kwargs) -> "FlipPreTrainedModel":
-        """A new FLIP model around a pretrained text encoder: its weights are loaded, all else is newly initialised.
+        """A new FLIP model around a pretrained PLM: its weights are loaded, all else is newly initialised.
 
         Args:
-            text_model_name_or_path: any encoder that `AutoModel` loads, as a path or hub id.
-            config: the other settings; its `text_config` is replaced by the encoder's.
+            text_model_name_or_path: any encoder or decoder of text that `AutoModel` loads, as a path or hub id.
+            config: the other settings; its `text_config` is replaced by the PLM's, which also decides `text_pooling`
+                where that is None.
             kwargs: passed to `from_pretrained` (`attn_implementation`, `dtype`, `revision`, `token`, ...).
 
-        [`FlipForPretraining`] also takes over the encoder's own MLM head where the checkpoint has one.
+        [`FlipForPretraining`] also takes over the PLM's own MLM head where the checkpoint has one.
         """
         config = copy.deepcopy(config)
         mlm_model = None

@@ -199,6 +199,12 @@ class FlipProcessor(ProcessorMixin):
                 tokenizer.convert_tokens_to_ids(t): t for t in tokenizer.all_special_tokens if t != tokenizer.unk_token
             }
             self._taken_for_special = [t for t in special.values() if set(self._tokenize([t])[0]) & set(special)]
+            one = len(self._tokenize(["a"])[0])
+            # what goes before a text of which only the rest is wanted: "a" where the tokenizer sees a text's first space
+            # otherwise than one behind a word, as SentencePiece's do that put a space of their own before each text
+            self._lead, self._lead_tokens = ("", 0)
+            if self._tokenize([" a"])[0] != self._tokenize(["a a"])[0][one:]:
+                self._lead, self._lead_tokens = "a", one
             self._template = self._tokenize_template()
             self._check_length()
 
@@ -297,6 +303,10 @@ class FlipProcessor(ProcessorMixin):
             verbose=False,
         )["input_ids"]
 
+    def _tokenize_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that begin with a space, as they are behind another word."""
+        return [ids[self._lead_tokens :] for ids in self._tokenize([self._lead + text for text in texts])]
+
     def _tokenize_template(self) -> list[list[int]]:
         """What stands before each value, and the end."""
         if not self.text_fields:
@@ -306,8 +316,9 @@ class FlipProcessor(ProcessorMixin):
         position = next(i for i in range(len(whole) + 1) if whole[i : i + len(probe)] == probe)
         prefix, suffix = whole[:position], whole[position + len(probe) :]
         wordings = [field.wording for field in self.text_fields]
-        pieces = self._tokenize([f"{wordings[0]} is", *(f" ; {wording} is" for wording in wordings[1:])])
-        return [prefix + pieces[0], *pieces[1:], suffix]
+        start = self._tokenize([f"{wordings[0]} is"])[0]
+        later = self._tokenize_behind([f" ; {wording} is" for wording in wordings[1:]]) if wordings[1:] else []
+        return [prefix + start, *later, suffix]
 
     def _check_length(self) -> None:
         template, budgets = sum(map(len, self._template)), [field.max_tokens for field in self.text_fields]
@@ -321,7 +332,7 @@ class FlipProcessor(ProcessorMixin):
     def _value_tokens(self, number: int, values: Sequence[Value], budget: int) -> list[list[int]]:
         field = self.text_fields[number]
         words = [" " + self.value_text(field, value) for value in values]
-        return [tokens[:budget] for tokens in self._tokenize(words)] if words else []
+        return [tokens[:budget] for tokens in self._tokenize_behind(words)] if words else []
 
     def _cached_tokens(self, field: int, values: Sequence[Value], budget: int) -> list[list[int]]:
         new = [value for value in values if (field, value) not in self._cache]
@@ -352,11 +363,16 @@ class FlipProcessor(ProcessorMixin):
         """Each row's entries in the builder's table, `(rows, T)` int32; new values are added to it."""
         return builder.add([columns[field.name] for field in self.text_fields])
 
+    @property
+    def pad_token_id(self) -> int:
+        """What prompts are padded with; attention never sees it."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
     def prompt_table(self, columns: dict[str, Column], cached: bool = False, truncate: bool = True):
         """The ragged table of the columns' distinct values, and each row's entries in it `(rows, T)`."""
         builder = self.prompt_table_builder(cached, truncate)
         entries = self.prompt_entries(builder, columns)
-        return builder.table(self.tokenizer.pad_token_id), entries
+        return builder.table(self.pad_token_id), entries
 
     def check_composition(
         self, columns: dict[str, Column], picked: Sequence[int] | np.ndarray, numbers: Sequence[int] | np.ndarray

@@ -60,7 +60,7 @@ class EncodedDataset(Dataset):
         self.labels, self.weights, self.users = (arrays.get(name) for name in ("labels", "weights", "users"))
         prompt = ()
         if "entries" in arrays:
-            fields, pad = arrays["entries"].shape[1], self.processor.tokenizer.pad_token_id
+            fields, pad = arrays["entries"].shape[1], self.processor.pad_token_id
             prompt = PromptTable(arrays["tokens"], arrays["offsets"], fields, pad), arrays["entries"], arrays["lengths"]
         self.encoded = EncodedRows(arrays["feature_ids"], *prompt)
 
