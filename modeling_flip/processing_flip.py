@@ -199,12 +199,10 @@ class FlipProcessor(ProcessorMixin):
                 tokenizer.convert_tokens_to_ids(t): t for t in tokenizer.all_special_tokens if t != tokenizer.unk_token
             }
             self._taken_for_special = [t for t in special.values() if set(self._tokenize([t])[0]) & set(special)]
-            one = len(self._tokenize(["a"])[0])
-            # what goes before a text of which only the rest is wanted: "a" where the tokenizer sees a text's first space
-            # otherwise than one behind a word, as SentencePiece's do that put a space of their own before each text
-            self._lead, self._lead_tokens = ("", 0)
-            if self._tokenize([" a"])[0] != self._tokenize(["a a"])[0][one:]:
-                self._lead, self._lead_tokens = "a", one
+            # some tokenizers put a space of their own before a text (Llama 2's old files): the tokens of a text that
+            # stands behind a word are then those behind this one
+            word, behind = self._tokenize(["a", "a a"])
+            self._word = [] if self._tokenize([" a"])[0] == behind[len(word) :] else word
             self._template = self._tokenize_template()
             self._check_length()
 
@@ -305,7 +303,9 @@ class FlipProcessor(ProcessorMixin):
 
     def _tokenize_behind(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that begin with a space, as they are behind another word."""
-        return [ids[self._lead_tokens :] for ids in self._tokenize([self._lead + text for text in texts])]
+        if not self._word:
+            return self._tokenize(texts)
+        return [ids[len(self._word) :] for ids in self._tokenize(["a" + text for text in texts])]
 
     def _tokenize_template(self) -> list[list[int]]:
         """What stands before each value, and the end."""
