@@ -301,7 +301,8 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
     if args.id_learning_rate == 0:
         lock_id_tower(plain(model))
     if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        # older versions of transformers know it by its former name only
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if args.torch_compile:
         # the PLM alone: it is nearly all of the work, and batches differ in length
         text_encoder.compile(dynamic=True)
