@@ -6,6 +6,7 @@ import math
 import os
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
@@ -101,11 +102,13 @@ class FlipPreTrainedModel(PreTrainedModel):
             text_model_name_or_path: any encoder or decoder of text that `AutoModel` loads, as a path or hub id.
             config: the other settings; its `text_config` is replaced by the PLM's, which also decides `text_pooling`
                 where that is None.
-            kwargs: passed to `from_pretrained` (`attn_implementation`, `dtype`, `revision`, `token`, ...).
+            kwargs: passed to `from_pretrained` (`attn_implementation`, `dtype`, `revision`, `token`, ...); `dtype` is
+                float32 when not given, as that of the new weights, in whatever type the PLM was published.
 
         [`FlipForPretraining`] also takes over the PLM's own MLM head where the checkpoint has one.
         """
         config = copy.deepcopy(config)
+        kwargs.setdefault("dtype", torch.float32)
         mlm_model = None
         if cls._takes_mlm_head and config.mlm_weight > 0:
             mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)

@@ -93,6 +93,12 @@ def test_a_pooled_state_does_not_depend_on_padding(kind, attention, pooling):
 # --- models
 
 
+def test_a_plm_in_half_precision_gets_the_type_of_the_other_weights(tmp_path):
+    AutoModel.from_config(decoder("qwen3")).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = FlipForCTR.from_text_pretrained(tmp_path, tiny.flip_config(tiny.sized_fields(8, 9)))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_nothing_is_kept_that_only_generation_needs(plm_folder):
     config = tiny.flip_config(tiny.sized_fields(8, 9))
     model = FlipForCTR.from_text_pretrained(plm_folder, config).flip
