@@ -6,6 +6,7 @@ import math
 import os
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
@@ -95,16 +96,19 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_text_pretrained(cls, text_model_name_or_path: str, config: FlipConfig, **kwargs) -> "FlipPreTrainedModel":
-        """A new FLIP model around a pretrained text encoder: its weights are loaded, all else is newly initialised.
+        """A new FLIP model around a pretrained PLM: its weights are loaded, all else is newly initialised.
 
         Args:
-            text_model_name_or_path: any encoder that `AutoModel` loads, as a path or hub id.
-            config: the other settings; its `text_config` is replaced by the encoder's.
-            kwargs: passed to `from_pretrained` (`attn_implementation`, `dtype`, `revision`, `token`, ...).
+            text_model_name_or_path: any encoder or decoder of text that `AutoModel` loads, as a path or hub id.
+            config: the other settings; its `text_config` is replaced by the PLM's, which also decides `text_pooling`
+                where that is None.
+            kwargs: passed to `from_pretrained` (`attn_implementation`, `dtype`, `revision`, `token`, ...); `dtype` is
+                float32 when not given, as that of the new weights, in whatever type the PLM was published.
 
-        [`FlipForPretraining`] also takes over the encoder's own MLM head where the checkpoint has one.
+        [`FlipForPretraining`] also takes over the PLM's own MLM head where the checkpoint has one.
         """
         config = copy.deepcopy(config)
+        kwargs.setdefault("dtype", torch.float32)
         mlm_model = None
         if cls._takes_mlm_head and config.mlm_weight > 0:
             mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)

@@ -31,7 +31,7 @@ SETTINGS = {
     "id_initializer_range": _POSITIVE,
     "initializer_range": _POSITIVE,
     "prompts": Allowed(str, choices=PROMPTS),
-    "text_pooling": Allowed(str, choices=("cls", "mean")),
+    "text_pooling": Allowed(str, choices=("cls", "mean", "last"), optional=True),
     "mlm_weight": _WEIGHT,
     "mtm_weight": _WEIGHT,
     "icl_weight": _WEIGHT,
@@ -69,6 +69,21 @@ PIPELINES = {
 }
 
 
+def is_decoder(text_config: PreTrainedConfig) -> bool:
+    """Whether a PLM reads from left to right, so that its last token alone has seen the whole text: a causal language
+    model that is no masked one, and whose configuration does not make it read both ways."""
+    # here, as a configuration without a PLM needs no list of models
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind, causal = text_config.model_type, getattr(text_config, "is_causal", True)
+    both_ways = not causal or getattr(text_config, "use_bidirectional_attention", None) in (True, "all")
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return known and not both_ways
+
+
 # outputs that are parts of a result, and no prediction of their own
 PARTS = ["id_logits", "text_logits", "id_weight", "num_mlm_targets", "num_mtm_targets"]
 PARTS += [f"{objective}_{number}" for objective in ("mlm", "mtm", "icl") for number in ("loss", "accuracy")]
@@ -95,8 +110,9 @@ class FlipConfig(PreTrainedConfig):
         initializer_range (`float`, defaults to 0.02): standard deviation of the other new weights.
         prompts (`str`, defaults to `"row"`): one prompt a `row` (the paper's), or one for each `entity` of a row (user,
             item, ...), which the PLM reads once for all rows of a batch that share it.
-        text_pooling (`str`, defaults to `"cls"`): the PLM's pooled state: first token (`cls`) or `mean` over the
-            tokens.
+        text_pooling (`str`, *optional*): the PLM's pooled state: first token (`cls`), `last` token that is not padding,
+            or `mean` over the tokens. When None it follows from the PLM: `last` for a decoder (Qwen3, Llama, Gemma,
+            ...), `cls` for others.
         mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses. A weight
             of 0 builds no head.
         mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1:
@@ -152,7 +168,7 @@ class FlipConfig(PreTrainedConfig):
         id_initializer_range: float = 2e-2,
         initializer_range: float = 0.02,
         prompts: str = "row",
-        text_pooling: str = "cls",
+        text_pooling: str | None = None,
         mlm_weight: float = 1.0,
         mtm_weight: float = 1.0,
         icl_weight: float = 1.0,
@@ -225,7 +241,13 @@ class FlipConfig(PreTrainedConfig):
             }
         kwargs["tie_word_embeddings"] = tie_word_embeddings
         super().__init__(**kwargs)
+        self.decide_text_pooling()
         self.check()
+
+    def decide_text_pooling(self) -> None:
+        """Sets `text_pooling` by the PLM where it was left open and there is a `text_config`."""
+        if self.text_pooling is None and self.text_config is not None:
+            self.text_pooling = "last" if is_decoder(self.text_config) else "cls"
 
     def check(self) -> None:
         """Raises `ValueError`, naming the setting and what is right, where one is not allowed."""

@@ -21,7 +21,7 @@ from transformers import AutoModel, PreTrainedModel
 # isort: off
 from .base_flip import FlipPreTrainedModel
 from .columns_flip import Column  # noqa: F401
-from .configuration_flip import FlipConfig
+from .configuration_flip import FlipConfig, is_decoder
 from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
 from .fields_flip import FlipField, check_choice  # noqa: F401
 from .gather_flip import share_of_total
@@ -96,6 +96,7 @@ class FlipModel(FlipPreTrainedModel):
         use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
         if use_id:
             self.id_tower = build_id_tower(config)
+        config.decide_text_pooling()
         if use_text and config.text_config is not None:
             if text_encoder is None:
                 # the implementation must be named again: from_config would fall back to eager attention
@@ -103,6 +104,8 @@ class FlipModel(FlipPreTrainedModel):
                 text_encoder = AutoModel.from_config(config.text_config, attn_implementation=attn_implementation)
             if getattr(text_encoder, "pooler", None) is not None:
                 text_encoder.pooler = None  # never used: its gradients would be missed by DDP
+            if is_decoder(text_encoder.config):
+                text_encoder.config.use_cache = False  # nothing is generated that would need past keys and values
             self.text_encoder = text_encoder
             if config.prompts == "entity":
                 entities = len(config.prompt_entities)
@@ -126,9 +129,13 @@ class FlipModel(FlipPreTrainedModel):
         return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     def pool(self, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`(B, L, H)` -> the pooled state `(B, H)`: first token or mean over the tokens."""
+        """`(B, L, H)` -> the pooled state `(B, H)`: first token, last token, or mean over the tokens."""
         if self.config.text_pooling == "cls":
             return text_hidden_states[:, 0]
+        if self.config.text_pooling == "last":
+            positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            last = (positions * (attention_mask != 0)).argmax(1)
+            return text_hidden_states[torch.arange(len(last), device=last.device), last]
         mask = attention_mask[..., None].to(text_hidden_states.dtype)
         return (text_hidden_states * mask).sum(1) / mask.sum(1)
 

@@ -317,6 +317,10 @@ class FlipProcessor(ProcessorMixin):
                 tokenizer.convert_tokens_to_ids(t): t for t in tokenizer.all_special_tokens if t != tokenizer.unk_token
             }
             self._taken_for_special = [t for t in special.values() if set(self._tokenize([t])[0]) & set(special)]
+            # some tokenizers put a space of their own before a text (Llama 2's old files): the tokens of a text that
+            # stands behind a word are then those behind this one
+            word, behind = self._tokenize(["a", "a a"])
+            self._word = [] if self._tokenize([" a"])[0] == behind[len(word) :] else word
             self._templates = [self._tokenize_template(fields) for fields in self.prompt_fields]
             self._check_length()
 
@@ -432,6 +436,12 @@ class FlipProcessor(ProcessorMixin):
             verbose=False,
         )["input_ids"]
 
+    def _tokenize_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that begin with a space, as they are behind another word."""
+        if not self._word:
+            return self._tokenize(texts)
+        return [ids[len(self._word) :] for ids in self._tokenize(["a" + text for text in texts])]
+
     def _tokenize_template(self, fields: list[FlipField]) -> list[list[int]]:
         """What stands before each value of a prompt, and the end."""
         if not fields:
@@ -441,8 +451,9 @@ class FlipProcessor(ProcessorMixin):
         position = next(i for i in range(len(whole) + 1) if whole[i : i + len(probe)] == probe)
         prefix, suffix = whole[:position], whole[position + len(probe) :]
         wordings = [field.wording for field in fields]
-        pieces = self._tokenize([f"{wordings[0]} is", *(f" ; {wording} is" for wording in wordings[1:])])
-        return [prefix + pieces[0], *pieces[1:], suffix]
+        start = self._tokenize([f"{wordings[0]} is"])[0]
+        later = self._tokenize_behind([f" ; {wording} is" for wording in wordings[1:]]) if wordings[1:] else []
+        return [prefix + start, *later, suffix]
 
     def _check_length(self) -> None:
         for pieces, fields in zip(self._templates, self.prompt_fields):
@@ -456,7 +467,7 @@ class FlipProcessor(ProcessorMixin):
 
     def _value_tokens(self, field: FlipField, values: Sequence[Value], budget: int | None) -> list[list[int]]:
         words = [" " + self.value_text(field, value) for value in values]
-        return [tokens[:budget] for tokens in self._tokenize(words)] if words else []
+        return [tokens[:budget] for tokens in self._tokenize_behind(words)] if words else []
 
     def _cached_tokens(self, field: FlipField, values: Sequence[Value], budget: int | None) -> list[list[int]]:
         new = [value for value in values if (field.name, value) not in self._cache]

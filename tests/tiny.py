@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
@@ -18,8 +19,14 @@ from transformers import (
     DebertaV2Tokenizer,
     DistilBertConfig,
     ElectraConfig,
+    Gemma3TextConfig,
+    GemmaTokenizer,
     GPT2Tokenizer,
+    LlamaConfig,
+    LlamaTokenizer,
     ModernBertConfig,
+    Qwen2Tokenizer,
+    Qwen3Config,
     RobertaConfig,
     RobertaTokenizer,
 )
@@ -102,7 +109,74 @@ def joining() -> BertTokenizer:
     return tokenizer
 
 
-TOKENIZERS = {"wordpiece": wordpiece, "byte_bpe": byte_bpe, "unigram": unigram}
+# those of decoders: nothing stands behind a prompt, and before it at most one token
+
+
+def qwen() -> Qwen2Tokenizer:
+    """Byte-level BPE without special tokens around a text, without a mask token, and here without padding."""
+    tokenizer = Qwen2Tokenizer(**_byte_bpe(["<|endoftext|>"]), model_max_length=512)
+    tokenizer.pad_token = None
+    return tokenizer
+
+
+def starting(tokenizer):
+    """The tokenizer with its BOS before each text, as Llama's and Gemma's files have it."""
+    bos = tokenizer.bos_token
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+def llama3() -> Qwen2Tokenizer:
+    """Byte-level BPE with a BOS."""
+    special = ["<|begin_of_text|>", "<|end_of_text|>"]
+    tokenizer = Qwen2Tokenizer(
+        **_byte_bpe(special), bos_token=special[0], eos_token=special[1], unk_token=None, model_max_length=512
+    )
+    tokenizer.pad_token = None
+    return starting(tokenizer)
+
+
+def _spaces_bpe(special: list[str]) -> dict:
+    """BPE of SentencePiece: a space is a letter, and what the vocabulary lacks becomes bytes."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
+    special = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trained.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
+    )
+    model = json.loads(trained.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+
+
+def llama2() -> LlamaTokenizer:
+    return starting(LlamaTokenizer(**_spaces_bpe(["<unk>", "<s>", "</s>"]), model_max_length=512))
+
+
+def llama2_legacy() -> LlamaTokenizer:
+    """As old files have it: a space of the tokenizer's own before each text, also where there is one."""
+    tokenizer = llama2()
+    spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer._tokenizer.normalizer, tokenizer._tokenizer.pre_tokenizer = normalizers.Sequence(spaces), None
+    return tokenizer
+
+
+def gemma() -> GemmaTokenizer:
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    return starting(GemmaTokenizer(**_spaces_bpe(special), model_max_length=512))
+
+
+TOKENIZERS = {
+    "wordpiece": wordpiece,
+    "byte_bpe": byte_bpe,
+    "unigram": unigram,
+    "qwen": qwen,
+    "llama3": llama3,
+    "llama2": llama2,
+    "llama2_legacy": llama2_legacy,
+    "gemma": gemma,
+}
 
 
 # --- language models
@@ -138,6 +212,25 @@ PLM_CONFIGS = {
     ),
     "electra": lambda: ElectraConfig(**_SIZES, embedding_size=8, max_position_embeddings=64),
 }
+
+
+_DECODER = _SIZES | {"num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 320, "use_cache": True}
+DECODER_CONFIGS = {
+    "qwen3": lambda **sizes: Qwen3Config(**_DECODER | sizes),
+    "llama": lambda **sizes: LlamaConfig(**_DECODER | sizes),
+    "gemma3_text": lambda **sizes: Gemma3TextConfig(
+        **_DECODER | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]} | sizes
+    ),
+}
+
+
+def save_decoder(folder: Path, kind: str, tokenizer) -> Path:
+    """A causal language model for a tokenizer as a checkpoint folder, as decoders are published."""
+    torch.manual_seed(0)
+    config = DECODER_CONFIGS[kind](vocab_size=len(tokenizer), initializer_range=0.1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def random_mlm(kind: str):

@@ -53,14 +53,20 @@ class TrainArguments(
     def cases(self) -> list[str]:
         return [self.embedding_optimizer] + ["--use_lora"] * self.use_lora
 
-    def use_dense_tables(self) -> None:
-        """Goes back to `--embedding_optimizer dense`, and to its defaults where those of the other one were not
-        changed."""
+    def change(self, **settings) -> None:
+        """Sets options otherwise than was asked for, and to the defaults of the case that this makes where those of the
+        former case were not changed. `ValueError` where the options do not fit each other any more."""
         before = self.case_defaults()
-        self.embedding_optimizer = "dense"
+        for name, value in settings.items():
+            setattr(self, name, value)
         for name, value in (dict.fromkeys(before) | self.case_defaults()).items():
-            if getattr(self, name) == before[name]:
+            if name not in settings and getattr(self, name) == before.get(name):
                 setattr(self, name, value)
+        self.check()
+
+    def use_dense_tables(self) -> None:
+        """Goes back to `--embedding_optimizer dense`."""
+        self.change(embedding_optimizer="dense")
 
     def shown_defaults(self, defaults: dict) -> dict:
         """An argument of the model that is not given has the model's default."""
@@ -131,16 +137,16 @@ class PretrainArguments(TrainArguments, ObjectiveOptions, HeadsOptions):
 
     model_name_or_path: str | None = option(
         None,
-        "the PLM: a path or hub id of a masked language model; none where no objective uses one (--mtm_text_dropout 1 "
-        "--mlm_weight 0 --icl_weight 0)",
+        "the PLM: a path or hub id of a masked language model, or of a decoder (then without MLM); none where no "
+        "objective uses one (--mtm_text_dropout 1 --mlm_weight 0 --icl_weight 0)",
         model=True,
     )
 
     def cases(self) -> list[str]:
         holds = {
             "with a PLM": self.pretrains_text,
-            "with MLM": self.mlm_weight > 0,
-            "--streaming": self.streaming and self.mlm_weight > 0,
+            "with MLM": self.uses_mlm,
+            "--streaming": self.streaming and self.uses_mlm,
             "a PLM is aligned to --id_model": self.id_model is not None and self.aligns,
         }
         return [case for case, here in holds.items() if here] + super().cases()
@@ -401,7 +407,10 @@ class PromptOptions(Options):
     title = "Prompts"
 
     preset: str | None = option(None, "named settings: paper puts the ids into the prompt", choices=preset_names())
-    ids_in_prompt: bool = by_case("put the ids into the prompt (as the paper does)")
+    ids_in_prompt: bool = by_case(
+        "put the ids into the prompt, and fields that name a person: MovieLens' zip code, BookCrossing's location (as "
+        "the paper does)"
+    )
     tokenizer_name: str | None = option(
         None, "a PLM (path or hub id) whose tokens the card counts the prompts in; words when not given", model=True
     )

@@ -107,7 +107,12 @@ class ModelOptions(Options):
         "share it; row in a new model",
         choices=PROMPTS,
     )
-    text_pooling: str | None = option(None, "the PLM's pooled state; cls in a new model", choices=("cls", "mean"))
+    text_pooling: str | None = option(
+        None,
+        "the PLM's pooled state: first token (cls), last token, or mean over the tokens; in a new model last for a "
+        "decoder, cls for other PLMs",
+        choices=("cls", "mean", "last"),
+    )
     plm_dropout: float | None = by_case(
         f"every dropout of the PLM; {OWN_DROPOUT:.0f}: its own rates. 0 learns more in a few epochs, and is faster",
         at_least=0,
@@ -128,7 +133,9 @@ class ModelOptions(Options):
 class ObjectiveOptions(Options):
     title = "Objectives of pretraining"
 
-    mlm_weight: float = option(1.0, "weight of masked language modelling; 0 switches it off", at_least=0)
+    mlm_weight: float = by_case(
+        "weight of masked language modelling; 0 switches it off, which is the default of a decoder", at_least=0
+    )
     mtm_weight: float = option(1.0, "weight of masked tabular modelling; 0 switches it off", at_least=0)
     icl_weight: float = option(1.0, "weight of instance-level contrastive learning; 0 switches it off", at_least=0)
     mlm_id_dropout: float = option(
@@ -169,12 +176,16 @@ class ObjectiveOptions(Options):
         at_least=1,
     )
 
+    @property
+    def uses_mlm(self) -> bool:
+        return self.mlm_weight != 0  # None while its default is not filled in
+
     # the same as of FlipConfig, which imports transformers; a test compares them
 
     @property
     def pretrains_text(self) -> bool:
         """Whether an objective uses the PLM."""
-        return self.mlm_weight > 0 or self.icl_weight > 0 or self._mtm_uses_text
+        return self.uses_mlm or self.icl_weight > 0 or self._mtm_uses_text
 
     @property
     def pretrains_id_tower(self) -> bool:
@@ -188,7 +199,7 @@ class ObjectiveOptions(Options):
 
     @property
     def _mlm_uses_ids(self) -> bool:
-        return self.mlm_weight > 0 and self.mlm_id_dropout < 1
+        return self.uses_mlm and self.mlm_id_dropout < 1
 
     @property
     def _mtm_uses_text(self) -> bool:

@@ -34,7 +34,7 @@ from flip_ctr.data.prepare.dataset_picture import plot_dataset
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.prompt_lengths import prompt_lengths
-from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
+from flip_ctr.data.prepare.split_statistics import check_splits, entity_prompts, split_statistics
 from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES
 from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 from flip_ctr.data.readers.download import fetch_archive, open_raw_folder
@@ -92,6 +92,7 @@ def run(args: PrepareArguments) -> dict:
             prepared = prepare_rows(engine, source.tables, plan, log)
             statistics = split_statistics(prepared.rows, source.fields, engine.fetch)
             check_splits(statistics, source.fields, plan.split, source.label_rule, source.way_out)
+            prompts = entity_prompts(prepared.rows, source.fields, engine.fetch)
 
             # 3. The shards, and every line that became no row.
             for code, name in enumerate(SPLITS):
@@ -127,6 +128,7 @@ def run(args: PrepareArguments) -> dict:
             "malformed": sum(entry["malformed"] for entry in events),
             "rows_kept": sum(one["rows"] for one in statistics.values()),
             "splits": statistics,
+            "entity_prompts": prompts,
             "prompt_lengths": prompt_lengths(
                 {name: shard_paths(folder, name) for name in SPLITS}, source.fields, args.tokenizer_name
             ),

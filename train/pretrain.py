@@ -14,7 +14,7 @@ from flip_ctr.train.loop.loaders import encode_split, make_loader, training_load
 from flip_ctr.train.loop.prompt_states import PromptReader, read_ahead
 from flip_ctr.train.loop.run import recipe, start
 from flip_ctr.train.loop.training_loop import train
-from flip_ctr.train.models.build import check_model, new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.models.build import check_mlm, check_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.models.lora import is_flip_checkpoint, merge, plain
 from flip_ctr.train.outputs.card import training_record, write_card
 from flip_ctr.train.outputs.checkpoint import save
@@ -42,6 +42,7 @@ def run(args: PretrainArguments) -> dict:
     schema = train_rows.schema
     if args.model_name_or_path is not None:
         check_model("model_name_or_path", args.model_name_or_path)
+    check_mlm(args)
     record = training_record(args)
     if args.model_name_or_path is not None and is_flip_checkpoint(args.model_name_or_path):
         raise ValueError(

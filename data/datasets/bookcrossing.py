@@ -190,14 +190,20 @@ def bookcrossing_tables(folder) -> list[RawTable]:
 
 
 def bookcrossing_fields(ids_in_prompt: bool = False) -> list[FlipField]:
-    """The eight fields of the paper, in its order; the ids are on the ID side only unless `ids_in_prompt`.
+    """The eight fields of the paper, in its order; the ids and the location are on the ID side only unless
+    `ids_in_prompt`.
+
+    With the location a prompt names its user: 22,827 of 42,261 users, who have 56 % of the rows, are the only one with
+    their location and age; of the age alone there are 89 prompts. What a location says of clicks is who the user is,
+    too: its click rate ranks rows of the same users with an AUC of .615 to .620, and those of other users of the place
+    with .509 to .521 (age: .510 to .527).
 
     A title is no key: editions of a book share it.
     """
     id_sides = ("id", "text") if ids_in_prompt else ("id",)
     return [
         FlipField("user_id", "int", entity="user", key=True, sides=id_sides),
-        FlipField("location", entity="user"),
+        FlipField("location", entity="user", sides=id_sides),
         FlipField("age", "int", entity="user"),
         FlipField("isbn", wording="ISBN", entity="item", key=True, sides=id_sides),
         FlipField("title", entity="item", max_tokens=48),

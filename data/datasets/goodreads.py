@@ -213,9 +213,10 @@ def goodreads_fields(
 ) -> list[FlipField]:
     """The fifteen fields of the paper, in its order; the ids are on the ID side only unless `ids_in_prompt`.
 
-    Author, work and title are no keys: books share them. Without ids a prompt fits into about 180 tokens, the paper's
-    longest. Buckets of reviews are logarithmic, as a few books have most of them; those of pages are not, as a single
-    wrong number would widen them all.
+    Of a user nothing is known but the id: no field of the prompt names a person. Author, work and title are no keys:
+    books share them. Without ids a prompt fits into about 180 tokens, the paper's longest. Buckets of reviews are
+    logarithmic, as a few books have most of them; those of pages are not, as a single wrong number would widen them
+    all.
 
     Args:
         user_type: type of the user ids.

@@ -200,7 +200,12 @@ def movielens_tables(dataset: str, folder) -> list[RawTable]:
 
 
 def movielens_fields(dataset: str, ids_in_prompt: bool = False) -> list[FlipField]:
-    """The eight fields of the paper, in its order; the ids are on the ID side only unless `ids_in_prompt`."""
+    """The eight fields of the paper, in its order; the ids and the zip code are on the ID side only unless
+    `ids_in_prompt`.
+
+    With the zip code a prompt names its user: the 943 users of ml-100k have 936 prompts of a user's fields, and 526
+    without it; the 6,040 of ml-1m 5,796, and 241.
+    """
     id_sides = ("id", "text") if ids_in_prompt else ("id",)
     age_type = "int" if dataset == "ml-100k" else "string"
     return [
@@ -208,7 +213,7 @@ def movielens_fields(dataset: str, ids_in_prompt: bool = False) -> list[FlipFiel
         FlipField("gender", entity="user"),
         FlipField("age", age_type, entity="user"),
         FlipField("occupation", entity="user"),
-        FlipField("zip_code", entity="user"),
+        FlipField("zip_code", entity="user", sides=id_sides),
         FlipField("movie_id", "int", entity="item", key=True, sides=id_sides),
         FlipField("title", entity="item", key=True, max_tokens=48),
         FlipField("genre", kind="multi-valued", entity="item", max_tokens=48),

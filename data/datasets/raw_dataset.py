@@ -113,7 +113,7 @@ def ratings_source(
         folder: a `pathlib.Path` or `zipfile.Path` that holds the raw files.
         click_threshold: a rating of at least this is a click.
         dropped: ratings that are no part of the dataset.
-        ids_in_prompt: whether ids are in the prompt.
+        ids_in_prompt: whether ids, and fields that name a person, are in the prompt.
         split, seed, ratios: see `splits`.
 
     Raises:

@@ -11,8 +11,8 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
     """The dataset card, with the front matter by which `datasets.load_dataset(folder)` finds the splits.
 
     Args:
-        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see `statistics`) and
-            `prompt_lengths`.
+        report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see
+            `split_statistics`), `entity_prompts` and `prompt_lengths`.
         facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned;
             each where it is known.
         has_picture: whether `dataset.png` lies in the folder.
@@ -79,15 +79,15 @@ read or used, with file, line, reason and text.
 
 *Values* are distinct values; *unseen* is the share of rows whose value no training row has (of a multi-valued field:
 of its values).
-{values}{_prompts(report["prompt_lengths"])}
+{values}{_prompts(report["entity_prompts"], report["prompt_lengths"])}
 ## Where the rows went
 
 {markdown_table(["", "rows"], accounts)}
 {"".join(ends)}"""
 
 
-def _prompts(lengths: dict) -> str:
-    """The section on the lengths of prompts; empty where no field is in them."""
+def _prompts(entities: dict, lengths: dict) -> str:
+    """The section on prompts, how many and how long they are; empty where no field is in them."""
     if not lengths:
         return ""
     names = ("mean", "median", "p95", "longest")
@@ -102,6 +102,15 @@ def _prompts(lengths: dict) -> str:
         ]
         for field, one in lengths["fields"].items()
     ]
+    counts = [
+        [
+            entity,
+            ", ".join(f"`{name}`" for name in one["fields"]) or "none",
+            one["prompts"],
+            "" if one["keys"] is None else one["keys"],
+        ]
+        for entity, one in entities.items()
+    ]
     header = ["mean", "median", "95 %", "longest"]
     note = (
         "Values longer than their budget are cut, and no later field is lost."
@@ -110,6 +119,11 @@ def _prompts(lengths: dict) -> str:
     )
     return f"""
 ## Prompts
+
+{markdown_table(["entity", "fields in the prompt", "distinct prompts in train", "distinct keys in train"], counts)}
+
+Where people have about as many distinct prompts as keys, a prompt names its person: a field in it is an id in other
+words.
 
 Lengths in {lengths["unit"]}, of evenly spread rows.
 

@@ -68,6 +68,47 @@ def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
     return ibis.union(*parts) if len(parts) > 1 else parts[0]
 
 
+def entity_prompts(
+    rows: ir.Table, fields: Sequence[FlipField], fetch: Callable[[ir.Table], pa.Table] = ir.Table.to_pyarrow
+) -> dict[str, dict]:
+    """For each entity its `fields` in the prompt, and of the training rows how many distinct `prompts` these make and
+    how many distinct `keys` the entity has, None where no field is its key. Prompts are distinct where a value is; an
+    empty list is a null.
+
+    Args:
+        rows: with `_split`, see `splits`.
+        fetch: gets a small result from the engine of the rows.
+    """
+    train = rows.filter(rows._split == SPLITS.index("train"))
+    found: dict[str, dict] = {}
+    counts = []
+    for entity in dict.fromkeys(field.entity for field in fields):
+        own = [field for field in fields if field.entity == entity]
+        texts, keys = [field.name for field in own if field.on_text_side], [field.name for field in own if field.key]
+        found[entity] = {"fields": texts, "prompts": 0, "keys": 0 if keys else None}
+        if texts:
+            counts.append(_distinct_count(train, texts, entity, "prompts"))
+        if keys:
+            named = train.filter(ibis.or_(*(train[name].notnull() for name in keys)))
+            counts.append(_distinct_count(named, keys, entity, "keys"))
+    counted = fetch(ibis.union(*counts) if len(counts) > 1 else counts[0]).to_pylist() if counts else []
+    for row in counted:
+        found[row["entity"]][row["what"]] = row["number"]
+    return found
+
+
+def _distinct_count(rows: ir.Table, columns: Sequence[str], entity: str, what: str) -> ir.Table:
+    """One row: how many distinct combinations of values these columns have."""
+    values = {}
+    for name in columns:
+        column = rows[name]
+        values[name] = (
+            ibis.ifelse(column.length() > 0, column, ibis.null(column.type())) if column.type().is_array() else column
+        )
+    distinct = rows.select(**values).distinct()
+    return distinct.agg(number=distinct.count()).mutate(entity=ibis.literal(entity), what=ibis.literal(what))
+
+
 def check_splits(
     statistics: dict[str, dict], fields: Sequence[FlipField], split: str, label_rule: str, way_out: str
 ) -> None:

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from flip_ctr.data.prepare.dataset_folder import shard_path
 from flip_ctr.train import evaluate_ctr, predict, prepare
@@ -121,13 +120,11 @@ def test_pretraining_starts_from_a_plm(tmp_path, dataset_dir, pretrained):
         tiny.pretrain(dataset_dir, pretrained, tmp_path / "p")
 
 
-def test_pretraining_needs_a_mask_token(tmp_path, dataset_dir):
+def test_mlm_needs_a_mask_token(tmp_path, dataset_dir):
     tokenizer = tiny.gpt2()
-    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 512, "vocab_size": len(tokenizer)}
-    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
+    tiny.save_bert(tmp_path / "bert", tokenizer)
     with pytest.raises(ValueError, match="no mask token; pretraining masks tokens"):
-        tiny.pretrain(dataset_dir, tmp_path / "gpt2", tmp_path / "p")
+        tiny.pretrain(dataset_dir, tmp_path / "bert", tmp_path / "p")
 
 
 def test_all_objectives_off(tmp_path, dataset_dir, plm):

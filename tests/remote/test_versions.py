@@ -9,7 +9,7 @@ import torch
 from remote_code import run_blocked
 from transformers import AutoModel, AutoProcessor
 
-from flip_ctr import FlipForCTR, FlipForPretraining
+from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.modeling_flip.id_tower import ID_TOWERS
 from flip_ctr.train.models.custom_code import import_custom_code
 
@@ -44,16 +44,20 @@ def checkpoints(tmp_path_factory, processor, id_processor, text_config):
     (folder / "rescaling.py").write_text("def rescaled(x):\n    return x * 2\n")
     import_custom_code(str(folder / "remote_tower.py"))
     fields = processor.fields
+    decoder_processor = FlipProcessor(processor.feature_extractor, tiny.gemma())
     models = {
         "id": FlipForCTR(tiny.flip_config(id_processor.fields, strategy="id")),
         "plm": FlipForCTR(tiny.flip_config(fields, text_config, strategy="plm")),
         "joint": FlipForCTR(tiny.flip_config(fields, text_config, fusion="gate")),
+        "decoder": FlipForCTR(
+            tiny.flip_config(fields, tiny.DECODER_CONFIGS["gemma3_text"](vocab_size=len(tiny.gemma())))
+        ),
         "own_tower": FlipForCTR(tiny.flip_config(fields, text_config, id_tower="remote", id_tower_kwargs={})),
         "pretraining": FlipForPretraining(tiny.flip_config(fields, text_config)),
     }
     for name, model in models.items():
         tiny.shake(model).save_pretrained(folder / name)
-        (id_processor if name == "id" else processor).save_pretrained(folder / name)
+        {"id": id_processor, "decoder": decoder_processor}.get(name, processor).save_pretrained(folder / name)
     yield {name: folder / name for name in models}
     ID_TOWERS.pop("remote")
 

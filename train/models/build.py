@@ -13,11 +13,11 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig
+from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig, is_decoder
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import PretrainArguments, TrainArguments
 from flip_ctr.train.models.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.models.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
 from flip_ctr.train.option_groups import OWN_DROPOUT
@@ -167,6 +167,27 @@ def check_model(flag: str, name_or_path: str) -> None:
         ) from error
 
 
+def check_mlm(args: PretrainArguments) -> None:
+    """Switches MLM off where the PLM is a decoder, which has no masked language model.
+
+    Raises:
+        ValueError: MLM was asked for.
+    """
+    if args.model_name_or_path is None or args.mlm_weight == 0:
+        return
+    text_config = AutoConfig.from_pretrained(args.model_name_or_path)
+    if not is_decoder(text_config):
+        return
+    kind = f"a decoder ({text_config.model_type}), which is no masked language model"
+    if "mlm_weight" in args.given:
+        raise ValueError(
+            f"--mlm_weight {args.mlm_weight}: {args.model_name_or_path} is {kind}; leave the flag out, or name an "
+            "encoder (BERT, RoBERTa, DeBERTa, ModernBERT, ...)"
+        )
+    logger.info(f"the PLM is {kind}: pretraining goes without MLM (--mlm_weight 0)")
+    args.change(mlm_weight=0.0)
+
+
 def load_click_model(
     name_or_path: str, base_model_name_or_path: str | None = None, flag: str = "model_name_or_path"
 ) -> tuple[FlipForCTR, FlipProcessor]:
@@ -291,7 +312,8 @@ def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: T
     if args.id_learning_rate == 0:
         lock_id_tower(plain(model))
     if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        # older versions of transformers know it by its former name only
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if args.torch_compile:
         # the PLM alone: it is nearly all of the work, and batches differ in length
         text_encoder.compile(dynamic=True)

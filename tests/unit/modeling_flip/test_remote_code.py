@@ -14,17 +14,24 @@ from remote_code import run_blocked
 from transformers import AutoModel, AutoProcessor
 from transformers.dynamic_module_utils import get_relative_imports
 
-from flip_ctr import FlipForCTR
+from flip_ctr import FlipForCTR, FlipProcessor
 from flip_ctr.modeling_flip.id_tower import DNN, ID_TOWERS, IdTower, TowerLinear, register_id_tower
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.hub import published_files
 
 STRATEGIES = ("id", "plm", "joint")
+CLICK_MODELS = (*STRATEGIES, "decoder")
 
 
 @pytest.fixture(scope="module")
-def folders(finetuned, pretrained):
-    return {strategy: finetuned[strategy][0] for strategy in STRATEGIES} | {"pretraining": pretrained}
+def folders(tmp_path_factory, finetuned, pretrained):
+    extractor, decoder = AutoProcessor.from_pretrained(pretrained).feature_extractor, tmp_path_factory.mktemp("decoder")
+    processor = FlipProcessor(extractor, tiny.qwen())
+    text_config = tiny.DECODER_CONFIGS["qwen3"](vocab_size=len(processor.tokenizer), dtype="float32")
+    tiny.shake(FlipForCTR(tiny.flip_config(processor.fields, text_config))).save_pretrained(decoder)
+    processor.save_pretrained(decoder)
+    strategies = {strategy: finetuned[strategy][0] for strategy in STRATEGIES}
+    return strategies | {"decoder": decoder, "pretraining": pretrained}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def elsewhere(tmp_path_factory, folders, dataset_dir):
     return run_blocked(folders, out, tiny.ml_rows(dataset_dir)), out
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", CLICK_MODELS)
 def test_click_checkpoints_score_the_same_without_the_package(strategy, folders, elsewhere, dataset_dir):
     classes, out = elsewhere
     expected_classes = {
@@ -43,7 +50,8 @@ def test_click_checkpoints_score_the_same_without_the_package(strategy, folders,
         "AutoModel": "FlipForCTR",
         "AutoModelForSequenceClassification": "FlipForCTR",
     }
-    assert classes[strategy] == expected_classes | ({} if strategy == "id" else {"tokenizer": "BertTokenizer"})
+    tokenizers = {"id": {}, "decoder": {"tokenizer": "Qwen2Tokenizer"}}
+    assert classes[strategy] == expected_classes | tokenizers.get(strategy, {"tokenizer": "BertTokenizer"})
     inputs = AutoProcessor.from_pretrained(folders[strategy])(tiny.ml_rows(dataset_dir))
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folders[strategy]).eval()(**inputs)
@@ -66,7 +74,7 @@ def test_a_pretraining_checkpoint_loads_without_the_package(folders, elsewhere, 
     assert all(torch.equal(saved[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", CLICK_MODELS)
 def test_a_checkpoint_saved_elsewhere_is_as_complete(strategy, folders, elsewhere):
     """Saved from the copy of the code: same files, and the package reads it."""
     again = elsewhere[1] / f"{strategy}-again"

@@ -14,7 +14,9 @@ import raw_bookcrossing as bookcrossing
 import raw_movielens as movielens
 
 from flip_ctr.data.prepare.engines import ENGINES, Engine
+from flip_ctr.data.prepare.split_statistics import entity_prompts
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
+from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.train import prepare
 
 needs_spark = pytest.mark.skipif(
@@ -82,6 +84,33 @@ def test_spark_places_each_row_where_duckdb_does(tmp_path, spark, split):
             rows = with_split(engine.read(tmp_path / "rows.parquet"), split, 3, (8, 1, 1), order="_row", **columns)
             placed.append(engine.fetch(rows.order_by("_row").select("_split"))["_split"].to_pylist())
     assert placed[0] == placed[1] and set(placed[0]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["duckdb", pytest.param("pyspark", marks=needs_spark)])
+def test_distinct_prompts_are_those_of_training_rows(tmp_path, request, name):
+    if name == "pyspark":
+        request.getfixturevalue("spark")
+    rows = {
+        "_split": [0, 0, 0, 0, 0, 1],
+        "user": [1, 2, 3, None, 1, 4],
+        "age": [30, 30, None, None, 30, 99],
+        "genres": [["a", "b"], ["b", "a"], [], None, ["a", "b"], ["c"]],
+        "hour": [1, 2, 3, 4, 5, 6],
+    }
+    fields = [
+        FlipField("user", "int", entity="user", key=True, sides=("id",)),
+        FlipField("age", "int", entity="user"),
+        FlipField("genres", kind="multi-valued", entity="item"),
+        FlipField("hour", "int", sides=("id",)),
+    ]
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    with Engine(name, tmp_path) as engine:
+        found = entity_prompts(engine.read(tmp_path / "rows.parquet"), fields, engine.fetch)
+    assert found == {
+        "user": {"fields": ["age"], "prompts": 2, "keys": 3},
+        "item": {"fields": ["genres"], "prompts": 3, "keys": None},  # an empty list is a null
+        "context": {"fields": [], "prompts": 0, "keys": None},
+    }
 
 
 def test_engines_and_their_options_are_checked(tmp_path):

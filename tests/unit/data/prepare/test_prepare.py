@@ -107,7 +107,7 @@ def test_schema_names_fields_and_protocol(tmp_path):
     run("ml-1m", raw, tmp_path / "paper", ids_in_prompt=True)
     schema, paper = DatasetSchema.load(tmp_path / "out"), DatasetSchema.load(tmp_path / "paper")
     assert [field.name for field in schema.fields] == COLUMNS[:8]
-    assert [field.name for field in schema.fields if not field.on_text_side] == ["user_id", "movie_id"]
+    assert [field.name for field in schema.fields if not field.on_text_side] == ["user_id", "zip_code", "movie_id"]
     assert all(field.on_text_side and field.on_id_side for field in paper.fields)
     assert [field.name for field in schema.fields if field.key] == ["user_id", "movie_id", "title"]
     assert (schema.label, schema.user_column, schema.weight_column) == ("label", "user_id", None)
@@ -132,12 +132,8 @@ def test_card_tells_the_lengths_of_prompts_and_shows_a_picture(tmp_path, plm, da
     in_tokens = run("ml-1m", raw, tmp_path / "tokens", tokenizer_name=str(plm))
     texts, tokenizer = [], AutoTokenizer.from_pretrained(plm)
     for row in read_split(tmp_path / "words", "test").to_pylist():
-        named = {
-            "zip code": row["zip_code"],
-            **{name: row[name] for name in ("gender", "age", "occupation", "title", "genre")},
-        }
-        order = ("gender", "age", "occupation", "zip code", "title", "genre")
-        named["genre"] = named["genre"] and ", ".join(named["genre"])
+        named = row | {"genre": row["genre"] and ", ".join(row["genre"])}
+        order = ("gender", "age", "occupation", "title", "genre")
         texts.append(" ; ".join(f"{name} is {named[name] or 'unknown'}" for name in order))
     words = [len(re.findall(r"\w+|[^\w\s]", text)) + 2 for text in texts]
     tokens = [len(ids) for ids in tokenizer(texts)["input_ids"]]
@@ -148,6 +144,24 @@ def test_card_tells_the_lengths_of_prompts_and_shows_a_picture(tmp_path, plm, da
     card = (tmp_path / "tokens" / "README.md").read_text(encoding="utf-8")
     assert "![rows and clicks" in card and (tmp_path / "tokens" / "dataset.png").stat().st_size > 10_000
     assert f"Lengths in tokens of {plm.name}" in card and str(tmp_path) not in card
+
+
+def test_card_counts_the_distinct_prompts_of_each_entity(tmp_path):
+    users = [[user, "FM"[user % 2], 25, user % 3, f"0{user:04}"] for user in range(1, USERS + 1)]
+    raw = write_1m(tmp_path / "raw", users=users)
+    report = run("ml-1m", raw, tmp_path / "out")
+    train = read_split(tmp_path / "out", "train").to_pylist()
+    movies = {(row["movie_id"], row["title"]) for row in train}
+    contents = {(row["title"], tuple(row["genre"] or ())) for row in train}
+    assert report["entity_prompts"] == {
+        "user": {"fields": ["gender", "age", "occupation"], "prompts": 6, "keys": USERS},
+        "item": {"fields": ["title", "genre"], "prompts": len(contents), "keys": len(movies)},
+    }
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| user | `gender`, `age`, `occupation` | 6 | {USERS} |" in card
+    assert f"| item | `title`, `genre` | {len(contents)} | {len(movies)} |" in card
+    paper = run("ml-1m", raw, tmp_path / "paper", preset="paper")["entity_prompts"]
+    assert paper["user"]["prompts"] == USERS and "zip_code" in paper["user"]["fields"]
 
 
 def test_counts_add_up(tmp_path):
