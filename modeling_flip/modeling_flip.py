@@ -439,8 +439,8 @@ class FlipForPretraining(FlipPreTrainedModel):
                 )
         if config.prompts == "entity" and config.pretrains_text:
             of_masked = masked_input_ids, mlm_labels, mlm_pairs
-            states = text_hidden_states, masked_text_hidden_states
-            text = self._entity_text(input_ids, attention_mask, prompt_index, *of_masked, *states)
+            known = text_hidden_states, masked_text_hidden_states
+            text = self._entity_text(input_ids, attention_mask, prompt_index, *of_masked, *known)
             of_ids = masked_feature_ids, mtm_labels, noise_uniform
             parts |= self._entity_objectives(feature_ids, *of_ids, text, reduction)
         else:
@@ -502,7 +502,8 @@ class FlipForPretraining(FlipPreTrainedModel):
             output = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
             return output.id_embeds[:, None], output.text_embeds[:, None]
         text = self._entity_text(input_ids, attention_mask, prompt_index, text_hidden_states=text_hidden_states)
-        return self._entity_views(*self._entity_ids(feature_ids)[:2], text)
+        id_state, entity_states, _ = self._entity_ids(feature_ids)
+        return self._entity_views(id_state, entity_states, text)
 
     def view_keys(
         self,
@@ -538,7 +539,7 @@ class FlipForPretraining(FlipPreTrainedModel):
             return {"icl_loss": contrastive_loss(*similarities), "icl_accuracy": contrastive_accuracy(*similarities)}
         names = [self.config.prompt_entities[number] for number in self.icl_entities]
         terms = entity_contrasts(id_embeds, text_embeds, keys, names, scale, self.training)
-        parts = {"icl_loss": torch.stack([term.loss for term in terms.values()]).mean()}
+        parts: dict[str, Any] = {"icl_loss": torch.stack([term.loss for term in terms.values()]).mean()}
         right = terms[WITHIN_USER if WITHIN_USER in terms else names[0]].right
         parts["icl_accuracy"] = right[0] / right[1].clamp(min=1)
         if not self.training:
@@ -615,8 +616,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         """The views that ICL compares, see `contrastive_views`."""
         pooled = self.flip.pool(text.states, text.attention_mask)  # (P, H)
         interaction: Any = self.flip.text_interaction
-        of_row = interaction(pooled[text.index])
-        alone = [interaction.alone(pooled, number)[text.index[:, number]] for number in self.icl_entities]
+        of_row = interaction(pooled[text.prompt_index])
+        alone = [interaction.alone(pooled, number)[text.prompt_index[:, number]] for number in self.icl_entities]
         ids = torch.stack([id_state, *(entity_states[number] for number in self.icl_entities)], dim=1)
         texts = torch.stack([of_row, *alone], dim=1)
         return self.flip.project(ids, self.flip.id_projection), self.flip.project(texts, self.flip.text_projection)
@@ -651,14 +652,17 @@ class FlipForPretraining(FlipPreTrainedModel):
         if use_mtm:
             states = mask = None
             if config.mtm_uses_text:
-                states, mask = text.states[text.index].flatten(1, 2), text.attention_mask[text.index].flatten(1)
+                states, mask = (
+                    text.states[text.prompt_index].flatten(1, 2),
+                    text.attention_mask[text.prompt_index].flatten(1),
+                )
             parts |= self._masked_tabular_modelling(masked_id_state, states, mask, mtm_labels, noise_uniform)
             if not self.training:
                 by_entity |= self._mtm_by_entity(masked_id_state, text, mtm_labels)
         if views is not None and reduction == "sum":
             parts |= dict(zip(("id_embeds", "text_embeds"), views))
         elif views is not None:
-            keys = self.view_keys(feature_ids, text.input_ids, text.attention_mask, text.index)
+            keys = self.view_keys(feature_ids, text.input_ids, text.attention_mask, text.prompt_index)
             icl = self.contrast(*views, keys)
             by_entity |= icl.pop("by_entity", {})
             parts |= icl
@@ -675,9 +679,8 @@ class FlipForPretraining(FlipPreTrainedModel):
 
     def _mtm_by_entity(self, masked_id_state, text: EntityText, labels) -> dict[str, torch.Tensor]:
         """MTM's accuracy on the fields of each entity, and with its prompts shifted by one row."""
-        right: dict[str, list[torch.Tensor]] = {"accuracy": []} | (
-            {"shuffled_accuracy": []} if self.config.mtm_uses_text else {}
-        )
+        kinds = ["accuracy"] + ["shuffled_accuracy"] * self.config.mtm_uses_text
+        right: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
 
         def count(index, kept) -> torch.Tensor:
             states = mask = None
@@ -689,9 +692,9 @@ class FlipForPretraining(FlipPreTrainedModel):
 
         for number, slots in enumerate(self.slots):
             kept = torch.where(torch.tensor(slots, device=labels.device), labels, IGNORE_INDEX)
-            right["accuracy"].append(count(text.index, kept))
+            right["accuracy"].append(count(text.prompt_index, kept))
             if self.config.mtm_uses_text:
-                index = text.index.clone()
+                index = text.prompt_index.clone()
                 index[:, number] = index[:, number].roll(1, 0)
                 right["shuffled_accuracy"].append(count(index, kept))
         return self._named("mtm", right)

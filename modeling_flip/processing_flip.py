@@ -222,8 +222,8 @@ class EntityPromptsBuilder:
 
     def prompts(self, index: np.ndarray) -> EntityPrompts:
         """All prompts so far, with those of rows."""
-        arrays = ((self.tokens, np.int32), (self.token_fields, np.int16), (self.offsets, np.int64))
-        return EntityPrompts(*(np.array(values, kind) for values, kind in arrays), index, self.pad_token_id)
+        tokens, token_fields = np.array(self.tokens, np.int32), np.array(self.token_fields, np.int16)
+        return EntityPrompts(tokens, token_fields, np.array(self.offsets, np.int64), index, self.pad_token_id)
 
 
 class EncodedRows:

@@ -72,14 +72,14 @@ class EntityText(NamedTuple):
 
     Args:
         input_ids, attention_mask: `(P, L)`.
-        index: `(B, E)`, which prompt each row has of each entity.
+        prompt_index: `(B, E)`, which prompt each row has of each entity.
         states: `(P, L, H)`, the PLM's last hidden states; None where no objective reads the clean view.
         masked: the masked view, where MLM is on.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    index: torch.Tensor
+    prompt_index: torch.Tensor
     states: torch.Tensor | None
     masked: MaskedPairs | None
 
@@ -98,9 +98,8 @@ class FlipTextInteraction(nn.Module):
         self.product = nn.Linear(rank, hidden_size, bias=False)
 
     def init_flip_weights(self, config: FlipConfig) -> None:
-        for layer in self.own:
-            init.eye_(layer.weight)
-            init.zeros_(layer.bias)
+        for name, parameter in self.own.named_parameters():
+            (init.eye_ if name.endswith("weight") else init.zeros_)(parameter)
         init.zeros_(self.product.weight)
 
     def alone(self, pooled: torch.Tensor, entity: int) -> torch.Tensor:
