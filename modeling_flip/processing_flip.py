@@ -275,9 +275,10 @@ class FlipProcessor(ProcessorMixin):
 
     def prompt(self, values: Sequence[Value]) -> str:
         """The prompt of one row as text, from the canonical values of the text fields."""
-        return " ; ".join(
-            f"{field.wording} is {self.value_text(field, value)}" for field, value in zip(self.text_fields, values)
-        )
+        return self._prompt(self.text_fields, values)
+
+    def _prompt(self, fields: Sequence[FlipField], values: Sequence[Value]) -> str:
+        return " ; ".join(f"{field.wording} is {self.value_text(field, value)}" for field, value in zip(fields, values))
 
     def value_text(self, field: FlipField, value: Value) -> str:
         """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
@@ -371,14 +372,14 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: they differ; names the row, its prompt and the first differing token.
         """
-        few = {}
-        for name in [field.name for field in self.text_fields]:
+        few, fields = {}, self.text_fields  # read once for all rows
+        for name in [field.name for field in fields]:
             used, codes = np.unique(columns[name].codes[picked], return_inverse=True)
             few[name] = Column([columns[name].values[code] for code in used], codes)
         table, entries = self.prompt_table(few, truncate=False)
         composed = table.compose(entries)
         for i, row in enumerate(numbers):
-            prompt = self.prompt([column.values[column.codes[i]] for column in few.values()])
+            prompt = self._prompt(fields, [column.values[column.codes[i]] for column in few.values()])
             expected = self.tokenizer(prompt, split_special_tokens=True, truncation=False, verbose=False)["input_ids"]
             got = composed["input_ids"][i][composed["attention_mask"][i] == 1].tolist()
             if got != list(expected):
