@@ -4,6 +4,7 @@
 import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 # Local feature ids that every field's vocabulary starts with; real values follow in an append-only order.
@@ -56,7 +57,7 @@ class Allowed:
     @property
     def in_words(self) -> str:
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-        limits = " and ".join(f"{words} {bound:g}" for words, _, bound in self._bounds())
+        limits = " and ".join(f"{words} {bound:g}" for words, _, bound in self._bounds)
         one = f"{kinds[self.kind]} {'of ' if limits.startswith('at ') else ''}{limits}".strip()
         if self.choices:
             one = f"one of {', '.join(map(repr, self.choices))}"
@@ -76,8 +77,9 @@ class Allowed:
             return False
         if self.choices and value not in self.choices:
             return False
-        return all(holds(value, bound) for _, holds, bound in self._bounds())
+        return all(holds(value, bound) for _, holds, bound in self._bounds)
 
+    @cached_property  # fields are read, and checked, many times in a run
     def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
         """Words, comparison and number of the bounds that there are."""
         return [(*BOUNDS[name], bound) for name in BOUNDS if (bound := getattr(self, name)) is not None]

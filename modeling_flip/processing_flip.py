@@ -412,11 +412,11 @@ class FlipProcessor(ProcessorMixin):
 
     def prompt_texts(self, values: Sequence[Value]) -> list[str]:
         """The prompts of one row as text, from the canonical values of the text fields: one, or one an entity."""
-        words = {
-            field.name: f"{field.wording} is {self.value_text(field, value)}"
-            for field, value in zip(self.text_fields, values)
-        }
-        return [" ; ".join(words[field.name] for field in fields) for fields in self.prompt_fields]
+        named = dict(zip([field.name for field in self.text_fields], values))
+        return [self._prompt(fields, [named[field.name] for field in fields]) for fields in self.prompt_fields]
+
+    def _prompt(self, fields: Sequence[FlipField], values: Sequence[Value]) -> str:
+        return " ; ".join(f"{field.wording} is {self.value_text(field, value)}" for field, value in zip(fields, values))
 
     def value_text(self, field: FlipField, value: Value) -> str:
         """The value as the prompt says it. The pieces of a Unigram model include "[SEP]", which a space takes apart."""
@@ -534,15 +534,13 @@ class FlipProcessor(ProcessorMixin):
         for name in [field.name for field in self.text_fields]:
             used, codes = np.unique(columns[name].codes[picked], return_inverse=True)
             few[name] = Column([columns[name].values[code] for code in used], codes)
-        texts = [
-            self.prompt_texts([column.values[column.codes[i]] for column in few.values()]) for i in range(len(numbers))
-        ]
-        for which, (pieces, fields) in enumerate(zip(self.piece_builders(truncate=False), self.prompt_fields)):
-            entries = pieces.add([few[field.name] for field in fields])
+        for pieces, fields in zip(self.piece_builders(truncate=False), self.prompt_fields):
+            of_prompt = [few[field.name] for field in fields]
+            entries = pieces.add(of_prompt)
             composed = pieces.table(self.pad_token_id).compose(entries)
             for i, row in enumerate(numbers):
                 got = composed["input_ids"][i][composed["attention_mask"][i] == 1].tolist()
-                self._compare(got, texts[i][which], row)
+                self._compare(got, self._prompt(fields, [column.values[column.codes[i]] for column in of_prompt]), row)
 
     def _compare(self, got: list[int], prompt: str, row: int) -> None:
         expected = list(self.tokenizer(prompt, split_special_tokens=True, truncation=False, verbose=False)["input_ids"])

@@ -1,5 +1,6 @@
 """Fixtures that are made once a session: a tiny tokenizer and BERT, processors, a raw folder and a dataset folder."""
 
+import contextlib
 import os
 
 # before any import of the libraries: no test reaches the network
@@ -11,11 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import tiny
 import torch
+import warm_python
 from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from flip_ctr import FlipProcessor
+from flip_ctr.data.prepare.figures import pyplot
 from flip_ctr.train import prepare
 
 transformers_logging.disable_progress_bar()
@@ -30,16 +33,46 @@ def seeded():
     GradientState._reset_state()
 
 
+PICTURES = ("flip_ctr.data.prepare.dataset_picture.pyplot", "flip_ctr.train.outputs.plots.pyplot")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures():
+    """Drawing takes half the time of preparing a small dataset and of a small run, as hundreds of tests do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PICTURES:
+            patch.setattr(name, lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def drawing(no_pictures):
+    """`with drawing():` what a fixture makes has its pictures."""
+
+    @contextlib.contextmanager
+    def draw():
+        with pytest.MonkeyPatch.context() as patch:
+            for name in PICTURES:
+                patch.setattr(name, pyplot)
+            yield
+
+    return draw
+
+
 @pytest.fixture
-def dataset_picture():
-    """For tests of the picture on a dataset's card."""
+def pictures(drawing):
+    """For tests of the pictures on the cards of a dataset and of a run."""
+    with drawing():
+        yield
 
 
-@pytest.fixture(autouse=True)
-def no_dataset_picture(request, monkeypatch):
-    """Drawing takes half the time of preparing a small dataset, as hundreds of tests do."""
-    if "dataset_picture" not in request.fixturenames:
-        monkeypatch.setattr("flip_ctr.data.prepare.dataset_picture.pyplot", lambda: None)
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """A file to start in place of `sys.executable`, for processes of which no import is tested."""
+    file, server = warm_python.executable(tmp_path_factory.mktemp("warm"))
+    yield str(file)
+    server.stdin.close()
+    server.wait()
 
 
 @pytest.fixture(scope="session")
@@ -107,32 +140,34 @@ def dataset_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pretrained(tmp_path_factory, dataset_dir, plm):
-    """Folder of a checkpoint that the pretraining recipe wrote."""
+def pretrained(tmp_path_factory, dataset_dir, plm, drawing):
+    """Folder of a checkpoint that the pretraining recipe wrote, with its picture."""
     folder = tmp_path_factory.mktemp("pretrained") / "p"
-    tiny.pretrain(dataset_dir, plm, folder)
+    with drawing():
+        tiny.pretrain(dataset_dir, plm, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def finetuned(tmp_path_factory, dataset_dir, pretrained, plm):
-    """For each strategy the folder of a checkpoint, fine-tuned from the pretrained one (`frozen`: from the PLM), and
-    the recipe's results."""
+def finetuned(tmp_path_factory, dataset_dir, pretrained, plm, drawing):
+    """For each strategy the folder of a checkpoint, fine-tuned from the pretrained one (`frozen`: from the PLM), with
+    its pictures, and the recipe's results."""
     folder = tmp_path_factory.mktemp("finetuned")
     # a trained tower has larger weights than a new one: raise the rate so that scores differ visibly
     starts = {"id": pretrained, "plm": pretrained, "joint": pretrained, "frozen": plm}
     options = {"joint": {"fusion": "gate"}}
-    return {
-        strategy: (
-            folder / strategy,
-            tiny.finetune(
-                dataset_dir,
-                start,
+    with drawing():
+        return {
+            strategy: (
                 folder / strategy,
-                strategy=strategy,
-                learning_rate=0.02,
-                **options.get(strategy, {}),
-            ),
-        )
-        for strategy, start in starts.items()
-    }
+                tiny.finetune(
+                    dataset_dir,
+                    start,
+                    folder / strategy,
+                    strategy=strategy,
+                    learning_rate=0.02,
+                    **options.get(strategy, {}),
+                ),
+            )
+            for strategy, start in starts.items()
+        }

@@ -12,7 +12,7 @@ SCRIPT = """
 import sys
 for name in sys.argv[3].split(","):
     sys.modules[name] = None  # importing it fails from now on
-import json, os
+import glob, json, os
 import torch
 import transformers
 from transformers import (AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification,
@@ -20,13 +20,24 @@ AutoProcessor,
                           AutoFeatureExtractor, AutoTokenizer, pipeline)
 folders, out, rows = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[4])
 remote = {"trust_remote_code": True}
+refused = {name: [] for name in folders}
+for name, folder in folders.items():  # before any of their code is run
+    for auto_class in (AutoModel, AutoProcessor):
+        try:
+            auto_class.from_pretrained(folder, trust_remote_code=False)
+        except ValueError as error:
+            assert "trust_remote_code" in str(error), error
+            refused[name].append(auto_class.__name__)
+assert not glob.glob(os.environ["HF_HOME"] + "/**/modeling_flip.py", recursive=True)
 report = {"versions": {one.__name__: one.__version__ for one in (torch, transformers)}}
 for name, folder in folders.items():
     config = AutoConfig.from_pretrained(folder, **remote)
     processor = AutoProcessor.from_pretrained(folder, **remote)
     AutoFeatureExtractor.from_pretrained(folder, **remote)
-    inputs = processor(rows)
+    own_rows = rows[name] if isinstance(rows, dict) else rows
+    inputs = processor(own_rows)
     outputs, classes = {}, {"config": type(config).__name__, "processor": type(processor).__name__}
+    classes["refused"] = refused[name]
     heads = [AutoModel] + ([AutoModelForPreTraining] if name == "pretraining" else [AutoModelForSequenceClassification])
     for head in heads:
         model, info = head.from_pretrained(folder, output_loading_info=True, **remote)
@@ -37,7 +48,7 @@ for name, folder in folders.items():
         outputs[head.__name__] = dict(views)
     if name != "pretraining":
         scorer = pipeline("click-through-rate", model=folder, **remote)
-        outputs["pipeline"] = torch.tensor([answer["click_probability"] for answer in scorer(rows, batch_size=4)])
+        outputs["pipeline"] = torch.tensor([answer["click_probability"] for answer in scorer(own_rows, batch_size=4)])
         scorer.save_pretrained(os.path.join(out, name + "-again"))  # code and all, from the copy of the code
     if config.text_config is not None:
         classes["tokenizer"] = type(AutoTokenizer.from_pretrained(folder)).__name__
@@ -49,12 +60,14 @@ json.dump(report, open(os.path.join(out, "report.json"), "w"))
 
 
 def run_blocked(
-    folders: dict, out, rows: list[dict], python: str = sys.executable, libraries: Path | None = None
+    folders: dict, out, rows: list[dict] | dict, python: str = sys.executable, libraries: Path | None = None
 ) -> dict:
-    """Loads checkpoints and scores rows elsewhere; the names of the classes that were loaded, for each checkpoint.
+    """Loads checkpoints and scores rows elsewhere; the names of the classes that were loaded, for each checkpoint, and
+    as `refused` of those that were not without trust.
 
     Args:
         folders: the checkpoints; the one called "pretraining" is loaded as such, the others as models that predict.
+        rows: those of all checkpoints, or of each by its name.
         out: where outputs (`NAME.pt`) and the checkpoints saved anew (`NAME-again`) are written.
         python: the interpreter, of another environment perhaps.
         libraries: a folder with libraries that it has beside its own.

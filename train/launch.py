@@ -72,10 +72,6 @@ def launch(command: str, options: argparse.Namespace, rest: list[str]) -> bool:
         SystemExit: a process failed, or the launcher was told to stop.
     """
     import yaml
-    from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
-    from accelerate.utils import prepare_simple_launcher_cmd_env
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     path = find_config(options.accelerate_config)
     given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
@@ -89,6 +85,12 @@ def launch(command: str, options: argparse.Namespace, rest: list[str]) -> bool:
                 raise ValueError(
                     f"--accelerate_config {options.accelerate_config} is for several machines and needs --{name}"
                 )
+    # what takes seconds comes when the config is right
+    from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
+    from accelerate.utils import prepare_simple_launcher_cmd_env
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     # the command itself, not its module: what a user did wrong is one line there too
     recipe = ["--module", "flip_ctr.train.cli", command, *rest]

@@ -357,14 +357,14 @@ def test_the_baseline_is_the_best_on_validation_and_pairs_share_samples(run, gri
         run(grid, reference=["best"])
 
 
-def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys):
+def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys, warm):
     """Generated rows, a real child process for the ID-only run, and the other runs in this process."""
     processes = []
 
     def child(self, command, log, title):
         if "id-s42-" in command[-1]:
             processes.append(command)
-            return real(self, command, log, title)
+            return real(self, [warm, *command[1:]], log, title)
         execute(Path(command[-1]))
 
     real = Workshop.child

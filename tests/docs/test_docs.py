@@ -90,17 +90,8 @@ def parse(command: str, argv: list[str]):
         pytest.fail(f"flip-ctr {command} {' '.join(argv)}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """Drawing takes half the time of a small run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("train.outputs.plots", "data.prepare.dataset_picture"):
-            patch.setattr(f"flip_ctr.{module}.pyplot", lambda: None)
-        yield
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, no_pictures, plm) -> dict[str, Path]:
+def made(tmp_path_factory, plm) -> dict[str, Path]:
     """A dataset folder `D`, a PLM, a pretrained checkpoint `P` and a joint click model `M`."""
     folder = tmp_path_factory.mktemp("made")
     raw = tiny.write_raw_100k(folder / "ml-100k")

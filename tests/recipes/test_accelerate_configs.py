@@ -271,14 +271,16 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen:
+def start(python: str, command: list[str], log: Path, **environment: str) -> subprocess.Popen:
+    """`python -m COMMAND`; the processes that it starts are of the same Python."""
     path = os.pathsep.join([str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"} | environment
+    environment["PYTHON_EXEC"] = python
     with open(log, "w") as file:
-        return subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=file, stderr=file)
+        return subprocess.Popen([python, "-m", *command], env=environment, stdout=file, stderr=file)
 
 
-def sharded(name: str, runs: dict, data, plm, out: Path, **environment: str) -> subprocess.Popen:
+def sharded(python: str, name: str, runs: dict, data, plm, out: Path, **environment: str) -> subprocess.Popen:
     """Two processes that run recipes under FSDP2 or DeepSpeed, started by `accelerate launch` with a shipped config."""
     arguments = [
         str(data),
@@ -298,7 +300,7 @@ def sharded(name: str, runs: dict, data, plm, out: Path, **environment: str) -> 
         sharded_child.__file__,
         *arguments,
     ]
-    return start(command, out / "log", ACCELERATE_USE_CPU="1", **environment)
+    return start(python, command, out / "log", ACCELERATE_USE_CPU="1", **environment)
 
 
 def test_one_process_runs_in_the_command_itself(monkeypatch):
@@ -335,9 +337,8 @@ def test_wrong_arguments_are_said_before_processes_start(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory, dataset_dir, calm_plm):
-    """All launches at once, since most of their time is that of importing the stack: output folder and the processes of
-    each."""
+def started(tmp_path_factory, dataset_dir, calm_plm, warm):
+    """All launches at once: output folder and the processes of each."""
     out = {name: tmp_path_factory.mktemp(name) for name in ("single_gpu", "multi_node", "fsdp2")}
     small = [
         "--max_train_samples",
@@ -363,7 +364,7 @@ def started(tmp_path_factory, dataset_dir, calm_plm):
             "--output_dir",
             str(folder / "checkpoint"),
         ]
-        return start(command, folder / log, **environment)
+        return start(warm, command, folder / log, **environment)
 
     node = [
         "--main_process_ip",
@@ -376,7 +377,9 @@ def started(tmp_path_factory, dataset_dir, calm_plm):
         "id",
     ]
     launches = {
-        "fsdp2": lambda: [sharded("fsdp2", ALIKE | BF16 | resumed(out["fsdp2"]), dataset_dir, calm_plm, out["fsdp2"])],
+        "fsdp2": lambda: [
+            sharded(warm, "fsdp2", ALIKE | BF16 | resumed(out["fsdp2"]), dataset_dir, calm_plm, out["fsdp2"])
+        ],
         "multi_node": lambda: [
             run(
                 "finetune",
@@ -525,11 +528,11 @@ def test_step_checkpoint_of_fsdp_does_not_go_on_without(started, tmp_path, datas
         tiny.finetune(dataset_dir, calm_plm, tmp_path / "out", **SHARED, **options, per_device_train_batch_size=16)
 
 
-def test_zero2_learns_what_one_process_does(tmp_path, dataset_dir, calm_plm, monkeypatch):
+def test_zero2_learns_what_one_process_does(tmp_path, dataset_dir, calm_plm, monkeypatch, warm):
     pytest.importorskip("deepspeed")
     out = tmp_path / "two"
     out.mkdir()
-    process = sharded("deepspeed_zero2", ALIKE | BF16, dataset_dir, calm_plm, out, DS_ACCELERATOR="cpu")
+    process = sharded(warm, "deepspeed_zero2", ALIKE | BF16, dataset_dir, calm_plm, out, DS_ACCELERATOR="cpu")
     assert process.wait(300) == 0, (out / "log").read_text()[-4000:]
     for name in ALIKE:
         assert json.loads((out / f"{name}.json").read_text())["stage"] == 2

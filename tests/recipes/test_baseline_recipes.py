@@ -397,7 +397,7 @@ def test_fused_models_keep_their_towers(tmp_path, dataset_dir, finetuned, fusion
     )
 
 
-def test_fusing_over_another_run_leaves_nothing_of_it(tmp_path, dataset_dir, finetuned):
+def test_fusing_over_another_run_leaves_nothing_of_it(tmp_path, dataset_dir, finetuned, pictures):
     tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="2")
     assert (tmp_path / "m" / "history.json").exists() and list((tmp_path / "m").glob("checkpoint-*"))
     (tmp_path / "m" / "notes.txt").write_text("mine")

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -82,12 +81,12 @@ def test_plm_loads_through_the_auto_classes(plm):
     assert tokenizer.unk_token_id not in tokenizer("Quixotic 42")["input_ids"], "unknown words are spelled"
 
 
-def test_tokenizer_is_the_same_in_another_process():
+def test_tokenizer_is_the_same_in_another_process(warm):
     code = (
         "from flip_ctr.data.datasets.synthetic import *; print(make_tokenizer(generate_texts(50), "
         "64).get_vocab()['comet'])"
     )
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    other = subprocess.run([warm, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(other) == make_tokenizer(generate_texts(50), 64).get_vocab()["comet"]
 
 
@@ -100,11 +99,11 @@ def test_making_the_plm_leaves_the_random_state_alone(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, drawing):
     """A whole run, as small as can be, in this process."""
     folder = tmp_path_factory.mktemp("demo") / "out"
     args = DemoArguments(output_dir=str(folder), num_pretrain_epochs=1, num_train_epochs=1)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, drawing():
         patch.setattr(demo, "PARALLEL", False)
         return folder, demo.run(args, SMALL, TINY)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,12 +74,12 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, dataset_dir, calm_plm):
+def two_processes(tmp_path_factory, dataset_dir, calm_plm, warm):
     """Folder of the checkpoints that two processes wrote, each with batches of 16."""
     out = tmp_path_factory.mktemp("two")
     shared = str(SHARED | {"per_device_train_batch_size": 16})
     command = [
-        sys.executable,
+        warm,
         "-m",
         "accelerate.commands.launch",
         "--config_file",
@@ -94,6 +93,7 @@ def two_processes(tmp_path_factory, dataset_dir, calm_plm):
     paths = [str(dataset_dir), str(calm_plm), str(out)]
     path = os.pathsep.join([str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment["PYTHON_EXEC"] = warm
     done = subprocess.run(
         [*command, str(out / "script.py"), *paths, str(RUNS), shared],
         env=environment,

@@ -48,9 +48,11 @@ def environment(hub, tmp_path_factory):
 WORKER = """
 import contextlib, io, json, sys, traceback
 from flip_ctr.train import cli
-answers = sys.stdout
+from flip_ctr.train.outputs import plots
+pyplot, answers = plots.pyplot, sys.stdout
 for line in sys.stdin:
     task, said, code = json.loads(line), io.StringIO(), 0
+    plots.pyplot = pyplot if task.get("pictures") else lambda: None
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             if "script" in task:
@@ -85,8 +87,8 @@ def ask(worker, code: int = 0, **task) -> str:
     return answer["said"]
 
 
-def command(worker, *arguments, code: int = 0) -> str:
-    return ask(worker, code, arguments=list(map(str, arguments)))
+def command(worker, *arguments, code: int = 0, pictures: bool = False) -> str:
+    return ask(worker, code, arguments=list(map(str, arguments)), pictures=pictures)
 
 
 def published(hub, repo: str) -> dict[str, bytes]:
@@ -128,6 +130,7 @@ def pushed(hub, worker, tmp_path_factory, dataset_dir, pretrained):
         "--hub_model_id",
         "org/flip-tiny",
         "--hub_private_repo",
+        pictures=True,
     )
     return folder
 

@@ -309,10 +309,10 @@ def test_a_run_overwrites_a_checkpoint_of_another_kind(tmp_path, dataset_dir, pr
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
     folder = tmp_path_factory.mktemp("catalogue")
-    settings = CatalogueSettings(users=150, items=120, rows=6000)
+    settings = CatalogueSettings(users=120, items=100, rows=4500)
     data = write_catalogue(folder / "data", generate_catalogue(settings), "random", settings, 42)
     sizes = TinyPlmSettings(hidden_size=32, layers=1, heads=2, steps=60, batch_size=32)
-    return data, make_tiny_plm(folder / "plm", generate_texts(1500), 0, sizes)
+    return data, make_tiny_plm(folder / "plm", generate_texts(600), 0, sizes)
 
 
 def test_a_lora_run_learns_on_the_demo_data(tmp_path, catalogue):

@@ -58,7 +58,7 @@ VARIANTS = {
     ),
 }
 LONG = {
-    "max_train_samples": 1500,
+    "max_train_samples": 960,
     "max_eval_samples": 64,
     "num_train_epochs": 3,
     "eval_steps": 20,
@@ -326,7 +326,7 @@ def test_a_full_disk_leaves_the_best_model(tmp_path, dataset_dir, monkeypatch, n
     assert {path.name for path in kept} == {path.name for path in (tmp_path / "m").iterdir()}
 
 
-def test_an_early_stop_is_remembered(tmp_path, dataset_dir):
+def test_an_early_stop_is_remembered(tmp_path, dataset_dir, pictures):
     """Stopped by patience, asked to go on: it stays stopped."""
     options = {"num_train_epochs": 20, "early_stopping_patience": 1, "learning_rate": 0.5}
     first = tiny.finetune(dataset_dir, None, tmp_path / "m", checkpointing_steps="1", **options)

@@ -2,6 +2,7 @@
 """What a checkpoint says of itself: the record of its training (`training_args.json`) and its model card
 (`README.md`)."""
 
+import functools
 import json
 import math
 import os
@@ -174,16 +175,20 @@ def write_card(
         "licence": {name: data.get(name) for name in ("license", "license_name", "license_link")},
         **_origin(model, record),
     }
-    templates = jinja2.Environment(
+    text = re.sub(r"\n{3,}", "\n\n", templates().get_template("template.md").render(facts))
+    path = os.path.join(folder, CARD)
+    ModelCard(text).save(path)
+    return path
+
+
+@functools.cache  # of several runs in one process the templates are compiled once
+def templates() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(files("flip_ctr").joinpath("model_cards")),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    text = re.sub(r"\n{3,}", "\n\n", templates.get_template("template.md").render(facts))
-    path = os.path.join(folder, CARD)
-    ModelCard(text).save(path)
-    return path
 
 
 def _dataset_facts(dataset_dir: str, schema: DatasetSchema) -> dict:

@@ -26,10 +26,10 @@ sys.exit(code)
 """
 
 
-def flip_ctr(*argv, **environment) -> subprocess.CompletedProcess:
+def flip_ctr(*argv, python: str = sys.executable, **environment) -> subprocess.CompletedProcess:
     """The command as it is installed, in a process of its own; its last line of output says what it has imported."""
     return subprocess.run(
-        [sys.executable, "-c", COMMAND.format(root=str(ROOT)), *map(str, argv)],
+        [python, "-c", COMMAND.format(root=str(ROOT)), *map(str, argv)],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -133,8 +133,7 @@ def test_debug_shows_where_an_error_arose(capsys, argv, file):
 def test_help_and_wrong_options_import_nothing_large(argv, code, text):
     ended = flip_ctr(*argv)
     assert ended.returncode == code and text in ended.stdout + ended.stderr
-    # (the launcher is Accelerate's)
-    assert "accelerate_config" in "".join(argv) or ended.stdout.splitlines()[-1] == "imported:"
+    assert ended.stdout.splitlines()[-1] == "imported:"
 
 
 def test_prepare_imports_neither_torch_nor_transformers(tmp_path):
@@ -146,12 +145,12 @@ def test_prepare_imports_neither_torch_nor_transformers(tmp_path):
     assert (tmp_path / "D" / "schema.json").is_file()
 
 
-def test_the_command_trains_and_scores_in_the_home_folder(tmp_path, dataset_dir):
-    """The package's `__init__` has run before a recipe: models are known to transformers."""
+def test_the_command_trains_and_scores_in_the_home_folder(tmp_path, dataset_dir, warm):
+    """The package's `__init__` has run before a recipe that loads a model: it is known to transformers."""
     (tmp_path / "D").symlink_to(dataset_dir)
     small = ["--max_train_samples=64", "--max_eval_samples=32", "--num_train_epochs=1", "--id_hidden_dims", "8"]
     ended = flip_ctr(
-        "finetune", "--dataset_dir=~/D", "--strategy", "id", *small, "--output_dir=~/M", HOME=str(tmp_path)
+        "finetune", "--dataset_dir=~/D", "--strategy", "id", *small, "--output_dir=~/M", HOME=str(tmp_path), python=warm
     )
     assert ended.returncode == 0 and (tmp_path / "M" / "model.safetensors").is_file(), ended.stderr
     scored = ["--dataset_dir=~/D", "--model_name_or_path=~/M", "--max_eval_samples=32", "--output_dir=~/E"]

@@ -22,6 +22,7 @@ from raw_bookcrossing import (
 
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.data.readers.raw_files import LineLog, write_typed
 from flip_ctr.train import cli, prepare
 from flip_ctr.train.prepare import PrepareArguments
 
@@ -36,17 +37,22 @@ def all_rows(folder: Path) -> list[dict]:
     return [row for split in ("train", "validation", "test") for row in read_split(folder, split).to_pylist()]
 
 
-def prepared_user(tmp_path, line: str) -> tuple[dict, dict]:
-    """What becomes of user 1 with this line of the users' file, and which of its values were changed."""
-    report = run(write_raw(tmp_path / "raw", users=[line]), tmp_path / "out")
-    row = next(row for row in all_rows(tmp_path / "out") if row["user_id"] == 1)
-    return row, report["raw_files"][USERS_FILE]["values_changed"]
+def read_first(raw: Path, file: str) -> tuple[dict, dict]:
+    """The first row of a raw file as it is joined to the ratings, and which of its values were changed."""
+    source = prepare.open_source(PrepareArguments("bookcrossing", "out", str(raw)))
+    (table,) = (table for table in source.tables if file in table.files)
+    log = LineLog()
+    write_typed(table, raw / "typed.parquet", log)
+    return pq.read_table(raw / "typed.parquet").to_pylist()[0], log.files[file]["values_changed"]
 
 
-def prepared_book(tmp_path, line: str) -> tuple[dict, dict]:
-    report = run(write_raw(tmp_path / "raw", books=[line]), tmp_path / "out")
-    row = next(row for row in all_rows(tmp_path / "out") if row["isbn"] == isbn(1))
-    return row, report["raw_files"][BOOKS_FILE]["values_changed"]
+def read_user(tmp_path, line: str) -> tuple[dict, dict]:
+    """What becomes of a line of the users' file."""
+    return read_first(write_raw(tmp_path / "raw", users=[line]), USERS_FILE)
+
+
+def read_book(tmp_path, line: str) -> tuple[dict, dict]:
+    return read_first(write_raw(tmp_path / "raw", books=[line]), BOOKS_FILE)
 
 
 def rejected_lines(folder: Path) -> list[list]:
@@ -118,13 +124,23 @@ def test_five_columns_any_order_and_a_zip_give_the_same_rows(tmp_path):
     ],
 )
 def test_titles_are_cleaned(tmp_path, raw, title, kinds):
-    row, changed = prepared_book(tmp_path, book_line(1, raw))
+    row, changed = read_book(tmp_path, book_line(1, raw))
     assert row["title"] == title and changed == dict.fromkeys(kinds, 1)
 
 
 def test_publishers_and_authors_are_cleaned_too(tmp_path):
-    row, _ = prepared_book(tmp_path, book_line(1, author="Unknown", publisher="Little Brown &amp; Company"))
+    lines = {
+        "books": [book_line(1, author="Unknown", publisher="Little Brown &amp; Company")],
+        "users": [user_line(1, "n/a, n/a, spain", age="4")],
+    }
+    report = run(write_raw(tmp_path / "raw", **lines), tmp_path / "out")
+    row = next(row for row in all_rows(tmp_path / "out") if (row["user_id"], row["isbn"]) == (1, isbn(1)))
     assert row["author"] is None and row["publisher"] == "Little Brown & Company"
+    assert (row["location"], row["age"]) == ("spain", None)
+    changed = {"author that says nothing": 1, "HTML entity": 1}
+    assert report["raw_files"][BOOKS_FILE]["values_changed"] == changed
+    changed = {"part of a location that says nothing": 1, "age outside 5 to 100": 1}
+    assert report["raw_files"][USERS_FILE]["values_changed"] == changed
 
 
 @pytest.mark.parametrize(
@@ -144,7 +160,7 @@ def test_publishers_and_authors_are_cleaned_too(tmp_path):
     ],
 )
 def test_locations_are_tidied(tmp_path, raw, location):
-    assert prepared_user(tmp_path, user_line(1, raw))[0]["location"] == location
+    assert read_user(tmp_path, user_line(1, raw))[0]["location"] == location
 
 
 @pytest.mark.parametrize(
@@ -161,14 +177,14 @@ def test_locations_are_tidied(tmp_path, raw, location):
     ],
 )
 def test_wrong_ages_are_null(tmp_path, raw, age):
-    row, changed = prepared_user(tmp_path, user_line(1, age=raw))
+    row, changed = read_user(tmp_path, user_line(1, age=raw))
     assert row["age"] == age
     assert changed == ({"age outside 5 to 100": 1} if raw in ('"0"', '"4"', '"101"') else {})
 
 
 @pytest.mark.parametrize(("raw", "year"), [("0", None), ("2037", None), ("2006", None), ("2005", 2005), ("1376", None)])
 def test_wrong_years_are_null(tmp_path, raw, year):
-    row, changed = prepared_book(tmp_path, book_line(1, year=raw))
+    row, changed = read_book(tmp_path, book_line(1, year=raw))
     assert row["year"] == year and changed == ({} if year else {"year outside 1800 to 2005": 1})
 
 

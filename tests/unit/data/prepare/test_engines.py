@@ -53,7 +53,7 @@ def dirty_bookcrossing(tmp_path):
 
 
 @needs_spark
-def test_spark_gives_the_folder_that_duckdb_gives(tmp_path, spark, dataset_picture):
+def test_spark_gives_the_folder_that_duckdb_gives(tmp_path, spark, pictures):
     dataset, raw, options = dirty_bookcrossing(tmp_path)
     for engine in ("duckdb", "pyspark"):
         prepare.run(prepare.PrepareArguments(dataset, str(tmp_path / engine), str(raw), engine=engine, **options))

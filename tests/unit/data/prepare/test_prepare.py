@@ -126,7 +126,7 @@ def test_card_states_what_was_done(tmp_path):
     assert str(tmp_path) not in card + (tmp_path / "out" / "prepare_report.json").read_text()
 
 
-def test_card_tells_the_lengths_of_prompts_and_shows_a_picture(tmp_path, plm, dataset_picture):
+def test_card_tells_the_lengths_of_prompts_and_shows_a_picture(tmp_path, plm, pictures):
     raw = write_1m(tmp_path / "raw")
     report = run("ml-1m", raw, tmp_path / "words")
     in_tokens = run("ml-1m", raw, tmp_path / "tokens", tokenizer_name=str(plm))

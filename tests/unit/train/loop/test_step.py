@@ -3,7 +3,6 @@ do."""
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,12 @@ from flip_ctr.train.loop.step import TrainingStep
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
+def two_processes(tmp_path_factory, warm) -> dict[str, dict[str, torch.Tensor]]:
     """Case -> gradients by two processes, each with half of every batch."""
     path = tmp_path_factory.mktemp("step") / "gradients.pt"
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm}
     command = [
-        sys.executable,
+        warm,
         "-m",
         "torch.distributed.run",
         "--standalone",

@@ -220,7 +220,7 @@ def test_rare_values_alone_give_an_example_too(tmp_path, dataset_dir):
     assert scope["row"]["user_id"] is None and scope["row"]["title"]
 
 
-def test_nothing_of_a_former_run_is_left(tmp_path, dataset_dir, plm):
+def test_nothing_of_a_former_run_is_left(tmp_path, dataset_dir, plm, pictures):
     tiny.finetune(dataset_dir, None, tmp_path / "m")
     (tmp_path / "m" / ".saving-killed").mkdir()
     tiny.pretrain(dataset_dir, plm, tmp_path / "m", overwrite_output_dir=True)

@@ -16,7 +16,7 @@ from flip_ctr.train.outputs.plots import (
 
 
 @pytest.fixture
-def plt():
+def plt(pictures):
     pytest.importorskip("matplotlib")
     plt = pyplot()
     yield plt
