@@ -62,6 +62,7 @@ class TrainingStep:
                 for group in window
                 for batch in group
             ]
+            self.model.train()  # an evaluation may have come before: prompts are read with dropout
             self.window_rows = sum(len(batch["feature_ids"]) for batch in batches)
             read = iter(merge_prompts(batches) if self.reader is None else self.reader.read(batches, train=True))
             for number, group in enumerate(window):

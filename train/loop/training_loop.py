@@ -159,7 +159,6 @@ def _train(
             if done():
                 break
             loader.set_epoch(epoch, step % steps_per_epoch * accumulation)
-            model.train()
             for group in training.windows(grouped(loader, accumulation), total - step):
                 model.train()
                 for output in training.backward(group):

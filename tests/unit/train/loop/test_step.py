@@ -153,6 +153,19 @@ def test_with_dropout_the_backward_pass_sees_the_same_states_in_chunks():
     assert max(len(states) for states, _ in seen) == 5  # what the PLM holds does not grow with the steps
 
 
+def test_prompts_are_read_with_dropout_after_an_evaluation():
+    """Else a run that goes on from a step with an evaluation would differ."""
+    settings = step_child.ENTITY | {"strategy": "plm"}
+    args = FinetuneArguments(dataset_dir="d", output_dir="o", model_name_or_path="m", strategy="plm")
+    model = new_model(settings, processor(prompts="entity").fields, dropout=0.3)
+    step = TrainingStep(Accelerator(cpu=True), model, make_optimizer(model, args, torch.device("cpu")), args)
+    seen = []
+    model.flip.text_encoder.register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    model.eval()
+    next(step.windows(iter([batches(settings, 1)]), 1))
+    assert seen and all(seen)
+
+
 def test_a_window_that_does_not_fit_is_refused_with_what_does(monkeypatch):
     settings = step_child.ENTITY | {"strategy": "plm"}
     model = new_model(settings, processor(prompts="entity").fields)
