@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 
 # before any import of the libraries: no test reaches the network
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -69,6 +70,9 @@ def pictures(drawing):
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
     """A file to start in place of `sys.executable`, for processes of which no import is tested."""
+    if not hasattr(os, "pidfd_open"):  # but on Linux
+        yield sys.executable
+        return
     file, server = warm_python.executable(tmp_path_factory.mktemp("warm"))
     yield str(file)
     server.stdin.close()

@@ -72,7 +72,7 @@ BF16 = {"bf16": {"strategy": "joint", "mixed_precision": "bf16", "max_train_step
 
 def resumed(out: Path) -> dict:
     """Runs with dropout: each process has a random state of its own."""
-    whole = {"strategy": "joint", "id_dropout": 0.2, "checkpointing_steps": "1"}
+    whole = {"strategy": "joint", "id_dropout": 0.2, "checkpointing_steps": "2"}
     return {"whole": whole, "resumed": whole | {"resume_from_checkpoint": str(out / "whole" / "checkpoint-2")}}
 
 

@@ -40,19 +40,19 @@ RUNS = {
     "map": {"icl_weight": 0.0, "mlm_weight": 0.0, "mtm_text_dropout": 1.0},
     "locked": {"icl_weight": 0.0, "id_model": "OUT/map"},
     # with dropout: each process has a random state of its own
-    "whole": {"strategy": "joint", "id_dropout": 0.2, "checkpointing_steps": "1"},
+    "whole": {"strategy": "joint", "id_dropout": 0.2, "checkpointing_steps": "2"},
     "resumed": {
         "strategy": "joint",
         "id_dropout": 0.2,
-        "checkpointing_steps": "1",
+        "checkpointing_steps": "2",
         "resume_from_checkpoint": "OUT/whole/checkpoint-2",
     },
-    "streamed": {"strategy": "joint", "streaming": True, "unk_rate": 0.1, "checkpointing_steps": "1"},
+    "streamed": {"strategy": "joint", "streaming": True, "unk_rate": 0.1, "checkpointing_steps": "2"},
     "streamed resumed": {
         "strategy": "joint",
         "streaming": True,
         "unk_rate": 0.1,
-        "checkpointing_steps": "1",
+        "checkpointing_steps": "2",
         "resume_from_checkpoint": "OUT/streamed/checkpoint-2",
     },
     "all": {"max_train_steps": 2},
