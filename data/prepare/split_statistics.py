@@ -1,7 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What a dataset folder says of its rows: counts by split and field, computed by the engine that holds them."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import ibis
@@ -30,8 +29,8 @@ def split_statistics(
     statistics = {}
     for code, name in enumerate(SPLITS):
         columns = {}
-        for number, one in enumerate(fields):
-            counts = of_fields.get(number, Counter())  # of no rows there are no counts
+        for one in fields:
+            counts = {name: value or 0 for name, value in of_fields[one.name].items()}  # sums over no rows are null
             columns[one.name] = {"values": counts[f"values_{code}"], "nulls": counts[f"nulls_{code}"]}
             if code:
                 columns[one.name]["unseen_share"] = round(counts[f"unseen_{code}"] / max(1, counts[f"all_{code}"]), 6)
@@ -42,10 +41,10 @@ def split_statistics(
 
 
 def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
-    """A row a field that has rows: its number, and over its distinct values and each split s `values_s`, `nulls_s`,
-    `unseen_s` and `all_s`."""
+    """A row a field: over its distinct values and each split s the numbers `values_s`, `nulls_s`, `unseen_s` and
+    `all_s`."""
     parts = []
-    for number, one in enumerate(fields):
+    for one in fields:
         values = rows.select("_split", value=rows[one.name])
         if values.value.type().is_array():
             full = values.filter(values.value.length() > 0)
@@ -55,17 +54,18 @@ def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
                 empty.mutate(value=ibis.null(full.value.type().value_type))
             )
         values = values.mutate(value=values.value.cast("string"))
-        counts = {f"n_{code}": (values._split == code).cast("int64").sum() for code in range(len(SPLITS))}
-        parts.append(values.group_by("value").agg(**counts).mutate(field=ibis.literal(number, "int32")))
-    per_value = ibis.union(*parts) if len(parts) > 1 else parts[0]
-    value, sums = per_value.value, {}
-    for code in range(len(SPLITS)):
-        number = per_value[f"n_{code}"]
-        sums[f"values_{code}"] = (value.notnull() & (number > 0)).cast("int64").sum()
-        sums[f"nulls_{code}"] = value.isnull().ifelse(number, 0).sum()
-        sums[f"unseen_{code}"] = (value.notnull() & (per_value.n_0 == 0)).ifelse(number, 0).sum()
-        sums[f"all_{code}"] = number.sum()
-    return per_value.group_by("field").agg(**sums)
+        per_value = values.group_by("value").agg(
+            **{f"n_{code}": (values._split == code).cast("int64").sum() for code in range(len(SPLITS))}
+        )
+        value, sums = per_value.value, {}
+        for code in range(len(SPLITS)):
+            number = per_value[f"n_{code}"]
+            sums[f"values_{code}"] = (value.notnull() & (number > 0)).cast("int64").sum()
+            sums[f"nulls_{code}"] = value.isnull().ifelse(number, 0).sum()
+            sums[f"unseen_{code}"] = (value.notnull() & (per_value.n_0 == 0)).ifelse(number, 0).sum()
+            sums[f"all_{code}"] = number.sum()
+        parts.append(per_value.agg(**sums).mutate(field=ibis.literal(one.name)))
+    return ibis.union(*parts) if len(parts) > 1 else parts[0]
 
 
 def entity_prompts(
