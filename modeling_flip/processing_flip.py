@@ -175,7 +175,7 @@ class EntityPrompts:
         token_fields = np.full(mask.shape, NO_FIELD, np.int64)
         input_ids[mask], token_fields[mask] = self.tokens[places], self.token_fields[places]
         prompts = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_fields": token_fields}
-        return prompts | {"prompt_index": index.reshape(len(rows), -1).astype(np.int64)}
+        return prompts | {"prompt_index": index.reshape(len(rows), self.index.shape[1]).astype(np.int64)}
 
 
 class EntityPromptsBuilder:

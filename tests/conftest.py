@@ -79,6 +79,18 @@ def warm(tmp_path_factory):
     server.wait()
 
 
+@pytest.fixture(scope="module")
+def spark():
+    """A local Spark, which `--engine pyspark` then uses."""
+    from pyspark.sql import SparkSession
+
+    settings = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "3", "spark.log.level": "ERROR"}
+    builder = SparkSession.builder.master("local[2]").appName("tests")
+    session = builder.config(map=settings).getOrCreate()
+    yield session
+    session.stop()
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return tiny.wordpiece()

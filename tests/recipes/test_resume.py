@@ -21,8 +21,8 @@ from flip_ctr.train.loop import resume
 from flip_ctr.train.loop.resume import PARTIAL, PREEMPTED, step_checkpoints
 from flip_ctr.train.outputs import checkpoint
 
-# 6 variants of 5 kills each: 30 random moments
-KILLS = 5
+# 6 variants of 3 kills each: 18 random moments
+KILLS = 3
 VARIANTS = {
     "pretrain, 0 workers": ("pretrain", {"dataloader_num_workers": 0, "icl_weight": 1.0}),
     "pretrain, 2 workers": (

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -225,19 +224,20 @@ for kind, one, options in (("dataset", rows, {}), ("stream", rows.to_iterable_da
     trainer.train()
     both = trainer.accelerator.gather(sum(p.double().sum() for p in model.parameters())[None].detach())
     assert trainer.accelerator.num_processes == 2 and both[0] == both[1], both
-    print(kind, "worked", trainer.state.global_step)
+    sys.stdout.write(f"{kind} worked {trainer.state.global_step}\\n")  # at once: two processes write here
 torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, warm):
     """Accumulated steps, an uneven last batch, and batches that one process deals out."""
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     path = os.pathsep.join([str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [warm, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHON_EXEC": warm}
     done = subprocess.run(
         [*command, str(tmp_path / "script.py"), str(tmp_path / "out"), str(Path(__file__).parent)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=300,

@@ -457,7 +457,7 @@ def test_a_column_that_comes_late_in_json_lines(joined):
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
     reason="PySpark or Java is not installed",
 )
-def test_spark_gives_the_same_rows(joined):
+def test_spark_gives_the_same_rows(joined, spark):
     folder, changes = joined
     changes |= {"split": "leave_last_out", "types": {"at": "timestamp"}}
     moment = lambda row: datetime.datetime.fromtimestamp(row["at"], datetime.UTC).isoformat()  # noqa: E731

@@ -25,18 +25,6 @@ needs_spark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def spark():
-    """A local Spark, which `--engine pyspark` then uses."""
-    from pyspark.sql import SparkSession
-
-    settings = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "3", "spark.log.level": "ERROR"}
-    builder = SparkSession.builder.master("local[2]").appName("tests")
-    session = builder.config(map=settings).getOrCreate()
-    yield session
-    session.stop()
-
-
 def content(folder) -> dict[str, bytes]:
     """Every file of a dataset folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
