@@ -25,6 +25,7 @@ from flip_ctr.train.outputs.run_log import logger
 # what a compact batch has for each prompt, and what these are padded with
 FILLERS = {"input_ids": 0, "attention_mask": 0, "masked_input_ids": 0, "mlm_labels": IGNORE_INDEX}
 STATES = ("text_pooled", "text_hidden_states", "masked_text_hidden_states")
+TOKENS_AT_ONCE = 4096  # that go through the PLM together: few pad little, and hold few activations
 KEPT_BYTES = 2**31  # of the states of a frozen PLM, which are kept from window to window
 
 Batch = dict[str, torch.Tensor]
@@ -177,8 +178,12 @@ class PromptReader:
     def _chunks(self, prompts: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """The prompts in chunks, longest first, so that neighbours pad little."""
         lengths = mask[prompts].sum(1)
-        order = prompts[lengths.argsort(descending=True, stable=True)]
-        return list(order.split(self.chunk_size)) if len(order) else []
+        order = lengths.argsort(descending=True, stable=True)
+        prompts, sizes, left = prompts[order], [], lengths[order].tolist()
+        while left:
+            sizes.append(min(len(left), self.chunk_size, max(1, TOKENS_AT_ONCE // left[0])))
+            left = left[sizes[-1] :]
+        return list(prompts.split(sizes)) if sizes else []
 
     def _encode(self, ids, mask, tokens: bool, seed: int | None) -> torch.Tensor:
         """The PLM's states of some prompts without the padding that none of them needs, `(n, L, H)` or pooled `(n, H)`;
