@@ -91,6 +91,7 @@ class FlipModel(FlipPreTrainedModel):
         use_projection: bool | None = None,
     ):
         super().__init__(config)
+        self.entities = config.prompt_entities
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
         self.text_interaction = None
         use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
@@ -108,8 +109,7 @@ class FlipModel(FlipPreTrainedModel):
                 text_encoder.config.use_cache = False  # nothing is generated that would need past keys and values
             self.text_encoder = text_encoder
             if config.prompts == "entity":
-                entities = len(config.prompt_entities)
-                self.text_interaction = FlipTextInteraction(config.text_config.hidden_size, entities)
+                self.text_interaction = FlipTextInteraction(config.text_config.hidden_size, len(self.entities))
         if config.text_is_field and self.id_tower is not None and self.text_encoder is not None:
             self.text_encoder.requires_grad_(False).eval()
             self.text_field = TextField(config.text_config.hidden_size, config.id_embedding_size)
@@ -160,7 +160,7 @@ class FlipModel(FlipPreTrainedModel):
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.config.prompts == "entity" and prompt_index is None and input_ids.ndim == 3:
             (input_ids, attention_mask), prompt_index = distinct_prompts((input_ids, attention_mask))
-        entities = len(self.config.prompt_entities)
+        entities = len(self.entities)
         if input_ids.ndim != 2 or (0 if prompt_index is None else prompt_index.shape[-1]) != entities:
             wanted = f"one for each entity, (B, {entities}, L), or (P, L) with a `prompt_index` (B, {entities})"
             raise ValueError(
@@ -537,7 +537,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         if keys is None:
             similarities = contrastive_logits(id_embeds[:, 0], text_embeds[:, 0], scale, self.training)
             return {"icl_loss": contrastive_loss(*similarities), "icl_accuracy": contrastive_accuracy(*similarities)}
-        names = [self.config.prompt_entities[number] for number in self.icl_entities]
+        names = [self.flip.entities[number] for number in self.icl_entities]
         terms = entity_contrasts(id_embeds, text_embeds, keys, names, scale, self.training)
         parts: dict[str, Any] = {"icl_loss": torch.stack([term.loss for term in terms.values()]).mean()}
         right = terms[WITHIN_USER if WITHIN_USER in terms else names[0]].right
@@ -643,19 +643,14 @@ class FlipForPretraining(FlipPreTrainedModel):
             if len(pairs.rows) == 0:
                 # another process may have all pairs of a batch: one without a label keeps every weight in the graph
                 states = pairs.states.new_zeros(1, 1, pairs.states.shape[-1])
-                pairs = MaskedPairs(states, torch.full_like(pairs.labels.new_empty(1, 1), IGNORE_INDEX), *pairs[2:])
+                pairs = MaskedPairs(states, pairs.labels.new_full((1, 1), IGNORE_INDEX), *pairs[2:])
                 vectors = None if vectors is None else entity_states.sum((0, 1))[None] * 0.0
-            groups = torch.bincount(pairs.entities, minlength=len(config.prompt_entities)).tolist()
+            groups = torch.bincount(pairs.entities, minlength=len(self.flip.entities)).tolist()
             mlm = self._masked_language_modelling(pairs.states, vectors, pairs.labels, groups)
             by_entity |= self._named("mlm", mlm.pop("by_group", {}))
             parts |= mlm
         if use_mtm:
-            states = mask = None
-            if config.mtm_uses_text:
-                states, mask = (
-                    text.states[text.prompt_index].flatten(1, 2),
-                    text.attention_mask[text.prompt_index].flatten(1),
-                )
+            states, mask = self._row_tokens(text, text.prompt_index)
             parts |= self._masked_tabular_modelling(masked_id_state, states, mask, mtm_labels, noise_uniform)
             if not self.training:
                 by_entity |= self._mtm_by_entity(masked_id_state, text, mtm_labels)
@@ -670,12 +665,18 @@ class FlipForPretraining(FlipPreTrainedModel):
 
     def _named(self, objective: str, by_group: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Numbers of each entity, by the names that they have in the output."""
-        names = self.config.prompt_entities
+        names = self.flip.entities
         return {
             f"{objective}_{entity}_{kind}": value
             for kind, values in by_group.items()
             for entity, value in zip(names, values)
         }
+
+    def _row_tokens(self, text: EntityText, prompt_index: torch.Tensor) -> tuple[Any, Any]:
+        """States `(B, E L, H)` and mask of the tokens of each row's prompts; None where MTM does not see the text."""
+        if not self.config.mtm_uses_text:
+            return None, None
+        return text.states[prompt_index].flatten(1, 2), text.attention_mask[prompt_index].flatten(1)
 
     def _mtm_by_entity(self, masked_id_state, text: EntityText, labels) -> dict[str, torch.Tensor]:
         """MTM's accuracy on the fields of each entity, and with its prompts shifted by one row."""
@@ -683,10 +684,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         right: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
 
         def count(index, kept) -> torch.Tensor:
-            states = mask = None
-            if self.config.mtm_uses_text:
-                states, mask = text.states[index].flatten(1, 2), text.attention_mask[index].flatten(1)
-            vectors = self.mtm_head.represent(masked_id_state, states, mask)
+            vectors = self.mtm_head.represent(masked_id_state, *self._row_tokens(text, index))
             targets = (kept != IGNORE_INDEX).sum()
             return torch.stack([self.mtm_head.accuracy(vectors, kept) * targets, targets.float()])
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
-from flip_ctr.modeling_flip.gather_flip import gather_unequal, world_size
+from flip_ctr.modeling_flip.gather_flip import gather_rows, world_size
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.modeling_flip.modeling_flip import FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.prompts_flip import prompt_keys
@@ -70,17 +70,15 @@ def merge_prompts(batches: list[Batch]) -> list[Batch]:
 def _lowest(keys: torch.Tensor, index: list[torch.Tensor], scores: list[torch.Tensor]) -> torch.Tensor:
     """The lowest score of each prompt in the batches of all processes, `(P,)`."""
     places, values = (torch.cat([part.flatten() for part in parts]) for parts in (index, scores))
-    best = torch.full(keys.shape, torch.inf, dtype=values.dtype, device=keys.device)
-    best = best.scatter_reduce(0, places, values, "amin")
-    if world_size() == 1:
-        return best
-    sizes = [torch.empty(1, dtype=torch.long, device=keys.device) for _ in range(world_size())]
-    dist.all_gather(sizes, sizes[0].new_tensor([len(keys)]))
-    lengths = torch.cat(sizes).tolist()
-    all_keys, of_all = gather_unequal(keys, lengths), gather_unequal(best, lengths)
+    best = _least(len(keys), places, values)
+    (all_keys, _), (of_all, _) = (gather_rows(part, training=False) for part in (keys, best))
     distinct, places = all_keys.unique(return_inverse=True)
-    lowest = torch.full(distinct.shape, torch.inf, dtype=of_all.dtype, device=keys.device)
-    return lowest.scatter_reduce(0, places, of_all, "amin")[torch.searchsorted(distinct, keys)]
+    return _least(len(distinct), places, of_all)[torch.searchsorted(distinct, keys)]
+
+
+def _least(count: int, places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The lowest value at each of so many places, infinity where there is none."""
+    return values.new_full((count,), torch.inf).scatter_reduce(0, places, values, "amin")
 
 
 class PromptReader:
