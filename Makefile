@@ -52,7 +52,7 @@ demo: $(INSTALLED)
 
 # two processes, each with whole files of tests: fixtures of a file are made once
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # --- checks
 

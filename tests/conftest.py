@@ -84,7 +84,15 @@ def spark():
     """A local Spark, which `--engine pyspark` then uses."""
     from pyspark.sql import SparkSession
 
-    settings = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "3", "spark.log.level": "ERROR"}
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.sql.shuffle.partitions": "3",
+        "spark.log.level": "ERROR",
+        # a handful of rows: compiling each query to bytecode, and that to machine code, takes all of the time
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    }
     builder = SparkSession.builder.master("local[2]").appName("tests")
     session = builder.config(map=settings).getOrCreate()
     yield session

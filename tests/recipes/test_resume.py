@@ -58,7 +58,7 @@ VARIANTS = {
     ),
 }
 LONG = {
-    "max_train_samples": 960,
+    "max_train_samples": 480,
     "max_eval_samples": 64,
     "num_train_epochs": 3,
     "eval_steps": 20,
@@ -146,7 +146,7 @@ def test_killed_at_random_moments(tmp_path, processes, dataset_dir, plm, variant
 
 
 def test_a_preempted_run_saves_and_says_so(tmp_path, processes, dataset_dir, plm):
-    options = LONG | {"strategy": "plm", "checkpointing_steps": "1000", "max_train_samples": 900}
+    options = LONG | {"strategy": "plm", "checkpointing_steps": "1000"}
     paths = (dataset_dir, plm, tmp_path / "m")
     process = start(processes, "finetune", paths, options)
     while not (tmp_path / "m" / "history.json").exists():  # it trains

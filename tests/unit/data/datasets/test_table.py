@@ -1,11 +1,8 @@
 """`flip-ctr prepare --dataset table`: a table of one's own, described in YAML, to a dataset folder that accounts for
 every row."""
 
-import copy
-import csv
 import datetime
 import gzip
-import importlib.util
 import json
 import random
 import shutil
@@ -16,91 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import yaml
+from raw_table import ITEMS, SCHEMA, USERS, event_rows, run, without, write_csv, write_joined, write_jsonl, write_schema
 
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import cli, prepare
 from flip_ctr.train.prepare import PrepareArguments
-
-USERS, ITEMS = 20, 30
-SCHEMA = {
-    "name": "clicks",
-    "files": "clicks.csv",
-    "label": "stars >= 4",
-    "drop": {"three stars": "stars == 3"},
-    "sample_weight": "weight",
-    "user": "user_id",
-    "item": "item_id",
-    "time": "at",
-    "fields": [
-        {"name": "user_id", "column": "uid", "type": "int", "entity": "user", "key": True, "sides": ["id"]},
-        {"name": "zip", "column": "Zip Code", "entity": "user"},
-        {"name": "item_id", "entity": "item", "key": True, "sides": ["id"]},
-        {"name": "title", "entity": "item", "max_tokens": 48},
-        {"name": "tags", "kind": "multi-valued", "separator": "|", "max_values": 3, "entity": "item"},
-        {"name": "price", "type": "float", "kind": "numeric", "num_buckets": 4, "entity": "item"},
-        {"name": "new", "type": "bool"},
-    ],
-}
-TITLES = ["Titanic (1997)", "Cité des enfants\nperdus, La", 'The "Thing"', " two  words "]
-
-
-def event_rows() -> list[dict]:
-    """Every user with every item, rated 1 to 5."""
-    return [
-        {
-            "uid": user,
-            "item_id": f"i{item}",
-            "stars": (3 * user + 7 * item) % 5 + 1,
-            "weight": [1, 0.5][user % 2],
-            "at": 1_700_000_000 + 31 * user + item,
-            "Zip Code": f"0{user:04}",
-            "title": TITLES[item % 4],
-            "tags": [["a", "b"], ["b"], None][item % 3],
-            "price": [0.1, 25.0, None, 1e-3, 7.0][item % 5],
-            "new": [True, False, None][item % 3],
-        }
-        for user in range(1, USERS + 1)
-        for item in range(ITEMS)
-    ]
-
-
-def cell(value) -> str:
-    if isinstance(value, list):
-        return "|".join(value)
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def write_csv(path: Path, rows: list[dict], delimiter=",", columns=None) -> Path:
-    columns = columns or list(rows[0])
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter=delimiter)
-        writer.writerow(columns)
-        writer.writerows([cell(row[column]) for column in columns] for row in rows)
-    return path
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    path.write_text(
-        "".join(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in rows)
-    )
-    return path
-
-
-def write_schema(folder: Path, **changes) -> Path:
-    """A schema like `SCHEMA`; a change to `...` leaves the key out."""
-    schema = copy.deepcopy(SCHEMA) | changes
-    path = folder / "schema.yaml"
-    path.write_text(
-        yaml.safe_dump({key: value for key, value in schema.items() if value is not ...}, sort_keys=False),
-        encoding="utf-8",
-    )
-    return path
-
-
-def run(folder: Path, out: str = "out", options=None, **changes) -> dict:
-    schema = write_schema(folder, **changes)
-    return prepare.run(PrepareArguments("table", str(folder / out), schema=str(schema), **options or {}))
 
 
 def all_rows(folder: Path) -> list[dict]:
@@ -113,10 +31,6 @@ def rejected(folder: Path) -> list[list]:
 
 def adds_up(report: dict) -> bool:
     return report["rows_read"] == report["rows_kept"] + report["malformed"] + sum(report["dropped"].values())
-
-
-def without(rows: list[dict], *columns) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in columns} for row in rows]
 
 
 @pytest.fixture
@@ -343,31 +257,7 @@ def test_backticks_and_renamed_columns_in_rules(folder):
 
 @pytest.fixture
 def joined(tmp_path):
-    """clicks.csv with items in items.jsonl, whose brands are in brands.parquet; and the schema's changes."""
-    rows = event_rows()
-    write_csv(tmp_path / "clicks.csv", without(rows, "title", "tags", "price", "new"))
-    items = {row["item_id"]: row for row in rows}
-    write_jsonl(
-        tmp_path / "items.jsonl",
-        [
-            {
-                "id": name,
-                "title": row["title"],
-                "tags": row["tags"],
-                "price": row["price"],
-                "new": row["new"],
-                "brand": int(name[1:]) % 4,
-            }
-            for name, row in items.items()
-        ],
-    )
-    pq.write_table(pa.table({"brand": [0, 1, 2, 3], "title": ["w", "x", "y", "z"]}), tmp_path / "brands.parquet")
-    joins = [
-        {"files": "items.jsonl", "on": {"item_id": "id"}},
-        {"name": "makers", "files": "brands.parquet", "on": "brand", "columns": {"brand_name": "title"}},
-    ]
-    fields = [*SCHEMA["fields"], {"name": "brand_name", "entity": "item"}]
-    return tmp_path, {"joins": joins, "fields": fields}
+    return tmp_path, write_joined(tmp_path)
 
 
 def test_joins_of_two_levels_give_the_rows_of_one_table(joined):
@@ -451,26 +341,6 @@ def test_a_column_that_comes_late_in_json_lines(joined):
     types = {"title": "string", "tags": "string", "price": "float", "new": "bool", "brand": "int"}
     changes["joins"][0]["types"] = types
     assert adds_up(run(folder, **changes))
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
-    reason="PySpark or Java is not installed",
-)
-def test_spark_gives_the_same_rows(joined, spark):
-    folder, changes = joined
-    changes |= {"split": "leave_last_out", "types": {"at": "timestamp"}}
-    moment = lambda row: datetime.datetime.fromtimestamp(row["at"], datetime.UTC).isoformat()  # noqa: E731
-    write_csv(
-        folder / "clicks.csv",
-        [row | {"at": moment(row)} for row in without(event_rows(), "title", "tags", "price", "new")],
-    )
-    changes["joins"][0]["missing"] = "null"
-    for engine in ("duckdb", "pyspark"):
-        run(folder, engine, {"engine": engine}, drop=["at < '2023-11-14 22:20'", "price is null"], **changes)
-    names = [path.relative_to(folder / "duckdb") for path in (folder / "duckdb").rglob("*") if path.is_file()]
-    for name in names:
-        assert (folder / "duckdb" / name).read_bytes() == (folder / "pyspark" / name).read_bytes(), name
 
 
 # --- what is refused

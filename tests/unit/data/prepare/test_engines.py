@@ -1,6 +1,7 @@
 """Engines: Spark gives the dataset folder that DuckDB gives, row for row; their failures are one line and leave
 nothing."""
 
+import datetime
 import importlib.util
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import raw_bookcrossing as bookcrossing
 import raw_movielens as movielens
+import raw_table as own_table
 
 from flip_ctr.data.prepare.engines import ENGINES, Engine
 from flip_ctr.data.prepare.split_statistics import entity_prompts
@@ -49,6 +51,21 @@ def test_spark_gives_the_folder_that_duckdb_gives(tmp_path, spark, pictures):
     assert first.keys() == second.keys() and len(first) == 8
     assert not [name for name in first if first[name] != second[name]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["duckdb", "pyspark", "raw"]
+
+
+@needs_spark
+def test_spark_joins_and_reads_values_as_duckdb_does(tmp_path, spark):
+    changes = own_table.write_joined(tmp_path) | {"split": "leave_last_out", "types": {"at": "timestamp"}}
+    moment = lambda row: datetime.datetime.fromtimestamp(row["at"], datetime.UTC).isoformat()  # noqa: E731
+    rows = own_table.without(own_table.event_rows(), "title", "tags", "price", "new")
+    own_table.write_csv(tmp_path / "clicks.csv", [row | {"at": moment(row)} for row in rows])
+    changes["joins"][0]["missing"] = "null"
+    drop = ["at < '2023-11-14 22:20'", "price is null"]
+    for engine in ("duckdb", "pyspark"):
+        own_table.run(tmp_path, engine, {"engine": engine}, drop=drop, **changes)
+    first, second = content(tmp_path / "duckdb"), content(tmp_path / "pyspark")
+    assert first.keys() == second.keys()
+    assert not [name for name in first if first[name] != second[name]]
 
 
 @needs_spark
