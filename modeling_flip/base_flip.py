@@ -4,6 +4,7 @@
 import copy
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from transformers import initialization as init
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .heads_flip import FlipMLMHead
+from .fields_flip import read_fields
+from .heads_flip import FlipMLMHead, FlipMTMHead
+from .id_tower import FeatureEmbedding, build_id_tower
 from .tower_code_flip import save_tower_code
 
 logger = logging.get_logger(__name__)
@@ -121,6 +124,50 @@ class FlipPreTrainedModel(PreTrainedModel):
             logger.warning(f"the MLM head of {type(mlm_model).__name__} has another form; FLIP's is newly initialised.")
         _align_memory(model)
         return model
+
+    @torch.no_grad()
+    def grow(self, fields: Sequence) -> None:
+        """Gives every table of features, MTM's output tables too, the rows of values that [`FlipProcessor.grow`] has
+        added. A new row starts as its field's `[UNK]` row, so that all scores stay as they are, bit for bit. Do so
+        before the optimizer is made.
+
+        Args:
+            fields: `processor.fields`.
+
+        Raises:
+            ValueError: these are other fields than the model's, or one has fewer values; or an own tower has a table
+                that is no [`FeatureEmbedding`], and cannot be grown.
+        """
+        old, new = (
+            {field.name: field.vocab_size for field in read_fields(some) if field.on_id_side}
+            for some in (self.config.fields, fields)
+        )
+        if list(old) != list(new):
+            raise ValueError(f"the model has the ID-side fields {', '.join(old)}, and was given {', '.join(new)}.")
+        if new == old:
+            return
+        fewer = [name for name in old if new[name] < old[name]]
+        if fewer:
+            raise ValueError(
+                f"field '{fewer[0]}' has {old[fewer[0]]:,} ids in the model and was given {new[fewer[0]]:,}; a "
+                "vocabulary never shrinks."
+            )
+        for module in self.modules():
+            if isinstance(module, FeatureEmbedding | FlipMTMHead):
+                module.grow(list(new.values()))
+        for field in self.config.fields:
+            field["vocab_size"] = new.get(field["name"])
+        tower = self.base_model.id_tower
+        if tower is None:
+            return
+        with torch.device("meta"):
+            expected = build_id_tower(self.config).state_dict()
+        for name, tensor in tower.state_dict().items():
+            if tensor.shape != expected[name].shape:
+                raise ValueError(
+                    f"{type(tower).__name__}: `{name}` has the shape {list(tensor.shape)}, and a tower of the grown "
+                    f"vocabulary {list(expected[name].shape)}; make it a FeatureEmbedding."
+                )
 
     def get_input_embeddings(self) -> nn.Module:
         text_encoder = self.base_model.text_encoder

@@ -63,6 +63,19 @@ def add_counts(counts: Counts, columns: Mapping[str, Column], fields: Sequence[F
             }
 
 
+def counts_of(counts: Counts, field: FlipField) -> dict[str | None, int]:
+    """The counts of one field. `ValueError` where it was not counted."""
+    if field.name not in counts:
+        raise ValueError(f"field '{field.name}' has no counts; there are those of {', '.join(counts) or 'none'}.")
+    return counts[field.name]
+
+
+def frequent_values(counts: Counts, field: FlipField, min_frequency: int) -> list[str]:
+    """The values of a field that occur in so many rows, by falling frequency, ties in order of the value."""
+    counted = [(-n, v) for v, n in counts_of(counts, field).items() if v is not None and n >= min_frequency]
+    return [value for _, value in sorted(counted)]
+
+
 def hash_bucket(value: str, num_buckets: int) -> int:
     """The bucket, from 0, of a canonical value: the first 8 bytes of its md5 as an unsigned big-endian integer, modulo
     their number. The same on every machine."""
@@ -198,21 +211,40 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         for field in read_fields(fields):
             if not field.on_id_side:
                 continue
-            if (field.has_vocabulary or field.kind == "numeric") and field.name not in counts:
-                raise ValueError(
-                    f"field '{field.name}' has no counts; there are those of {', '.join(counts) or 'none'}."
-                )
-            counted = (
-                [(-n, v) for v, n in counts[field.name].items() if v is not None and n >= min_frequency]
-                if field.has_vocabulary
-                else []
-            )
-            vocabularies.append([value for _, value in sorted(counted)])
-            boundaries.append(bucket_boundaries(counts[field.name], field) if field.kind == "numeric" else None)
+            vocabularies.append(frequent_values(counts, field, min_frequency) if field.has_vocabulary else [])
+            boundaries.append(bucket_boundaries(counts_of(counts, field), field) if field.kind == "numeric" else None)
         extractor = cls(fields=fields, vocabularies=vocabularies, min_frequency=min_frequency, boundaries=boundaries)
         if hash_user_values:
             extractor._hash_vocabularies("user")
         return extractor
+
+    def grow(self, counts: Counts, min_frequency: int = 1) -> dict[str, int]:
+        """Appends the values that were counted in newer rows and are in no vocabulary yet; all others keep their ids,
+        and so do buckets their bounds.
+
+        Args:
+            counts: of the newer rows, see [`add_counts`].
+            min_frequency: values in fewer of the newer rows are left out.
+
+        Returns: of each field with a vocabulary the number of its new values. These come by falling frequency, ties in
+        order of the value; hashed ones in order of the hash.
+
+        Raises:
+            ValueError: a field was not counted; or its values are hashed with a key that is not at hand.
+        """
+        added = {}
+        for number, field in enumerate(self.id_fields):
+            if not field.has_vocabulary:
+                continue
+            values = self._hashed(frequent_values(counts, field, min_frequency), field.name)
+            known = set(self.vocabularies[number])
+            new = [value for value in values if value not in known]
+            if field.name in self.hashed_fields:
+                new.sort()
+            self.vocabularies[number] = self.vocabularies[number] + new
+            added[field.name] = len(new)
+        self._tables = None
+        return added
 
     def _hash_vocabularies(self, entity: str) -> None:
         self.hashed_fields = [field.name for field in self.id_fields if field.entity == entity and field.has_vocabulary]
@@ -298,6 +330,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 {value: i for i, value in enumerate(words, NUM_RESERVED_IDS)} for words in self.vocabularies
             ]
         return [self._tables[number].get(value, UNK_ID) for value in self._hashed(values, field.name)]
+
+    def unknown_keys(self, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
+        """For each key with a vocabulary which rows have a value that is not in it, `(rows,)`; a null is none."""
+        keys = [(number, field) for number, field in enumerate(self.id_fields) if field.key and field.has_vocabulary]
+        return {field.name: self._encode(number, field, columns[field.name])[:, 0] == UNK_ID for number, field in keys}
 
     def __call__(self, rows: Any, return_tensors: str | None = None) -> BatchFeature:
         """Rows -> `feature_ids` `(rows, slots)`, an int64 array unless `return_tensors="pt"`."""

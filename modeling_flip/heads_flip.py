@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from .configuration_flip import FlipConfig
 from .fields_flip import NUM_RESERVED_IDS, UNK_ID
 from .gather_flip import gather_rows
+from .id_tower import grown
 from .losses_flip import IGNORE_INDEX, MaskedFeatureScores
 
 SCORES_AT_ONCE = (
@@ -269,6 +270,23 @@ class FlipMTMHead(nn.Module):
         self._noise = None
         log_prob = self._noise_tables()[4]
         self.bias.weight.copy_(torch.where(counts > 0, log_prob, 0.0)[:, None])
+
+    @torch.no_grad()
+    def grow(self, field_sizes: list[int]) -> None:
+        """Appends rows to the output tables, as [`FeatureEmbedding.grow`] does; their biases start as the lowest of the
+        field. Until `set_feature_counts` tells how often the new values occur, they are never noise."""
+        parts = [self.bias.weight.split(self.field_sizes), self.feature_counts.split(self.field_sizes)]
+        biases, counts = [], []
+        for of_biases, of_counts, size in zip(*parts, field_sizes):
+            more = size - len(of_biases)
+            biases += [of_biases, of_biases.amin(0).expand(more, -1)]
+            counts += [of_counts, of_counts.new_zeros(more)]
+        self.bias.weight = nn.Parameter(torch.cat(biases), self.bias.weight.requires_grad)
+        self.embeddings.weight = grown(self.embeddings.weight, self.field_sizes, field_sizes)
+        self.embeddings.num_embeddings = self.bias.num_embeddings = sum(field_sizes)
+        self.feature_counts, self._noise = torch.cat(counts), None
+        self.field_sizes = list(field_sizes)
+        self.field_starts = [0, *accumulate(field_sizes[:-1])]
 
     def start_with(self, counts: torch.Tensor) -> None:
         """As `set_feature_counts`, where these are counts of this model's features, and some value of each field was

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
-from .fields_flip import PAD_ID, check_count
+from .fields_flip import PAD_ID, UNK_ID, check_count
 
 # the towers of this package: the one named X is in the file id_tower_X
 BUILT_IN_TOWERS = (
@@ -135,6 +135,13 @@ class FeatureEmbedding(nn.Embedding):
         starts = [0, *accumulate(self.field_sizes[:-1])]
         return torch.tensor([starts[field] for field in self.slot_fields])
 
+    def grow(self, field_sizes: list[int]) -> None:
+        """Appends rows to the fields; each starts as the field's `[UNK]` row. The rows that are there stay bit for
+        bit."""
+        self.weight = grown(self.weight, self.field_sizes, field_sizes)
+        self.num_embeddings, self.field_sizes = sum(field_sizes), list(field_sizes)
+        self.offsets = self._offsets().to(self.offsets.device)
+
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.normal_(self.weight, std=config.id_initializer_range)
         init.copy_(self.offsets, self._offsets())  # built on the meta device by `from_pretrained`: filled here
@@ -151,6 +158,15 @@ class FeatureEmbedding(nn.Embedding):
         sizes = [size for size, _ in self.runs]
         parts = zip(self.runs, embeds.split(sizes, dim=1), feature_ids.split(sizes, dim=1))
         return torch.cat([mean_of_values(part, ids) if pooled else part for (_, pooled), part, ids in parts], dim=1)
+
+
+def grown(table: torch.Tensor, sizes: list[int], new_sizes: list[int]) -> nn.Parameter:
+    """A table of all fields' features with more rows for some fields, each a copy of its field's `[UNK]` row."""
+    parts = [
+        torch.cat([rows, rows[UNK_ID].expand(new_size - len(rows), -1)])
+        for rows, new_size in zip(table.detach().split(sizes), new_sizes)
+    ]
+    return nn.Parameter(torch.cat(parts), table.requires_grad)
 
 
 def mean_of_values(embeds: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:

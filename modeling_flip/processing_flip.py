@@ -261,6 +261,17 @@ def _spread(rows: int) -> np.ndarray:
     return np.unique(np.linspace(0, rows - 1, min(CHECKED_ROWS, rows)).astype(int)) if rows else np.empty(0, int)
 
 
+def _count(rows: Any, fields: Sequence[FlipField]) -> Counts:
+    """The counts of a split on disk, which is read part by part, or of columns."""
+    counts: Counts = {}
+    if hasattr(rows, "map_parts"):
+        for columns in rows.map_parts(lambda part: read_columns(part, fields), [field.name for field in fields]):
+            add_counts(counts, columns, fields)
+    else:
+        add_counts(counts, rows, fields)
+    return counts
+
+
 class NoTokenizer:
     """Stands where an ID-only processor has no tokenizer: a `Trainer` asks any processor's for its special tokens."""
 
@@ -352,13 +363,9 @@ class FlipProcessor(ProcessorMixin):
                 differ from the tokenizer's own on the whole prompt.
         """
         schema = [FlipField.from_dict(field) for field in fields]
-        counts: Counts = {}
         on_disk = hasattr(dataset, "map_parts")
-        if on_disk:
-            for columns in dataset.map_parts(lambda rows: read_columns(rows, schema), [field.name for field in schema]):
-                add_counts(counts, columns, schema)
-        else:
-            add_counts(counts, columns := read_columns(dataset, schema), schema)
+        columns = {} if on_disk else read_columns(dataset, schema)
+        counts = _count(dataset if on_disk else columns, schema)
         extractor = FlipFeatureExtractor.from_counts(counts, schema, min_frequency, hash_user_values)
         processor = cls(extractor, tokenizer, **kwargs)
         if not on_disk:
@@ -368,6 +375,25 @@ class FlipProcessor(ProcessorMixin):
             few = read_columns(dataset.take(rows), schema) if on_disk else columns
             processor.check_composition(few, range(len(rows)) if on_disk else rows, rows)
         return processor
+
+    def grow(self, dataset: Any, min_frequency: int = 1) -> dict[str, int]:
+        """Appends the values of newer rows that are in no vocabulary yet. All others keep their ids, and numeric fields
+        their buckets; [`FlipPreTrainedModel.grow`] gives a model the rows for them.
+
+        Args:
+            dataset: newer training rows, in any form that `from_dataset` takes.
+            min_frequency: values in fewer of them stay `[UNK]`.
+
+        Returns: of each field with a vocabulary the number of its new values.
+
+        Raises:
+            ValueError: a column is missing or a value has another type; or values are hashed with a secret key that is
+                not at hand.
+        """
+        fields = self.feature_extractor.id_fields
+        rows = dataset if hasattr(dataset, "map_parts") else read_columns(dataset, fields)
+        self._feature_counts = None  # of the rows that came before
+        return self.feature_extractor.grow(_count(rows, fields), min_frequency)
 
     def count_features(self, dataset: Any) -> np.ndarray:
         """How often each feature occurs in the training rows, `(sum of field sizes,)`: what

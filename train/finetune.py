@@ -11,7 +11,7 @@ accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import FinetuneArguments
-from flip_ctr.train.loop.loaders import check_clicks, encode_split, training_loader, training_split
+from flip_ctr.train.loop.loaders import check_clicks, encode_split, log_unknown_keys, training_loader, training_split
 from flip_ctr.train.loop.run import recipe, start
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.loop.training_loop import train
@@ -61,7 +61,7 @@ def run(args: FinetuneArguments) -> dict:
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
     source = args.model_name_or_path
     if source is not None and is_flip_checkpoint(source):
-        model, processor = load_checkpoint(args, schema, strategy=args.strategy, fusion=args.fusion)
+        model, processor = load_checkpoint(args, schema, train_rows, strategy=args.strategy, fusion=args.fusion)
     elif source is not None and args.strategy == "id":
         raise ValueError(
             f"--strategy id uses no PLM, and {source} is no FLIP checkpoint; leave out --model_name_or_path"
@@ -71,6 +71,8 @@ def run(args: FinetuneArguments) -> dict:
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
     check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
+    if args.id_model is not None or (source is not None and is_flip_checkpoint(source)):
+        log_unknown_keys(processor, {"training": train_rows, "test": test_rows})
     model = ready_to_train(model, processor, args)
     prompts = args.strategy != "id"
     train_set = training_split(accelerator, processor, train_rows, args, prompts)

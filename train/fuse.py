@@ -28,7 +28,7 @@ from flip_ctr.train.loop.run import check_output_dir, clear_output_dir, make_acc
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
-from flip_ctr.train.models.warm_start import ID_SHAPE, check_same_ids, id_model_config
+from flip_ctr.train.models.warm_start import ID_SHAPE, id_model_config, join_ids
 from flip_ctr.train.outputs.card import training_record, write_card
 from flip_ctr.train.outputs.checkpoint import save
 from flip_ctr.train.outputs.metrics import score_metrics
@@ -101,7 +101,9 @@ def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
         raise ValueError(
             f"--plm_model {args.plm_model} has strategy {plm_model.config.strategy!r}: its PLM does not predict"
         )
-    check_same_ids(processor.feature_extractor, id_processor.feature_extractor, args.id_model)
+    join_ids(processor.feature_extractor, id_processor.feature_extractor, args.id_model)
+    for one in (id_model, plm_model):  # the one may have grown after the other
+        one.grow(processor.fields)
     config = copy.deepcopy(plm_model.config)
     config.strategy, config.fusion, config.architectures = "joint", args.fusion, None
     for name in (*ID_SHAPE, "id_dropout", "id_embedding_dropout", "id_initializer_range"):

@@ -86,8 +86,13 @@ class ModelOptions(Options):
     model_name_or_path: str | None = option(None, "the PLM, or a FLIP checkpoint: a path or hub id", model=True)
     id_model: str | None = option(
         None,
-        "FLIP checkpoint, trained on the same rows, whose ID tower this run starts with (path or hub id)",
+        "FLIP checkpoint whose ids and ID tower this run starts with (path or hub id)",
         model=True,
+    )
+    grow: bool = option(
+        False,
+        "give new values of the training rows, such as new users and items, ids of their own in the vocabulary of the "
+        "checkpoint that this run starts with",
     )
     id_tower: str | None = option(
         None,

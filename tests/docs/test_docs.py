@@ -111,7 +111,8 @@ def folder(tmp_path, monkeypatch, made):
     frame.assign(genre="Drama").to_csv(tmp_path / "rows.csv", index=False)
     random = np.random.default_rng(0)
     clicks = pd.DataFrame({"user_id": random.integers(1, 20, 160), "item_id": random.integers(100, 120, 160)})
-    clicks.assign(clicked=random.integers(0, 2, 160)).to_csv(tmp_path / "clicks.csv", index=False)
+    for name in ("clicks.csv", "day1.csv", "day2.csv"):
+        clicks.assign(clicked=random.integers(0, 2, 160)).to_csv(tmp_path / name, index=False)
     items = ({"item_id": item, "title": f"Film {item % 7}", "maker": f"Maker {item % 3}"} for item in range(100, 120))
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     monkeypatch.chdir(tmp_path)

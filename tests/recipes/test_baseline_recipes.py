@@ -16,7 +16,7 @@ from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.train import evaluate_ctr, fuse, predict
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.models import build
-from flip_ctr.train.models.warm_start import check_same_ids
+from flip_ctr.train.models.warm_start import join_ids
 from flip_ctr.train.outputs.hub import without_heads
 from flip_ctr.train.pretrain import PretrainArguments
 
@@ -260,20 +260,19 @@ def test_ids_that_mean_other_things(tmp_path):
     ]
     rows = [{"a": "x", "b": "y", "label": 1}]
     ours, theirs = (FlipProcessor.from_dataset(rows, one).feature_extractor for one in fields)
-    check_same_ids(ours, ours, "here")
+    join_ids(ours, ours, "here")
     with pytest.raises(ValueError, match="the ids of there are not those of this run: field 1, a string hashed 1 16"):
-        check_same_ids(ours, theirs, "there")
+        join_ids(ours, theirs, "there")
 
 
 def test_an_id_tower_that_does_not_fit(tmp_path, dataset_dir, plm, map_model, finetuned):
     start = {"id_model": str(map_model[0])}
     with pytest.raises(ValueError, match="--id_embedding_size 8 does not fit .*, which has 4; leave the flag out"):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", id_embedding_size=8, **start)
-    with pytest.raises(
-        ValueError,
-        match="the ids of .* are not those of this run: field 1, user_id int categorical.*, has other values",
-    ):
-        tiny.finetune(dataset_dir, plm, tmp_path / "m", max_train_samples=48, **start)
+    id_only, _ = finetuned["id"]
+    tiny.finetune(dataset_dir, None, tmp_path / "other", max_train_samples=48)
+    with pytest.raises(ValueError, match="the ids of .* are not those of this run: field 1, user_id, has other values"):
+        tiny.finetune(dataset_dir, id_only, tmp_path / "m", id_model=str(tmp_path / "other"), strategy="id")
     with pytest.raises(ValueError, match="is a bert, not a FLIP checkpoint with an ID tower"):
         tiny.finetune(dataset_dir, plm, tmp_path / "m", id_model=str(plm))
     with pytest.raises(ValueError, match="has no ID tower of ids alone"):

@@ -1,6 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The rows of a run: splits that are encoded or streamed, checked, and made into batches for this process."""
 
+import logging
+
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -10,8 +12,11 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
+
+logger = logging.getLogger("flip_ctr")
 
 
 def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:
@@ -29,6 +34,19 @@ def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None
                 f"split '{split}': all {len(rows):,} rows that were read have the label {int(clicks > 0)}; both "
                 "classes are needed"
             )
+
+
+def log_unknown_keys(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:
+    """Says what share of the rows has a user, an item or another key that the vocabulary lacks, by split and field."""
+    extractor = processor.feature_extractor
+    keys = [field for field in extractor.id_fields if field.key and field.has_vocabulary]
+    for split, rows in splits.items() if keys else ():
+        parts = [
+            {name: int(unknown.sum()) for name, unknown in extractor.unknown_keys(columns).items()}
+            for columns in rows.map_parts(lambda part: read_columns(part, keys), [field.name for field in keys])
+        ]
+        shares = ", ".join(f"{sum(part[name] for part in parts) / len(rows):.2%} {name}" for name in parts[0])
+        logger.info(f"keys that the vocabulary lacks ([UNK]), share of {split} rows: {shares}")
 
 
 def encode_split(

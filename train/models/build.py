@@ -14,12 +14,21 @@ from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig, is_decoder
+from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import PretrainArguments, TrainArguments
 from flip_ctr.train.models.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
-from flip_ctr.train.models.warm_start import ID_SHAPE, has_id_tower, id_model_config, start_id_tower
+from flip_ctr.train.models.warm_start import (
+    ID_SHAPE,
+    has_id_tower,
+    id_model_config,
+    ids_of,
+    join_ids,
+    start_id_tower,
+    take_ids,
+)
 from flip_ctr.train.option_groups import OWN_DROPOUT
 
 logger = logging.getLogger("flip_ctr")
@@ -56,11 +65,41 @@ def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, 
         "hash_user_values": args.hash_user_values,
         "prompts": args.prompts or "row",
     }
-    if plm is None:
-        return FlipProcessor.from_dataset(rows, schema.fields, **settings)
-    fields = schema.fields if args.prompt_fields is None else with_prompt_fields(schema.fields, args.prompt_fields)
-    limit = max_positions(AutoConfig.from_pretrained(plm))
-    return FlipProcessor.from_dataset(rows, fields, AutoTokenizer.from_pretrained(plm), max_length=limit, **settings)
+    fields, tokenizer = schema.fields, None
+    if plm is not None:
+        fields = fields if args.prompt_fields is None else with_prompt_fields(fields, args.prompt_fields)
+        tokenizer = AutoTokenizer.from_pretrained(plm)
+        settings["max_length"] = max_positions(AutoConfig.from_pretrained(plm))
+    processor = FlipProcessor.from_dataset(rows, fields, tokenizer, **settings)
+    if args.id_model is not None:
+        extractor = ids_of(args.id_model)
+        if not args.grow:
+            args.no_effect(f"where {args.id_model} brings its own vocabulary", min_frequency=1)
+        check_hashed(args, extractor, args.id_model)
+        take_ids(processor.feature_extractor, extractor, args.id_model)
+        grow_vocabulary(processor, rows, args)
+    elif args.grow:
+        raise ValueError(
+            "--grow adds to the vocabulary of a FLIP checkpoint, and this run starts with none; a new model knows all "
+            "values of the training rows"
+        )
+    return processor
+
+
+def check_hashed(args: TrainArguments, extractor: FlipFeatureExtractor, path: str) -> None:
+    """Raises `ValueError` where hashes were asked for and the checkpoint holds the values themselves."""
+    if args.hash_user_values and not extractor.hashed_fields:
+        raise ValueError(
+            f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag"
+        )
+
+
+def grow_vocabulary(processor: FlipProcessor, rows: SplitRows, args: TrainArguments) -> None:
+    """With `--grow`: ids for the values of the training rows that have none; says how many."""
+    if args.grow:
+        added = processor.grow(rows, args.min_frequency)
+        new = ", ".join(f"{number:,} of {name}" for name, number in added.items() if number)
+        logger.info(f"new values that got ids: {new or 'none'}")
 
 
 def with_prompt_fields(fields: list[FlipField], names: list[str]) -> list[FlipField]:
@@ -115,8 +154,11 @@ def check_shape(args: TrainArguments, config: FlipConfig, names, path: str) -> N
             )
 
 
-def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> tuple[FlipForCTR, FlipProcessor]:
-    """A click model and its processor from a FLIP checkpoint, with those settings of its configuration changed.
+def load_checkpoint(
+    args: TrainArguments, schema: DatasetSchema, rows: SplitRows, **settings
+) -> tuple[FlipForCTR, FlipProcessor]:
+    """A click model and its processor from a FLIP checkpoint, with those settings of its configuration changed, and
+    with `--grow` the new values of the training rows in its vocabulary.
 
     Raises:
         ValueError: the dataset's fields are not the checkpoint's; or a flag asks for another shape than the checkpoint
@@ -137,14 +179,12 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
             "and this checkpoint with --id_model"
         )
     args.check_id_tower(new=not has_id_tower(config) and settings["strategy"] == "joint")
-    args.no_effect(f"where {path} brings its own vocabulary", min_frequency=1)
+    if not args.grow:
+        args.no_effect(f"where {path} brings its own vocabulary", min_frequency=1)
     if args.prompt_fields is not None:
         raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)
-    if args.hash_user_values and not processor.feature_extractor.hashed_fields:
-        raise ValueError(
-            f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag"
-        )
+    check_hashed(args, processor.feature_extractor, path)
     check_shape(args, config, ("text_pooling", "prompts"), path)
     if settings["strategy"] == "joint" and not has_id_tower(config):
         settings |= new_tower_shape(args)
@@ -153,6 +193,10 @@ def load_checkpoint(args: TrainArguments, schema: DatasetSchema, **settings) -> 
     settings |= model_settings(args, DROPOUTS)
     with whole_checkpoint(path, args.base_model_name_or_path) as folder:
         model = FlipForCTR.from_pretrained(folder, **settings, **loading_arguments(args))
+    if args.id_model is not None:
+        join_ids(processor.feature_extractor, ids_of(args.id_model), args.id_model)
+    grow_vocabulary(processor, rows, args)
+    model.grow(processor.fields)
     return model, processor.without_tokenizer() if model.config.strategy == "id" else processor
 
 

@@ -172,10 +172,13 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
         ) from error
     other = f"{base} is not the base of the LoRA adapter {name_or_path}: its PLM has other weights"
     if from_flip:
+        # the adapter's vocabulary may have grown; what is outside the PLM comes from the adapter
+        config.fields, fields = FlipConfig.from_pretrained(base).fields, config.fields
         with whole_checkpoint(base) as folder:  # a base may be an adapter itself
             try:
                 model = cls.from_pretrained(folder, config=config, **kwargs)
-            except RuntimeError as error:  # of other shapes
+                model.grow(fields)
+            except (RuntimeError, ValueError) as error:  # of other shapes or fields
                 raise ValueError(other) from error
     else:
         model = cls.from_text_pretrained(base, config, **kwargs)

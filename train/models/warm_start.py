@@ -39,22 +39,58 @@ def has_id_tower(config: FlipConfig) -> bool:
     return config.pretrains_id_tower
 
 
-def check_same_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:
-    """Raises `ValueError` where two feature extractors do not give the same ids; names the field."""
+def check_same_fields(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:
+    """Raises `ValueError` where two feature extractors read other fields; names the field."""
 
-    def view(one, number, field):
-        shape = field.name, field.type, field.kind, field.num_slots, field.num_buckets, field.separator
-        return (*shape, one.vocabularies[number], one.boundaries[number])
+    def view(field):
+        return field.name, field.type, field.kind, field.num_slots, field.num_buckets, field.separator
 
-    ours, theirs = ([view(one, *pair) for pair in enumerate(one.id_fields)] for one in (extractor, other))
+    ours, theirs = ([view(field) for field in one.id_fields] for one in (extractor, other))
     for number in range(max(len(ours), len(theirs))):
         mine, their = (views[number] if number < len(views) else ("nothing",) for views in (ours, theirs))
         if mine != their:
-            what = "has other values" if mine[:6] == their[:6] else f"is {' '.join(map(str, their[:6]))} there"
             raise ValueError(
-                f"the ids of {path} are not those of this run: field {number + 1}, {' '.join(map(str, mine[:6]))}, "
-                f"{what}; train both on the same rows, with the same --min_frequency, --hash_user_values and key"
+                f"the ids of {path} are not those of this run: field {number + 1}, {' '.join(map(str, mine))}, is "
+                f"{' '.join(map(str, their))} there"
             )
+
+
+def ids_of(path: str) -> FlipFeatureExtractor:
+    """What gives the rows their ids in the checkpoint of `--id_model`; errors as of [`id_model_config`]."""
+    id_model_config(path)
+    return FlipProcessor.from_pretrained(path).feature_extractor
+
+
+def take_ids(ours: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:
+    """Gives a new feature extractor the ids of a checkpoint: its vocabularies, hashes and buckets.
+
+    Raises:
+        ValueError: the checkpoint has other fields.
+    """
+    check_same_fields(ours, other, path)
+    for name in ("vocabularies", "boundaries", "min_frequency", "hashed_fields", "hash_salt", "hash_check"):
+        setattr(ours, name, getattr(other, name))
+
+
+def join_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:
+    """Appends the values that only another extractor has, which was grown from the same one.
+
+    Raises:
+        ValueError: the two give a value different ids; names the field.
+    """
+    check_same_fields(extractor, other, path)
+    hashes = [(one.hashed_fields, one.hash_salt, one.hash_check) for one in (extractor, other)]
+    for number, field in enumerate(extractor.id_fields):
+        ours, theirs = extractor.vocabularies[number], other.vocabularies[number]
+        shared = min(len(ours), len(theirs))
+        buckets = extractor.boundaries[number] == other.boundaries[number]
+        if ours[:shared] != theirs[:shared] or not buckets or hashes[0] != hashes[1]:
+            raise ValueError(
+                f"the ids of {path} are not those of this run: field {number + 1}, {field.name}, has other values; "
+                "train both on the same rows, with the same --min_frequency, --hash_user_values and key, or start the "
+                "one with the other (--id_model)"
+            )
+        extractor.vocabularies[number] = max(ours, theirs, key=len)
 
 
 def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: str) -> None:
@@ -74,9 +110,11 @@ def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: s
                 f"--id_model {path} has {name} {getattr(config, name)}, and the model that starts "
                 f"{getattr(model.config, name)}"
             )
-    check_same_ids(processor.feature_extractor, FlipProcessor.from_pretrained(path).feature_extractor, path)
+    join_ids(processor.feature_extractor, ids_of(path), path)
     pretrained = FlipForPretraining.__name__ in (config.architectures or [])
     other = FlipForPretraining.from_pretrained(path) if pretrained else FlipForCTR.from_pretrained(path, strategy="id")
+    for one in (model, other):
+        one.grow(processor.fields)
     model.base_model.id_tower.load_state_dict(other.base_model.id_tower.state_dict())
     if pretrained:
         if getattr(model, "mtm_head", None) is not None and other.mtm_head is not None:
