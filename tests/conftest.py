@@ -67,16 +67,20 @@ def pictures(drawing):
         yield
 
 
+# Linux has it
+if hasattr(os, "pidfd_open"):
+    warm_python.WARM = warm_python.Warm()
+
+
+def pytest_unconfigure():
+    if warm_python.WARM is not None:
+        warm_python.WARM.close()
+
+
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory):
+def warm():
     """A file to start in place of `sys.executable`, for processes of which no import is tested."""
-    if not hasattr(os, "pidfd_open"):  # but on Linux
-        yield sys.executable
-        return
-    file, server = warm_python.executable(tmp_path_factory.mktemp("warm"))
-    yield str(file)
-    server.stdin.close()
-    server.wait()
+    return sys.executable if warm_python.WARM is None else str(warm_python.WARM.executable)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,24 @@
-"""A Python that has imported the stack: a server that forks for each start, as importing takes longer than what most
-processes of the tests do.
+"""A Python that has imported the stack: a fork of this process that forks again for each start, as importing takes
+longer than what most processes of the tests do.
 
-`executable` makes a file to be started in place of `sys.executable`. It hands its arguments, environment, folder and
+`Warm.executable` is a file to be started in place of `sys.executable`. It hands its arguments, environment, folder and
 standard streams to the server, passes signals on, and ends as the fork does; where it is killed, so is the fork.
 """
 
+import atexit
 import faulthandler
 import importlib
+import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
+import threading
+import traceback
 from pathlib import Path
 
 MODULES = ("tiny", "step_child", "accelerate.commands.launch", "torch.distributed.run")
@@ -37,40 +42,74 @@ sys.exit(code)
 """
 
 
-def executable(folder: Path) -> tuple[Path, subprocess.Popen]:
-    """The file to start, and the server, which ends when its standard input is closed."""
-    address = str(folder / "socket")
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    server = subprocess.Popen(
-        [sys.executable, __file__, address], env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE
-    )
-    while not os.path.exists(address):  # a start that comes before the imports are done waits for them
-        assert server.poll() is None
-        select.select([], [], [], 0.01)
-    client = folder / "python"
-    client.write_text(CLIENT.format(python=sys.executable, address=address))
-    client.chmod(0o755)
-    return client, server
+WARM: "Warm | None" = None  # of this process; conftest makes it
 
 
-def serve(address: str) -> None:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen()
-    for name in MODULES:
-        importlib.import_module(name)
+class Warm:
+    """Forks the server. To be made before this process has threads, which a fork would not have."""
+
+    def __init__(self):
+        for name in MODULES:
+            importlib.import_module(name)
+        self.folder = Path(tempfile.mkdtemp(prefix="warm-"))
+        self.address = str(self.folder / "socket")
+        ends, self.open = os.pipe()  # the server ends when this is closed
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.address)
+        listener.listen()
+        self.server = os.fork()
+        if self.server == 0:
+            os.close(self.open)
+            atexit._clear()  # what this process does at its end
+            serve(listener, ends)
+            os._exit(0)
+        os.close(ends)
+        listener.close()
+        self.executable = self.folder / "python"
+        self.executable.write_text(CLIENT.format(python=sys.executable, address=self.address))
+        self.executable.chmod(0o755)
+
+    def close(self) -> None:
+        os.close(self.open)
+        os.waitpid(self.server, 0)
+        shutil.rmtree(self.folder)
+
+
+class Process:
+    """`python ARGUMENTS` in a fork of the server, and its process number; its output goes nowhere."""
+
+    def __init__(self, arguments: list[str]):
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(WARM.address)
+        task = json.dumps([arguments, dict(os.environ), os.getcwd()]).encode()
+        with open(os.devnull, "r+") as nowhere:
+            socket.send_fds(server, [len(task).to_bytes(8, "big")], [nowhere.fileno()] * 3)
+        server.sendall(task)
+        self.answers, self.exitcode = server.makefile(), None
+        self.pid = int(self.answers.readline())
+
+    def is_alive(self) -> bool:
+        self.join(0)
+        return self.exitcode is None
+
+    def join(self, seconds: float | None = None) -> None:
+        if self.exitcode is None and select.select([self.answers], [], [], seconds)[0]:
+            self.exitcode = int(self.answers.readline())
+
+
+def serve(listener: socket.socket, ends: int) -> None:
     for module in ("data.prepare.dataset_picture", "train.outputs.plots"):  # as in the tests themselves
         importlib.import_module(f"flip_ctr.{module}").pyplot = lambda: None
     while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        ready, _, _ = select.select([listener, ends], [], [])
         while reaped():
             pass
-        if sys.stdin in ready:  # closed
+        if ends in ready:  # closed
             return
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            return attend(connection)
+            attend(connection)
         connection.close()
 
 
@@ -91,33 +130,54 @@ def attend(connection: socket.socket) -> None:
     fork = os.fork()
     if fork == 0:
         connection.close()
-        return run(task, streams)
+        os._exit(ended(task, streams))
     connection.sendall(f"{fork}\n".encode())
-    ended = os.pidfd_open(fork)
-    ready, _, _ = select.select([connection, ended], [], [])
-    if ended not in ready:
+    ends = os.pidfd_open(fork)
+    ready, _, _ = select.select([connection, ends], [], [])
+    if ends not in ready:
         os.kill(fork, signal.SIGKILL)
     _, status = os.waitpid(fork, 0)
-    if ended in ready:
+    if ends in ready:
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
+def ended(task: bytes, streams: list[int]) -> int:
+    """Runs the task as an interpreter does, to its end; its exit status."""
+    code = 0
+    try:
+        run(task, streams)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
 def run(task: bytes, streams: list[int]) -> None:
     """What `python ARGUMENTS` does."""
-    import json
-
     arguments, environment, folder = json.loads(task)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.stdin = open(0, closefd=False)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # pytest's catch what is printed
+    sys.stdout.reconfigure(write_through=True)
+    sys.stderr.reconfigure(write_through=True)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    faulthandler.disable()
     if "PYTHONFAULTHANDLER" in environment:
         faulthandler.enable()
     arguments = arguments[arguments[0] == "-u" :]
-    sys.stdout.reconfigure(write_through=True)
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:0] = [path for path in paths if path not in sys.path]
     if arguments[0] == "-m":
@@ -130,7 +190,3 @@ def run(task: bytes, streams: list[int]) -> None:
         sys.argv = arguments
         sys.path.insert(0, os.path.dirname(arguments[0]))
         runpy.run_path(arguments[0], run_name="__main__")
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1])

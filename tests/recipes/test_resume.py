@@ -1,7 +1,6 @@
 """A run that is killed goes on as if nothing had happened: the same weights, bit for bit."""
 
 import json
-import multiprocessing
 import os
 import random
 import resource as rlimit
@@ -11,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import resume_child
 import tiny
 import torch
+import warm_python
 from safetensors.torch import load_file
 
 from flip_ctr.train.finetune import FinetuneArguments
@@ -58,10 +57,10 @@ VARIANTS = {
     ),
 }
 LONG = {
-    "max_train_samples": 480,
+    "max_train_samples": 240,
     "max_eval_samples": 64,
     "num_train_epochs": 3,
-    "eval_steps": 20,
+    "eval_steps": 10,
     "logging_steps": 5,
     "seed": 5,
     "checkpointing_steps": "3",
@@ -70,27 +69,21 @@ LONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["resume_child"])
-    with pytest.MonkeyPatch.context() as patch:  # the fork server of Python 3.11 does not get this process's sys.path
-        patch.setenv("PYTHONPATH", str(Path(tiny.__file__).parent), prepend=os.pathsep)
-        first = context.Process(target=resume_child.ready)
-        first.start()
-        first.join()
-    return context
+SCRIPT = """
+import json, multiprocessing, sys, tiny, torch
+torch.set_num_threads(1)
+multiprocessing.set_start_method("fork", force=True)  # loader workers need not import all again
+recipe, paths, options = json.loads(sys.argv[1])
+getattr(tiny, recipe)(*paths, **options)
+"""
 
 
-def start(processes, recipe, paths, options):
-    # not a daemon: it has loader workers of its own
-    process = processes.Process(target=resume_child.run, args=(recipe, tuple(map(str, paths)), options))
-    process.start()
-    return process
+def start(recipe, paths, options) -> warm_python.Process:
+    return warm_python.Process(["-c", SCRIPT, json.dumps([recipe, list(map(str, paths)), options])])
 
 
-def finish(processes, recipe, paths, options) -> int:
-    process = start(processes, recipe, paths, options)
+def finish(recipe, paths, options) -> int:
+    process = start(recipe, paths, options)
     process.join(300)
     return process.exitcode
 
@@ -113,21 +106,25 @@ def newest(folder: Path) -> int:
     return max((int(Path(path).name.split("-")[1]) for path in step_checkpoints(str(folder))), default=0)
 
 
+needs_forks = pytest.mark.skipif(warm_python.WARM is None, reason="needs pidfd_open, which Linux has")
+
+
+@needs_forks
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_at_random_moments(tmp_path, processes, dataset_dir, plm, variant):
+def test_killed_at_random_moments(tmp_path, dataset_dir, plm, variant):
     recipe, options = VARIANTS[variant]
     generator = random.Random(variant)
     untouched = {name: value for name, value in LONG.items() if "checkpoint" not in name}
-    assert finish(processes, recipe, (dataset_dir, plm, tmp_path / "whole"), untouched | options) == 0
+    assert finish(recipe, (dataset_dir, plm, tmp_path / "whole"), untouched | options) == 0
     folder, reached = tmp_path / "killed", []
     for kill in range(KILLS):
-        process, begun = start(processes, recipe, (dataset_dir, plm, folder), LONG | options), newest(folder)
+        process, begun = start(recipe, (dataset_dir, plm, folder), LONG | options), newest(folder)
         if kill == 0:
             time.sleep(
                 generator.uniform(0, 1)
             )  # while it starts; the others come after some more step checkpoints and a moment
         else:
-            goal = begun + int(LONG["checkpointing_steps"]) * generator.randint(1, 3)
+            goal = begun + int(LONG["checkpointing_steps"]) * generator.randint(1, 2)
             while newest(folder) < goal:
                 assert process.is_alive()
                 time.sleep(0.002)
@@ -139,16 +136,17 @@ def test_killed_at_random_moments(tmp_path, processes, dataset_dir, plm, variant
         assert (
             len(step_checkpoints(str(folder))) <= 3
         )  # two are kept; a third one where the kill came before the oldest went
-    assert finish(processes, recipe, (dataset_dir, plm, folder), LONG | options) == 0
+    assert finish(recipe, (dataset_dir, plm, folder), LONG | options) == 0
     same_results(tmp_path / "whole", folder)
     assert reached[1:] == sorted(set(reached[1:])) and len(reached) == KILLS  # it did go on, each time from further on
     assert not [name for name in os.listdir(folder) if name.startswith((PARTIAL, ".saving"))]
 
 
-def test_a_preempted_run_saves_and_says_so(tmp_path, processes, dataset_dir, plm):
+@needs_forks
+def test_a_preempted_run_saves_and_says_so(tmp_path, dataset_dir, plm):
     options = LONG | {"strategy": "plm", "checkpointing_steps": "1000"}
     paths = (dataset_dir, plm, tmp_path / "m")
-    process = start(processes, "finetune", paths, options)
+    process = start("finetune", paths, options)
     while not (tmp_path / "m" / "history.json").exists():  # it trains
         time.sleep(0.01)
         assert process.is_alive()
@@ -156,9 +154,9 @@ def test_a_preempted_run_saves_and_says_so(tmp_path, processes, dataset_dir, plm
     process.join(60)
     assert process.exitcode == PREEMPTED == 75
     assert len(step_checkpoints(str(tmp_path / "m"))) == 1
-    assert finish(processes, "finetune", paths, options) == 0
+    assert finish("finetune", paths, options) == 0
     whole = {name: value for name, value in options.items() if "checkpoint" not in name}
-    assert finish(processes, "finetune", (dataset_dir, plm, tmp_path / "whole"), whole) == 0
+    assert finish("finetune", (dataset_dir, plm, tmp_path / "whole"), whole) == 0
     same_results(tmp_path / "whole", tmp_path / "m")
 
 

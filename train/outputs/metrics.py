@@ -1,10 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Metrics of click prediction, as an `evaluate.Metric` that needs no network."""
+"""Metrics of click prediction; `evaluate_metric` has them as an `evaluate.Metric`."""
 
-import datasets
-import evaluate
 import numpy as np
-import pandas as pd
 from scipy.special import expit, log_expit
 from sklearn.metrics import roc_auc_score
 
@@ -16,17 +13,22 @@ def group_auc(logits: np.ndarray, labels: np.ndarray, users: np.ndarray) -> tupl
 
     Returns the GAUC and its coverage, the share of rows whose user counts. NaN and 0 where no user does.
     """
-    frame = pd.DataFrame({"user": users, "click": labels.astype(float), "rank": logits})
-    frame["rank"] = frame.groupby("user")["rank"].rank()
-    frame["click_rank"] = frame["rank"] * frame["click"]
-    by_user = frame.groupby("user").agg(rows=("click", "size"), clicks=("click", "sum"), ranks=("click_rank", "sum"))
-    by_user = by_user[(by_user.clicks > 0) & (by_user.clicks < by_user.rows)]
-    if by_user.empty:
+    order = np.lexsort((logits, users))
+    users, logits, clicked = users[order], logits[order], labels[order].astype(np.float64)
+    new_user = np.concatenate([[True], users[1:] != users[:-1]])
+    new_value = new_user | np.concatenate([[True], logits[1:] != logits[:-1]])
+    # ranks over all rows, from 1; those of ties are their mean
+    starts, users_at = np.flatnonzero(new_value), np.flatnonzero(new_user)
+    sizes, rows = (np.diff(places, append=len(order)) for places in (starts, users_at))
+    ranks = np.repeat(starts + (sizes + 1) / 2, sizes) - np.repeat(users_at, rows)
+    clicks, click_ranks = (np.add.reduceat(values, users_at) for values in (clicked, ranks * clicked))
+    both = (clicks > 0) & (clicks < rows)
+    if not both.any():
         return float("nan"), 0.0
+    rows, clicks, click_ranks = rows[both], clicks[both], click_ranks[both]
     # Mann-Whitney: the AUC from the sum of the clicks' ranks
-    wins = by_user.ranks - by_user.clicks * (by_user.clicks + 1) / 2
-    aucs = wins / (by_user.clicks * (by_user.rows - by_user.clicks))
-    return float(np.average(aucs, weights=by_user.rows)), float(by_user.rows.sum() / len(frame))
+    aucs = (click_ranks - clicks * (clicks + 1) / 2) / (clicks * (rows - clicks))
+    return float(np.average(aucs, weights=rows)), float(rows.sum() / len(order))
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = NUM_CALIBRATION_BINS) -> float:
@@ -37,56 +39,32 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = NUM_CA
     return float(sum(abs(probabilities[part].sum() - labels[part].sum()) for part in parts) / len(order))
 
 
-class ClickMetrics(evaluate.Metric):
+def click_metrics(logits: np.ndarray, labels: np.ndarray, users: np.ndarray | None = None) -> dict[str, float]:
     """AUC, LogLoss, GAUC with coverage, expected calibration error, and the ratio of predicted to actual clicks.
 
-    `compute(predictions=logits, references=labels, users=...)`; predictions are log odds, from which LogLoss is
-    computed exactly (probabilities would need an epsilon). `users` are integers; without them GAUC is left out by
-    giving -1.
+    Args:
+        logits: log odds `(N,)`, from which LogLoss is computed exactly (probabilities would need an epsilon).
+        labels: clicks `(N,)`, 0 or 1.
+        users: user numbers `(N,)`, below 0 for none; without any there is no GAUC.
 
     Raises:
         ValueError: the labels are all of one class.
     """
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description="Metrics of click prediction.",
-            citation="",
-            inputs_description="Log odds, clicks (0 or 1) and user numbers.",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("float32"),
-                    "references": datasets.Value("int8"),
-                    "users": datasets.Value("int64"),
-                }
-            ),
-            format="numpy",
-        )
-
-    def _compute(self, predictions, references, users):
-        # evaluate before 0.4.6 gives a column of `datasets`, of which a slice is the array
-        predictions, labels, users = predictions[:], references[:], users[:]
-        logits = predictions.astype(np.float64)
-        if labels.min() == labels.max():
-            raise ValueError(f"all {len(labels)} labels are {labels[0]}; AUC needs rows with and without a click.")
-        results = {
-            "auc": float(roc_auc_score(labels, logits)),
-            "logloss": float(-np.where(labels == 1, log_expit(logits), log_expit(-logits)).mean()),
-        }
-        if (users >= 0).any():
-            known = users >= 0  # rows of no user are not one user
-            results["gauc"], coverage = group_auc(logits[known], labels[known], users[known])
-            results["gauc_coverage"] = float(coverage * known.mean())
-        results["ece"] = calibration_error(logits, labels)
-        results["predicted_actual_ratio"] = float(expit(logits).mean() / labels.mean())
-        results["rows"] = len(labels)
-        return results
-
-
-def click_metrics(logits: np.ndarray, labels: np.ndarray, users: np.ndarray | None = None) -> dict[str, float]:
-    """[`ClickMetrics`] of log odds `(N,)`, clicks `(N,)` and, optional, user numbers `(N,)`."""
-    users = np.full(len(labels), -1) if users is None else users
-    return ClickMetrics(keep_in_memory=True).compute(predictions=logits, references=labels, users=users)
+    logits = np.asarray(logits, np.float32).astype(np.float64)
+    if labels.min() == labels.max():
+        raise ValueError(f"all {len(labels)} labels are {labels[0]}; AUC needs rows with and without a click.")
+    results = {
+        "auc": float(roc_auc_score(labels, logits)),
+        "logloss": float(-np.where(labels == 1, log_expit(logits), log_expit(-logits)).mean()),
+    }
+    if users is not None and (users >= 0).any():
+        known = users >= 0  # rows of no user are not one user
+        results["gauc"], coverage = group_auc(logits[known], labels[known], users[known])
+        results["gauc_coverage"] = float(coverage * known.mean())
+    results["ece"] = calibration_error(logits, labels)
+    results["predicted_actual_ratio"] = float(expit(logits).mean() / labels.mean())
+    results["rows"] = len(labels)
+    return results
 
 
 def score_metrics(

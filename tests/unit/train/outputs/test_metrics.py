@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from flip_ctr.train.outputs.evaluate_metric import ClickMetrics
 from flip_ctr.train.outputs.metrics import calibration_error, click_metrics, group_auc
 
 
@@ -83,6 +84,14 @@ def test_gauc_without_a_user_of_both_classes():
 def test_without_users_there_is_no_gauc():
     logits, labels, _ = sample()
     assert not {"gauc", "gauc_coverage"} & set(click_metrics(logits, labels))
+
+
+def test_evaluate_has_them_as_a_metric():
+    logits, labels, users = sample()
+    metric = ClickMetrics(keep_in_memory=True)
+    assert metric.compute(predictions=logits, references=labels, users=users) == click_metrics(logits, labels, users)
+    nobody = np.full(len(labels), -1)
+    assert metric.compute(predictions=logits, references=labels, users=nobody) == click_metrics(logits, labels)
 
 
 def test_rows_of_no_user_are_not_one_user():
