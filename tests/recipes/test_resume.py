@@ -57,10 +57,10 @@ VARIANTS = {
     ),
 }
 LONG = {
-    "max_train_samples": 240,
+    "max_train_samples": 480,
     "max_eval_samples": 64,
     "num_train_epochs": 3,
-    "eval_steps": 10,
+    "eval_steps": 20,
     "logging_steps": 5,
     "seed": 5,
     "checkpointing_steps": "3",
