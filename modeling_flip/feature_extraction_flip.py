@@ -241,10 +241,14 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             new = [value for value in values if value not in known]
             if field.name in self.hashed_fields:
                 new.sort()
-            self.vocabularies[number] = self.vocabularies[number] + new
+            self.append(number, new)
             added[field.name] = len(new)
-        self._tables = None
         return added
+
+    def append(self, number: int, values: list[str]) -> None:
+        """Appends values, as the vocabulary has them, to that of one field of `id_fields`."""
+        self.vocabularies[number] = self.vocabularies[number] + values
+        self._tables = None
 
     def _hash_vocabularies(self, entity: str) -> None:
         self.hashed_fields = [field.name for field in self.id_fields if field.entity == entity and field.has_vocabulary]
@@ -331,10 +335,17 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             ]
         return [self._tables[number].get(value, UNK_ID) for value in self._hashed(values, field.name)]
 
+    @property
+    def key_fields(self) -> dict[int, FlipField]:
+        """The keys that have a vocabulary, by their number in `id_fields`."""
+        return {number: field for number, field in enumerate(self.id_fields) if field.key and field.has_vocabulary}
+
     def unknown_keys(self, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
-        """For each key with a vocabulary which rows have a value that is not in it, `(rows,)`; a null is none."""
-        keys = [(number, field) for number, field in enumerate(self.id_fields) if field.key and field.has_vocabulary]
-        return {field.name: self._encode(number, field, columns[field.name])[:, 0] == UNK_ID for number, field in keys}
+        """For each of the `key_fields` which rows have a value that its vocabulary lacks, `(rows,)`; a null is none."""
+        ids = {
+            field.name: self._encode(number, field, columns[field.name]) for number, field in self.key_fields.items()
+        }
+        return {name: of_rows[:, 0] == UNK_ID for name, of_rows in ids.items()}
 
     def __call__(self, rows: Any, return_tensors: str | None = None) -> BatchFeature:
         """Rows -> `feature_ids` `(rows, slots)`, an int64 array unless `return_tensors="pt"`."""

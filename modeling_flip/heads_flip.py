@@ -275,16 +275,16 @@ class FlipMTMHead(nn.Module):
     def grow(self, field_sizes: list[int]) -> None:
         """Appends rows to the output tables, as [`FeatureEmbedding.grow`] does; their biases start as the lowest of the
         field. Until `set_feature_counts` tells how often the new values occur, they are never noise."""
-        parts = [self.bias.weight.split(self.field_sizes), self.feature_counts.split(self.field_sizes)]
-        biases, counts = [], []
-        for of_biases, of_counts, size in zip(*parts, field_sizes):
-            more = size - len(of_biases)
-            biases += [of_biases, of_biases.amin(0).expand(more, -1)]
-            counts += [of_counts, of_counts.new_zeros(more)]
-        self.bias.weight = nn.Parameter(torch.cat(biases), self.bias.weight.requires_grad)
-        self.embeddings.weight = grown(self.embeddings.weight, self.field_sizes, field_sizes)
-        self.embeddings.num_embeddings = self.bias.num_embeddings = sum(field_sizes)
-        self.feature_counts, self._noise = torch.cat(counts), None
+        starts = (
+            (self.embeddings, lambda rows: rows[UNK_ID]),
+            (self.bias, lambda rows: rows.amin(0)),
+        )
+        for table, start in starts:
+            weight = grown(table.weight, self.field_sizes, field_sizes, start)
+            table.weight = nn.Parameter(weight, table.weight.requires_grad)
+            table.num_embeddings = len(weight)
+        self.feature_counts = grown(self.feature_counts, self.field_sizes, field_sizes, lambda rows: rows.new_zeros(()))
+        self._noise = None
         self.field_sizes = list(field_sizes)
         self.field_starts = [0, *accumulate(field_sizes[:-1])]
 

@@ -8,6 +8,7 @@ built from; each tower has a file `id_tower_<name>.py`, which `modeling_flip` im
 """
 
 import inspect
+from collections.abc import Callable
 from itertools import accumulate, combinations, groupby
 
 import torch
@@ -138,7 +139,8 @@ class FeatureEmbedding(nn.Embedding):
     def grow(self, field_sizes: list[int]) -> None:
         """Appends rows to the fields; each starts as the field's `[UNK]` row. The rows that are there stay bit for
         bit."""
-        self.weight = grown(self.weight, self.field_sizes, field_sizes)
+        weight = grown(self.weight.detach(), self.field_sizes, field_sizes, lambda rows: rows[UNK_ID])
+        self.weight = nn.Parameter(weight, self.weight.requires_grad)
         self.num_embeddings, self.field_sizes = sum(field_sizes), list(field_sizes)
         self.offsets = self._offsets().to(self.offsets.device)
 
@@ -160,13 +162,13 @@ class FeatureEmbedding(nn.Embedding):
         return torch.cat([mean_of_values(part, ids) if pooled else part for (_, pooled), part, ids in parts], dim=1)
 
 
-def grown(table: torch.Tensor, sizes: list[int], new_sizes: list[int]) -> nn.Parameter:
-    """A table of all fields' features with more rows for some fields, each a copy of its field's `[UNK]` row."""
+def grown(table: torch.Tensor, sizes: list[int], new_sizes: list[int], start: Callable) -> torch.Tensor:
+    """A table of all fields' features with more rows for some fields; `start` gives a new row from a field's rows."""
     parts = [
-        torch.cat([rows, rows[UNK_ID].expand(new_size - len(rows), -1)])
-        for rows, new_size in zip(table.detach().split(sizes), new_sizes)
+        torch.cat([rows, start(rows).expand(new_size - len(rows), *rows.shape[1:])])
+        for rows, new_size in zip(table.split(sizes), new_sizes)
     ]
-    return nn.Parameter(torch.cat(parts), table.requires_grad)
+    return torch.cat(parts)
 
 
 def mean_of_values(embeds: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,8 @@ def run(args: FinetuneArguments) -> dict:
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
     source = args.model_name_or_path
-    if source is not None and is_flip_checkpoint(source):
+    from_checkpoint = source is not None and is_flip_checkpoint(source)
+    if from_checkpoint:
         model, processor = load_checkpoint(args, schema, train_rows, strategy=args.strategy, fusion=args.fusion)
     elif source is not None and args.strategy == "id":
         raise ValueError(
@@ -71,7 +72,7 @@ def run(args: FinetuneArguments) -> dict:
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
     check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
-    if args.id_model is not None or (source is not None and is_flip_checkpoint(source)):
+    if from_checkpoint or args.id_model is not None:
         log_unknown_keys(processor, {"training": train_rows, "test": test_rows})
     model = ready_to_train(model, processor, args)
     prompts = args.strategy != "id"

@@ -39,13 +39,14 @@ def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None
 def log_unknown_keys(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:
     """Says what share of the rows has a user, an item or another key that the vocabulary lacks, by split and field."""
     extractor = processor.feature_extractor
-    keys = [field for field in extractor.id_fields if field.key and field.has_vocabulary]
+    keys = list(extractor.key_fields.values())
+    names = [field.name for field in keys]
     for split, rows in splits.items() if keys else ():
-        parts = [
-            {name: int(unknown.sum()) for name, unknown in extractor.unknown_keys(columns).items()}
-            for columns in rows.map_parts(lambda part: read_columns(part, keys), [field.name for field in keys])
-        ]
-        shares = ", ".join(f"{sum(part[name] for part in parts) / len(rows):.2%} {name}" for name in parts[0])
+        unknown = dict.fromkeys(names, 0)
+        for columns in rows.map_parts(lambda part: read_columns(part, keys), names):
+            for name, of_rows in extractor.unknown_keys(columns).items():
+                unknown[name] += int(of_rows.sum())
+        shares = ", ".join(f"{number / len(rows):.2%} {name}" for name, number in unknown.items())
         logger.info(f"keys that the vocabulary lacks ([UNK]), share of {split} rows: {shares}")
 
 

@@ -73,10 +73,8 @@ def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, 
     processor = FlipProcessor.from_dataset(rows, fields, tokenizer, **settings)
     if args.id_model is not None:
         extractor = ids_of(args.id_model)
-        if not args.grow:
-            args.no_effect(f"where {args.id_model} brings its own vocabulary", min_frequency=1)
-        check_hashed(args, extractor, args.id_model)
-        take_ids(processor.feature_extractor, extractor, args.id_model)
+        check_vocabulary(args, extractor, args.id_model)
+        take_ids(processor, extractor, args.id_model)
         grow_vocabulary(processor, rows, args)
     elif args.grow:
         raise ValueError(
@@ -86,8 +84,11 @@ def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, 
     return processor
 
 
-def check_hashed(args: TrainArguments, extractor: FlipFeatureExtractor, path: str) -> None:
-    """Raises `ValueError` where hashes were asked for and the checkpoint holds the values themselves."""
+def check_vocabulary(args: TrainArguments, extractor: FlipFeatureExtractor, path: str) -> None:
+    """Raises `ValueError` where an argument asks for another vocabulary than the checkpoint brings: for a frequency and
+    it does not grow, or for hashes and it holds the values themselves."""
+    if not args.grow:
+        args.no_effect(f"where {path} brings its own vocabulary", min_frequency=1)
     if args.hash_user_values and not extractor.hashed_fields:
         raise ValueError(
             f"--hash_user_values: the vocabulary of {path} holds the values themselves; pretrain with that flag"
@@ -179,12 +180,10 @@ def load_checkpoint(
             "and this checkpoint with --id_model"
         )
     args.check_id_tower(new=not has_id_tower(config) and settings["strategy"] == "joint")
-    if not args.grow:
-        args.no_effect(f"where {path} brings its own vocabulary", min_frequency=1)
     if args.prompt_fields is not None:
         raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)
-    check_hashed(args, processor.feature_extractor, path)
+    check_vocabulary(args, processor.feature_extractor, path)
     check_shape(args, config, ("text_pooling", "prompts"), path)
     if settings["strategy"] == "joint" and not has_id_tower(config):
         settings |= new_tower_shape(args)

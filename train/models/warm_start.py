@@ -61,15 +61,16 @@ def ids_of(path: str) -> FlipFeatureExtractor:
     return FlipProcessor.from_pretrained(path).feature_extractor
 
 
-def take_ids(ours: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:
-    """Gives a new feature extractor the ids of a checkpoint: its vocabularies, hashes and buckets.
+def take_ids(processor: FlipProcessor, other: FlipFeatureExtractor, path: str) -> None:
+    """Gives a new processor the ids of a checkpoint: its vocabularies, hashes and buckets.
 
     Raises:
         ValueError: the checkpoint has other fields.
     """
+    ours = processor.feature_extractor
     check_same_fields(ours, other, path)
-    for name in ("vocabularies", "boundaries", "min_frequency", "hashed_fields", "hash_salt", "hash_check"):
-        setattr(ours, name, getattr(other, name))
+    names = ("vocabularies", "boundaries", "min_frequency", "hashed_fields", "hash_salt", "hash_check")
+    processor.feature_extractor = FlipFeatureExtractor(ours.fields, **{name: getattr(other, name) for name in names})
 
 
 def join_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:
@@ -90,7 +91,7 @@ def join_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path:
                 "train both on the same rows, with the same --min_frequency, --hash_user_values and key, or start the "
                 "one with the other (--id_model)"
             )
-        extractor.vocabularies[number] = max(ours, theirs, key=len)
+        extractor.append(number, theirs[shared:])
 
 
 def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: str) -> None:
@@ -98,8 +99,11 @@ def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: s
 
     The click layer of a fine-tuned one, if the model has one; MTM's output table of a pretrained one, if both have one.
 
+    Args:
+        processor: the model's; it has the ids of the checkpoint, see [`take_ids`] and [`join_ids`].
+
     Raises:
-        ValueError: there is no tower to take, or it has other ids.
+        ValueError: there is no tower to take, or it is of another shape.
     """
     config = id_model_config(path)
     if is_adapter(path):
@@ -110,11 +114,9 @@ def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: s
                 f"--id_model {path} has {name} {getattr(config, name)}, and the model that starts "
                 f"{getattr(model.config, name)}"
             )
-    join_ids(processor.feature_extractor, ids_of(path), path)
     pretrained = FlipForPretraining.__name__ in (config.architectures or [])
     other = FlipForPretraining.from_pretrained(path) if pretrained else FlipForCTR.from_pretrained(path, strategy="id")
-    for one in (model, other):
-        one.grow(processor.fields)
+    other.grow(processor.fields)
     model.base_model.id_tower.load_state_dict(other.base_model.id_tower.state_dict())
     if pretrained:
         if getattr(model, "mtm_head", None) is not None and other.mtm_head is not None:
