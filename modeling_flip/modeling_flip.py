@@ -55,6 +55,7 @@ from .losses_flip import (
 from .outputs_flip import FlipForCTROutput, FlipForPretrainingOutput, FlipModelOutput, returned
 from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
 from .processing_flip import FlipProcessor  # noqa: F401
+from .prompt_tables_flip import PromptTable  # noqa: F401
 from .prompts_flip import (
     EntityText,
     FlipTextInteraction,

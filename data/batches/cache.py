@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
-from flip_ctr.modeling_flip.processing_flip import (
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.prompt_tables_flip import (
     EntityPrompts,
     EntityPromptsBuilder,
-    FlipProcessor,
     PromptTable,
     PromptTableBuilder,
 )

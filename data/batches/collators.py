@@ -13,7 +13,8 @@ import torch
 
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
-from flip_ctr.modeling_flip.processing_flip import NO_FIELD, FlipProcessor
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.prompt_tables_flip import NO_FIELD
 from flip_ctr.modeling_flip.prompts_flip import prompt_keys
 
 MASK_UNITS = ("field", "entity", "token")

@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 
 from flip_ctr.data.batches.cache import cached_split, read_cache
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
-from flip_ctr.modeling_flip.processing_flip import EncodedRows, EntityPrompts, FlipProcessor, PromptTable, RowPrompts
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.prompt_tables_flip import EncodedRows, EntityPrompts, PromptTable, RowPrompts
 
 
 def gather_batch(
