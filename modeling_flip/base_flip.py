@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
@@ -205,6 +206,13 @@ def _load_with_mlm_head(name: str, **kwargs) -> PreTrainedModel | None:
     except ValueError as error:
         if "AutoModelForMaskedLM" not in str(error):  # it says so for an architecture without a masked language model
             raise
+    except AttributeError as error:  # transformers 5.2 misses a weight of DeBERTa's new head that is not there
+        logging.set_verbosity(verbosity)
+        logger.warning(
+            f"transformers {transformers.__version__} cannot load the MLM head of {name} ({error}), and newer versions "
+            "can; FLIP's is newly initialised."
+        )
+        return None
     finally:
         logging.set_verbosity(verbosity)
     logger.info(f"{name} has no MLM head; FLIP's is newly initialised.")

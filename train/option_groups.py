@@ -74,6 +74,12 @@ class DataOptions(Options):
     unk_rate: float = by_case(
         "share of training rows whose user's, or item's, key ids are dropped to [UNK]", at_least=0, below=1
     )
+    cold_rate: float = option(
+        0.0,
+        "share of users, and of items, that an epoch of training treats as new: key ids [UNK] in all their rows",
+        at_least=0,
+        below=1,
+    )
     hash_user_values: bool = option(
         False, "keep raw values of the user's fields out of the vocabulary: store keyed hashes"
     )

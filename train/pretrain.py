@@ -57,7 +57,8 @@ def run(args: PretrainArguments) -> dict:
         "mask_unit": args.mask_unit,
     }
     collator, eval_collator = (
-        FlipPretrainingCollator(processor, args.seed, rate, **masks) for rate in (args.unk_rate, 0.0)
+        FlipPretrainingCollator(processor, args.seed, *rates, **masks)
+        for rates in ((args.unk_rate, args.cold_rate), (0.0, 0.0))
     )
     train_set = training_split(accelerator, processor, train_rows, args, args.pretrains_text)
     eval_set = encode_split(accelerator, processor, eval_rows, args.pretrains_text)

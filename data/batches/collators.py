@@ -15,11 +15,11 @@ from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS, PAD_ID
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import NO_FIELD
-from flip_ctr.modeling_flip.prompts_flip import prompt_keys
+from flip_ctr.modeling_flip.prompts_flip import integer_keys, prompt_keys
 
 MASK_UNITS = ("field", "entity", "token")
 # independent streams of random numbers for one row
-TEXT_MASK, ID_MASK, UNKNOWN, NOISE, PAIRS = range(5)
+TEXT_MASK, ID_MASK, UNKNOWN, NOISE, PAIRS, COLD = range(6)
 PROMPT_ARRAYS = ("input_ids", "attention_mask", "token_fields")
 
 
@@ -70,10 +70,13 @@ class FlipCollator:
         seed: of all random choices.
         unk_rate: share of (row, entity) pairs whose key ids are dropped to `[UNK]`, so that this id is trained. 0
             outside training.
+        cold_rate: share of the users, and of the items, that an epoch treats as new: their key ids are dropped to
+            `[UNK]` in all rows. In batches of a list each batch draws others. 0 outside training.
     """
 
-    def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0):
-        self.seed, self.epoch, self.unk_rate, self.processor = seed, 0, unk_rate, processor
+    def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0, cold_rate: float = 0.0):
+        self.seed, self.epoch, self.processor = seed, 0, processor
+        self.unk_rate, self.cold_rate = unk_rate, cold_rate
         self.id_fields = [field for field in processor.feature_extractor.all_fields if field.on_id_side]
         self.slot_fields = np.array(processor.feature_extractor.slot_fields)  # (S,)
         keys = [
@@ -89,13 +92,17 @@ class FlipCollator:
         self.epoch = epoch
 
     def drop_keys(self, batch: dict[str, np.ndarray]) -> None:
-        dropped = row_uniform(self.seed, self.epoch, UNKNOWN, batch["rows"], len(self.key_slots)) < self.unk_rate
+        """Some rows, and some users and items in all their rows, lose the ids that name them."""
+        ids, entities = batch["feature_ids"], len(self.key_slots)
+        dropped = row_uniform(self.seed, self.epoch, UNKNOWN, batch["rows"], entities) < self.unk_rate
         for entity, slots in enumerate(self.key_slots):
+            keys = integer_keys(torch.from_numpy(ids[:, slots])).numpy()
+            cold = row_uniform(self.seed, self.epoch, COLD, keys, entities)[:, entity] < self.cold_rate
             for slot in slots:
-                batch["feature_ids"][dropped[:, entity], slot] = UNK_ID
+                ids[dropped[:, entity] | cold, slot] = UNK_ID
 
     def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if self.unk_rate > 0:
+        if self.unk_rate > 0 or self.cold_rate > 0:
             self.drop_keys(batch)
         return {name: values for name, values in batch.items() if name not in ("rows", "token_fields")}
 
@@ -154,12 +161,13 @@ class FlipPretrainingCollator(FlipCollator):
         processor: FlipProcessor,
         seed: int = 0,
         unk_rate: float = 0.0,
+        cold_rate: float = 0.0,
         text_mask_ratio: float | None = 0.15,
         id_mask_ratio: float | None = 0.15,
         mask_unit: str = "entity",
         num_noise: int = 25,
     ):
-        super().__init__(processor, seed, unk_rate)
+        super().__init__(processor, seed, unk_rate, cold_rate)
         self.mask_token_id = None if text_mask_ratio is None else require_mask_token(processor)
         if mask_unit not in MASK_UNITS:
             raise ValueError(f"mask_unit must be one of {', '.join(MASK_UNITS)}; got {mask_unit!r}.")

@@ -78,8 +78,10 @@ def test_click_checkpoints_score_the_same_without_the_package(strategy, folders,
         "AutoModel": "FlipForCTR",
         "AutoModelForSequenceClassification": "FlipForCTR",
     }
-    tokenizers = {"id": {}, "decoder": {"tokenizer": "Qwen2Tokenizer"}}
-    assert classes[strategy] == expected_classes | tokenizers.get(strategy, {"tokenizer": "BertTokenizer"})
+    found = dict(classes[strategy])
+    tokenizers = {"id": {None}, "decoder": {"Qwen2Tokenizer", "TokenizersBackend"}}  # the latter in transformers 5.2
+    assert found.pop("tokenizer", None) in tokenizers.get(strategy, {"BertTokenizer", "TokenizersBackend"})
+    assert found == expected_classes
     inputs = AutoProcessor.from_pretrained(folders[strategy])(tiny.ml_rows(dataset_dir))
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folders[strategy]).eval()(**inputs)

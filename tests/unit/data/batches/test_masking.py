@@ -259,6 +259,29 @@ def test_key_ids_of_an_entity_are_dropped_together(dataset):
     assert abs(np.corrcoef(np.concatenate(dropped[::2]), np.concatenate(dropped[1::2]))[0, 1]) < 0.06
 
 
+def test_cold_users_and_items_are_new_in_all_their_rows_for_an_epoch(dataset):
+    """Another share of the users and of the items each epoch, and who is new says nothing of what is."""
+    rows, known = list(range(len(ROWS))), dataset.encoded.feature_ids
+    shares, drawn = [], []
+    for epoch in range(20):
+        collator = FlipCollator(dataset.processor, seed=0, cold_rate=0.2)
+        collator.set_epoch(epoch)
+        ids = collator(dataset.__getitems__(rows))["feature_ids"].numpy()
+        changed = ids != known
+        assert (ids[changed] == UNK_ID).all() and not changed[:, [1, 2, 5]].any()  # keys only
+        assert (changed[:, 3] == changed[:, 4]).all()  # the item's two keys
+        for slots in ([0], [3, 4]):
+            keys, of_row = np.unique(known[:, slots], axis=0, return_inverse=True)
+            cold = np.bincount(of_row.ravel(), changed[:, slots[0]]) / np.bincount(of_row.ravel())
+            assert set(cold) <= {0.0, 1.0}  # all rows of a key, or none
+            shares.append(cold.mean())
+            drawn.append(tuple(cold))
+        shuffled = collator(dataset.__getitems__(rows[::-1]))["feature_ids"].numpy()[::-1]
+        assert (shuffled == ids).all()
+    assert 0.15 < np.mean(shares) < 0.25
+    assert len(set(drawn)) > 20
+
+
 def test_dropped_keys_are_no_targets_and_the_dataset_stays_as_it_is(dataset):
     before = dataset.encoded.feature_ids.copy()
     batch = collate(dataset, unk_rate=0.9, id_mask_ratio=0.5)
