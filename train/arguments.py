@@ -343,6 +343,7 @@ OF_RATINGS = {
     "click_threshold": "`label` of the schema",
     "ids_in_prompt": "`sides` of the schema's fields",
     "preset": "`sides` of the schema's fields",
+    "statistics": "`statistics` of the schema",
 }
 OF_TABLES = ("schema", "data_files")
 
@@ -396,6 +397,11 @@ class RowOptions(Options):
     )
     click_threshold: int | None = option(
         None, "a rating of at least this is a click. When not given: 4 of MovieLens and goodreads, 8 of bookcrossing"
+    )
+    statistics: list[str] | None = option(
+        None,
+        "add the click rate, and the number, of earlier rows (of other training rows, in a split that is not by time) "
+        "with the same user_id, movie_id, user_id+genre, ... as two numeric fields each. Not of a table",
     )
     max_malformed_share: float = option(
         0.001, "share of a file's lines that may be malformed; above it nothing is written", at_least=0, at_most=1

@@ -36,6 +36,7 @@ from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.prompt_lengths import prompt_lengths
 from flip_ctr.data.prepare.split_statistics import check_splits, entity_prompts, split_statistics
 from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES
+from flip_ctr.data.prepare.statistics import statistics_rule
 from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 from flip_ctr.data.readers.download import fetch_archive, open_raw_folder
 from flip_ctr.data.readers.raw_files import LineLog
@@ -67,6 +68,7 @@ def open_source(args: PrepareArguments) -> Source:
         split=args.split,
         seed=args.split_seed,
         ratios=tuple(args.ratios or RATIOS),
+        statistics=args.statistics or (),
     )
 
 
@@ -116,6 +118,7 @@ def run(args: PrepareArguments) -> dict:
                 "split_seed": plan.seed,
                 "ratios": list(plan.ratios),
                 "row_key": list(plan.row_key),
+                **({"statistics": statistics_rule(plan.split)} if plan.statistics else {}),
             },
         )
         events = [log.files[name] for name in source.events.files]

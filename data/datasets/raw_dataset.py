@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from flip_ctr.data.prepare.labelled_rows import Join, Plan
 from flip_ctr.data.prepare.splits import check_split
+from flip_ctr.data.prepare.statistics import read_statistics, statistic_fields
 from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
@@ -106,6 +107,7 @@ def ratings_source(
     split: str,
     seed: int,
     ratios: Sequence[int],
+    statistics: Sequence[str] = (),
 ) -> Source:
     """What `prepare` runs for a dataset of ratings.
 
@@ -115,6 +117,7 @@ def ratings_source(
         dropped: ratings that are no part of the dataset.
         ids_in_prompt: whether ids, and fields that name a person, are in the prompt.
         split, seed, ratios: see `splits`.
+        statistics: see [`read_statistics`].
 
     Raises:
         FileNotFoundError: a raw file is missing.
@@ -123,6 +126,7 @@ def ratings_source(
     raw = raw.of(folder)
     check_split(split, owner=raw.files[0], user=raw.user, item=raw.item, time=raw.time)
     fields = raw.fields(ids_in_prompt)
+    rates = read_statistics(statistics, fields, "--statistics")
     stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
     plan = Plan(
         events="ratings",
@@ -139,12 +143,13 @@ def ratings_source(
         split=split,
         seed=seed,
         ratios=ratios,
+        statistics=rates,
     )
     return Source(
         dataset=raw.name,
         tables=raw.tables(folder),
         plan=plan,
-        fields=fields,
+        fields=fields + statistic_fields(rates, fields),
         label_rule=f"a rating of at least {click_threshold} is a click{stars}",
         protocol={"click_threshold": click_threshold, "drop_ratings": list(dropped)},
         card_facts=raw.card_facts,

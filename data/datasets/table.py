@@ -19,6 +19,7 @@ from flip_ctr.data.datasets.table_schema import DUPLICATES, EVENTS, MISSING, Sid
 from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
+from flip_ctr.data.prepare.statistics import read_statistics, statistic_fields
 from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, read_table
 from flip_ctr.data.readers.table_values import TableColumn
@@ -37,6 +38,16 @@ INNER_NAMES = {
     "_usable",
     "_absent",
     "_found",
+    "_fold",
+    "_rows",
+    "_clicks",
+    "_of",
+    "_in",
+    "_in_c",
+    "_n",
+    "_c",
+    "_all",
+    "_all_c",
 }
 KEY_TYPES = ("string", "int", "bool")  # whose text is the same on every engine
 
@@ -125,7 +136,7 @@ def table_source(
         dataset=schema.name,
         tables=[table.raw() for table in [*tables[1:], tables[0]]],
         plan=plan,
-        fields=schema.fields,
+        fields=schema.fields + statistic_fields(plan.statistics, schema.fields),
         label_rule=f"column `{schema.label.strip('`')}` says what a click is{dropped}"
         if is_column
         else f"a row with `{schema.label}` is a click{dropped}",
@@ -432,7 +443,7 @@ def _check_names(schema: TableSchema, tables: list[_Table]) -> None:
                 f"'{name}' and '{other}' differ in upper and lower case only, which engines do not tell apart; give a "
                 "field another `name`"
             )
-        if name in INNER_NAMES or name.startswith(("_key_", "_found_")):
+        if name in INNER_NAMES or name.startswith(("_key_", "_found_", "_at_")):
             raise schema.error(
                 f"'{name}' is a name that is needed inside; give the field another `name`, and say `column: {name}`"
             )
@@ -492,4 +503,5 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         split=split,
         seed=seed if seed is not None else SEED if schema.split_seed is None else schema.split_seed,
         ratios=tuple(ratios or schema.ratios or RATIOS),
+        statistics=read_statistics(schema.statistics, schema.fields, f"{schema.path}: `statistics`"),
     )

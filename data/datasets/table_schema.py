@@ -108,6 +108,7 @@ class TableSchema:
         row_key: columns that identify a row; found out when `None`.
         unique: whether of rows with the same key only the first counts.
         split, split_seed, ratios: see `splits`; `None` where the schema does not say.
+        statistics: what rows share, as `user_id` or `user_id+genre`, whose click rates are added.
         facts: what the card says of the raw data, of `FACTS`.
     """
 
@@ -128,6 +129,7 @@ class TableSchema:
     split: str | None = None
     split_seed: int | None = None
     ratios: tuple[int, ...] | None = None
+    statistics: tuple[str, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
 
     def error(self, message: str) -> ValueError:
@@ -204,6 +206,7 @@ def _schema(path: Path, values: dict) -> TableSchema:
         split=_one_of(values, "split", tuple(SPLIT_RULES), None),
         split_seed=_seed(values),
         ratios=None if values.get("ratios") is None else check_ratios("`ratios`", values["ratios"]),
+        statistics=_statistics(values),
         facts={key: _text(values, key) for key in FACTS if values.get(key) is not None},
         **{key: _text(values, key) for key in ("sample_weight", "user", "item", "time") if values.get(key) is not None},
     )
@@ -274,6 +277,11 @@ def _seed(values: dict) -> int | None:
 
 def _row_key(values: dict) -> tuple[str, ...] | None:
     return None if values.get("row_key") is None else _texts(values, "row_key", "a column or a list of columns")
+
+
+def _statistics(values: dict) -> tuple[str, ...]:
+    what = "columns whose click rates are added, such as user_id or user_id+genre, in a list"
+    return () if values.get("statistics") is None else _texts(values, "statistics", what)
 
 
 def _drops(value: Any) -> dict[str, str]:

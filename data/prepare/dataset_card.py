@@ -68,7 +68,7 @@ read or used, with file, line, reason and text.
 * **Label** `{schema.label}`: {protocol["label_rule"]}.
 * **Split** `{protocol["split"]}`, {":".join(map(str, protocol["ratios"]))}, seed {protocol["split_seed"]}:
   {protocol["split_rule"]}.
-{picture}
+{_statistics(protocol)}{picture}
 ## Splits
 
 {markdown_table(split_header, rows)}
@@ -84,6 +84,11 @@ of its values).
 
 {markdown_table(["", "rows"], accounts)}
 {"".join(ends)}"""
+
+
+def _statistics(protocol: dict) -> str:
+    rule = protocol.get("statistics")
+    return f"* **Click rates** (`..._click_rate`, `..._rows`) count {rule}.\n" if rule else ""
 
 
 def _prompts(entities: dict, lengths: dict) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, text_key, with_split
+from flip_ctr.data.prepare.statistics import Statistic, with_statistics
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.data.readers.raw_files import (
     PLACE_COLUMNS,
@@ -68,6 +69,7 @@ class Plan:
         weight: column of the sample weight: a row without one, or with one below 0, is malformed.
         required: more columns that must not be null.
         split, seed, ratios: see `splits`.
+        statistics: whose columns are added, see `statistics`.
     """
 
     events: str
@@ -86,6 +88,7 @@ class Plan:
     split: str = "random"
     seed: int = SEED
     ratios: Sequence[int] = RATIOS
+    statistics: tuple[Statistic, ...] = ()
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -213,6 +216,12 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         _check_times(engine, kept, plan)
     if plan.weight:
         _check_weights(engine, kept, plan.weight)
+    if plan.statistics:
+        columns = {name: getattr(plan, name) for name in ("split", "seed", "row_key", "user", "item", "time")}
+        kept = engine.keep(with_statistics(engine, kept, plan.statistics, label=LABEL, **columns), "kept")
+        for statistic in plan.statistics:
+            types |= {statistic.rate: pa.float64(), statistic.count: pa.int64()}
+        types[LABEL] = types.pop(LABEL)  # the last column
     return PreparedRows(engine, kept, types, {name: counts.get(name, 0) for name in plan.drops})
 
 

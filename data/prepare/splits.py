@@ -43,7 +43,8 @@ NEEDS = {
 
 
 def split_bounds(ratios: Sequence[int]) -> list[str]:
-    """The digests at which validation and test begin, as eight hexadecimal digits; `ratios` are whole numbers."""
+    """The digests at which all parts but the first begin (validation and test, say), as eight hexadecimal digits;
+    `ratios` are whole numbers."""
     total = sum(ratios)
     return [f"{sum(ratios[:i]) * 2**32 // total:08x}" for i in range(1, len(ratios))]
 
@@ -71,17 +72,18 @@ def text_key(table: ir.Table, column: str) -> ir.StringValue:
     return table[column] if table[column].type().is_string() else table[column].cast("string")
 
 
-def _md5(seed: int, *parts: ir.StringValue | str) -> ir.StringValue:
+def md5_of(seed: int, *parts: ir.StringValue | str) -> ir.StringValue:
+    """md5 of `seed|part|part|...`."""
     text = ibis.literal(str(seed))
     for part in parts:
         text = text.concat("|", part)
     return text.hexdigest("md5")
 
 
-def _place(digest: ir.StringValue, ratios: Sequence[int]) -> ir.IntegerValue:
-    """Index into `SPLITS` of a digest."""
-    start, (validation, test) = digest.substr(0, 8), split_bounds(ratios)
-    return ibis.cases((start < validation, 0), (start < test, 1), else_=2)
+def by_digest(digest: ir.StringValue, ratios: Sequence[int]) -> ir.IntegerValue:
+    """Which of several parts of these sizes a digest falls in, from 0: of `SPLITS`, say."""
+    start, bounds = digest.substr(0, 8), split_bounds(ratios)
+    return ibis.cases(*((start < bound, part) for part, bound in enumerate(bounds)), else_=len(bounds))
 
 
 def with_split(
@@ -116,14 +118,14 @@ def with_split(
     own = [] if group is None else [group]
     table = table.mutate(_rank=ibis.row_number().over(group_by=[*own, *row_key], order_by=order))
     table = table.mutate(
-        _digest=_md5(seed, *(text_key(table, column) for column in row_key), table._rank.cast("string"))
+        _digest=md5_of(seed, *(text_key(table, column) for column in row_key), table._rank.cast("string"))
     ).drop("_rank")
     if split in ("cold_items", "cold_users"):
         entity, column = ("item", item) if split == "cold_items" else ("user", user)
-        return table.mutate(_split=_place(_md5(seed, entity, text_key(table, column)), ratios).cast("int8"))
+        return table.mutate(_split=by_digest(md5_of(seed, entity, text_key(table, column)), ratios).cast("int8"))
     total, (train, validation, test) = sum(ratios), ratios
     if split == "random":
-        code = _place(table._digest, ratios)
+        code = by_digest(table._digest, ratios)
     elif split == "time":
         window = ibis.window(group_by=own)
         position = ibis.row_number().over(group_by=own, order_by=[time, "_digest"]) + 1

@@ -1,0 +1,182 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Click rates of what a row shares with earlier rows: of its user, its item, its user and genre, ...
+
+A rate that counts the row itself, or all of its neighbours but the row, tells its label: a tree on such rates is far
+better on training rows than on test rows. So a row's statistics count training rows only, and of these
+
+* in a split by time those that came before it: ties are left out;
+* in the other splits for a training row those of other folds, where all rows of an item (`cold_items`), of a user
+  (`cold_users`) or of a pair of both are in one fold, and for validation and test rows all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ibis
+import ibis.expr.types as ir
+
+from flip_ctr.data.prepare.engines import Engine
+from flip_ctr.data.prepare.splits import by_digest, md5_of, text_key
+from flip_ctr.data.readers.dataset_schema import SPLITS
+from flip_ctr.modeling_flip.fields_flip import FlipField
+
+FOLDS = 5
+SMOOTHING = 10  # rows with the click rate of all training rows that are added to those of a key
+BY_TIME = ("time", "leave_last_out")
+KEY_TYPES = ("string", "int", "bool")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """The smoothed click rate, and the number, of rows that share the values of some columns.
+
+    Args:
+        keys: the columns. Where one holds lists, a row shares each of its values, and the rows of all count.
+    """
+
+    keys: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "_".join(self.keys)
+
+    @property
+    def rate(self) -> str:
+        """The column of the rate: `(clicks + 10 p) / (rows + 10)`, p being the click rate of all training rows."""
+        return f"{self.name}_click_rate"
+
+    @property
+    def count(self) -> str:
+        """The column of the number of rows."""
+        return f"{self.name}_rows"
+
+    def fields(self, entity: str) -> list[FlipField]:
+        """Both as fields of a row: numbers, on the ID side."""
+        kinds = {self.rate: "float", self.count: "int"}
+        return [
+            FlipField(name=name, type=kind, kind="numeric", entity=entity, sides=("id",), nullable=False)
+            for name, kind in kinds.items()
+        ]
+
+
+def read_statistics(texts: Sequence[str], fields: Sequence[FlipField], owner: str) -> tuple[Statistic, ...]:
+    """Statistics from texts such as `user_id` and `user_id+genre`.
+
+    Args:
+        fields: of a row.
+        owner: whose texts they are, for errors.
+
+    Raises:
+        ValueError: there is no such field, its type cannot be a key, a statistic comes twice, or a field has the name
+            of its columns.
+    """
+    by_name, found = {one.name: one for one in fields}, []
+    for text in texts:
+        keys = tuple(key.strip() for key in text.split("+"))
+        for key in keys:
+            if key not in by_name:
+                raise ValueError(f"{owner}: '{key}' in '{text}' is no field of a row; there are {', '.join(by_name)}")
+            if by_name[key].type not in KEY_TYPES:
+                raise ValueError(
+                    f"{owner}: '{key}' is {by_name[key].type}; rows share values of type {', '.join(KEY_TYPES)}"
+                )
+        statistic = Statistic(keys)
+        if len(set(keys)) < len(keys) or any(set(keys) == set(one.keys) for one in found):
+            raise ValueError(f"{owner}: '{text}' names a column, or says what another one says, a second time")
+        taken = [name for name in (statistic.rate, statistic.count) if name in by_name]
+        if taken:
+            raise ValueError(f"{owner}: '{text}' makes a column '{taken[0]}', which is there already")
+        found.append(statistic)
+    return tuple(found)
+
+
+def statistic_fields(statistics: Sequence[Statistic], fields: Sequence[FlipField]) -> list[FlipField]:
+    """The fields of all statistics: of the entity of their keys, or of the context where these are of several."""
+    entities = {one.name: one.entity for one in fields}
+    result = []
+    for statistic in statistics:
+        of_keys = {entities[key] for key in statistic.keys}
+        result += statistic.fields(of_keys.pop() if len(of_keys) == 1 else "context")
+    return result
+
+
+def statistics_rule(split: str) -> str:
+    """Which rows a row's statistics count, for people."""
+    if split in BY_TIME:
+        return "training rows with an earlier time"
+    unit = {"cold_items": "items", "cold_users": "users"}.get(split, "user-item pairs")
+    return (
+        f"training rows; for a training row those whose {unit} are in the four other fifths, by md5. They may be later "
+        "than the row: not to be compared with serving"
+    )
+
+
+def with_statistics(
+    engine: Engine,
+    rows: ir.Table,
+    statistics: Sequence[Statistic],
+    *,
+    split: str,
+    seed: int,
+    label: str,
+    row_key: Sequence[str],
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+) -> ir.Table:
+    """The rows with two columns for each statistic.
+
+    Args:
+        rows: kept rows with `_row` and `_split`.
+        split, seed, row_key, user, item, time: as of `splits.with_split`.
+        label: column of the click.
+    """
+    train = rows._split == SPLITS.index("train")
+    totals = engine.fetch(rows.filter(train).agg(rows=ibis._.count(), clicks=ibis._[label].cast("int64").sum()))
+    count, clicks = (totals[name][0].as_py() or 0 for name in ("rows", "clicks"))
+    if split not in BY_TIME:
+        together = {"cold_items": [item], "cold_users": [user]}.get(split, row_key)
+        digest = md5_of(seed, "fold", *(text_key(rows, column) for column in together))
+        rows = rows.mutate(_fold=by_digest(digest, [1] * FOLDS))
+    for statistic in statistics:
+        counted = _counted(rows, statistic, label, time if split in BY_TIME else None)
+        counted = counted.group_by("_row").agg(_rows=counted._rows.sum(), _clicks=counted._clicks.sum())
+        counted = counted.rename(_of="_row")
+        rows = rows.left_join(counted, rows._row == counted._of).drop("_of")
+        number = rows._rows.fill_null(0)
+        # whole numbers up to one division, which every engine makes alike
+        above = rows._clicks.fill_null(0) * count + SMOOTHING * clicks
+        rate = above.cast("float64") / ((number + SMOOTHING) * count).cast("float64")
+        rows = rows.mutate(**{statistic.rate: rate, statistic.count: number.cast("int64")}).drop("_rows", "_clicks")
+    return rows if split in BY_TIME else rows.drop("_fold")
+
+
+def _counted(rows: ir.Table, statistic: Statistic, label: str, time: str | None) -> ir.Table:
+    """For each row, and each value of its keys, `_rows` and `_clicks` of the training rows that count for it."""
+    unit = time or "_fold"
+    single = rows.select("_row", "_split", label, unit, *(key for key in statistic.keys if key != unit))
+    for key in statistic.keys:
+        if single[key].type().is_array():
+            single = single.mutate(**{key: single[key].unnest()})
+    is_train = single._split == SPLITS.index("train")
+    keys = list(statistic.keys)
+    single = single.mutate(_n=is_train.cast("int64"), _c=(is_train & (single[label] == 1)).cast("int64"))
+    # training rows by their keys, and their time or fold
+    parts = single.group_by(list(dict.fromkeys([*keys, unit]))).agg(_n=single._n.sum(), _c=single._c.sum())
+    if time is None:
+        whole = ibis.window(group_by=keys)
+        parts = parts.mutate(_all=parts._n.sum().over(whole), _all_c=parts._c.sum().over(whole))
+    else:
+        before = ibis.window(group_by=keys, order_by=time, preceding=(None, 1))
+        parts = parts.mutate(_all=parts._n.sum().over(before), _all_c=parts._c.sum().over(before))
+    names = {f"_at_{number}": name for number, name in enumerate(dict.fromkeys([*keys, unit]))}
+    parts = parts.rename(_in="_n", _in_c="_c", **names)
+    joined = single.inner_join(parts, [single[name] == parts[other] for other, name in names.items()])
+    if time is not None:
+        return joined.select("_row", _rows=joined._all.fill_null(0), _clicks=joined._all_c.fill_null(0))
+    in_train = joined._split == SPLITS.index("train")
+    return joined.select(
+        "_row",
+        _rows=joined._all - in_train.ifelse(joined._in, 0),
+        _clicks=joined._all_c - in_train.ifelse(joined._in_c, 0),
+    )

@@ -1,0 +1,173 @@
+"""Click rates of earlier rows: equal to a plain loop over the rows, and without what would tell a row's own label."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import raw_movielens as movielens
+import raw_table as own_table
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+
+from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.data.prepare.engines import Engine
+from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
+from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, SMOOTHING, Statistic, read_statistics, with_statistics
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.train import prepare
+
+SEED = 3
+COLUMNS = {"row_key": ("user", "item"), "user": "user", "item": "item", "time": "time"}
+STATISTICS = (Statistic(("user",)), Statistic(("item",)), Statistic(("user", "tags")))
+
+
+def events(rows: int = 400) -> pa.Table:
+    """With ties in time, users and items of a few rows and of many, null keys, empty and null lists."""
+    generator = np.random.default_rng(0)
+    tags = [["a"], ["a", "b"], [], None, ["c"]]
+    return pa.table(
+        {
+            "_row": np.arange(rows),
+            "user": pa.array([None if u == 1 else int(u) for u in generator.geometric(0.1, rows)], pa.int64()),
+            "item": [f"ü{i}" for i in generator.integers(0, 25, rows)],
+            "tags": pa.array([tags[i] for i in generator.integers(0, 5, rows)], pa.list_(pa.string())),
+            "time": generator.integers(0, 60, rows),
+            "label": pa.array(generator.integers(0, 2, rows), pa.int8()),
+        }
+    )
+
+
+def with_rates(folder, split: str, table: pa.Table, statistics=STATISTICS, engine: str = "duckdb") -> list[dict]:
+    """The rows of a table with their statistics, in order."""
+    pq.write_table(table, folder / "rows.parquet")
+    with Engine(engine, folder) as opened:
+        rows = with_split(opened.read(folder / "rows.parquet"), split, SEED, (8, 1, 1), order="_row", **COLUMNS)
+        rows = opened.keep(rows, "placed")
+        rates = with_statistics(opened, rows, statistics, split=split, seed=SEED, label="label", **COLUMNS)
+        return opened.fetch(rates.order_by("_row")).to_pylist()
+
+
+def fold(row: dict, split: str) -> int:
+    keys = {"cold_items": ["item"], "cold_users": ["user"]}.get(split, ["user", "item"])
+    text = "|".join([str(SEED), "fold", *(str(row[key]) for key in keys)])
+    return int(hashlib.md5(text.encode()).hexdigest()[:8], 16) * FOLDS // 2**32
+
+
+def shared(row: dict, keys: tuple[str, ...]) -> set[tuple]:
+    """The values of the keys that a row has, each combination."""
+    values = [row[key] if key == "tags" else [row[key]] for key in keys]
+    combined: list[tuple] = [()]
+    for of_key in values:
+        combined = [(*before, value) for before in combined for value in of_key or []]
+    return {one for one in combined if None not in one}
+
+
+@pytest.mark.parametrize("split", SPLIT_RULES)
+def test_rates_are_those_of_a_plain_loop(tmp_path, split):
+    table = events()
+    if split not in BY_TIME:  # a null user has no fold; `prepare` refuses a null in the row key
+        table = table.filter(pa.compute.is_valid(table["user"]))
+    rows = with_rates(tmp_path, split, table)
+    assert {row["_split"] for row in rows} == {0, 1, 2}
+    train = [row for row in rows if row["_split"] == 0]
+    prior = SMOOTHING * sum(row["label"] for row in train) / len(train)
+    counted = 0
+    for row in rows:
+        if split in BY_TIME:
+            others = [other for other in train if other["time"] < row["time"]]
+        elif row["_split"] == 0:
+            others = [other for other in train if fold(other, split) != fold(row, split)]
+        else:
+            others = train
+        for statistic in STATISTICS:
+            own = shared(row, statistic.keys)
+            meet = [(len(own & shared(other, statistic.keys)), other["label"]) for other in others]
+            number, clicks = sum(n for n, _ in meet), sum(n * label for n, label in meet)
+            assert row[statistic.count] == number
+            assert row[statistic.rate] == pytest.approx((clicks + prior) / (number + SMOOTHING), rel=1e-12)
+            counted += number
+    assert counted > 1000
+
+
+def leak(folder, split: str, leave_one_out: bool = False) -> tuple[float, float]:
+    """AUC of a tree on users' rates where labels follow from nothing: on training rows that it has not seen, and on
+    validation and test rows. Users have different numbers of rows, so that their counts tell who they are."""
+    generator = np.random.default_rng(1)
+    users = np.repeat(np.arange(120), np.arange(20, 140))
+    size = len(users)
+    table = pa.table(
+        {
+            "_row": np.arange(size),
+            "user": generator.permutation(users),
+            "item": [f"i{i}" for i in generator.integers(0, 300, size)],
+            "time": generator.integers(0, 10**6, size),
+            "label": pa.array(generator.integers(0, 2, size), pa.int8()),
+        }
+    )
+    statistic = Statistic(("user",))
+    rows = with_rates(folder, split, table, [statistic])
+    features = np.array([[row[statistic.rate], row[statistic.count]] for row in rows])
+    labels, train = np.array([row["label"] for row in rows]), np.array([row["_split"] == 0 for row in rows])
+    if leave_one_out:
+        clicks, number = (np.bincount(table["user"], of_rows * train)[table["user"]] for of_rows in (labels, 1))
+        features = np.stack([(clicks - labels * train) / (number - train), number], axis=1)
+    half = train & (np.arange(size) % 2 == 0)
+    tree = HistGradientBoostingClassifier(max_iter=60, min_samples_leaf=5, random_state=0)
+    scores = tree.fit(features[half], labels[half]).predict_proba(features)[:, 1]
+    return tuple(roc_auc_score(labels[some], scores[some]) for some in (train & ~half, ~train))
+
+
+@pytest.mark.parametrize("split", SPLIT_RULES)
+def test_a_tree_on_the_rates_finds_no_label_in_them(tmp_path, split):
+    train, others = leak(tmp_path, split)
+    assert train < 0.54 and others < 0.56
+
+
+def test_leave_one_out_would_be_found(tmp_path):
+    """What the folds are for: where each training row but itself counts, the tree reads labels of training rows."""
+    train, others = leak(tmp_path, "random", leave_one_out=True)
+    assert train > 0.6 and others < 0.56
+
+
+def test_prepare_adds_numeric_fields_and_says_what_they_count(tmp_path):
+    raw = movielens.write_1m(tmp_path / "raw")
+    options = {"split": "time", "statistics": ["user_id", "user_id+genre"], "drop_ratings": ""}
+    prepare.run(prepare.PrepareArguments("ml-1m", str(tmp_path / "out"), str(raw), **options))
+    schema = DatasetSchema.load(tmp_path / "out")
+    added = {one.name: (one.type, one.kind, one.entity, one.sides) for one in schema.fields[-4:]}
+    assert added == {
+        "user_id_click_rate": ("float", "numeric", "user", ("id",)),
+        "user_id_rows": ("int", "numeric", "user", ("id",)),
+        "user_id_genre_click_rate": ("float", "numeric", "context", ("id",)),
+        "user_id_genre_rows": ("int", "numeric", "context", ("id",)),
+    }
+    assert schema.protocol["statistics"] == "training rows with an earlier time"
+    assert "training rows with an earlier time" in (tmp_path / "out" / "README.md").read_text()
+    rows = read_split(tmp_path / "out", "train")
+    assert rows.column_names[-1] == "label" and rows["user_id_click_rate"].null_count == 0
+
+
+def test_a_schema_names_statistics_of_its_own_fields(tmp_path):
+    own_table.write_csv(tmp_path / "clicks.csv", own_table.event_rows())
+    own_table.run(tmp_path, "out", statistics=["item_id", "item_id+tags"])
+    rows = read_split(tmp_path / "out", "test")
+    assert {"item_id_click_rate", "item_id_rows", "item_id_tags_click_rate"} <= set(rows.column_names)
+    with pytest.raises(ValueError, match=r"schema.yaml: `statistics`: 'nobody' in 'nobody' is no field of a row"):
+        own_table.run(tmp_path, "other", statistics="nobody")
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["movie"], "'movie' in 'movie' is no field of a row; there are user, price"),
+        (["price"], "'price' is float; rows share values of type string, int, bool"),
+        (["user", "user"], "'user' names a column, or says what another one says, a second time"),
+        (["user+user"], "a second time"),
+    ],
+)
+def test_a_wrong_statistic_is_refused(texts, message):
+    with pytest.raises(ValueError, match=message):
+        read_statistics(texts, [FlipField("user"), FlipField("price", type="float")], "--statistics")
