@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_trees
+from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_past, peers_trees
 from flip_ctr.benchmarks.comparison.predictions import SPLITS, Predictions, timed_passes
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import cli
@@ -187,6 +187,7 @@ RECIPES: dict[str, Recipe] = {
     "fuxictr": _other("fuxictr", peers_fuxictr.FuxiCTRArguments, peers_fuxictr.run, "fuxictr"),
     "deepctr": _other("deepctr", peers_deepctr.DeepCTRArguments, peers_deepctr.run, "deepctr-torch"),
     "catboost": _other("catboost", peers_trees.CatBoostArguments, peers_trees.run, "catboost"),
+    "past": _other("past", peers_past.PastArguments, peers_past.run, "scikit-learn"),
 }
 
 

@@ -6,9 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from flip_ctr import FlipField
-from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_trees
+from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_past, peers_trees
 from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
 from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
@@ -141,3 +142,71 @@ def test_a_library_learns_from_our_rows(peer, source, request, tmp_path):
     costs = run(arguments(dataset_dir=str(request.getfixturevalue(source)), output_dir="", **options), tmp_path)
     assert Predictions.load(tmp_path, "test").metrics()["auc"] > 0.6
     assert costs["parameters"] > 0 and costs["history"][-1]["seconds"] <= costs["train_seconds"]
+
+
+# --- what the past alone says
+
+
+def past_folder(folder, labels, split="cold_items"):
+    """A dataset folder of 30 users and 60 items, the last ten of which are new; items have one of three kinds of text,
+    and all rows of an item are in one split."""
+    fields = [
+        FlipField("user_id", "int", entity="user", key=True, sides=("id",)),
+        FlipField("item_id", "int", entity="item", key=True, sides=("id",)),
+        FlipField("title", entity="item"),
+    ]
+    (folder / "data").mkdir(parents=True)
+    DatasetSchema("past", fields, user_column="user_id", protocol={"split": split}).save(folder)
+    rows = [
+        {"user_id": user, "item_id": item, "title": ["red shoe", "blue hat", "old book"][item % 3]}
+        for item in range(60)
+        for user in range(30)
+    ]
+    table = [row | {"label": int(labels(row["user_id"], row["item_id"]))} for row in rows]
+    for name, part in (("train", table[:-300]), ("validation", table[-300:-150]), ("test", table[-150:])):
+        pq.write_table(pa.Table.from_pylist(part), shard_path(folder, name))
+    return str(folder)
+
+
+def past_auc(folder, tmp_path, **options) -> float:
+    costs = peers_past.run(peers_past.PastArguments(dataset_dir=folder, output_dir="", **options), tmp_path)
+    assert costs["train_rows"] == 1500 and costs["history"][0]["auc"] > 0
+    return Predictions.load(tmp_path, "test").metrics()["auc"]
+
+
+@pytest.mark.parametrize(
+    ("features", "labels"),
+    [
+        (["rate"], lambda user, item: (user * 7 + item * 11) % 30 < user),
+        (["content"], lambda user, item: (item * 7 + user * 11) % 9 < 4 * (item % 3)),
+        (["neighbours"], lambda user, item: (user + item) % 3 == 0),  # what a user likes is a kind of text
+    ],
+)
+def test_each_number_of_the_past_finds_what_it_is_for(tmp_path, features, labels):
+    others = [one for one in peers_past.FEATURES[:3] if one not in features]
+    folder = past_folder(tmp_path / "data", labels)
+    assert past_auc(folder, tmp_path, features=features) > 0.8
+    assert past_auc(folder, tmp_path, features=others) < past_auc(folder, tmp_path, features=features)
+    assert past_auc(folder, tmp_path, features=features, model="trees") > 0.75
+
+
+def test_labels_of_its_own_items_change_no_number_of_a_row(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 2, (30, 60))
+    folder = past_folder(tmp_path / "data", lambda user, item: labels[user, item])
+    past = peers_past.Past(folder)
+    args = peers_past.PastArguments(dataset_dir=folder, output_dir="")
+    numbers = peers_past.Numbers(past, TfidfVectorizer().fit_transform(past.documents), args)
+    for fold in range(peers_past.FOLDS):
+        before = numbers.of("train", fold)
+        mine = numbers.fold[past.items["train"]] == fold
+        past.labels["train"] = np.where(mine, 1 - past.labels["train"], past.labels["train"])
+        assert (numbers.of("train", fold) == before).all()
+
+
+def test_what_the_past_needs_is_named(tmp_path):
+    folder = past_folder(tmp_path / "data", lambda user, item: user % 2, split="time")
+    with pytest.raises(ValueError, match="split 'time' is by time"):
+        past_auc(folder, tmp_path)
+    folder = past_folder(tmp_path / "other", lambda user, item: user % 2)
+    with pytest.raises(ValueError, match="has none; make it with `prepare --statistics`"):
+        past_auc(folder, tmp_path, features=["statistics"])
