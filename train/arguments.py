@@ -51,12 +51,8 @@ class TrainArguments(
     """What `pretrain` and `finetune` share."""
 
     def cases(self) -> list[str]:
-        fewer_steps = {"--plm_every above 1": self.plm_every > 1, "--plm_every 8 or more": self.plm_every >= 8}
-        return [
-            self.embedding_optimizer,
-            *(case for case, here in fewer_steps.items() if here),
-            *["--use_lora"] * self.use_lora,
-        ]
+        fewer_steps = ["--plm_every above 1"] * (self.plm_every > 1)
+        return [self.embedding_optimizer, *fewer_steps, *["--use_lora"] * self.use_lora]
 
     def change(self, **settings) -> None:
         """Sets options otherwise than was asked for, and to the defaults of the case that this makes where those of the

@@ -388,10 +388,7 @@ def test_help_says_the_defaults_of_each_case_at_the_option():
         "of the ID tower and all heads (default: 3e-3 (id, frozen, joint), 1e-3 (id from a checkpoint, plm); "
         "preset paper: 1e-3 (id, frozen), 5e-5 (plm, joint))" in shown
     )
-    assert (
-        "of the PLM (default: 1e-4, 0.00025 (--plm_every above 1), 1e-3 (--plm_every 8 or more, --use_lora); "
-        "preset paper: 5e-5)" in shown
-    )
+    assert "of the PLM (default: 1e-4, 5e-4 (--plm_every above 1), 1e-3 (--use_lora); preset paper: 5e-5)" in shown
     assert "(required)" in shown and "None" not in shown
     shown = " ".join(make_parser(PretrainArguments).format_help().split())
     assert "(default: 0.0 (a PLM is aligned to --id_model); preset paper: none (a PLM is aligned" in shown
@@ -400,7 +397,7 @@ def test_help_says_the_defaults_of_each_case_at_the_option():
 def test_fewer_steps_of_the_plm_are_larger():
     given = GIVEN | {"prompts": "entity", "strategy": "plm", "model_name_or_path": "plm"}
     rates = {every: FinetuneArguments(**given, plm_every=every).plm_learning_rate for every in (1, 2, 8, 64)}
-    assert rates == {1: 1e-4, 2: 2.5e-4, 8: 1e-3, 64: 1e-3}
+    assert rates == {1: 1e-4, 2: 5e-4, 8: 5e-4, 64: 5e-4}
     assert FinetuneArguments(**given, plm_every=8, plm_learning_rate=1e-5).plm_learning_rate == 1e-5
 
 
