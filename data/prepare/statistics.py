@@ -83,7 +83,8 @@ def read_statistics(texts: Sequence[str], fields: Sequence[FlipField], owner: st
         statistic = Statistic(keys)
         if len(set(keys)) < len(keys) or any(set(keys) == set(one.keys) for one in found):
             raise ValueError(f"{owner}: '{text}' names a column, or says what another one says, a second time")
-        taken = [name for name in (statistic.rate, statistic.count) if name in by_name]
+        before = {*by_name, *(name for one in found for name in (one.rate, one.count))}
+        taken = [name for name in (statistic.rate, statistic.count) if name in before]
         if taken:
             raise ValueError(f"{owner}: '{text}' makes a column '{taken[0]}', which is there already")
         found.append(statistic)
@@ -157,7 +158,7 @@ def _counted(rows: ir.Table, statistic: Statistic, label: str, time: str | None)
     single = rows.select("_row", "_split", label, unit, *(key for key in statistic.keys if key != unit))
     for key in statistic.keys:
         if single[key].type().is_array():
-            single = single.mutate(**{key: single[key].unnest()})
+            single = single.mutate(**{key: single[key].unique().unnest()})
     is_train = single._split == SPLITS.index("train")
     keys = list(statistic.keys)
     single = single.mutate(_n=is_train.cast("int64"), _c=(is_train & (single[label] == 1)).cast("int64"))

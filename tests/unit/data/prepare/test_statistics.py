@@ -27,7 +27,7 @@ STATISTICS = (Statistic(("user",)), Statistic(("item",)), Statistic(("user", "ta
 def events(rows: int = 400) -> pa.Table:
     """With ties in time, users and items of a few rows and of many, null keys, empty and null lists."""
     generator = np.random.default_rng(0)
-    tags = [["a"], ["a", "b"], [], None, ["c"]]
+    tags = [["a", "a"], ["a", "b"], [], None, ["c"]]  # a value counts once
     return pa.table(
         {
             "_row": np.arange(rows),
@@ -162,12 +162,16 @@ def test_a_schema_names_statistics_of_its_own_fields(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["movie"], "'movie' in 'movie' is no field of a row; there are user, price"),
+        (["movie"], "'movie' in 'movie' is no field of a row; there are user, tag"),
         (["price"], "'price' is float; rows share values of type string, int, bool"),
         (["user", "user"], "'user' names a column, or says what another one says, a second time"),
         (["user+user"], "a second time"),
+        (["user+tag", "user_tag"], "'user_tag' makes a column 'user_tag_click_rate', which is there already"),
+        (["old"], "'old' makes a column 'old_rows', which is there already"),
     ],
 )
 def test_a_wrong_statistic_is_refused(texts, message):
+    names = ("user", "tag", "user_tag", "old", "old_rows")
+    fields = [*(FlipField(name) for name in names), FlipField("price", type="float")]
     with pytest.raises(ValueError, match=message):
-        read_statistics(texts, [FlipField("user"), FlipField("price", type="float")], "--statistics")
+        read_statistics(texts, fields, "--statistics")
