@@ -24,7 +24,7 @@ COLUMNS = {"row_key": ("user", "item"), "user": "user", "item": "item", "time": 
 STATISTICS = (Statistic(("user",)), Statistic(("item",)), Statistic(("user", "tags")))
 
 
-def events(rows: int = 400) -> pa.Table:
+def events(rows: int = 250) -> pa.Table:
     """With ties in time, users and items of a few rows and of many, null keys, empty and null lists."""
     generator = np.random.default_rng(0)
     tags = [["a", "a"], ["a", "b"], [], None, ["c"]]  # a value counts once
