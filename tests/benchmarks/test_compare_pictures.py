@@ -96,6 +96,15 @@ def test_without_a_reference_the_metrics_themselves_are_shown(plt, comparison):
     assert dots(figure.axes[0])[5][0] == 0.876 and figure.axes[0].get_title(loc="left").startswith("test AUC")
 
 
+def test_labels_of_times_from_a_tenth_of_a_second_to_hours_do_not_touch(plt, comparison):
+    for number, method in enumerate(comparison["methods"]):
+        method["costs"] = {"train_seconds": 0.12 * 10**number, "before_seconds": 0.0}
+    figure = comparison_figure(plt, comparison, comparison["methods"])
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[-1].get_xticklabels()]
+    assert len(boxes) >= 3 and all(one.x1 < other.x0 for one, other in zip(boxes, boxes[1:]))
+
+
 def test_the_legend_covers_nothing(plt, comparison):
     figure = comparison_figure(plt, comparison, comparison["methods"])
     figure.canvas.draw()

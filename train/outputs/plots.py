@@ -203,6 +203,7 @@ def methods_figure(plt, names: list[str], groups: list[str], panels: list[Panel]
             if len(ticks) < 2:  # one to each side
                 ticks = [*[tick for tick in panel.ticks if tick < left][-1:], *ticks]
                 ticks += [tick for tick in panel.ticks if tick > right][:1]
+            ticks = ticks[:: 1 + len(ticks) // 5]  # labels of more would touch
             axis.set_xticks(ticks, [panel.ticks[tick] for tick in ticks])
             axis.set_xlim(min(left, *ticks), max(right, *ticks))
             axis.minorticks_off()
