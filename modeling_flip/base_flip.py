@@ -196,6 +196,7 @@ def _load_with_mlm_head(name: str, **kwargs) -> PreTrainedModel | None:
     if getattr(configs[0], "legacy", False):  # DeBERTa-v3 checkpoints keep their head under names that only False reads
         configs.append(copy.deepcopy(configs[0]))
         configs[1].legacy = False
+    too_old = None
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a checkpoint without a head is reported as corrupted
     try:
@@ -207,13 +208,16 @@ def _load_with_mlm_head(name: str, **kwargs) -> PreTrainedModel | None:
         if "AutoModelForMaskedLM" not in str(error):  # it says so for an architecture without a masked language model
             raise
     except AttributeError as error:  # transformers 5.2 misses a weight of DeBERTa's new head that is not there
-        logging.set_verbosity(verbosity)
-        logger.warning(
-            f"transformers {transformers.__version__} cannot load the MLM head of {name} ({error}), and newer versions "
-            "can; FLIP's is newly initialised."
-        )
-        return None
+        if "LMPredictionHead" not in str(error):
+            raise
+        too_old = str(error)
     finally:
         logging.set_verbosity(verbosity)
+    if too_old is not None:
+        logger.warning(
+            f"transformers {transformers.__version__} cannot load the MLM head of {name} ({too_old}), and newer "
+            "versions can; FLIP's is newly initialised."
+        )
+        return None
     logger.info(f"{name} has no MLM head; FLIP's is newly initialised.")
     return None

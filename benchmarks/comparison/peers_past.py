@@ -23,7 +23,7 @@ from scipy.special import logit
 from flip_ctr.benchmarks.comparison.peers import PeerArguments
 from flip_ctr.benchmarks.comparison.predictions import Predictions, timed_passes
 from flip_ctr.data.prepare.dataset_folder import read_split
-from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, SMOOTHING
+from flip_ctr.data.prepare.statistics import BY_TIME, COUNT, FOLDS, RATE, SMOOTHING
 from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
 from flip_ctr.train.options import option
@@ -62,8 +62,8 @@ class Past:
         self.texts = [f for f in schema.fields if f.entity == "item" and f.on_text_side]
         tables = {name: read_split(dataset_dir, name) for name in SPLITS}
         names = [field.name for field in schema.fields if field.kind == "numeric"]
-        rates = [name for name in names if name.endswith("_click_rate")]
-        counts = [name for name in names if name.endswith("_rows")]
+        rates = [name for name in names if name.endswith(RATE) and name.removesuffix(RATE) + COUNT in names]
+        counts = [name.removesuffix(RATE) + COUNT for name in rates]
         self.statistics = {
             name: np.stack(
                 [logit(np.clip(table[one].to_numpy(), 1e-6, 1 - 1e-6)) for one in rates]
@@ -157,7 +157,7 @@ class Numbers:
             own, rows = order[starts[user] : starts[user + 1]], np.flatnonzero(of_users == user)
             weights = np.exp(SHARPNESS * self.similarity[np.ix_(of_items[rows], items[own])])  # (rows, own)
             weights[of_items[rows][:, None] == items[own]] = 0.0  # an item tells nothing of itself
-            total = weights.sum(1) + SMOOTHING
+            total = weights.sum(1) + SMOOTHING  # together they count as less than SMOOTHING rows
             result[rows] = _log_odds(
                 SMOOTHING * (weights @ labels[own]) / total, SMOOTHING * weights.sum(1) / total, prior
             )

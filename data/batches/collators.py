@@ -93,13 +93,15 @@ class FlipCollator:
 
     def drop_keys(self, batch: dict[str, np.ndarray]) -> None:
         """Some rows, and some users and items in all their rows, lose the ids that name them."""
-        ids, entities = batch["feature_ids"], len(self.key_slots)
-        dropped = row_uniform(self.seed, self.epoch, UNKNOWN, batch["rows"], entities) < self.unk_rate
+        ids = batch["feature_ids"]
+        dropped = row_uniform(self.seed, self.epoch, UNKNOWN, batch["rows"], len(self.key_slots)) < self.unk_rate
         for entity, slots in enumerate(self.key_slots):
-            keys = integer_keys(torch.from_numpy(ids[:, slots])).numpy()
-            cold = row_uniform(self.seed, self.epoch, COLD, keys, entities)[:, entity] < self.cold_rate
+            if self.cold_rate > 0:
+                keys = integer_keys(torch.from_numpy(ids[:, slots])).numpy()
+                uniform = row_uniform(self.seed, self.epoch, COLD, keys, entity + 1)[:, entity]
+                dropped[:, entity] |= uniform < self.cold_rate
             for slot in slots:
-                ids[dropped[:, entity] | cold, slot] = UNK_ID
+                ids[dropped[:, entity], slot] = UNK_ID
 
     def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.unk_rate > 0 or self.cold_rate > 0:

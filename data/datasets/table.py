@@ -19,7 +19,7 @@ from flip_ctr.data.datasets.table_schema import DUPLICATES, EVENTS, MISSING, Sid
 from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
-from flip_ctr.data.prepare.statistics import read_statistics, statistic_fields
+from flip_ctr.data.prepare.statistics import INNER, read_statistics, statistic_fields
 from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, read_table
 from flip_ctr.data.readers.table_values import TableColumn
@@ -38,16 +38,6 @@ INNER_NAMES = {
     "_usable",
     "_absent",
     "_found",
-    "_fold",
-    "_rows",
-    "_clicks",
-    "_of",
-    "_in",
-    "_in_c",
-    "_n",
-    "_c",
-    "_all",
-    "_all_c",
 }
 KEY_TYPES = ("string", "int", "bool")  # whose text is the same on every engine
 
@@ -443,7 +433,7 @@ def _check_names(schema: TableSchema, tables: list[_Table]) -> None:
                 f"'{name}' and '{other}' differ in upper and lower case only, which engines do not tell apart; give a "
                 "field another `name`"
             )
-        if name in INNER_NAMES or name.startswith(("_key_", "_found_", "_at_")):
+        if name in INNER_NAMES or name.startswith(("_key_", "_found_", INNER)):
             raise schema.error(
                 f"'{name}' is a name that is needed inside; give the field another `name`, and say `column: {name}`"
             )

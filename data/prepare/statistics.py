@@ -24,6 +24,8 @@ FOLDS = 5
 SMOOTHING = 10  # rows with the click rate of all training rows that are added to those of a key
 BY_TIME = ("time", "leave_last_out")
 KEY_TYPES = ("string", "int", "bool")
+RATE, COUNT = "_click_rate", "_rows"  # how the columns of a statistic end
+INNER = "_past_"  # how columns begin that are needed on the way
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Statistic:
     @property
     def rate(self) -> str:
         """The column of the rate: `(clicks + 10 p) / (rows + 10)`, p being the click rate of all training rows."""
-        return f"{self.name}_click_rate"
+        return self.name + RATE
 
     @property
     def count(self) -> str:
         """The column of the number of rows."""
-        return f"{self.name}_rows"
+        return self.name + COUNT
 
     def fields(self, entity: str) -> list[FlipField]:
         """Both as fields of a row: numbers, on the ID side."""
@@ -135,49 +137,56 @@ def with_statistics(
     train = rows._split == SPLITS.index("train")
     totals = engine.fetch(rows.filter(train).agg(rows=ibis._.count(), clicks=ibis._[label].cast("int64").sum()))
     count, clicks = (totals[name][0].as_py() or 0 for name in ("rows", "clicks"))
-    if split not in BY_TIME:
+    if split in BY_TIME:
+        unit, before = time, {"order_by": time, "preceding": (None, 1)}
+    else:
+        unit, before = f"{INNER}fold", {}
         together = {"cold_items": [item], "cold_users": [user]}.get(split, row_key)
         digest = md5_of(seed, "fold", *(text_key(rows, column) for column in together))
-        rows = rows.mutate(_fold=by_digest(digest, [1] * FOLDS))
+        rows = rows.mutate(**{unit: by_digest(digest, [1] * FOLDS)})
     for statistic in statistics:
-        counted = _counted(rows, statistic, label, time if split in BY_TIME else None)
-        counted = counted.group_by("_row").agg(_rows=counted._rows.sum(), _clicks=counted._clicks.sum())
-        counted = counted.rename(_of="_row")
-        rows = rows.left_join(counted, rows._row == counted._of).drop("_of")
-        number = rows._rows.fill_null(0)
+        counted = _counted(rows, statistic, label, unit, before)
+        counted = counted.group_by("_row").agg(
+            _past_rows=ibis._._past_rows.sum(), _past_clicks=ibis._._past_clicks.sum()
+        )
+        counted = counted.rename(_past_of="_row")
+        rows = rows.left_join(counted, rows._row == counted._past_of)
+        number = rows._past_rows.fill_null(0)
         # whole numbers up to one division, which every engine makes alike
-        above = rows._clicks.fill_null(0) * count + SMOOTHING * clicks
+        above = rows._past_clicks.fill_null(0) * count + SMOOTHING * clicks
         rate = above.cast("float64") / ((number + SMOOTHING) * count).cast("float64")
-        rows = rows.mutate(**{statistic.rate: rate, statistic.count: number.cast("int64")}).drop("_rows", "_clicks")
-    return rows if split in BY_TIME else rows.drop("_fold")
+        rows = rows.mutate(**{statistic.rate: rate, statistic.count: number.cast("int64")})
+        rows = rows.drop("_past_of", "_past_rows", "_past_clicks")
+    return rows if unit == time else rows.drop(unit)
 
 
-def _counted(rows: ir.Table, statistic: Statistic, label: str, time: str | None) -> ir.Table:
-    """For each row, and each value of its keys, `_rows` and `_clicks` of the training rows that count for it."""
-    unit = time or "_fold"
-    single = rows.select("_row", "_split", label, unit, *(key for key in statistic.keys if key != unit))
-    for key in statistic.keys:
+def _counted(rows: ir.Table, statistic: Statistic, label: str, unit: str, before: dict) -> ir.Table:
+    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the training rows that count for it.
+
+    Args:
+        unit: column of the rows' times or folds.
+        before: which of the rows of its keys a row counts, as arguments of a window: those before it; or all of them,
+            of which a training row does not count those of its own fold.
+    """
+    keys = list(statistic.keys)
+    columns = list(dict.fromkeys([*keys, unit]))
+    single = rows.select("_row", "_split", label, *columns)
+    for key in keys:
         if single[key].type().is_array():
             single = single.mutate(**{key: single[key].unique().unnest()})
     is_train = single._split == SPLITS.index("train")
-    keys = list(statistic.keys)
-    single = single.mutate(_n=is_train.cast("int64"), _c=(is_train & (single[label] == 1)).cast("int64"))
+    clicked = is_train & (single[label] == 1)
+    single = single.mutate(_past_n=is_train.cast("int64"), _past_c=clicked.cast("int64"))
     # training rows by their keys, and their time or fold
-    parts = single.group_by(list(dict.fromkeys([*keys, unit]))).agg(_n=single._n.sum(), _c=single._c.sum())
-    if time is None:
-        whole = ibis.window(group_by=keys)
-        parts = parts.mutate(_all=parts._n.sum().over(whole), _all_c=parts._c.sum().over(whole))
-    else:
-        before = ibis.window(group_by=keys, order_by=time, preceding=(None, 1))
-        parts = parts.mutate(_all=parts._n.sum().over(before), _all_c=parts._c.sum().over(before))
-    names = {f"_at_{number}": name for number, name in enumerate(dict.fromkeys([*keys, unit]))}
-    parts = parts.rename(_in="_n", _in_c="_c", **names)
+    parts = single.group_by(columns).agg(_past_in=single._past_n.sum(), _past_in_c=single._past_c.sum())
+    window = ibis.window(group_by=keys, **before)
+    sums = {f"{name}_sum": parts[name].sum().over(window) for name in ("_past_in", "_past_in_c")}
+    names = {f"{INNER}key_{number}": name for number, name in enumerate(columns)}
+    parts = parts.mutate(**sums).rename(names)
     joined = single.inner_join(parts, [single[name] == parts[other] for other, name in names.items()])
-    if time is not None:
-        return joined.select("_row", _rows=joined._all.fill_null(0), _clicks=joined._all_c.fill_null(0))
-    in_train = joined._split == SPLITS.index("train")
+    own = (joined._split == SPLITS.index("train")) & (not before)
     return joined.select(
         "_row",
-        _rows=joined._all - in_train.ifelse(joined._in, 0),
-        _clicks=joined._all_c - in_train.ifelse(joined._in_c, 0),
+        _past_rows=joined._past_in_sum.fill_null(0) - own.ifelse(joined._past_in, 0),
+        _past_clicks=joined._past_in_c_sum.fill_null(0) - own.ifelse(joined._past_in_c, 0),
     )

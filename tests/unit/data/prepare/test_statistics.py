@@ -40,10 +40,10 @@ def events(rows: int = 250) -> pa.Table:
     )
 
 
-def with_rates(folder, split: str, table: pa.Table, statistics=STATISTICS, engine: str = "duckdb") -> list[dict]:
+def with_rates(folder, split: str, table: pa.Table, statistics=STATISTICS) -> list[dict]:
     """The rows of a table with their statistics, in order."""
     pq.write_table(table, folder / "rows.parquet")
-    with Engine(engine, folder) as opened:
+    with Engine("duckdb", folder) as opened:
         rows = with_split(opened.read(folder / "rows.parquet"), split, SEED, (8, 1, 1), order="_row", **COLUMNS)
         rows = opened.keep(rows, "placed")
         rates = with_statistics(opened, rows, statistics, split=split, seed=SEED, label="label", **COLUMNS)
