@@ -41,7 +41,7 @@ from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 from flip_ctr.data.readers.download import fetch_archive, open_raw_folder
 from flip_ctr.data.readers.raw_files import LineLog
 from flip_ctr.data.readers.shards import shard_paths
-from flip_ctr.train.arguments import TABLE, PrepareArguments
+from flip_ctr.train.prepare_arguments import TABLE, PrepareArguments
 
 SCHEMA_FILE = "schema.yaml"
 

@@ -16,7 +16,7 @@ from flip_ctr.data.datasets.public_datasets import PUBLIC_DATASETS
 from flip_ctr.data.prepare.splits import RATIOS, SEED, SPLIT_RULES
 from flip_ctr.modeling_flip.configuration_flip import FUSIONS, SETTINGS, STRATEGIES, FlipConfig
 from flip_ctr.modeling_flip.id_tower import BUILT_IN_TOWERS
-from flip_ctr.train import arguments, cli, option_groups, options
+from flip_ctr.train import arguments, cli, option_groups, options, prepare_arguments
 from flip_ctr.train.arguments import (
     EvaluateArguments,
     FinetuneArguments,
@@ -338,8 +338,8 @@ def test_choices_are_those_of_the_code():
     assert option_groups.STRATEGIES == STRATEGIES and option_groups.FUSIONS == FUSIONS
     assert tuple(collators.MASK_UNITS) == option_groups.MASK_UNITS
     assert set(option_groups.ID_TOWERS) == set(BUILT_IN_TOWERS)
-    assert set(arguments.DATASETS) == {*PUBLIC_DATASETS, arguments.TABLE}
-    assert tuple(SPLIT_RULES) == arguments.SPLITS
+    assert set(prepare_arguments.DATASETS) == {*PUBLIC_DATASETS, prepare_arguments.TABLE}
+    assert tuple(SPLIT_RULES) == prepare_arguments.SPLITS
     for one in dataclasses.fields(PretrainArguments) + dataclasses.fields(FinetuneArguments):
         if (allowed := SETTINGS.get(one.name)) is not None and one.name not in ("id_tower", "id_tower_kwargs"):
             bounds = {name: getattr(allowed, name) for name in options.BOUNDS if getattr(allowed, name) is not None}
