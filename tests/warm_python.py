@@ -42,7 +42,7 @@ sys.exit(code)
 """
 
 
-WARM: "Warm | None" = None  # of this process; conftest makes it
+WARM: "Warm | None" = None  # of this process; `shared_fixtures` makes it
 
 
 class Warm:
