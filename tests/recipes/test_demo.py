@@ -1,5 +1,6 @@
 """`flip-ctr demo`: the generated catalogue, the small PLM made on the spot, and the whole pipeline."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -100,11 +101,25 @@ def test_making_the_plm_leaves_the_random_state_alone(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, drawing):
-    """A whole run, as small as can be, in this process."""
+    """A whole run, as small as can be, in this process. Of the single runs two are drawn, those whose curves it shows;
+    the pictures of all take as long as all else."""
     folder = tmp_path_factory.mktemp("demo") / "out"
     args = DemoArguments(output_dir=str(folder), num_pretrain_epochs=1, num_train_epochs=1)
-    with pytest.MonkeyPatch.context() as patch, drawing():
+    shown = {str(folder / "models" / "random" / name) for name in ("pretrained", "flip")}
+
+    def drawn(function, wanted=lambda *given: True):
+        def call(*given):
+            with drawing() if wanted(*given) else contextlib.nullcontext():
+                return function(*given)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for recipe in (demo.pretrain, demo.finetune):
+            patch.setattr(recipe, "run", drawn(recipe.run, lambda args: args.output_dir in shown))
+        patch.setattr(demo, "draw", drawn(demo.draw))
         patch.setattr(demo, "PARALLEL", False)
+        patch.setattr(demo, "RESAMPLES", 20)
         return folder, demo.run(args, SMALL, TINY)
 
 

@@ -1,5 +1,4 @@
-"""Rows with a field of each kind through the recipes: three towers, files in every format, the pipeline, the card,
-remote code."""
+"""Rows with a field of each kind through the recipes: three towers, files in every format, the pipeline, the card."""
 
 import json
 import math
@@ -15,7 +14,7 @@ import pytest
 import tiny
 import torch
 from huggingface_hub import ModelCard
-from remote_code import run_blocked
+from odd_rows import ROWS
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from flip_ctr import FlipField
@@ -28,22 +27,6 @@ TOWERS = {
     "deepfm": {"id_tower_kwargs": "{}", "embedding_optimizer": "lazy_adam"},
     "autoint": {"id_tower_kwargs": '{"num_layers": 2, "attention_size": 4}'},
 }
-# values that no training row has, too many of them, repeated ones, nulls
-ROWS = [
-    *tiny.kind_rows(6),
-    {
-        "user_id": 10**12,
-        "history": [101, 101, 5, 102, 103],
-        "age": 500,
-        "movie_id": 7,
-        "title": "New; a film",
-        "genres": ["New genre", "Drama", "Comedy, dark", "Crime"],
-        "tags": ["city", "x", "y"],
-        "price": -1e7,
-    },
-    dict.fromkeys(["user_id", "history", "age", "movie_id", "title", "genres", "tags", "price"]),
-]
-ROWS = [{name: value for name, value in row.items() if name != "label"} for row in ROWS]
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +140,6 @@ def test_the_pipeline_takes_lists(joint, expected, form):
     singles = {"rows one by one": ROWS, "rows of a frame": [frame.iloc[row] for row in range(len(ROWS))]}.get(form)
     answers = [scorer(row) for row in singles] if singles else list(scorer(FORMS[form]()))
     assert [answer["click_probability"] for answer in answers] == pytest.approx(expected, abs=1e-6)
-
-
-def test_remote_code_reads_every_kind(joint, expected, tmp_path):
-    run_blocked({"joint": joint}, tmp_path, ROWS)
-    got = torch.load(tmp_path / "joint.pt", weights_only=True)
-    assert got["pipeline"].tolist() == pytest.approx(expected, abs=1e-6)
-    assert got["AutoModel"]["logits"].sigmoid()[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 # --- files of lists

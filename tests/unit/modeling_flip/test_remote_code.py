@@ -7,6 +7,7 @@ import logging
 import pytest
 import tiny
 import torch
+from odd_rows import ROWS
 from remote_code import run_blocked
 from transformers import AutoModel, AutoProcessor
 from transformers.dynamic_module_utils import get_relative_imports
@@ -59,13 +60,23 @@ def gated(tmp_path_factory, tower_file, processor, text_config):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory, folders, towers, gated, dataset_dir, plain_rows):
+def kinds(tmp_path_factory, kind_processor, text_config):
+    """A model of rows with a field of each kind, and its folder."""
+    config = tiny.flip_config(kind_processor.fields, text_config, fusion="gate")
+    model, folder = tiny.shake(FlipForCTR(config)).eval(), tmp_path_factory.mktemp("kinds")
+    model.save_pretrained(folder)
+    kind_processor.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory, folders, towers, gated, kinds, dataset_dir, plain_rows):
     """What a process without the package, in which importing takes longer than all else, saw of all checkpoints:
     (classes, folder of its outputs)."""
     out = tmp_path_factory.mktemp("elsewhere")
     others = {name: folder for name, (_, folder) in (towers | {"gated": gated}).items()}
-    own_rows = dict.fromkeys(folders, tiny.ml_rows(dataset_dir)) | dict.fromkeys(others, plain_rows)
-    return run_blocked(folders | others, out, own_rows), out
+    own_rows = dict.fromkeys(folders, tiny.ml_rows(dataset_dir)) | dict.fromkeys(others, plain_rows) | {"kinds": ROWS}
+    return run_blocked(folders | others | {"kinds": kinds[1]}, out, own_rows), out
 
 
 @pytest.mark.parametrize("strategy", CLICK_MODELS)
@@ -128,6 +139,15 @@ def test_every_tower_loads_without_the_package(towers, elsewhere, id_processor, 
         saved = torch.load(out / f"{name}.pt", weights_only=True)
         assert torch.equal(saved["AutoModel"]["logits"], expected), name
         assert {path.name for path in (out / f"{name}-again").glob("*.py")} == code
+
+
+def test_every_kind_of_field_is_read_without_the_package(kinds, elsewhere, kind_processor):
+    with torch.no_grad():
+        expected = kinds[0](**kind_processor(ROWS)).logits
+    assert len(set(expected[:, 0].tolist())) == len(ROWS)
+    saved = torch.load(elsewhere[1] / "kinds.pt", weights_only=True)
+    assert torch.equal(saved["AutoModel"]["logits"], expected)
+    torch.testing.assert_close(saved["pipeline"], expected[:, 0].sigmoid())
 
 
 def test_code_of_a_checkpoint_runs_only_when_trusted(elsewhere):

@@ -21,15 +21,18 @@ try:
     code = main()
 except SystemExit as stop:
     code = stop.code
-print("imported:", *[name for name in ("torch", "transformers", "pandas", "ibis") if name in sys.modules])
+{then}
+large = ("torch", "transformers", "pandas", "ibis", "duckdb", "pyspark")
+print("imported:", *[name for name in large if name in sys.modules])
 sys.exit(code)
 """
 
 
-def flip_ctr(*argv, python: str = sys.executable, **environment) -> subprocess.CompletedProcess:
-    """The command as it is installed, in a process of its own; its last line of output says what it has imported."""
+def flip_ctr(*argv, python: str = sys.executable, then: str = "", **environment) -> subprocess.CompletedProcess:
+    """The command as it is installed, and a line of code, in a process of its own; its last line of output says what
+    that has imported."""
     return subprocess.run(
-        [python, "-c", COMMAND.format(root=str(ROOT)), *map(str, argv)],
+        [python, "-c", COMMAND.format(root=str(ROOT), then=then), *map(str, argv)],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -146,7 +149,8 @@ def test_prepare_imports_neither_torch_nor_transformers(tmp_path):
 
 
 def test_the_command_trains_and_scores_in_the_home_folder(tmp_path, dataset_dir, warm):
-    """The package's `__init__` has run before a recipe that loads a model: it is known to transformers."""
+    """The package's `__init__` has run before a recipe that loads a model: it is known to transformers. No recipe but
+    `prepare` needs an engine."""
     (tmp_path / "D").symlink_to(dataset_dir)
     small = ["--max_train_samples=64", "--max_eval_samples=32", "--num_train_epochs=1", "--id_hidden_dims", "8"]
     ended = flip_ctr(
@@ -154,5 +158,9 @@ def test_the_command_trains_and_scores_in_the_home_folder(tmp_path, dataset_dir,
     )
     assert ended.returncode == 0 and (tmp_path / "M" / "model.safetensors").is_file(), ended.stderr
     scored = ["--dataset_dir=~/D", "--model_name_or_path=~/M", "--max_eval_samples=32", "--output_dir=~/E"]
-    assert flip_ctr("evaluate", *scored, HOME=str(tmp_path)).returncode == 0
+    others = "import flip_ctr.train.finetune, flip_ctr.train.pretrain, flip_ctr.train.predict"
+    ended = flip_ctr("evaluate", *scored, HOME=str(tmp_path), then=others)
+    assert ended.returncode == 0, ended.stderr
+    imported = set(ended.stdout.splitlines()[-1].split())
+    assert "torch" in imported and not {"ibis", "duckdb", "pyspark"} & imported
     assert (tmp_path / "E" / "all_results.json").is_file()

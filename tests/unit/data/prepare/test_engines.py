@@ -4,8 +4,6 @@ nothing."""
 import datetime
 import importlib.util
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -140,13 +138,3 @@ def test_an_engine_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="reading .*: Out of Memory Error"):
         prepare.run(prepare.PrepareArguments("ml-1m", str(tmp_path / "out"), str(raw), memory_limit="1kB"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
-
-
-def test_training_needs_no_engine():
-    code = (
-        "import sys, flip_ctr.train.finetune, flip_ctr.train.pretrain, flip_ctr.train.predict; print([name for "
-        "name in ('ibis', 'duckdb', 'pyspark') if name in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
-    )
