@@ -39,13 +39,14 @@ def plain_rows(rows):
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory, id_processor):
-    """A model with each ID tower, and its folder."""
-    folder, models = tmp_path_factory.mktemp("towers"), {}
+    """A model with each ID tower, and its folder. All folders have one name: transformers then finds that their code is
+    the same, and imports it once."""
+    parent, models = tmp_path_factory.mktemp("towers"), {}
     for name in tiny.TOWER_KWARGS:
-        config = tiny.flip_config(id_processor.fields, id_tower=name, strategy="id")
-        models[name] = tiny.shake(FlipForCTR(config)).eval(), folder / name
-        models[name][0].save_pretrained(folder / name)
-        id_processor.save_pretrained(folder / name)
+        config, folder = tiny.flip_config(id_processor.fields, id_tower=name, strategy="id"), parent / name / "tower"
+        models[name] = tiny.shake(FlipForCTR(config)).eval(), folder
+        models[name][0].save_pretrained(folder)
+        id_processor.save_pretrained(folder)
     return models
 
 
