@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -59,16 +60,23 @@ def rejected_lines(folder: Path) -> list[list]:
     return [list(row.values()) for row in pq.read_table(folder / "rejected.parquet").to_pylist()]
 
 
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> SimpleNamespace:
+    """Clean files as `raw`, what they become as `out`, and the `report`; tests only read them."""
+    folder = tmp_path_factory.mktemp("clean")
+    raw, out = write_raw(folder / "raw"), folder / "out"
+    return SimpleNamespace(raw=raw, out=out, report=run(raw, out))
+
+
 # --- clean rows
 
 
-def test_rows_are_typed_and_fields_are_the_papers(tmp_path):
-    run(write_raw(tmp_path / "raw"), tmp_path / "out")
-    rows = {(row["user_id"], row["isbn"]): row for row in all_rows(tmp_path / "out")}
+def test_rows_are_typed_and_fields_are_the_papers(clean):
+    rows = {(row["user_id"], row["isbn"]): row for row in all_rows(clean.out)}
     values = [1, "nyc, new york, usa", 21, isbn(3), "Novel 3", "Amy Tan", 1991, "Putnam Pub Group", 0]
     assert rows[1, isbn(3)] == dict(zip(COLUMNS, values))  # rated 2
     assert rows[1, isbn(1)]["label"] == 1  # rated 10
-    schema = DatasetSchema.load(tmp_path / "out")
+    schema = DatasetSchema.load(clean.out)
     assert [field.name for field in schema.fields] == COLUMNS[:-1] and schema.user_column == "user_id"
     assert [field.name for field in schema.fields if field.key] == ["user_id", "isbn"]
     assert {field.name for field in schema.fields if not field.on_text_side} == {"user_id", "location", "isbn"}
@@ -83,9 +91,7 @@ def test_ids_are_in_the_prompt_when_asked(tmp_path, flags):
     assert all(field.on_text_side for field in DatasetSchema.load(tmp_path / "out").fields)
 
 
-def test_five_columns_any_order_and_a_zip_give_the_same_rows(tmp_path):
-    raw = write_raw(tmp_path / "raw")
-    run(raw, tmp_path / "out")
+def test_five_columns_any_order_and_a_zip_give_the_same_rows(tmp_path, clean):
     few = write_raw(tmp_path / "few", end="\n")
     lines = [line.split(";") for line in (few / BOOKS_FILE).read_text().splitlines()]
     (few / BOOKS_FILE).write_text(
@@ -93,10 +99,10 @@ def test_five_columns_any_order_and_a_zip_give_the_same_rows(tmp_path):
     )  # the last line has no end
     run(few, tmp_path / "out-few")
     with zipfile.ZipFile(tmp_path / "BX-CSV-Dump.zip", "w") as archive:
-        for path in raw.iterdir():
+        for path in clean.raw.iterdir():
             archive.write(path, path.name)
     run(tmp_path / "BX-CSV-Dump.zip", tmp_path / "out-zip")
-    assert all_rows(tmp_path / "out") == all_rows(tmp_path / "out-few") == all_rows(tmp_path / "out-zip")
+    assert all_rows(clean.out) == all_rows(tmp_path / "out-few") == all_rows(tmp_path / "out-zip")
 
 
 # --- dirty values
@@ -283,16 +289,15 @@ def test_a_file_without_its_header_or_lines_is_refused(tmp_path):
 # --- options
 
 
-def test_label_rule_and_its_defaults(tmp_path):
-    raw, stars = write_raw(tmp_path / "raw"), [int(line.split('"')[-2]) for line in rating_lines()]
-    report = run(raw, tmp_path / "out")
+def test_label_rule_and_its_defaults(tmp_path, clean):
+    report, stars = clean.report, [int(line.split('"')[-2]) for line in rating_lines()]
     assert report["dropped"] == {"rating 0": stars.count(0)}
     assert sum(one["clicks"] for one in report["splits"].values()) == sum(star >= 8 for star in stars)
-    assert DatasetSchema.load(tmp_path / "out").protocol["drop_ratings"] == [0]
-    other = run(raw, tmp_path / "other", drop_ratings="0, 10", click_threshold=6)
+    assert DatasetSchema.load(clean.out).protocol["drop_ratings"] == [0]
+    other = run(clean.raw, tmp_path / "other", drop_ratings="0, 10", click_threshold=6)
     assert other["dropped"] == {"rating 0": stars.count(0), "rating 10": stars.count(10)}
     assert sum(one["clicks"] for one in other["splits"].values()) == sum(6 <= star <= 9 for star in stars)
-    implicit = run(raw, tmp_path / "implicit", drop_ratings="", click_threshold=1)
+    implicit = run(clean.raw, tmp_path / "implicit", drop_ratings="", click_threshold=1)
     assert implicit["dropped"] == {} and implicit["rows_kept"] == len(stars)
 
 
@@ -336,10 +341,17 @@ def test_load_dataset_takes_no_rejected_line_for_a_row(tmp_path):
         assert dataset["train"].column_names == COLUMNS
 
 
+@pytest.fixture(scope="module")
+def with_nulls(tmp_path_factory) -> Path:
+    """A dataset folder in which a user lacks all values."""
+    folder = tmp_path_factory.mktemp("nulls")
+    run(write_raw(folder / "raw", users=[user_line(1, "n/a, , ", age="NULL")]), folder / "out")
+    return folder / "out"
+
+
 @pytest.mark.parametrize("model", [None, "plm"])
-def test_finetuning_runs_on_the_folder(tmp_path, model, request):
-    run(write_raw(tmp_path / "raw", users=[user_line(1, "n/a, , ", age="NULL")]), tmp_path / "out")
+def test_finetuning_runs_on_the_folder(tmp_path, with_nulls, model, request):
     plm = model and request.getfixturevalue("plm")
-    results = tiny.finetune(tmp_path / "out", plm, tmp_path / "model", **({"strategy": "joint"} if model else {}))
+    results = tiny.finetune(with_nulls, plm, tmp_path / "model", **({"strategy": "joint"} if model else {}))
     assert 0 <= results["test_auc"] <= 1 and results["test_rows"] > 0
     assert "bookcrossing" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import zipfile
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -190,11 +191,18 @@ def rejected_lines(folder: Path) -> list[list]:
     return [list(row.values()) for row in pq.read_table(folder / "rejected.parquet").to_pylist()]
 
 
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> SimpleNamespace:
+    """Clean files of JSON as `raw`, what they become as `out`, and the `report`; tests only read them."""
+    folder = tmp_path_factory.mktemp("clean")
+    raw, out = write_json(folder / "raw"), folder / "out"
+    return SimpleNamespace(raw=raw, out=out, report=run(raw, out))
+
+
 # --- clean rows
 
 
-def test_rows_are_typed_and_fields_are_the_papers(tmp_path):
-    run(write_json(tmp_path / "raw"), tmp_path / "out")
+def test_rows_are_typed_and_fields_are_the_papers(clean):
     values = [
         user(2),
         1010,
@@ -212,11 +220,11 @@ def test_rows_are_typed_and_fields_are_the_papers(tmp_path):
         5005,
         "book",
     ]
-    rows = by_pair(tmp_path / "out")
+    rows = by_pair(clean.out)
     assert {name: rows[user(2), 1010][name] for name in FIELDS} == dict(zip(FIELDS, values))
     assert list(rows[user(2), 1010]) == [*FIELDS, "timestamp", "label"]
     assert rows[user(2), 1010]["label"] == (stars(2, 10) >= 4) and rows[user(1), 1002]["label"] == (stars(1, 2) >= 4)
-    schema = DatasetSchema.load(tmp_path / "out")
+    schema = DatasetSchema.load(clean.out)
     assert [field.name for field in schema.fields] == FIELDS and schema.user_column == "user_id"
     assert [field.name for field in schema.fields if field.key] == ["user_id", "book_id"]
     assert [field.name for field in schema.fields if not field.on_text_side] == [
@@ -233,18 +241,15 @@ def test_rows_are_typed_and_fields_are_the_papers(tmp_path):
     }
 
 
-def test_csv_and_json_give_the_same_rows_but_for_the_time(tmp_path):
-    run(write_json(tmp_path / "raw"), tmp_path / "out")
+def test_csv_and_json_give_the_same_rows_but_for_the_time(tmp_path, clean):
     report = run(write_csv(tmp_path / "raw-csv"), tmp_path / "out-csv")
     of_json = {
         pair: {name: value for name, value in row.items() if name != "timestamp"}
-        for pair, row in by_pair(tmp_path / "out").items()
+        for pair, row in by_pair(clean.out).items()
     }
     assert by_pair(tmp_path / "out-csv") == of_json
     assert report["notes"] == [f"There are no times, as {CSV_FILE} has none."]
-    splits = [
-        read_split(folder, "test").select(["user_id", "book_id"]) for folder in (tmp_path / "out", tmp_path / "out-csv")
-    ]
+    splits = [read_split(folder, "test").select(["user_id", "book_id"]) for folder in (clean.out, tmp_path / "out-csv")]
     assert splits[0] == splits[1]
 
 
@@ -277,20 +282,18 @@ def test_fields_of_files_that_are_not_there_are_left_out(tmp_path):
     assert "There is no field genres, as goodreads_book_genres_initial.json.gz was not in the folder." in card
 
 
-def test_unpacked_files_windows_lines_and_a_zip_give_the_same_rows(tmp_path):
-    folder = write_json(tmp_path / "raw")
-    run(folder, tmp_path / "out")
+def test_unpacked_files_windows_lines_and_a_zip_give_the_same_rows(tmp_path, clean):
     (tmp_path / "plain").mkdir()
-    for path in folder.iterdir():
+    for path in clean.raw.iterdir():
         (tmp_path / "plain" / path.name.removesuffix(".gz")).write_bytes(
             gzip.decompress(path.read_bytes()).replace(b"\n", b"\r\n")
         )
     run(tmp_path / "plain", tmp_path / "out-plain")
     with zipfile.ZipFile(tmp_path / "raw.zip", "w") as archive:
-        for path in folder.iterdir():
+        for path in clean.raw.iterdir():
             archive.write(path, f"goodreads/{path.name}")
     run(tmp_path / "raw.zip", tmp_path / "out-zip")
-    assert all_rows(tmp_path / "out") == all_rows(tmp_path / "out-plain") == all_rows(tmp_path / "out-zip")
+    assert all_rows(clean.out) == all_rows(tmp_path / "out-plain") == all_rows(tmp_path / "out-zip")
 
 
 def test_genres_are_read_together_and_what_they_share_counts_once(tmp_path):
@@ -668,12 +671,11 @@ def test_a_csv_without_its_header_is_refused(tmp_path):
 # --- options
 
 
-def test_label_rule_and_its_defaults(tmp_path):
-    folder, ratings = write_json(tmp_path / "raw"), [row["rating"] for row in interactions()]
-    report = run(folder, tmp_path / "out")
+def test_label_rule_and_its_defaults(tmp_path, clean):
+    report, ratings = clean.report, [row["rating"] for row in interactions()]
     assert report["dropped"] == {"rating 0": ratings.count(0)}
     assert sum(one["clicks"] for one in report["splits"].values()) == sum(rating >= 4 for rating in ratings)
-    other = run(folder, tmp_path / "other", drop_ratings="", click_threshold=1)
+    other = run(clean.raw, tmp_path / "other", drop_ratings="", click_threshold=1)
     assert other["dropped"] == {} and other["rows_kept"] == len(ratings)
     assert sum(one["clicks"] for one in other["splits"].values()) == sum(rating >= 1 for rating in ratings)
     with pytest.raises(ValueError, match="--click_threshold must be from 1 to 5 for goodreads"):
@@ -682,13 +684,13 @@ def test_label_rule_and_its_defaults(tmp_path):
         PrepareArguments("goodreads", "out")
 
 
-def test_splits_by_time_need_json(tmp_path):
-    run(write_json(tmp_path / "raw"), tmp_path / "out", split="time")
+def test_splits_by_time_need_json(tmp_path, clean):
+    run(clean.raw, tmp_path / "out", split="time")
     train, _, test = (
         read_split(tmp_path / "out", name)["timestamp"].to_numpy() for name in ("train", "validation", "test")
     )
     assert train.max() <= test.min() and len(test)
-    run(write_json(tmp_path / "raw"), tmp_path / "last", split="leave_last_out")
+    run(clean.raw, tmp_path / "last", split="leave_last_out")
     assert sorted(read_split(tmp_path / "last", "test")["user_id"].to_pylist()) == [
         user(person) for person in range(1, USERS + 1)
     ]
@@ -701,27 +703,30 @@ def test_splits_by_time_need_json(tmp_path):
 # --- what comes after
 
 
-def test_load_dataset_reads_the_folder(tmp_path):
+def test_load_dataset_reads_the_folder(tmp_path, clean):
     from datasets import load_dataset
 
-    report = run(write_json(tmp_path / "raw"), tmp_path / "out")
-    dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    dataset = load_dataset(str(clean.out), cache_dir=str(tmp_path / "cache"))
     assert {name: len(part) for name, part in dataset.items()} == {
-        name: one["rows"] for name, one in report["splits"].items()
+        name: one["rows"] for name, one in clean.report["splits"].items()
     }
     assert dataset["train"].column_names == [*FIELDS, "timestamp", "label"]
     assert dataset["train"].features["genres"].feature.dtype == "string"
 
 
+@pytest.fixture(scope="module")
+def with_nulls(tmp_path_factory) -> Path:
+    """A dataset folder in which a book lacks most values."""
+    folder = tmp_path_factory.mktemp("nulls")
+    empty = book(1, title="", num_pages="", average_rating="", is_ebook="", authors=[], work_id="")
+    run(write_json(folder / "raw", books=[empty]), folder / "out")
+    return folder / "out"
+
+
 @pytest.mark.parametrize("model", [None, "plm"])
-def test_finetuning_runs_on_all_fifteen_fields(tmp_path, model, request):
-    folder = write_json(
-        tmp_path / "raw",
-        books=[book(1, title="", num_pages="", average_rating="", is_ebook="", authors=[], work_id="")],
-    )
-    run(folder, tmp_path / "out")
+def test_finetuning_runs_on_all_fifteen_fields(tmp_path, with_nulls, model, request):
     plm = model and request.getfixturevalue("plm")
-    results = tiny.finetune(tmp_path / "out", plm, tmp_path / "model", **({"strategy": "joint"} if model else {}))
+    results = tiny.finetune(with_nulls, plm, tmp_path / "model", **({"strategy": "joint"} if model else {}))
     assert 0 <= results["test_auc"] <= 1 and results["test_rows"] > 0
     assert "goodreads" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,14 @@ def adds_up(report: dict) -> bool:
     return report["rows_read"] == report["rows_kept"] + report["malformed"] + sum(report["dropped"].values())
 
 
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> SimpleNamespace:
+    """What the plain clicks become: the `folder` in which `out` lies, and the `report`; tests only read them."""
+    folder = tmp_path_factory.mktemp("clean")
+    write_csv(folder / "clicks.csv", event_rows())
+    return SimpleNamespace(folder=folder, out=folder / "out", report=run(folder))
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A folder with clicks.csv."""
@@ -43,8 +52,8 @@ def folder(tmp_path):
 # --- what becomes of rows
 
 
-def test_a_table_becomes_a_dataset_folder(folder):
-    report = run(folder)
+def test_a_table_becomes_a_dataset_folder(clean):
+    folder, report = clean.folder, clean.report
     stars = [row["stars"] for row in event_rows()]
     assert (
         report["rows_read"] == len(stars) and report["dropped"] == {"three stars": stars.count(3)} and adds_up(report)
@@ -82,7 +91,7 @@ def test_facts_stand_on_the_card(folder):
     assert yaml.safe_load(card.split("---\n")[1])["license_link"] == "https://example.org/licence"
 
 
-def test_all_formats_give_the_same_folder(folder):
+def test_all_formats_give_the_same_folder(folder, clean):
     rows = event_rows()
     write_jsonl(folder / "clicks.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), folder / "clicks.parquet", row_group_size=100)
@@ -95,8 +104,7 @@ def test_all_formats_give_the_same_folder(folder):
     write_csv(folder / "clicks.tsv", nan, "\t", columns=sorted(rows[0]))
     (folder / "clicks.csv.gz").write_bytes(gzip.compress((folder / "clicks.csv").read_bytes()))
     (folder / "bom.csv").write_bytes(b"\xef\xbb\xbf" + (folder / "clicks.csv").read_bytes().replace(b"\r\n", b"\n"))
-    run(folder)
-    expected = {path.name: path.read_bytes() for path in (folder / "out" / "data").iterdir()}
+    expected = {path.name: path.read_bytes() for path in (clean.out / "data").iterdir()}
     for name in (
         "clicks.jsonl",
         "clicks.parquet",
@@ -111,16 +119,15 @@ def test_all_formats_give_the_same_folder(folder):
         assert {path.name: path.read_bytes() for path in (folder / f"out-{name}" / "data").iterdir()} == expected, name
 
 
-def test_several_files_in_any_order_of_columns(folder):
+def test_several_files_in_any_order_of_columns(folder, clean):
     rows = event_rows()
     (folder / "part" / "2").mkdir(parents=True)
     write_csv(folder / "part" / "1.csv", rows[:200])
     write_csv(folder / "part" / "2" / "3.csv", rows[200:], columns=sorted(rows[0]))
-    run(folder, "whole")
     report = run(folder, files=["part/*.csv", "part/**/*.csv"])
     assert report["events_files"] == ["part/1.csv", "part/2/3.csv"] and report["rows_read"] == len(rows)
     key = lambda row: (row["user_id"], row["item_id"])  # noqa: E731
-    assert sorted(all_rows(folder / "out"), key=key) == sorted(all_rows(folder / "whole"), key=key)
+    assert sorted(all_rows(folder / "out"), key=key) == sorted(all_rows(clean.out), key=key)
 
 
 def test_data_files_and_data_dir(folder, tmp_path_factory, monkeypatch):
@@ -558,11 +565,10 @@ def test_the_command_reads_flags(folder, capsys):
     assert "--schema is needed" in capsys.readouterr().err
 
 
-def test_finetuning_runs_on_a_table(folder, plm):
-    run(folder)
-    results = tiny.finetune(folder / "out", plm, folder / "model", strategy="joint")
+def test_finetuning_runs_on_a_table(clean, tmp_path, plm):
+    results = tiny.finetune(clean.out, plm, tmp_path / "model", strategy="joint")
     assert 0 <= results["test_auc"] <= 1 and results["test_rows"] > 0
-    assert "clicks" in (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert "clicks" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_counts_add_up_whatever_the_dirt(tmp_path):

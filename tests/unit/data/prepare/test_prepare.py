@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +44,14 @@ def all_rows(dataset_dir) -> list[dict]:
     return [row for split in ("train", "validation", "test") for row in read_split(dataset_dir, split).to_pylist()]
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> SimpleNamespace:
+    """Raw files of ML-1M as `raw`, what they become as `out`, and the `report`; tests only read or copy them."""
+    folder = tmp_path_factory.mktemp("plain")
+    raw, out = write_1m(folder / "raw"), folder / "out"
+    return SimpleNamespace(raw=raw, out=out, report=run("ml-1m", raw, out))
+
+
 def test_ml_1m_rows_are_typed_and_human_readable(tmp_path):
     run("ml-1m", write_1m(tmp_path / "raw"), tmp_path / "out", drop_ratings="")
     table = read_split(tmp_path / "out", "train")
@@ -66,22 +76,20 @@ def test_ml_100k_keeps_its_own_ages_occupations_and_genre_order(tmp_path):
     assert {field.name: field.type for field in DatasetSchema.load(tmp_path / "out").fields}["age"] == "int"
 
 
-def test_load_dataset_reads_the_folder(tmp_path):
+def test_load_dataset_reads_the_folder(tmp_path, plain):
     from datasets import load_dataset
 
-    report = run("ml-1m", write_1m(tmp_path / "raw"), tmp_path / "out")
-    dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    dataset = load_dataset(str(plain.out), cache_dir=str(tmp_path / "cache"))
     assert {name: len(rows) for name, rows in dataset.items()} == {
-        n: one["rows"] for n, one in report["splits"].items()
+        n: one["rows"] for n, one in plain.report["splits"].items()
     }
     assert dataset["train"].column_names == COLUMNS
 
 
-def test_large_splits_are_many_shards_with_the_same_rows(tmp_path, monkeypatch):
+def test_large_splits_are_many_shards_with_the_same_rows(tmp_path, plain, monkeypatch):
     from datasets import load_dataset
 
-    raw = write_1m(tmp_path / "raw")
-    report = run("ml-1m", raw, tmp_path / "out")
+    raw, report = plain.raw, plain.report
     monkeypatch.setattr(dataset_folder, "ROWS_PER_GROUP", 16)
     monkeypatch.setattr(dataset_folder, "ROWS_PER_SHARD", 64)
     run("ml-1m", raw, tmp_path / "shards")
@@ -94,25 +102,21 @@ def test_large_splits_are_many_shards_with_the_same_rows(tmp_path, monkeypatch):
     assert {file.metadata.row_group(group).num_rows for file in files[:-1] for group in range(file.num_row_groups)} == {
         16
     }
-    assert all(
-        read_split(tmp_path / "out", name).equals(read_split(tmp_path / "shards", name)) for name in report["splits"]
-    )
+    assert all(read_split(plain.out, name).equals(read_split(tmp_path / "shards", name)) for name in report["splits"])
     assert len(load_dataset(str(tmp_path / "shards"), cache_dir=str(tmp_path / "cache"))["train"]) == rows
     run("ml-1m", raw, tmp_path / "shards", overwrite_output_dir=True)
 
 
-def test_schema_names_fields_and_protocol(tmp_path):
-    raw = write_1m(tmp_path / "raw")
-    run("ml-1m", raw, tmp_path / "out")
-    run("ml-1m", raw, tmp_path / "paper", ids_in_prompt=True)
-    schema, paper = DatasetSchema.load(tmp_path / "out"), DatasetSchema.load(tmp_path / "paper")
+def test_schema_names_fields_and_protocol(tmp_path, plain):
+    run("ml-1m", plain.raw, tmp_path / "paper", ids_in_prompt=True)
+    schema, paper = DatasetSchema.load(plain.out), DatasetSchema.load(tmp_path / "paper")
     assert [field.name for field in schema.fields] == COLUMNS[:8]
     assert [field.name for field in schema.fields if not field.on_text_side] == ["user_id", "zip_code", "movie_id"]
     assert all(field.on_text_side and field.on_id_side for field in paper.fields)
     assert [field.name for field in schema.fields if field.key] == ["user_id", "movie_id", "title"]
     assert (schema.label, schema.user_column, schema.weight_column) == ("label", "user_id", None)
     assert schema.protocol["drop_ratings"] == [3] and schema.protocol["split_seed"] == 42
-    assert "vocab_size" not in (tmp_path / "out" / "schema.json").read_text()
+    assert "vocab_size" not in (plain.out / "schema.json").read_text()
 
 
 def test_card_states_what_was_done(tmp_path):
@@ -164,12 +168,11 @@ def test_card_counts_the_distinct_prompts_of_each_entity(tmp_path):
     assert paper["user"]["prompts"] == USERS and "zip_code" in paper["user"]["fields"]
 
 
-def test_counts_add_up(tmp_path):
-    ratings = rating_rows()
-    report = run("ml-1m", write_1m(tmp_path / "raw", ratings), tmp_path / "out")
+def test_counts_add_up(plain):
+    ratings, report = rating_rows(), plain.report
     stars = [row[2] for row in ratings]
     splits = report["splits"].values()
-    assert report == json.loads((tmp_path / "out" / "prepare_report.json").read_text())
+    assert report == json.loads((plain.out / "prepare_report.json").read_text())
     assert report["rows_read"] == len(ratings) and report["dropped"] == {"rating 3": stars.count(3)}
     assert report["rows_kept"] == report["rows_read"] - stars.count(3) == sum(one["rows"] for one in splits)
     assert sum(one["clicks"] for one in splits) == stars.count(4) + stars.count(5)
@@ -234,9 +237,8 @@ def test_every_rejected_line_is_written_not_only_the_first_hundred(tmp_path):
     assert len(report["raw_files"]["ratings.dat"]["first_malformed"]) == 100
 
 
-def test_without_rejected_lines_the_file_is_there_and_empty(tmp_path):
-    raw, out = write_1m(tmp_path / "raw"), tmp_path / "out"
-    run("ml-1m", raw, out)
+def test_without_rejected_lines_the_file_is_there_and_empty(tmp_path, plain):
+    raw, out = plain.raw, shutil.copytree(plain.out, tmp_path / "out")
     rejected = pq.read_table(out / "rejected.parquet")
     assert rejected.column_names == ["file", "line", "reason", "text"] and len(rejected) == 0
     run("ml-1m", raw, out, overwrite_output_dir=True)  # the file is no obstacle
@@ -375,14 +377,14 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
 
 
-def test_overwriting_never_deletes_what_is_not_a_dataset_folder(tmp_path):
-    raw, out = write_1m(tmp_path / "raw"), tmp_path / "out"
+def test_overwriting_never_deletes_what_is_not_a_dataset_folder(tmp_path, plain):
+    raw, out = plain.raw, tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="is not a dataset folder"):
         run("ml-1m", raw, out, overwrite_output_dir=True)
     (out / "thesis.txt").unlink()
-    run("ml-1m", raw, out)
+    shutil.copytree(plain.out, out, dirs_exist_ok=True)
     (out / "data" / "notes.txt").write_text("my notes")
     with pytest.raises(FileExistsError, match="also holds data/notes.txt"):
         run("ml-1m", raw, out, overwrite_output_dir=True)
@@ -390,9 +392,8 @@ def test_overwriting_never_deletes_what_is_not_a_dataset_folder(tmp_path):
         run("ml-1m", raw, raw / "users.dat", overwrite_output_dir=True)
 
 
-def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path, monkeypatch):
-    raw, out = write_1m(tmp_path / "raw"), tmp_path / "out"
-    run("ml-1m", raw, out)
+def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path, plain, monkeypatch):
+    raw, out = plain.raw, shutil.copytree(plain.out, tmp_path / "out")
 
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
@@ -402,7 +403,7 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path, monkeyp
         with pytest.raises(OSError, match="no space"):
             run("ml-1m", raw, target, split_seed=1, overwrite_output_dir=True)
     assert DatasetSchema.load(out).protocol["split_seed"] == 42
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -426,17 +427,16 @@ def test_a_run_that_is_told_to_stop_leaves_nothing(tmp_path, monkeypatch, number
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
 
-def test_reading_errors_name_what_is_there(tmp_path):
-    run("ml-1m", write_1m(tmp_path / "raw"), tmp_path / "out")
-    assert read_split(tmp_path / "out", "test", columns=["label", "user_id"]).column_names == ["label", "user_id"]
+def test_reading_errors_name_what_is_there(tmp_path, plain):
+    assert read_split(plain.out, "test", columns=["label", "user_id"]).column_names == ["label", "user_id"]
     with pytest.raises(FileNotFoundError, match="no split 'dev'; it has test, train, validation"):
-        read_split(tmp_path / "out", "dev")
+        read_split(plain.out, "dev")
     with pytest.raises(ValueError, match="no column rating; it has user_id, gender"):
-        read_split(tmp_path / "out", "test", columns=["rating"])
+        read_split(plain.out, "test", columns=["rating"])
     with pytest.raises(FileNotFoundError, match="there is no dataset folder"):
         DatasetSchema.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="not a dataset folder: it has no schema.json"):
-        DatasetSchema.load(tmp_path / "raw")
+        DatasetSchema.load(plain.raw)
 
 
 def test_a_schema_of_another_format_is_refused(tmp_path):
