@@ -353,13 +353,15 @@ def raw_columns(
 
 
 def names_by_kind(fields: Sequence[FlipField]) -> tuple[list[str], list[str]]:
-    """The columns of the single-valued fields, and those of the multi-valued ones."""
-    return [field.name for field in fields if not field.is_multi_valued], [
+    """The columns of the single-valued fields, and those of the multi-valued ones; a history is neither."""
+    return [field.name for field in fields if not (field.is_multi_valued or field.is_history)], [
         field.name for field in fields if field.is_multi_valued
     ]
 
 
 def read_columns(rows: Any, fields: Sequence[FlipField]) -> dict[str, Column]:
-    """The fields' columns of rows in any form of [`raw_columns`]; errors name column and row (`ValueError`)."""
+    """The fields' columns of rows in any form of [`raw_columns`], without a history (see [`read_histories`]); errors
+    name column and row (`ValueError`)."""
+    fields = [field for field in fields if not field.is_history]
     raw = raw_columns(rows, [field.name for field in fields], multi_valued=names_by_kind(fields)[1])
     return {field.name: Column.read(raw[field.name], field) for field in fields}

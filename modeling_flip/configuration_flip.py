@@ -12,7 +12,15 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .fields_flip import NUM_RESERVED_IDS, Allowed, FlipField, read_fields, slot_fields
+from .fields_flip import (
+    NUM_RESERVED_IDS,
+    Allowed,
+    FlipField,
+    fields_of_items,
+    history_field,
+    read_fields,
+    slot_fields,
+)
 
 STRATEGIES = ("id", "plm", "joint", "frozen")
 FUSIONS = ("scalar", "gate", "raw")
@@ -295,6 +303,24 @@ class FlipConfig(PreTrainedConfig):
         """The entities that have a prompt of their own, in the order of their first fields; none with `row` prompts."""
         entities = [field.entity for field in read_fields(self.fields) if field.on_text_side]
         return list(dict.fromkeys(entities)) if self.prompts == "entity" else []
+
+    @property
+    def history_slots(self) -> list[int]:
+        """The slots of `feature_ids` that describe an item of the history; none where the ID side reads no history."""
+        history = history_field(read_fields(self.fields))
+        if history is None or "id" not in history.sides:
+            return []
+        names = [field.name for field in fields_of_items(read_fields(self.fields))]
+        return [slot for slot, field in enumerate(self.slot_fields) if self.id_fields[field].name in names]
+
+    @property
+    def history_entity(self) -> int | None:
+        """The number, among `prompt_entities`, of the items of the history; None where the text side reads no history:
+        there is none, items have no prompt of their own, or no text."""
+        history, fields = history_field(read_fields(self.fields)), fields_of_items(read_fields(self.fields))
+        if history is None or "text" not in history.sides or fields[0].entity not in self.prompt_entities:
+            return None
+        return self.prompt_entities.index(fields[0].entity)
 
     @property
     def slot_fields(self) -> list[int]:

@@ -4,7 +4,7 @@ of each field, or the bounds of its buckets."""
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -299,13 +299,16 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """The fields' columns of rows in any form of [`raw_columns`]; errors name column and row (`ValueError`)."""
         return read_columns(rows, read_fields(self.fields))
 
-    def encode(self, columns: Mapping[str, Column]) -> np.ndarray:
-        """Columns -> local feature ids `(rows, slots)`. A value outside the vocabulary is `[UNK]`."""
+    def encode(self, columns: Mapping[str, Column], names: Collection[str] | None = None) -> np.ndarray:
+        """Columns -> local feature ids `(rows, slots)`. A value outside the vocabulary is `[UNK]`.
+
+        Args:
+            names: fields whose ids are wanted, of those on the ID side; all when not given.
+        """
         if self._sizes_in_file is not None:
             raise ValueError(f"the vocabularies lie in {VOCABULARY_FILE}, which only `from_pretrained` reads.")
-        return np.concatenate(
-            [self._encode(number, field, columns[field.name]) for number, field in enumerate(self.id_fields)], axis=1
-        )
+        wanted = [(n, field) for n, field in enumerate(self.id_fields) if names is None or field.name in names]
+        return np.concatenate([self._encode(n, field, columns[field.name]) for n, field in wanted], axis=1)
 
     def _encode(self, number: int, field: FlipField, column: Column) -> np.ndarray:
         """The ids of one ID-side field, `(rows, its slots)`, each distinct value encoded once."""

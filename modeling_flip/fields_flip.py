@@ -12,16 +12,17 @@ PAD_ID, MASK_ID, UNK_ID, NULL_ID = 0, 1, 2, 3
 NUM_RESERVED_IDS = 4
 
 FIELD_TYPES = ("string", "int", "float", "bool")
-FIELD_KINDS = ("categorical", "multi-valued", "numeric", "hashed")
+FIELD_KINDS = ("categorical", "multi-valued", "numeric", "hashed", "history")
 FIELD_SIDES = ("id", "text")
 BUCKETINGS = ("quantile", "log")
 NUMERIC_BUCKETS = 32
 # attributes of a field that only these kinds have; for another kind a value that is not the default is an error
 OF_KINDS = {
-    "max_values": ("multi-valued",),
+    "max_values": ("multi-valued", "history"),
     "separator": ("multi-valued",),
     "num_buckets": ("multi-valued", "numeric", "hashed"),
     "bucketing": ("numeric",),
+    "history_of": ("history",),
 }
 
 # bounds of a number: their words, and what holds of a value and the bound
@@ -108,6 +109,7 @@ SETTINGS = {
     "separator": Allowed(str),
     "num_buckets": Allowed(int, at_least=2, optional=True),
     "bucketing": Allowed(str, choices=BUCKETINGS),
+    "history_of": Allowed(str),
     "vocab_size": Allowed(int, at_least=0, optional=True),
 }
 
@@ -124,7 +126,9 @@ class FlipField:
             `categorical`: one value a row, with an id of its own from a vocabulary;
             `multi-valued`: a list of values a row, each with an id of its own, pooled to one embedding;
             `numeric`: a number, whose id is the bucket that it falls in;
-            `hashed`: one value a row, whose id is a hash of it: no vocabulary, however many values there are.
+            `hashed`: one value a row, whose id is a hash of it: no vocabulary, however many values there are;
+            `history`: a list of what the user had before, each with its item's key and `clicked` (0 or 1), newest last.
+            Both sides read it by target attention ([`FlipTargetAttention`]), as its items' ids and as their prompts.
         entity: whom the field describes (`user`, `item`, `context`, ...); the unit of entity-level masking.
         key: whether the field identifies its entity (its id is new when the entity is new).
         sides: `id` (the field is a feature of the tabular view), `text` (it is in the prompt), or both.
@@ -132,7 +136,7 @@ class FlipField:
         nullable: whether a null value is allowed. A null has an id of its own.
         null_wording: what the prompt says for a null.
         max_values: slots of a multi-valued field in `feature_ids`; of a row's values only the first so many are on the
-            ID side (in the prompt all are, within `max_tokens`).
+            ID side (in the prompt all are, within `max_tokens`). Of a history the last so many entries are read.
         separator: where text (of a CSV file, say) is split into the values of a multi-valued field. A list is never
             split.
         num_buckets: ids for the values of a `numeric` field (32 when None; fewer where the training rows have fewer
@@ -140,6 +144,7 @@ class FlipField:
             too, and have no vocabulary.
         bucketing: bounds of numeric buckets: `quantile`, equal shares of the training rows, or `log`, even steps of
             `sign(x) * log1p(|x|)` between the smallest and the largest number of the training rows.
+        history_of: of a history the field whose values its entries have: the key of an item.
         vocab_size: number of feature ids, reserved ones included; known once a vocabulary was built.
 
     Raises:
@@ -160,6 +165,7 @@ class FlipField:
     separator: str = ","
     num_buckets: int | None = None
     bucketing: str = "quantile"
+    history_of: str = ""
     vocab_size: int | None = None
 
     def __post_init__(self):
@@ -185,8 +191,10 @@ class FlipField:
                     f"{owner}: `{name}` is of kind {' or '.join(map(repr, kinds))} and has no effect on kind "
                     f"{self.kind!r}; leave it out, or change the kind; got {getattr(self, name)!r}."
                 )
-        if self.key and self.kind in ("multi-valued", "numeric"):
-            why = "several values" if self.kind == "multi-valued" else "a bucket of numbers"
+        if self.is_history and not self.history_of:
+            raise ValueError(f"{owner}: `history_of` must name the key of an item, such as 'item_id'; got ''.")
+        if self.key and self.kind in ("multi-valued", "numeric", "history"):
+            why = "a bucket of numbers" if self.kind == "numeric" else "several values"
             raise ValueError(
                 f"{owner}: `key` must be False for kind {self.kind!r}, as {why} cannot identify an entity; got True."
             )
@@ -223,11 +231,17 @@ class FlipField:
 
     @property
     def on_id_side(self) -> bool:
-        return "id" in self.sides
+        """Whether the field is a feature in `feature_ids`."""
+        return "id" in self.sides and not self.is_history
 
     @property
     def on_text_side(self) -> bool:
-        return "text" in self.sides
+        """Whether the prompt says the field's value."""
+        return "text" in self.sides and not self.is_history
+
+    @property
+    def is_history(self) -> bool:
+        return self.kind == "history"
 
     @property
     def is_multi_valued(self) -> bool:
@@ -258,13 +272,43 @@ class CountedFields(list):
 
 
 def read_fields(values) -> list[FlipField]:
-    """`FlipField`s from a list of dicts (or of `FlipField`s); column names must be unique (`ValueError`)."""
+    """`FlipField`s from a list of dicts (or of `FlipField`s).
+
+    Raises:
+        ValueError: two fields have one column; or there are two histories, or one of what is no key of an item.
+    """
     result = [FlipField.from_dict(value) for value in values or []]
     names = [field.name for field in result]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"column(s) {', '.join(twice)} are named by more than one field.")
+    history = history_field(result)
+    if history is not None and not any(field.key and field.name == history.history_of for field in result):
+        keys = ", ".join(field.name for field in result if field.key) or "none"
+        raise ValueError(
+            f"field '{history.name}': `history_of` must name a field that is a `key` ({keys}); got "
+            f"{history.history_of!r}."
+        )
     return result
+
+
+def history_field(fields: list[FlipField]) -> FlipField | None:
+    """The history among some fields, if there is one. `ValueError` where there are two."""
+    histories = [field for field in fields if field.is_history]
+    if len(histories) > 1:
+        raise ValueError(f"fields {', '.join(field.name for field in histories)}: a row has one history at most.")
+    return histories[0] if histories else None
+
+
+def fields_of_items(fields: list[FlipField]) -> list[FlipField]:
+    """The fields that describe an item of the history: all of its entity but numbers on the ID side alone, as these are
+    a row's own where they are statistics."""
+    history = history_field(fields)
+    if history is None:
+        return []
+    entity = next(field.entity for field in fields if field.name == history.history_of)
+    of_row = [field for field in fields if field.is_history or (field.kind == "numeric" and not field.on_text_side)]
+    return [field for field in fields if field.entity == entity and field not in of_row]
 
 
 def slot_fields(id_fields: list[FlipField]) -> list[int]:

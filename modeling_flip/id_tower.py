@@ -2,9 +2,9 @@
 """ID-based backbones of FLIP behind one interface: feature ids in, the interaction vector `h_id` out.
 
 A tower is a class that takes a `FlipConfig` (and its own arguments, from `config.id_tower_kwargs`), has an
-`output_dim`, and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`; with strategy `frozen` the
-embedding of the row's text is one field more. `register_id_tower` names it. Here are the interface and what towers are
-built from; each tower has a file `id_tower_<name>.py`, which `modeling_flip` imports.
+`output_dim`, and maps `feature_ids` `(batch, slots)` to `h_id` `(batch, output_dim)`. The history is one field more,
+and with strategy `frozen` so is the embedding of the row's text. `register_id_tower` names it. Here are the interface
+and what towers are built from; each tower has a file `id_tower_<name>.py`, which `modeling_flip` imports.
 """
 
 import inspect
@@ -17,6 +17,8 @@ from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
 from .fields_flip import PAD_ID, UNK_ID, check_count
+from .histories_flip import NO_ENTRY
+from .target_attention_flip import FlipTargetAttention
 
 # the towers of this package: the one named X is in the file id_tower_X
 BUILT_IN_TOWERS = (
@@ -36,6 +38,7 @@ BUILT_IN_TOWERS = (
     "widedeep",
     "xdeepfm",
 )
+HASH_FACTOR = 0x2545F4914F6CDD1D  # an odd number below 2^63, whose powers are the weights of positions
 ID_TOWERS: dict[str, type["IdTower"]] = {}
 
 
@@ -148,6 +151,16 @@ class FeatureEmbedding(nn.Embedding):
         init.normal_(self.weight, std=config.id_initializer_range)
         init.copy_(self.offsets, self._offsets())  # built on the meta device by `from_pretrained`: filled here
 
+    def of_fields(self, feature_ids: torch.Tensor, slots: list[int]) -> torch.Tensor:
+        """Ids of the slots of some fields alone, `(..., slots)` -> `(..., fields, embedding_dim)`."""
+        embeds = super().forward(feature_ids + self.offsets[slots])
+        fields = [self.slot_fields[slot] for slot in slots]
+        sizes = [fields.count(field) for field in dict.fromkeys(fields)]
+        if max(sizes) == 1:
+            return embeds
+        parts = zip(embeds.split(sizes, dim=-2), feature_ids.split(sizes, dim=-1))
+        return torch.cat([mean_of_values(part, ids) for part, ids in parts], dim=-2)
+
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
         if feature_ids.shape[-1] != len(self.slot_fields):
             raise ValueError(
@@ -172,9 +185,10 @@ def grown(table: torch.Tensor, sizes: list[int], new_sizes: list[int], start: Ca
 
 
 def mean_of_values(embeds: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
-    """The mean over the slots of one field that are not pad: `(B, n, D)` and local ids `(B, n)` -> `(B, 1, D)`."""
-    pad = (feature_ids == PAD_ID)[..., None]  # (B, n, 1)
-    return embeds.masked_fill(pad, 0.0).sum(1, keepdim=True) / (~pad).sum(1, keepdim=True).clamp(min=1)
+    """The mean over the slots of one field that are not pad: `(..., n, D)` and local ids `(..., n)` -> `(..., 1,
+    D)`."""
+    pad = (feature_ids == PAD_ID)[..., None]  # (..., n, 1)
+    return embeds.masked_fill(pad, 0.0).sum(-2, keepdim=True) / (~pad).sum(-2, keepdim=True).clamp(min=1)
 
 
 class TowerLinear(nn.Linear):
@@ -231,6 +245,12 @@ class FieldPairs(nn.Module):
         return (embeds @ embeds.mT)[:, self.left, self.right]
 
 
+def integer_keys(numbers: torch.Tensor) -> torch.Tensor:
+    """A 64-bit hash of each row of integers, `(..., n)` -> `(...)` int64; zeros at the end change nothing."""
+    factor = torch.full((numbers.shape[-1],), HASH_FACTOR, dtype=torch.long, device=numbers.device)
+    return (numbers.long() * factor.cumprod(0)).sum(-1)  # modulo 2^64
+
+
 def bi_interaction(embeds: torch.Tensor) -> torch.Tensor:
     """The sum of `e_i * e_j` (element by element) over all pairs i < j, in O(fields): `(B, F, D)` -> `(B, D)`."""
     return 0.5 * (embeds.sum(1).square() - embeds.square().sum(1))
@@ -256,7 +276,8 @@ class IdTower(nn.Module):
 
     def __init__(self, config: FlipConfig, deep: bool = True):
         super().__init__()
-        self.num_fields = len(config.field_sizes) + config.text_is_field
+        self.history_slots = config.history_slots
+        self.num_fields = len(config.field_sizes) + (len(self.history_slots) > 0) + config.text_is_field
         if not config.field_sizes:
             raise ValueError("FlipConfig: `fields` has no field on the ID side; an ID tower needs at least one.")
         if self.num_fields < self.min_fields:
@@ -270,6 +291,10 @@ class IdTower(nn.Module):
         self.embedding_dropout = nn.Dropout(config.id_embedding_dropout)
         self.dnn = DNN(self.input_dim, config.id_hidden_dims, config.id_dropout) if deep else None
         self.output_dim = self.dnn.output_dim if deep else 0
+        self.history = None
+        if self.history_slots:
+            item_dim = len({config.slot_fields[slot] for slot in self.history_slots}) * self.embedding_size
+            self.history = FlipTargetAttention(item_dim, item_dim, self.embedding_size)
 
     def interact(self, embeds: torch.Tensor) -> torch.Tensor:
         """`(batch, fields, embedding_size)` -> the interaction, `(batch, output_dim - deep)`."""
@@ -281,20 +306,58 @@ class IdTower(nn.Module):
             return self.interact(embeds)
         return torch.cat([self.interact(embeds), self.dnn(embeds.flatten(1))], dim=-1)
 
-    def embed(
-        self, table: FeatureEmbedding, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The embeddings of all fields, `(batch, fields, embedding_size)`, from one table; see `forward`."""
+    def added_fields(
+        self,
+        feature_ids: torch.Tensor,
+        text_embeds: torch.Tensor | None,
+        history_ids: torch.Tensor | None,
+        history_outcomes: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """The embeddings of fields that are none of `feature_ids`: of the history, and of the text, `(batch,
+        embedding_size)` each; see `forward`."""
+        added = []
+        if self.history is not None:
+            if history_ids is None or history_outcomes is None:
+                # as an empty one; of one place, so that each weight has a gradient
+                shape = (len(feature_ids), 1, len(self.history_slots))
+                history_ids = feature_ids.new_full(shape, PAD_ID)
+                history_outcomes = feature_ids.new_full(shape[:2], NO_ENTRY)
+            item = self.embeddings.of_fields(feature_ids[:, self.history_slots], self.history_slots).flatten(1)
+            # histories share their items: each is read once
+            keys, places = integer_keys(history_ids).unique(return_inverse=True)  # (B, n)
+            distinct = history_ids.new_empty(len(keys), len(self.history_slots))
+            distinct[places] = history_ids
+            entries = self.history.entry(self.embeddings.of_fields(distinct, self.history_slots).flatten(1))
+            added.append(self.history(item, entries[places], history_outcomes))
+        return added if text_embeds is None else [*added, text_embeds]
+
+    def embed(self, table: FeatureEmbedding, feature_ids: torch.Tensor, added: list[torch.Tensor]) -> torch.Tensor:
+        """The embeddings of all fields, `(batch, fields, embedding_size)`, from one table, and `added_fields`."""
         embeds = table(feature_ids)
-        if text_embeds is not None:
-            embeds = torch.cat([embeds, text_embeds[:, None].to(embeds.dtype)], dim=1)
+        if added:
+            embeds = torch.cat([embeds, torch.stack(added, dim=1).to(embeds.dtype)], dim=1)
         return self.embedding_dropout(embeds)
 
-    def forward(self, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """`(batch, slots)` local feature ids, and with strategy `frozen` the embedding of the text `(batch,
-        embedding_size)`, which is the last field -> `h_id`, `(batch, output_dim)`. `ValueError` where `output_dim` is
-        not the size of what `encode` returns."""
-        h_id = self.encode(self.embed(self.embeddings, feature_ids, text_embeds))
+    def forward(
+        self,
+        feature_ids: torch.Tensor,
+        text_embeds: torch.Tensor | None = None,
+        history_ids: torch.Tensor | None = None,
+        history_outcomes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Features -> `h_id`, `(batch, output_dim)`.
+
+        Args:
+            feature_ids: `(batch, slots)` local feature ids.
+            text_embeds: `(batch, embedding_size)` of the text, with strategy `frozen`: the last field.
+            history_ids, history_outcomes: of the history's entries `(batch, n, slots of an item)` local feature ids,
+                and `(batch, n)` 1 not clicked, 2 clicked, 0 for none. Without them a history is empty.
+
+        Raises:
+            ValueError: `output_dim` is not the size of what `encode` returns.
+        """
+        added = self.added_fields(feature_ids, text_embeds, history_ids, history_outcomes)
+        h_id = self.encode(self.embed(self.embeddings, feature_ids, added))
         if h_id.shape[-1] != self.output_dim:
             raise ValueError(
                 f"{type(self).__name__}: h_id has the size {h_id.shape[-1]}, and its `output_dim` says "

@@ -65,9 +65,10 @@ class AFN(IdTower):
     def interact(self, embeds: torch.Tensor) -> torch.Tensor:
         return self.neurons_dnn(self.logarithmic(embeds).flatten(1))
 
-    def forward(self, feature_ids: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        interaction = self.interact(self.embed(self.embeddings, feature_ids, text_embeds))
+    def forward(self, feature_ids, text_embeds=None, history_ids=None, history_outcomes=None) -> torch.Tensor:
+        added = self.added_fields(feature_ids, text_embeds, history_ids, history_outcomes)
+        interaction = self.interact(self.embed(self.embeddings, feature_ids, added))
         if self.dnn is None:
             return interaction
-        deep = self.dnn(self.embed(self.deep_embeddings, feature_ids, text_embeds).flatten(1))
+        deep = self.dnn(self.embed(self.deep_embeddings, feature_ids, added).flatten(1))
         return torch.cat([interaction, deep], dim=-1)

@@ -6,7 +6,8 @@ value), L tokens, H the PLM's hidden size, D_id the size of `h_id`.
 
 Prompts come in one of three forms. Row prompts: `input_ids` `(B, L)`. Entity prompts (`config.prompts`), one for each
 of E entities: in the row form `(B, E, L)`, or in the compact form, each distinct prompt once: `(P, L)`, and
-`prompt_index` `(B, E)`. The row form is made compact at once, so that both give the same.
+`prompt_index` `(B, E)`. The row form is made compact at once, so that both give the same. Where the text side reads
+histories of at most n entries, the prompts of their items stand behind those of the entities: E + n in place of E.
 """
 
 import copy
@@ -26,6 +27,7 @@ from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
 from .fields_flip import FlipField, check_choice  # noqa: F401
 from .gather_flip import share_of_total
 from .heads_flip import FlipFusion, FlipMLMHead, FlipMTMHead, FlipProjection, TextField, contrastive_logits
+from .histories_flip import Histories  # noqa: F401
 from .id_tower import FeatureEmbedding, TowerLinear, build_id_tower
 from .id_tower_afm import AFM  # noqa: F401
 from .id_tower_afn import AFN  # noqa: F401
@@ -66,6 +68,7 @@ from .prompts_flip import (
     integer_keys,
     prompt_keys,
 )
+from .target_attention_flip import FlipTargetAttention  # noqa: F401
 from .tower_code_flip import save_tower_code  # noqa: F401
 # isort: on
 
@@ -110,7 +113,9 @@ class FlipModel(FlipPreTrainedModel):
                 text_encoder.config.use_cache = False  # nothing is generated that would need past keys and values
             self.text_encoder = text_encoder
             if config.prompts == "entity":
-                self.text_interaction = FlipTextInteraction(config.text_config.hidden_size, len(self.entities))
+                self.text_interaction = FlipTextInteraction(
+                    config.text_config.hidden_size, len(self.entities), config.history_entity
+                )
         if config.text_is_field and self.id_tower is not None and self.text_encoder is not None:
             self.text_encoder.requires_grad_(False).eval()
             self.text_field = TextField(config.text_config.hidden_size, config.id_embedding_size)
@@ -161,9 +166,11 @@ class FlipModel(FlipPreTrainedModel):
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.config.prompts == "entity" and prompt_index is None and input_ids.ndim == 3:
             (input_ids, attention_mask), prompt_index = distinct_prompts((input_ids, attention_mask))
-        entities = len(self.entities)
-        if input_ids.ndim != 2 or (0 if prompt_index is None else prompt_index.shape[-1]) != entities:
-            wanted = f"one for each entity, (B, {entities}, L), or (P, L) with a `prompt_index` (B, {entities})"
+        entities, given = len(self.entities), 0 if prompt_index is None else prompt_index.shape[-1]
+        has_history = self.config.history_entity is not None
+        if input_ids.ndim != 2 or given < entities or (given > entities and not has_history):
+            number = f"{entities} + n" if has_history else entities
+            wanted = f"one for each entity, (B, {number}, L), or (P, L) with a `prompt_index` (B, {number})"
             raise ValueError(
                 f"this model's config has prompts={self.config.prompts!r}: `input_ids` must be "
                 f"{wanted if entities else 'of one prompt a row, (B, L), without `prompt_index`'}; got "
@@ -177,13 +184,24 @@ class FlipModel(FlipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         prompt_index: torch.Tensor | None = None,
         text_pooled: torch.Tensor | None = None,
+        history_outcomes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Prompts in any form, or their pooled states `(P, H)` -> the textual view of each row, `(B, H)`: the pooled
-        state of its prompt, or the interaction of those of its entities."""
+        """Prompts in any form, or their pooled states `(P, H)`, and the outcomes of the history's entries `(B, n)` ->
+        the textual view of each row, `(B, H)`: the pooled state of its prompt, or the interaction of those of its
+        entities and its history. `ValueError` where the history has another number of outcomes than of prompts."""
         if text_pooled is None:
             input_ids, attention_mask, prompt_index = self.compact_prompts(input_ids, attention_mask, prompt_index)
             text_pooled = self.pooled_text(input_ids, attention_mask)
-        return text_pooled if prompt_index is None else self.text_interaction(text_pooled[prompt_index])
+        if prompt_index is None:
+            return text_pooled
+        prompts = prompt_index.shape[1] - len(self.entities)
+        outcomes = 0 if history_outcomes is None else history_outcomes.shape[1]
+        if self.config.history_entity is not None and prompts != outcomes:
+            raise ValueError(
+                f"a row has prompts of {prompts} entries of its history (`input_ids` or `prompt_index` behind those of "
+                f"its {len(self.entities)} entities), and `history_outcomes` of {outcomes}."
+            )
+        return self.text_interaction(text_pooled, prompt_index, history_outcomes)
 
     def train(self, mode: bool = True) -> "FlipModel":
         """As in torch, but a tower of which nothing trains stays as it is: it has no dropout, and its batch norm counts
@@ -203,17 +221,24 @@ class FlipModel(FlipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         prompt_index: torch.Tensor | None = None,
         text_pooled: torch.Tensor | None = None,
+        history_ids: torch.Tensor | None = None,
+        history_outcomes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Feature ids `(B, S)` -> `h_id` `(B, D_id)`; with strategy `frozen` of the prompts too, as of `text_state`."""
+        """Feature ids `(B, S)` and the history -> `h_id` `(B, D_id)`; with strategy `frozen` of the prompts too, as of
+        `text_state`."""
+        of_tower = {"feature_ids": feature_ids}
+        if self.config.history_slots:  # a tower of one's own need not know histories
+            of_tower |= {"history_ids": history_ids, "history_outcomes": history_outcomes}
         if self.text_field is None:
-            return self.id_tower(feature_ids)
+            return self.id_tower(**of_tower)
         if input_ids is None and text_pooled is None:
             raise ValueError("`input_ids` is needed by strategy 'frozen': the text is a field of the ID tower.")
         if text_pooled is None:
             input_ids, attention_mask, prompt_index = self.compact_prompts(input_ids, attention_mask, prompt_index)
             text_pooled = self.frozen_text(input_ids, attention_mask)
-        state = self.text_state(prompt_index=prompt_index, text_pooled=text_pooled.detach())
-        return self.id_tower(feature_ids, self.text_field(state))
+        text_pooled = text_pooled.detach()
+        state = self.text_state(prompt_index=prompt_index, text_pooled=text_pooled, history_outcomes=history_outcomes)
+        return self.id_tower(**of_tower, text_embeds=self.text_field(state))
 
     @torch.no_grad()
     def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -255,6 +280,8 @@ class FlipModel(FlipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         prompt_index: torch.Tensor | None = None,
+        history_ids: torch.Tensor | None = None,
+        history_outcomes: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipModelOutput | tuple:
@@ -264,6 +291,8 @@ class FlipModel(FlipPreTrainedModel):
             feature_ids: `(B, S)` local feature ids.
             input_ids, attention_mask, prompt_index: prompts in any form (see the top of this file): token ids, 1 for
                 tokens and 0 for padding, and which prompt each row has of each entity.
+            history_ids, history_outcomes: of the history's entries `(B, n, slots of an item)` local feature ids, and
+                `(B, n)` 1 not clicked, 2 clicked, 0 for no entry. Without them a history is empty.
         """
         id_embeds = text_embeds = id_state = text_states = pooled = text_state = None
         if self.text_encoder is not None and input_ids is not None:
@@ -271,11 +300,14 @@ class FlipModel(FlipPreTrainedModel):
             input_ids, attention_mask, prompt_index = self.compact_prompts(input_ids, attention_mask, prompt_index)
             text_states = self.encode_text(input_ids, attention_mask)
             pooled = self.pool(text_states, attention_mask)
-            text_state = self.text_state(prompt_index=prompt_index, text_pooled=pooled)
+            text_state = self.text_state(
+                prompt_index=prompt_index, text_pooled=pooled, history_outcomes=history_outcomes
+            )
             if self.text_projection is not None:
                 text_embeds = self.project(text_state, self.text_projection)
         if self.id_tower is not None and feature_ids is not None:
-            id_state = self.encode_ids(feature_ids, prompt_index=prompt_index, text_pooled=pooled)
+            of_history = {"history_ids": history_ids, "history_outcomes": history_outcomes}
+            id_state = self.encode_ids(feature_ids, prompt_index=prompt_index, text_pooled=pooled, **of_history)
             if self.id_projection is not None:
                 id_embeds = self.project(id_state, self.id_projection)
         if prompt_index is not None and row_form:
@@ -617,7 +649,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         """The views that ICL compares, see `contrastive_views`."""
         pooled = self.flip.pool(text.states, text.attention_mask)  # (P, H)
         interaction: Any = self.flip.text_interaction
-        of_row = interaction(pooled[text.prompt_index])
+        of_row = interaction(pooled, text.prompt_index)
         alone = [interaction.alone(pooled, number)[text.prompt_index[:, number]] for number in self.icl_entities]
         ids = torch.stack([id_state, *(entity_states[number] for number in self.icl_entities)], dim=1)
         texts = torch.stack([of_row, *alone], dim=1)
@@ -800,6 +832,8 @@ class FlipForCTR(FlipPreTrainedModel):
         sample_weight: torch.Tensor | None = None,
         prompt_index: torch.Tensor | None = None,
         text_pooled: torch.Tensor | None = None,
+        history_ids: torch.Tensor | None = None,
+        history_outcomes: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForCTROutput | tuple:
@@ -810,6 +844,7 @@ class FlipForCTR(FlipPreTrainedModel):
             input_ids, attention_mask, prompt_index: prompts in any form, see [`FlipModel.forward`].
             text_pooled: `(P, H)` pooled states of the prompts that `prompt_index` names, where they are known: the PLM
                 then reads nothing.
+            history_ids, history_outcomes: of the history, see [`FlipModel.forward`].
             labels: `(B,)`, 1 for a click, 0 for none. `joint` sums the losses of the joint logit and of both towers.
             sample_weight: `(B,)` weights of the rows in the loss.
         """
@@ -817,12 +852,14 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.id_classifier is not None:
             if feature_ids is None:
                 raise ValueError(f"`feature_ids` is needed by strategy {self.config.strategy!r}.")
-            id_state = self.flip.encode_ids(feature_ids, input_ids, attention_mask, prompt_index, text_pooled)
+            id_state = self.flip.encode_ids(
+                feature_ids, input_ids, attention_mask, prompt_index, text_pooled, history_ids, history_outcomes
+            )
             parts["id_logits"] = self.id_classifier(id_state).float()
             if self.first_order is not None:
                 parts["id_logits"] = parts["id_logits"] + self.first_order(feature_ids).float().sum(1)
         if self.text_classifier is not None:
-            text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled)
+            text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled, history_outcomes)
             parts["text_logits"] = self.text_classifier(self.dropout(text_state)).float()
         heads = list(parts.values())
         if self.fusion is None:

@@ -41,10 +41,14 @@ class ClickThroughRatePipeline(Pipeline):
 
     def _sanitize_parameters(self, **parameters):
         if parameters:
-            raise TypeError(f"unknown argument(s) {', '.join(parameters)}; `batch_size` is the only one of a call.")
+            raise TypeError(
+                f"unknown argument(s) {', '.join(parameters)}; those of a call are `batch_size` and `items`."
+            )
         return {}, {}, {}
 
-    def __call__(self, rows: Any, batch_size: int | None = None, **kwargs) -> dict | list[dict] | Iterator[dict]:
+    def __call__(
+        self, rows: Any, batch_size: int | None = None, items: Any = None, **kwargs
+    ) -> dict | list[dict] | Iterator[dict]:
         """
         Args:
             rows: one row as a dict (single-valued fields are scalars in it) or a pandas Series; a list of such dicts, a
@@ -52,6 +56,8 @@ class ClickThroughRatePipeline(Pipeline):
                 dicts (a streaming `datasets` dataset), of which only one batch is in memory. Columns that are no field
                 of the model are ignored.
             batch_size: rows the model takes at once; the pipeline's own when not given, or 256.
+            items: the items that histories name, one a row, in the same forms; not needed where the entries of the
+                histories have all fields of their item.
 
         Returns:
             One dict for one row, a list in the order of the rows for many, an iterator for a stream.
@@ -66,18 +72,18 @@ class ClickThroughRatePipeline(Pipeline):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
         if is_one_row(rows, *names_by_kind(self.processor.feature_extractor.all_fields)):
-            return self._score(rows, batch_size)[0]
+            return self._score(rows, batch_size, items)[0]
         is_stream = isinstance(rows, Iterator) or (hasattr(rows, "__iter__") and not hasattr(rows, "__len__"))
-        return self._stream(rows, batch_size) if is_stream else self._score(rows, batch_size)
+        return self._stream(rows, batch_size, items) if is_stream else self._score(rows, batch_size, items)
 
-    def _stream(self, rows: Iterable[Mapping], batch_size: int) -> Iterator[dict]:
-        iterator = iter(rows)
+    def _stream(self, rows: Iterable[Mapping], batch_size: int, items: Any) -> Iterator[dict]:
+        iterator, items = iter(rows), self.processor.read_items(items)
         while batch := list(islice(iterator, batch_size)):
-            yield from self._score(batch, batch_size)
+            yield from self._score(batch, batch_size, items)
 
-    def _score(self, rows: Any, batch_size: int) -> list[dict]:
+    def _score(self, rows: Any, batch_size: int, items: Any) -> list[dict]:
         # each distinct value is encoded once for all rows; rows of similar length share a batch
-        encoded = self.preprocess(rows)
+        encoded = self.preprocess(rows, items)
         answers: list[dict] = [{}] * len(encoded)
         order = encoded.order()
         for start in range(0, len(order), batch_size):
@@ -86,8 +92,8 @@ class ClickThroughRatePipeline(Pipeline):
                 answers[row] = answer
         return answers
 
-    def preprocess(self, rows: Any):
-        return self.processor.encode(rows, cached=True)
+    def preprocess(self, rows: Any, items: Any = None):
+        return self.processor.encode(rows, cached=True, items=items)
 
     def _forward(self, inputs: Mapping[str, np.ndarray]):
         tensors = {name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()}

@@ -7,6 +7,7 @@ and the token ids of a batch are one vectorised gather from it. That gives each 
 long value, never a later field.
 """
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,8 @@ from transformers.utils import PROCESSOR_NAME
 from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
 from .configuration_flip import PROMPTS  # which also says what transformers is needed
 from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
-from .fields_flip import CountedFields, FlipField, check_choice
+from .fields_flip import CountedFields, FlipField, check_choice, fields_of_items, history_field
+from .histories_flip import Histories, HistoryItems, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
 
 MAX_CACHED_VALUES = 100_000
@@ -205,6 +207,48 @@ class FlipProcessor(ProcessorMixin):
         processor._feature_counts = self._feature_counts
         return processor
 
+    def without_history(self) -> "FlipProcessor":
+        """The same processor for rows whose histories are not read, as in pretraining."""
+        extractor = copy.copy(self.feature_extractor)
+        extractor.fields = [field for field in extractor.fields if not FlipField.from_dict(field).is_history]
+        processor = copy.copy(self)
+        processor.feature_extractor = extractor
+        return processor
+
+    # --- histories
+
+    @property
+    def history_field(self) -> FlipField | None:
+        """The field of kind `history`, if there is one."""
+        return history_field(self.feature_extractor.all_fields)
+
+    def read_items(self, rows: Any) -> HistoryItems | None:
+        """The items that histories name, from a table with a row an item, in any form that `__call__` takes; None where
+        no field is a history.
+
+        Raises:
+            ValueError: a column is missing, a value has another type, or a key has two rows.
+        """
+        fields = self.feature_extractor.all_fields
+        if self.history_field is None or rows is None or isinstance(rows, HistoryItems):
+            return rows if self.history_field is not None else None
+        return HistoryItems.read(rows, fields)
+
+    def encode_items(
+        self, columns: dict[str, Column], builder: EntityPromptsBuilder | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Items of histories -> their feature ids `(I, slots of an item)`, and which of a builder's prompts each has
+        `(I,)`; None where they have none."""
+        fields = fields_of_items(self.feature_extractor.all_fields)
+        on_id_side = [field.name for field in fields if field.on_id_side]
+        ids = np.empty((len(next(iter(columns.values())).codes), 0), np.int32)
+        if on_id_side:
+            ids = self.feature_extractor.encode(columns, on_id_side).astype(np.int32)
+        entities = [some[0].entity for some in self.prompt_fields] if builder is not None else []
+        if builder is None or fields[0].entity not in entities or "text" not in self.history_field.sides:
+            return ids, None
+        return ids, builder.add_entity(columns, entities.index(fields[0].entity))
+
     # --- prompts
 
     def prompt_texts(self, values: Sequence[Value]) -> list[str]:
@@ -305,11 +349,8 @@ class FlipProcessor(ProcessorMixin):
         """What prompts are padded with; attention never sees it."""
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
-    def encode_prompts(self, columns: dict[str, Column], cached: bool = False) -> RowPrompts | EntityPrompts:
-        """The prompts of rows; `cached` as of `piece_builders`."""
-        if self.prompts == "entity":
-            builder = self.entity_prompts_builder(cached)
-            return builder.prompts(builder.add(columns))
+    def encode_prompts(self, columns: dict[str, Column], cached: bool = False) -> RowPrompts:
+        """Row prompts; `cached` as of `piece_builders`."""
         (pieces,) = self.piece_builders(cached)
         entries = pieces.add([columns[field.name] for field in self.text_fields])
         return RowPrompts(pieces.table(self.pad_token_id), entries)
@@ -352,7 +393,7 @@ class FlipProcessor(ProcessorMixin):
 
     # --- rows to inputs
 
-    def __call__(self, rows: Any, return_tensors: str | None = "pt") -> BatchFeature:
+    def __call__(self, rows: Any, return_tensors: str | None = "pt", items: Any = None) -> BatchFeature:
         """Rows -> a batch of model inputs. Never masks anything.
 
         Args:
@@ -360,16 +401,20 @@ class FlipProcessor(ProcessorMixin):
                 pandas or Arrow table, or a `datasets` dataset or batch; columns that are no field are ignored. A
                 multi-valued field has a list in each row, or text with its separators.
             return_tensors: `"pt"`, or `"np"` or `None` for arrays.
+            items: the items that the rows' histories name, with all fields of an item, as `read_items` takes them; not
+                needed where the entries of the histories have these fields themselves.
 
         Returns:
-            `feature_ids` `(B, S)`; with a tokenizer `input_ids`, `attention_mask`, and `token_fields`: the number of
-            the text field that a token is of, -1 for none (pretraining masks fields), `(B, L)`, or `(B, E, L)` with
-            entity prompts, one prompt an entity; `labels` and `sample_weight` `(B,)` where the rows have these columns.
+            `feature_ids` `(B, S)`; with histories `history_ids` `(B, n, slots of an item)` and `history_outcomes` `(B,
+            n)`: 1 not clicked, 2 clicked, 0 behind a shorter history; with a tokenizer `input_ids`, `attention_mask`,
+            and `token_fields`: the number of the text field that a token is of, -1 for none (pretraining masks fields),
+            `(B, L)`, or with entity prompts `(B, E, L)`, one prompt an entity, and `(B, E + n, L)` with those of a
+            history's entries behind them; `labels` and `sample_weight` `(B,)` where the rows have these columns.
 
         Raises:
             ValueError: a column is missing, or a value has another type: names column and row.
         """
-        encoded = self.encode(rows, cached=True)
+        encoded = self.encode(rows, cached=True, items=items)
         batch = encoded.batch(np.arange(len(encoded)))
         index = batch.pop("prompt_index", None)
         if index is not None:  # a prompt for each row: what is cut or joined along the rows stays right
@@ -381,16 +426,31 @@ class FlipProcessor(ProcessorMixin):
             batch["sample_weight"] = weights
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def encode(self, rows: Any, prompts: bool = True, cached: bool = False) -> EncodedRows:
+    def encode(self, rows: Any, prompts: bool = True, cached: bool = False, items: Any = None) -> EncodedRows:
         """Rows in any form that `__call__` takes -> [`EncodedRows`], each distinct value encoded once.
 
         Args:
             prompts: whether to make the textual view too, where there is a tokenizer.
             cached: keep the tokens of values for the next call (for few rows at a time).
+            items: as of `__call__`.
         """
         columns = self.feature_extractor.read(rows)
         feature_ids = self.feature_extractor.encode(columns)
-        return EncodedRows(feature_ids, self.encode_prompts(columns, cached) if prompts and not self.id_only else None)
+        of_rows: RowPrompts | EntityPrompts | None = None
+        builder = histories = None
+        if prompts and not self.id_only:
+            if self.prompts == "row":
+                of_rows = self.encode_prompts(columns, cached)
+            else:
+                builder = self.entity_prompts_builder(cached)
+                index = builder.add(columns)
+        if self.history_field is not None:
+            fields = self.feature_extractor.all_fields
+            numbers, outcomes, of_items = read_histories(rows, fields, self.read_items(items))
+            histories = Histories(numbers, outcomes, *self.encode_items(of_items, builder))
+        if builder is not None:
+            of_rows = builder.prompts(index)
+        return EncodedRows(feature_ids, of_rows, histories)
 
     def read_targets(self, rows: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clicks `(rows,)` int64 and weights `(rows,)` float32, None where the rows have no such column.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .columns_flip import Column, Value, distinct_rows
+from .histories_flip import Histories
 
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
 
@@ -146,10 +147,14 @@ class EntityPrompts:
         """Number of tokens of each row's prompts, `(N,)`."""
         return np.diff(self.offsets)[self.index].sum(1)
 
-    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def batch(self, rows: np.ndarray, history: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The compact form of those rows: `input_ids`, `attention_mask` and `token_fields` of their distinct prompts
-        `(P, L)`, and `prompt_index` `(rows, E)`."""
-        numbers, index = np.unique(self.index[rows], return_inverse=True)
+        `(P, L)`, and `prompt_index` `(rows, E)`; with prompts of histories `(rows, n)` it has n more columns."""
+        of_rows = self.index[rows]
+        if history is not None:
+            # behind a history stands any prompt that is read anyway
+            of_rows = np.concatenate([of_rows, np.where(history < 0, of_rows[:, :1], history)], axis=1)
+        numbers, index = np.unique(of_rows, return_inverse=True)
         starts, ends = self.offsets[numbers], self.offsets[numbers + 1]
         lengths = ends - starts
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
@@ -158,7 +163,7 @@ class EntityPrompts:
         token_fields = np.full(mask.shape, NO_FIELD, np.int64)
         input_ids[mask], token_fields[mask] = self.tokens[places], self.token_fields[places]
         prompts = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_fields": token_fields}
-        return prompts | {"prompt_index": index.reshape(len(rows), self.index.shape[1]).astype(np.int64)}
+        return prompts | {"prompt_index": index.reshape(of_rows.shape).astype(np.int64)}
 
 
 class EntityPromptsBuilder:
@@ -178,21 +183,23 @@ class EntityPromptsBuilder:
 
     def add(self, columns: dict[str, Column]) -> np.ndarray:
         """The prompt of each row and entity, `(rows, E)` int32."""
-        index = []
-        for builder, fields, known in zip(self.builders, self.fields, self.of_entries):
-            entries = builder.add([columns[name] for name in fields])
-            first, row_kinds = distinct_rows(entries, int(entries.max(initial=0)) + 1)
-            kinds = np.ascontiguousarray(entries[first])
-            keys = [kind.tobytes() for kind in kinds]
-            new = [number for number, key in enumerate(keys) if key not in known]
-            if new:
-                composed = builder.table(0).compose(kinds[new])
-                fields_of = np.array([*fields.values(), NO_FIELD], np.int16)[composed["token_fields"]]
-                for row, number in enumerate(new):
-                    kept = composed["attention_mask"][row] == 1
-                    known[keys[number]] = self._prompt(composed["input_ids"][row, kept], fields_of[row, kept])
-            index.append(np.array([known[key] for key in keys], np.int32)[row_kinds])
-        return np.stack(index, axis=1)
+        return np.stack([self.add_entity(columns, entity) for entity in range(len(self.builders))], axis=1)
+
+    def add_entity(self, columns: dict[str, Column], entity: int) -> np.ndarray:
+        """The prompt of each row of one entity, `(rows,)` int32."""
+        builder, fields, known = self.builders[entity], self.fields[entity], self.of_entries[entity]
+        entries = builder.add([columns[name] for name in fields])
+        first, row_kinds = distinct_rows(entries, int(entries.max(initial=0)) + 1)
+        kinds = np.ascontiguousarray(entries[first])
+        keys = [kind.tobytes() for kind in kinds]
+        new = [number for number, key in enumerate(keys) if key not in known]
+        if new:
+            composed = builder.table(0).compose(kinds[new])
+            fields_of = np.array([*fields.values(), NO_FIELD], np.int16)[composed["token_fields"]]
+            for row, number in enumerate(new):
+                kept = composed["attention_mask"][row] == 1
+                known[keys[number]] = self._prompt(composed["input_ids"][row, kept], fields_of[row, kept])
+        return np.array([known[key] for key in keys], np.int32)[row_kinds]
 
     def _prompt(self, tokens: np.ndarray, fields: np.ndarray) -> int:
         tokens = tokens.astype(np.int32)
@@ -215,10 +222,17 @@ class EncodedRows:
     Attributes:
         feature_ids: `(N, slots)` int32.
         prompts: the textual view, or None.
+        histories: what came before, or None.
     """
 
-    def __init__(self, feature_ids: np.ndarray, prompts: RowPrompts | EntityPrompts | None = None):
-        self.feature_ids, self.prompts = feature_ids.astype(np.int32, copy=False), prompts
+    def __init__(
+        self,
+        feature_ids: np.ndarray,
+        prompts: RowPrompts | EntityPrompts | None = None,
+        histories: Histories | None = None,
+    ):
+        self.feature_ids = feature_ids.astype(np.int32, copy=False)
+        self.prompts, self.histories = prompts, histories
 
     def __len__(self) -> int:
         return len(self.feature_ids)
@@ -234,6 +248,14 @@ class EncodedRows:
         return np.arange(len(self)) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """`feature_ids` of those rows, and their prompts, see [`RowPrompts.batch`] and [`EntityPrompts.batch`]."""
-        batch = {"feature_ids": self.feature_ids[rows].astype(np.int64)}
-        return batch if self.prompts is None else batch | self.prompts.batch(rows)
+        """`feature_ids` of those rows, their prompts, see [`RowPrompts.batch`] and [`EntityPrompts.batch`], and their
+        histories, see [`Histories.batch`]."""
+        batch, history = {"feature_ids": self.feature_ids[rows].astype(np.int64)}, None
+        if self.histories is not None:
+            of_rows, history = self.histories.batch(rows)
+            batch |= of_rows
+        if isinstance(self.prompts, EntityPrompts):
+            batch |= self.prompts.batch(rows, history)
+        elif self.prompts is not None:
+            batch |= self.prompts.batch(rows)
+        return batch

@@ -14,16 +14,10 @@ from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
 from .fields_flip import MASK_ID, PAD_ID
-from .id_tower import bi_interaction
+from .id_tower import bi_interaction, integer_keys
+from .target_attention_flip import FlipTargetAttention
 
 INTERACTION_RANK = 64
-HASH_FACTOR = 0x2545F4914F6CDD1D  # an odd number below 2^63, whose powers are the weights of positions
-
-
-def integer_keys(numbers: torch.Tensor) -> torch.Tensor:
-    """A 64-bit hash of each row of integers, `(..., n)` -> `(...)` int64; zeros at the end change nothing."""
-    factor = torch.full((numbers.shape[-1],), HASH_FACTOR, dtype=torch.long, device=numbers.device)
-    return (numbers.long() * factor.cumprod(0)).sum(-1)  # modulo 2^64
 
 
 def prompt_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -88,11 +82,20 @@ class FlipTextInteraction(nn.Module):
     """The pooled states of a row's prompts -> the textual view of the row, one vector.
 
     `sum_e A_e x_e + C sum_{e < f} (B_e x_e) * (B_f x_f)`: each `A_e` starts as the identity and C at zero. With E
-    prompts of N candidates the parts `A x` and `B x` can be kept: what is left a row is a product of low rank.
+    prompts of N candidates the parts `A x` and `B x` can be kept: what is left a row is a product of low rank. What the
+    prompts of the history say of the row's item is added, and starts at zero.
+
+    Args:
+        history_entity: the number of the entity whose prompts the history has, or None without a history.
     """
 
-    def __init__(self, hidden_size: int, num_entities: int, rank: int = INTERACTION_RANK):
+    def __init__(
+        self, hidden_size: int, num_entities: int, history_entity: int | None = None, rank: int = INTERACTION_RANK
+    ):
         super().__init__()
+        self.history_entity, self.history = history_entity, None
+        if history_entity is not None:
+            self.history = FlipTargetAttention(hidden_size, hidden_size, hidden_size)
         self.own = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_entities))
         self.factors = nn.ModuleList(nn.Linear(hidden_size, rank, bias=False) for _ in range(num_entities))
         self.product = nn.Linear(rank, hidden_size, bias=False)
@@ -101,14 +104,31 @@ class FlipTextInteraction(nn.Module):
         for name, parameter in self.own.named_parameters():
             (init.eye_ if name.endswith("weight") else init.zeros_)(parameter)
         init.zeros_(self.product.weight)
+        if self.history is not None:
+            init.zeros_(self.history.output.weight)
 
     def alone(self, pooled: torch.Tensor, entity: int) -> torch.Tensor:
         """What the prompt of one entity says without the others, `(..., H)` -> `(..., H)`."""
         return self.own[entity](pooled)
 
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """`(B, E, H)` -> `(B, H)`."""
-        parts = pooled.unbind(1)
+    def forward(
+        self, pooled: torch.Tensor, prompt_index: torch.Tensor, history_outcomes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The pooled states of prompts -> the textual view of rows, `(B, H)`.
+
+        Args:
+            pooled: `(P, H)`.
+            prompt_index: `(B, E + n)`, which prompt each row has of each entity, and of the history's entries.
+            history_outcomes: `(B, n)`: 1 not clicked, 2 clicked, 0 for no entry.
+        """
+        of_entities, of_history = prompt_index.split([len(self.own), prompt_index.shape[1] - len(self.own)], dim=1)
+        parts = pooled[of_entities].unbind(1)
         own = torch.stack([self.alone(part, entity) for entity, part in enumerate(parts)]).sum(0)
         factors = torch.stack([layer(part) for layer, part in zip(self.factors, parts)], dim=1)  # (B, E, rank)
-        return own + self.product(bi_interaction(factors))
+        state = own + self.product(bi_interaction(factors))
+        if self.history is None:
+            return state
+        if history_outcomes is None:  # as an empty history; of one place, so that each weight has a gradient
+            of_history, history_outcomes = of_entities[:, :1], torch.zeros_like(of_entities[:, :1])
+        entries = self.history.entry(pooled)[of_history]
+        return state + self.history(parts[self.history_entity], entries, history_outcomes)

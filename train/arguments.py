@@ -291,6 +291,21 @@ class PredictArguments(LoadingOptions, ScoringOptions):
     model_name_or_path: str = required(CLICK_MODEL, model=True)
     input: str = required("file with the rows (.parquet, .csv, .jsonl)", path=True)
     output: str = required("file to write, the rows with their probabilities (the same formats)", path=True)
+    items: str | None = option(
+        None,
+        "file with a row for each item that histories name (the items.parquet of a dataset folder); not needed where "
+        "the entries have all fields of their item",
+        path=True,
+    )
+    events: str | None = option(
+        None,
+        "file with what users did, an event a row: the user's key, the item's key and `clicked`, which histories are "
+        "made of",
+        path=True,
+    )
+    time_column: str | None = option(
+        None, "column of events and rows: only earlier events are in a row's history (all of them when not given)"
+    )
 
 
 @dataclass

@@ -82,7 +82,7 @@ def run(args: FinetuneArguments) -> dict:
     logger.info(f"{args.strategy}: {train_set.num_rows:,} training rows")
 
     # 4. Train; validation decides what is kept
-    collator = FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate)
+    collator = FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
     loader = training_loader(train_set, collator, accelerator, args)
 
     def evaluate() -> dict[str, float]:

@@ -233,6 +233,12 @@ class ClickOptions(Options):
     early_stopping_patience: int | None = option(
         3, "stop after so many evaluations without a better AUC - LogLoss", at_least=1
     )
+    short_history_rate: float = option(
+        0.0,
+        "share of training rows whose history is cut to a random number of its last entries, 0 included",
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from scipy.special import expit
 
 from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.readers.events import with_histories
 from flip_ctr.data.readers.row_files import file_format, lists_as_text, read_rows, write_rows
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
@@ -28,6 +29,8 @@ def run(args: PredictArguments) -> pa.Table:
     """
     file_format(args.output)  # before any work
     import_custom_code(args.custom_code)
+    if args.time_column is not None and args.events is None:
+        raise ValueError("--time_column says which of the --events count, and there are none")
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
@@ -35,10 +38,13 @@ def run(args: PredictArguments) -> pa.Table:
     rows = read_rows(args.input, fields)
     if len(rows) == 0:
         raise ValueError(f"{args.input} has no rows")
+    items = None if args.items is None else read_rows(args.items, fields)
+    if args.events is not None:
+        rows = with_histories(rows, read_rows(args.events, fields), fields, args.time_column)
     try:
         # the fields alone: a label in the file is not needed here, and need not be valid
         known = rows.select([field.name for field in fields if field.name in rows.column_names])
-        dataset = EncodedDataset(processor, known, prompts=not processor.id_only)
+        dataset = EncodedDataset(processor, known, not processor.id_only, items)
         if file_format(args.output) == ".csv":  # what cannot be written is known before the work
             rows = lists_as_text(rows, fields)
     except ValueError as error:

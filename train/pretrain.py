@@ -56,12 +56,13 @@ def run(args: PretrainArguments) -> dict:
         "id_mask_ratio": args.id_mask_ratio if args.mtm_weight else None,
         "mask_unit": args.mask_unit,
     }
+    reader = processor.without_history()  # no objective reads what came before
     collator, eval_collator = (
-        FlipPretrainingCollator(processor, args.seed, *rates, **masks)
+        FlipPretrainingCollator(reader, args.seed, *rates, **masks)
         for rates in ((args.unk_rate, args.cold_rate), (0.0, 0.0))
     )
-    train_set = training_split(accelerator, processor, train_rows, args, args.pretrains_text)
-    eval_set = encode_split(accelerator, processor, eval_rows, args.pretrains_text)
+    train_set = training_split(accelerator, reader, train_rows, args, args.pretrains_text)
+    eval_set = encode_split(accelerator, reader, eval_rows, args.pretrains_text)
     if len(eval_set) < accelerator.num_processes:
         raise ValueError(
             f"the split 'validation' has {len(eval_set)} rows for {accelerator.num_processes} processes; each needs one"

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
+from flip_ctr.modeling_flip.histories_flip import NO_ENTRY, NO_ITEM, HistoryItems, read_histories
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import (
     EntityPrompts,
@@ -29,7 +31,7 @@ from flip_ctr.modeling_flip.prompt_tables_flip import (
 
 logger = logging.getLogger("flip_ctr")
 
-FORMAT = 2  # of the files, and of how rows are encoded
+FORMAT = 3  # of the files, and of how rows are encoded
 KEPT = 4  # encoded forms of one split that are kept: the last ones used
 LIST = "arrays.json"  # names of the arrays; the last file to be written
 OF_SAVING = (
@@ -104,6 +106,10 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
         builder = processor.entity_prompts_builder() if by_entity else processor.piece_builders()[0]
     users: dict = {}
     writers: dict[str, _NpyWriter] = {}
+    items, whole = processor.read_items(rows.items()), {}
+    if items is not None:
+        of_entities = builder if isinstance(builder, EntityPromptsBuilder) else None
+        whole = dict(zip(("item_ids", "item_prompts"), processor.encode_items(items.columns, of_entities)))
 
     def encoded(part) -> dict[str, np.ndarray | None]:
         columns = extractor.read(part)
@@ -116,6 +122,8 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
         elif builder is not None:
             arrays["entries"] = builder.add([columns[field.name] for field in processor.text_fields])
             arrays["lengths"] = builder.lengths(arrays["entries"])
+        if items is not None:
+            arrays["history_items"], arrays["history_outcomes"] = _of_full_width(processor, part, items)
         if user_column:
             codes = part.column(user_column).combine_chunks().dictionary_encode()
             numbers = [users.setdefault(user, len(users)) for user in codes.dictionary.to_pylist()]
@@ -140,11 +148,20 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
             table, names = builder.prompts(np.empty(0, np.int32)), (*names, "token_fields")
         else:
             table = builder.table(0)
-        for name in names:
-            array = getattr(table, name)
+        whole |= {name: getattr(table, name) for name in names}
+    for name, array in whole.items():
+        if array is not None:
             writer = _NpyWriter(folder / f"{name}.npy", len(array))
             writer.write(array)
             writer.close()
+
+
+def _of_full_width(processor: FlipProcessor, part, items: HistoryItems) -> Iterator[np.ndarray]:
+    """The items and outcomes of a part's histories, as many columns in each part."""
+    read = read_histories(part, processor.feature_extractor.all_fields, items)
+    for array, filler in zip(read[:2], (NO_ITEM, NO_ENTRY)):
+        missing = processor.history_field.max_values - array.shape[1]
+        yield np.pad(array, ((0, 0), (0, missing)), constant_values=filler)
 
 
 def read_cache(folder: Path) -> dict[str, np.ndarray] | None:

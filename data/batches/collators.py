@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID
+from flip_ctr.modeling_flip.histories_flip import NO_ENTRY
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import NO_FIELD
@@ -19,8 +20,9 @@ from flip_ctr.modeling_flip.prompts_flip import integer_keys, prompt_keys
 
 MASK_UNITS = ("field", "entity", "token")
 # independent streams of random numbers for one row
-TEXT_MASK, ID_MASK, UNKNOWN, NOISE, PAIRS, COLD = range(6)
+TEXT_MASK, ID_MASK, UNKNOWN, NOISE, PAIRS, COLD, HISTORY = range(7)
 PROMPT_ARRAYS = ("input_ids", "attention_mask", "token_fields")
+HISTORY_ARRAYS = ("history_ids", "history_outcomes")
 
 
 def row_uniform(seed: int, epoch: int, stream: int, rows: np.ndarray, columns: int) -> np.ndarray:
@@ -72,11 +74,20 @@ class FlipCollator:
             outside training.
         cold_rate: share of the users, and of the items, that an epoch treats as new: their key ids are dropped to
             `[UNK]` in all rows. In batches of a list each batch draws others. 0 outside training.
+        short_history_rate: share of the rows whose history is cut to a random number of its last entries, 0 included,
+            so that users with few are learned too. 0 outside training.
     """
 
-    def __init__(self, processor: FlipProcessor, seed: int = 0, unk_rate: float = 0.0, cold_rate: float = 0.0):
+    def __init__(
+        self,
+        processor: FlipProcessor,
+        seed: int = 0,
+        unk_rate: float = 0.0,
+        cold_rate: float = 0.0,
+        short_history_rate: float = 0.0,
+    ):
         self.seed, self.epoch, self.processor = seed, 0, processor
-        self.unk_rate, self.cold_rate = unk_rate, cold_rate
+        self.unk_rate, self.cold_rate, self.short_history_rate = unk_rate, cold_rate, short_history_rate
         self.id_fields = [field for field in processor.feature_extractor.all_fields if field.on_id_side]
         self.slot_fields = np.array(processor.feature_extractor.slot_fields)  # (S,)
         keys = [
@@ -103,9 +114,19 @@ class FlipCollator:
             for slot in slots:
                 ids[dropped[:, entity], slot] = UNK_ID
 
+    def shorten_histories(self, batch: dict[str, np.ndarray]) -> None:
+        """Some rows lose all but the last entries of their history."""
+        outcomes = batch["history_outcomes"]  # (B, n)
+        chosen, share = row_uniform(self.seed, self.epoch, HISTORY, batch["rows"], 2).T
+        lengths = (outcomes != NO_ENTRY).sum(1)
+        kept = np.where(chosen < self.short_history_rate, (share * (lengths + 1)).astype(np.int64), lengths)
+        outcomes[np.arange(outcomes.shape[1]) < (lengths - kept)[:, None]] = NO_ENTRY
+
     def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.unk_rate > 0 or self.cold_rate > 0:
             self.drop_keys(batch)
+        if self.short_history_rate > 0 and "history_outcomes" in batch:
+            self.shorten_histories(batch)
         return {name: values for name, values in batch.items() if name not in ("rows", "token_fields")}
 
     def read_features(self, features: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -115,6 +136,8 @@ class FlipCollator:
             values = [np.asarray(feature[name]) for feature in features]
             if name in PROMPT_ARRAYS:
                 batch[name] = self._padded(name, values)
+            elif name in HISTORY_ARRAYS:
+                batch[name] = self._padded(name, values, along=0)
             elif name in ("feature_ids", "labels", "sample_weight"):
                 batch[name] = np.stack(values).astype(np.float32 if name == "sample_weight" else np.int64)
         if "attention_mask" in batch:
@@ -122,12 +145,19 @@ class FlipCollator:
             batch |= {name: batch[name][..., :longest] for name in PROMPT_ARRAYS if name in batch}
         return batch
 
-    def _padded(self, name: str, values: list[np.ndarray]) -> np.ndarray:
-        filler = {"input_ids": self.processor.pad_token_id, "attention_mask": 0, "token_fields": NO_FIELD}[name]
-        longest = max(value.shape[-1] for value in values)
-        padded = np.full((len(values), *values[0].shape[:-1], longest), filler, np.int64)
+    def _padded(self, name: str, values: list[np.ndarray], along: int = -1) -> np.ndarray:
+        """The values of all rows in one array, the shorter ones padded along one of their dimensions. Rows with shorter
+        histories have fewer prompts; behind theirs stands the first one, which is read anyway."""
+        fillers = {"input_ids": self.processor.pad_token_id, "token_fields": NO_FIELD}
+        prompts = max(len(value) for value in values)
+        if along == -1 and values[0].ndim == 2:
+            values = [np.concatenate([value, np.repeat(value[:1], prompts - len(value), axis=0)]) for value in values]
+        longest = max(value.shape[along] for value in values)
+        shape = list(values[0].shape)
+        shape[along] = longest
+        padded = np.full((len(values), *shape), fillers.get(name, PAD_ID), np.int64)
         for row, value in zip(padded, values):
-            row[..., : value.shape[-1]] = value
+            row[tuple(slice(size) for size in value.shape)] = value
         return padded
 
     def __call__(self, batch: dict[str, np.ndarray] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -199,6 +229,12 @@ class FlipPretrainingCollator(FlipCollator):
         return (pick(uniform, group_eligible, ratio) @ members) & eligible
 
     def read_features(self, features: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        # no objective reads what came before
+        features = [{k: v for k, v in feature.items() if k not in HISTORY_ARRAYS} for feature in features]
+        if self.by_entity:
+            entities = len(self.processor.prompt_fields)
+            of_prompts = [name for name in PROMPT_ARRAYS if name in features[0]]
+            features = [one | {name: one[name][:entities] for name in of_prompts} for one in features]
         batch = super().read_features(features)
         if self.text_mask_ratio is not None and "token_fields" not in batch:
             raise ValueError(

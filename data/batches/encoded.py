@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from flip_ctr.data.batches.cache import cached_split, read_cache
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
+from flip_ctr.modeling_flip.histories_flip import Histories
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import EncodedRows, EntityPrompts, PromptTable, RowPrompts
 
@@ -35,6 +36,7 @@ class EncodedDataset(Dataset):
         processor: its vocabularies and tokenizer encode the rows.
         rows: a [`SplitRows`]; or rows in memory, in any form that [`FlipProcessor`] takes.
         prompts: whether to keep the textual view (not for an ID-only strategy).
+        items: the items that the histories of rows in memory name, see [`FlipProcessor.encode`]; a folder has its own.
 
     Attributes:
         rows: the split on disk; None where the rows were in memory.
@@ -44,14 +46,14 @@ class EncodedDataset(Dataset):
             memory.
     """
 
-    def __init__(self, processor: FlipProcessor, rows: Any, prompts: bool = True):
+    def __init__(self, processor: FlipProcessor, rows: Any, prompts: bool = True, items: Any = None):
         self.processor, self.prompts, self.rows = processor, prompts, rows if isinstance(rows, SplitRows) else None
         self.users = None
         if self.rows is not None:
             self._folder = cached_split(processor, rows, prompts)
             self._map()
         else:
-            self.encoded = processor.encode(rows, prompts)
+            self.encoded = processor.encode(rows, prompts, items=items)
             self.labels, self.weights = processor.read_targets(rows)
 
     def _map(self) -> None:
@@ -67,7 +69,11 @@ class EncodedDataset(Dataset):
             fields = arrays["entries"].shape[1]
             table = PromptTable(arrays["tokens"], arrays["offsets"], fields, self.processor.pad_token_id)
             prompts = RowPrompts(table, arrays["entries"], arrays["lengths"])
-        self.encoded = EncodedRows(arrays["feature_ids"], prompts)
+        histories = None
+        if "history_items" in arrays:
+            of_rows = (arrays[name] for name in ("history_items", "history_outcomes", "item_ids"))
+            histories = Histories(*of_rows, arrays.get("item_prompts"))
+        self.encoded = EncodedRows(arrays["feature_ids"], prompts, histories)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a loader worker, which maps the arrays itself: as they are they would be copied into its memory."""

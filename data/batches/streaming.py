@@ -53,6 +53,7 @@ class StreamedDataset(IterableDataset):
         window_rows: int = WINDOW_ROWS,
     ):
         self.processor, self.rows, self.prompts = processor, rows, prompts
+        self.items = processor.read_items(rows.items())
         self.batch_size, self.seed, self.group_rows = batch_size, seed, batch_size * group
         self.num_processes, self.process_index = num_processes, process_index
         self.window_rows = -(-window_rows // self.group_rows) * self.group_rows
@@ -122,7 +123,7 @@ class StreamedDataset(IterableDataset):
         turn = 0  # of the workers: the loader takes a batch of each in turn
         for window, (numbers, table) in enumerate(self.windows(first), first):
             with self.rows.naming_rows(numbers):
-                encoded = self.processor.encode(table, self.prompts, cached=True)
+                encoded = self.processor.encode(table, self.prompts, cached=True, items=self.items)
                 labels, weights = self.processor.read_targets(table)
             for picked in islice(self.plan(window, encoded.lengths, len(table)), skip, None):
                 if turn % workers == index:

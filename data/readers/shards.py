@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import RowError
-from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
+from flip_ctr.modeling_flip.histories_flip import CLICKED
 
+ITEMS_NAME = "items.parquet"  # a row an item, where the rows have histories
 PART_ROWS = 65_536  # rows in memory at a time
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet")
 
@@ -82,6 +84,9 @@ def fits(arrow: pa.DataType, field: FlipField) -> bool:
     """Whether an Arrow column can hold a field's values; single values may still not be of its type (text that is no
     number)."""
     kinds = pa.types
+    if field.is_history:  # a list of entries
+        names = [one.name for one in getattr(arrow, "value_type", None) or ()] if hasattr(arrow, "value_field") else []
+        return field.history_of in names and CLICKED in names
     if field.is_multi_valued and hasattr(arrow, "value_field"):  # a list
         arrow = arrow.value_type
     if kinds.is_dictionary(arrow):
@@ -155,6 +160,8 @@ class SplitRows:
                 arrow = shard.schema.field(field.name).type
                 if not fits(arrow, field):
                     kind = f"{field.type}, {field.kind}" if field.is_multi_valued else field.type
+                    if field.is_history:
+                        kind = f"a history, a list of structs of {field.history_of} and {CLICKED},"
                     raise ValueError(
                         f"{where}: column '{field.name}' is of type {arrow}, which does not fit {kind} of "
                         f"{SCHEMA_NAME}."
@@ -195,11 +202,32 @@ class SplitRows:
         rows._sample, rows.group_starts = None, self._row_starts
         return rows
 
+    @property
+    def _items_path(self) -> Path:
+        path = self.dataset_dir / ITEMS_NAME
+        if not path.is_file():
+            raise ValueError(f"{self.dataset_dir} has no {ITEMS_NAME}, which says what items the histories name")
+        return path
+
+    def items(self) -> pa.Table | None:
+        """The items that the rows' histories name, one a row; None where the rows have no histories.
+
+        Raises:
+            ValueError: there is no such file beside the splits, or it is damaged.
+        """
+        if history_field(self.schema.fields) is None:
+            return None
+        try:
+            return pq.read_table(self._items_path)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{self._items_path} is not a whole Parquet file: {error}") from error
+
     # --- what the rows are known by
 
     def key(self) -> list:
         """Tells these rows from others by what the files look like; cheap, and changes with each writing."""
-        return [[shard.stamp for shard in self.shards], self._sample_digest(), self.schema.user_column]
+        items = [Shard.read(self._items_path).stamp] if history_field(self.schema.fields) else []
+        return [[shard.stamp for shard in self.shards], self._sample_digest(), self.schema.user_column, *items]
 
     def content_digest(self) -> str:
         """Of the files' bytes and the sample: the same wherever the files lie. Reads them."""

@@ -22,7 +22,8 @@ from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import canonical_value
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY, PIPELINE_TASK, FlipConfig
-from flip_ctr.modeling_flip.fields_flip import NUM_RESERVED_IDS
+from flip_ctr.modeling_flip.fields_flip import NUM_RESERVED_IDS, fields_of_items
+from flip_ctr.modeling_flip.histories_flip import CLICKED
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
@@ -169,6 +170,7 @@ def write_card(
         "fields_table": _fields_table(processor),
         "training": _training(record, results),
         "users": _fields_of_users(model, processor),
+        "history": next((field.name for field in extractor.all_fields if field.is_history), None),
         "has_users": any(field.entity == "user" for field in extractor.all_fields),
         "secret_key": bool(extractor.hash_check),
         "dataset": data["title"],
@@ -308,7 +310,10 @@ def _example_row(processor: FlipProcessor, rows: SplitRows) -> dict:
             break
     example = rows.take([picked]).to_pylist()[0]
     for field in extractor.all_fields:
-        if field.entity == "user":
+        if field.is_history:  # nobody's: the row's own item
+            of_item = [one.name for one in fields_of_items(extractor.all_fields)]
+            example[field.name] = [{name: example[name] for name in of_item} | {CLICKED: 1}]
+        elif field.entity == "user":
             hidden = field.key or field.name in extractor.hashed_fields or field.name not in vocabularies
             shown = BLANKS[field.type] if hidden else CONVERT[field.type](vocabularies[field.name][0])
             example[field.name] = None if hidden and field.nullable else [shown] if field.is_multi_valued else shown
@@ -396,6 +401,8 @@ def _fields_table(processor: FlipProcessor) -> str:
     hashed = processor.feature_extractor.hashed_fields
 
     def ids(field) -> str:
+        if field.is_history:
+            return f"of `{field.history_of}`, the last {field.max_values}"
         if not field.on_id_side:
             return ""
         what = "" if field.has_vocabulary else " buckets"

@@ -268,7 +268,7 @@ def naive_pretraining(model: FlipForPretraining, batch) -> dict[str, torch.Tenso
             loss = loss - similar[:, prompt].log_softmax(0)[positives].logsumexp(0)
         terms.append(loss / (2 * len(ids)))
     of_rows = flip.project(flip.id_tower(batch["feature_ids"]), flip.id_projection)
-    of_texts = flip.project(flip.text_interaction(pooled[index]), flip.text_projection)
+    of_texts = flip.project(flip.text_interaction(pooled, index), flip.text_projection)
     similar, loss, anchors = scale * of_rows @ of_texts.T, 0.0, 0
     for row in range(rows):
         user = [other for other in range(rows) if tuple(alone(other, USER)) == tuple(alone(row, USER))]

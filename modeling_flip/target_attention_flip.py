@@ -1,0 +1,72 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""What a user's history says of a row's item."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_flip import FlipConfig
+from .histories_flip import IS_CLICKED, NO_ENTRY, NOT_CLICKED
+
+ATTENTION_DIM = 64
+NUM_HEADS = 4
+SMALLEST_SHARE = 0.05  # of the attention, that a ratio of clicks is smoothed with
+PRIOR_ENTRIES = 2.0  # clicked and not clicked, that are added to a history
+
+
+class TargetLinear(nn.Linear):
+    """A linear layer that starts with variance-preserving weights (Xavier), whatever the size of what it reads."""
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.xavier_normal_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+
+class FlipTargetAttention(nn.Module):
+    """Attention of a row's item over the history, and the clicks there (after DIN: Zhou et al., KDD 2018).
+
+    Each head weighs the entries by their likeness to the row's item, beside a place that stands for no entry, so that a
+    history may have nothing to say and an empty one says nothing. Clicked entries and others are summed up apart; what
+    the entries say is: both sums, the log ratio of the attention on clicked entries and on others (which of its
+    neighbours the user clicked), and the same of the whole history with the logarithm of its length.
+
+    Args:
+        target_dim, entry_dim: sizes of the vectors of the row's item, and of an entry's.
+        output_dim: size of the result.
+    """
+
+    def __init__(self, target_dim: int, entry_dim: int, output_dim: int):
+        super().__init__()
+        self.target = TargetLinear(target_dim, ATTENTION_DIM)
+        self.entry = TargetLinear(entry_dim, 2 * ATTENTION_DIM)  # key and value
+        self.nothing = nn.Parameter(torch.zeros(NUM_HEADS))
+        self.output = TargetLinear(2 * ATTENTION_DIM + NUM_HEADS + 2, output_dim)
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.zeros_(self.nothing)
+
+    def forward(self, target: torch.Tensor, entries: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            target: `(B, target_dim)`.
+            entries: `(B, n, 2 ATTENTION_DIM)`, what the layer `entry` makes of the entries' vectors.
+            outcomes: `(B, n)`: 1 not clicked, 2 clicked, 0 where there is no entry.
+
+        Returns `(B, output_dim)`.
+        """
+        entries = entries.unflatten(-1, (2, NUM_HEADS, -1))
+        keys, values = entries.permute(2, 0, 3, 1, 4)  # (B, heads, n, d) each
+        query = self.target(target).unflatten(-1, (NUM_HEADS, 1, -1))  # (B, heads, 1, d)
+        scores = (query @ keys.mT / query.shape[-1] ** 0.5).squeeze(2)
+        scores = scores.masked_fill((outcomes == NO_ENTRY)[:, None], torch.finfo(scores.dtype).min)
+        nothing = self.nothing.to(scores.dtype)[None, :, None].expand(len(scores), -1, 1)
+        weights = torch.cat([scores, nothing], dim=-1).softmax(-1)[..., :-1]  # (B, heads, n)
+        of_outcome = torch.stack([outcomes == IS_CLICKED, outcomes == NOT_CLICKED], dim=1)  # (B, 2, n)
+        parts = weights[:, :, None] * of_outcome[:, None]  # (B, heads, 2, n)
+        said = (parts.to(values.dtype) @ values).flatten(1)
+        shares = (parts.sum(-1) + SMALLEST_SHARE).log().unbind(-1)
+        counts = of_outcome.sum(-1).to(weights.dtype).split(1, dim=-1)  # (B, 1) each
+        rate = [(count + PRIOR_ENTRIES).log() for count in counts]
+        facts = [shares[0] - shares[1], rate[0] - rate[1], sum(counts).log1p()]
+        return self.output(torch.cat([said, *facts], dim=-1))

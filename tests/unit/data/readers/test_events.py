@@ -1,0 +1,68 @@
+"""Histories from a table of events: a plain loop says the same."""
+
+import datetime
+
+import pyarrow as pa
+import pytest
+import tiny
+
+from flip_ctr import FlipField
+from flip_ctr.data.readers.events import with_histories
+
+FIELDS = [
+    *tiny.FIELDS,
+    FlipField("history", "int", kind="history", history_of="movie_id", max_values=2, entity="user"),
+]
+EVENTS = [
+    {
+        "user_id": 1 + number % 3,
+        "movie_id": 100 + number,
+        "clicked": number % 2,
+        "at": [5, 3, 3, 9, 1, 5, 7][number % 7],
+    }
+    for number in range(15)
+]
+ROWS = [{"user_id": user, "at": at} for user in (1, 2, 3, 77, None) for at in (0, 3, 4, 6, 100)]
+
+
+def expected(row: dict, by_time: bool) -> list[dict]:
+    before = [one for one in EVENTS if one["user_id"] == row["user_id"] and (not by_time or one["at"] < row["at"])]
+    before = sorted(before, key=lambda one: one["at"]) if by_time else before
+    return [{"movie_id": one["movie_id"], "clicked": one["clicked"]} for one in before[-2:]]
+
+
+@pytest.mark.parametrize("by_time", [True, False])
+@pytest.mark.parametrize("clock", [int, float, lambda at: datetime.datetime(2026, 1, 1) + datetime.timedelta(hours=at)])
+def test_a_history_is_the_last_events_before_the_row(by_time, clock):
+    events = pa.Table.from_pylist([one | {"at": clock(one["at"])} for one in EVENTS])
+    rows = pa.Table.from_pylist([one | {"at": clock(one["at"])} for one in ROWS])
+    found = with_histories(rows, events, FIELDS, "at" if by_time else None)
+    assert found.column("history").to_pylist() == [expected(row, by_time) for row in ROWS]
+
+
+def test_no_events_are_no_history():
+    events = pa.Table.from_pylist(EVENTS).slice(0, 0)
+    assert with_histories(pa.Table.from_pylist(ROWS), events, FIELDS, "at").column("history").to_pylist() == [[]] * 25
+
+
+@pytest.mark.parametrize(
+    "rows, events, fields, time, message",
+    [
+        (ROWS, EVENTS, tiny.FIELDS, None, "the model reads no histories"),
+        (ROWS, EVENTS, [one for one in FIELDS if one.name != "user_id"], None, "no field that is the key of a user"),
+        ([{"user_id": 1, "history": []}], EVENTS, FIELDS, None, "have a column 'history' already"),
+        (
+            ROWS,
+            [{"user_id": 1, "movie_id": 1}],
+            FIELDS,
+            None,
+            "events: no column 'clicked'; there are user_id, movie_id",
+        ),
+        ([{"user_id": 1}], EVENTS, FIELDS, "at", "rows: no column 'at'"),
+        ([{"user_id": 1, "at": 0.5}], EVENTS, FIELDS, "at", "'at' is int64 in the events, and double in the rows"),
+        ([{"user_id": 1, "at": 1}, {"user_id": 1}], EVENTS, FIELDS, "at", "'at' of the rows has 1 nulls"),
+    ],
+)
+def test_errors_name_table_and_column(rows, events, fields, time, message):
+    with pytest.raises(ValueError, match=message):
+        with_histories(pa.Table.from_pylist(rows), pa.Table.from_pylist(events), fields, time)
