@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import tiny
 import torch
+from past import FIELDS, OF_ITEM, items_of, past_rows
 
 from flip_ctr import FlipCollator, FlipField, FlipForCTR, FlipForPretraining, FlipPretrainingCollator, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
@@ -13,30 +14,12 @@ from flip_ctr.modeling_flip.histories_flip import read_histories
 from flip_ctr.modeling_flip.id_tower import BUILT_IN_TOWERS
 from flip_ctr.modeling_flip.target_attention_flip import FlipTargetAttention
 
-HISTORY = FlipField(
-    "history", "int", kind="history", history_of="movie_id", max_values=3, entity="user", nullable=False
-)
-FIELDS = [*tiny.FIELDS, HISTORY]
-OF_ITEM = ("movie_id", "title", "genre")
-ITEM_SLOTS = 3  # each of these has one id
-
-
-def past_rows(count: int = 24, whole: bool = False) -> list[dict]:
-    """Toy rows, each with what its user had before: none, few, and more than are kept; `whole` entries have all fields
-    of their item."""
-    rows, past = tiny.toy_rows(count), {}
-    for row in rows:
-        before = past.setdefault(row["user_id"], [])
-        row["history"] = list(before) if row["user_id"] != 3 else []
-        names = OF_ITEM if whole else OF_ITEM[:1]
-        before.append({name: row[name] for name in names} | {"clicked": row["label"]})
-        before.append(before[0] | {"clicked": 1 - row["label"]})
-    return rows
+ITEM_SLOTS = 3  # each of the fields of an item has one id
 
 
 @pytest.fixture(scope="module")
 def items() -> list[dict]:
-    return list({row["movie_id"]: {name: row[name] for name in OF_ITEM} for row in tiny.toy_rows()}.values())
+    return items_of(tiny.toy_rows())
 
 
 @pytest.fixture(scope="module")
