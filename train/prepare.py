@@ -26,12 +26,14 @@ from flip_ctr.data.prepare.dataset_folder import (
     REJECTED_NAME,
     check_output_dir,
     new_dataset_folder,
+    write_items,
     write_rejected,
     write_split,
     write_texts,
 )
 from flip_ctr.data.prepare.dataset_picture import plot_dataset
 from flip_ctr.data.prepare.engines import Engine
+from flip_ctr.data.prepare.histories import history_lengths, history_rule
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.prompt_lengths import prompt_lengths
 from flip_ctr.data.prepare.split_statistics import check_splits, entity_prompts, split_statistics
@@ -69,6 +71,8 @@ def open_source(args: PrepareArguments) -> Source:
         seed=args.split_seed,
         ratios=tuple(args.ratios or RATIOS),
         statistics=args.statistics or (),
+        history=args.history,
+        support_rows=args.support_rows,
     )
 
 
@@ -95,10 +99,13 @@ def run(args: PrepareArguments) -> dict:
             statistics = split_statistics(prepared.rows, source.fields, engine.fetch)
             check_splits(statistics, source.fields, plan.split, source.label_rule, source.way_out)
             prompts = entity_prompts(prepared.rows, source.fields, engine.fetch)
+            lengths = history_lengths(prepared.rows, engine.fetch) if plan.history else None
 
             # 3. The shards, and every line that became no row.
             for code, name in enumerate(SPLITS):
                 write_split(folder, name, prepared.split(code), prepared.schema, statistics[name]["rows"])
+            if plan.history:
+                write_items(folder, prepared.item_batches(), prepared.items_schema)
             log.close()
             write_rejected(folder, engine.batches(engine.read(work / REJECTED_NAME).order_by(["_file", "line"])))
 
@@ -119,6 +126,7 @@ def run(args: PrepareArguments) -> dict:
                 "ratios": list(plan.ratios),
                 "row_key": list(plan.row_key),
                 **({"statistics": statistics_rule(plan.split)} if plan.statistics else {}),
+                **({"history": history_rule(plan.split, plan.history)} if plan.history else {}),
             },
         )
         events = [log.files[name] for name in source.events.files]
@@ -129,8 +137,10 @@ def run(args: PrepareArguments) -> dict:
             "rows_read": sum(entry["lines"] for entry in events),
             "dropped": dict(unused) | prepared.dropped,
             "malformed": sum(entry["malformed"] for entry in events),
+            **({"support": prepared.support} if prepared.support else {}),
             "rows_kept": sum(one["rows"] for one in statistics.values()),
             "splits": statistics,
+            **({"history_lengths": lengths} if lengths else {}),
             "entity_prompts": prompts,
             "prompt_lengths": prompt_lengths(
                 {name: shard_paths(folder, name) for name in SPLITS}, source.fields, args.tokenizer_name
@@ -154,7 +164,10 @@ def summary(report: dict) -> str:
         ("read", report["rows_read"]),
         *((f"dropped: {rule}", count) for rule, count in report["dropped"].items()),
     ]
-    counts += [("malformed or unknown", report["malformed"]), ("kept", report["rows_kept"])]
+    counts.append(("malformed or unknown", report["malformed"]))
+    if "support" in report:
+        counts.append(("support, in no split", report["support"]["rows"]))
+    counts.append(("kept", report["rows_kept"]))
     width = max(28, *(len(name) + 2 for name, _ in counts))
     lines = [f"{report['dataset']:<{width}}{'rows':>10}  click rate"]
     lines += [f"{name:<{width}}{count:>10,}" for name, count in counts]

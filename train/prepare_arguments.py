@@ -16,6 +16,8 @@ OF_RATINGS = {
     "ids_in_prompt": "`sides` of the schema's fields",
     "preset": "`sides` of the schema's fields",
     "statistics": "`statistics` of the schema",
+    "history": "`history` of the schema",
+    "support_rows": "`support_rows` of the schema",
 }
 OF_TABLES = ("schema", "data_files")
 
@@ -74,6 +76,18 @@ class RowOptions(Options):
         None,
         "add the click rate, and the number, of earlier rows (of other training rows, in a split that is not by time) "
         "with the same user_id, movie_id, user_id+genre, ... as two numeric fields each. Not of a table",
+    )
+    history: int | None = option(
+        None,
+        "add the user's last so many earlier rows (other training rows, in a split that is not by time) as a list of "
+        "items, each with whether it was clicked. Not of a table",
+        at_least=1,
+    )
+    support_rows: int = option(
+        0,
+        "with --history and --split cold_users: so many first rows of each held-out user are its history, and in no "
+        "split. Not of a table",
+        at_least=0,
     )
     max_malformed_share: float = option(
         0.001, "share of a file's lines that may be malformed; above it nothing is written", at_least=0, at_most=1

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from flip_ctr.data.prepare.histories import read_history
 from flip_ctr.data.prepare.labelled_rows import Join, Plan
 from flip_ctr.data.prepare.splits import check_split
 from flip_ctr.data.prepare.statistics import read_statistics, statistic_fields
@@ -108,6 +109,8 @@ def ratings_source(
     seed: int,
     ratios: Sequence[int],
     statistics: Sequence[str] = (),
+    history: int | None = None,
+    support_rows: int = 0,
 ) -> Source:
     """What `prepare` runs for a dataset of ratings.
 
@@ -118,6 +121,7 @@ def ratings_source(
         ids_in_prompt: whether ids, and fields that name a person, are in the prompt.
         split, seed, ratios: see `splits`.
         statistics: see [`read_statistics`].
+        history, support_rows: see [`read_history`].
 
     Raises:
         FileNotFoundError: a raw file is missing.
@@ -127,13 +131,15 @@ def ratings_source(
     check_split(split, owner=raw.files[0], user=raw.user, item=raw.item, time=raw.time)
     fields = raw.fields(ids_in_prompt)
     rates = read_statistics(statistics, fields, "--statistics")
+    columns = tuple([one.name for one in fields] + ([raw.time] if raw.time else []))
+    past = read_history(history, support_rows, fields, split=split, user=raw.user, item=raw.item, columns=columns)
     stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
     plan = Plan(
         events="ratings",
         joins=raw.joins,
         label=f"rating >= {click_threshold}",
         drops={f"rating {rating}": f"rating == {rating}" for rating in dropped},
-        columns=tuple([one.name for one in fields] + ([raw.time] if raw.time else [])),
+        columns=columns,
         row_key=raw.row_key,
         unique=raw.unique,
         again_reason=raw.again_reason,
@@ -144,12 +150,13 @@ def ratings_source(
         seed=seed,
         ratios=ratios,
         statistics=rates,
+        history=past,
     )
     return Source(
         dataset=raw.name,
         tables=raw.tables(folder),
         plan=plan,
-        fields=fields + statistic_fields(rates, fields),
+        fields=fields + statistic_fields(rates, fields) + ([past.field] if past else []),
         label_rule=f"a rating of at least {click_threshold} is a click{stars}",
         protocol={"click_threshold": click_threshold, "drop_ratings": list(dropped)},
         card_facts=raw.card_facts,

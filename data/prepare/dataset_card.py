@@ -3,7 +3,7 @@
 
 import yaml
 
-from flip_ctr.data.prepare.dataset_folder import PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
+from flip_ctr.data.prepare.dataset_folder import ITEMS_NAME, PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
 
 
@@ -12,7 +12,8 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
 
     Args:
         report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see
-            `split_statistics`), `entity_prompts` and `prompt_lengths`.
+            `split_statistics`), `entity_prompts` and `prompt_lengths`; where there are histories with
+            `history_lengths`, and where rows are support with `support`.
         facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned;
             each where it is known.
         has_picture: whether `dataset.png` lies in the folder.
@@ -45,13 +46,17 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
             *(f"{100 * splits[name]['fields'][field.name]['unseen_share']:.2f} %" for name in SPLITS[1:]),
         ]
         for field in schema.fields
+        if not field.is_history
     ]
     column_header = ["column", "type", "entity", "views", "values in train", "nulls"]
     column_header += [f"unseen in {name}" for name in SPLITS[1:]]
     values = f"\n{facts['values']}\n" if "values" in facts else ""
     accounts = [["rows read", report["rows_read"]]]
     accounts += [[f"dropped: {rule}", count] for rule, count in report["dropped"].items()]
-    accounts += [["malformed, or of an unknown user or item", report["malformed"]], ["kept", report["rows_kept"]]]
+    accounts.append(["malformed, or of an unknown user or item", report["malformed"]])
+    if "support" in report:
+        accounts.append(["support of held-out users, in no split", report["support"]["rows"]])
+    accounts.append(["kept", report["rows_kept"]])
     ends = [f"\n## Licence\n\n{facts['licence']}\n"] if "licence" in facts else []
     ends += [f"\n## Citation\n\n```bibtex\n{facts['citation']}\n```\n"] if "citation" in facts else []
     picture = f"\n![rows and clicks, unseen values, prompt lengths]({PICTURE_NAME})\n" if has_picture else ""
@@ -68,7 +73,7 @@ read or used, with file, line, reason and text.
 * **Label** `{schema.label}`: {protocol["label_rule"]}.
 * **Split** `{protocol["split"]}`, {":".join(map(str, protocol["ratios"]))}, seed {protocol["split_seed"]}:
   {protocol["split_rule"]}.
-{_statistics(protocol)}{picture}
+{_statistics(protocol)}{_history(schema)}{picture}
 ## Splits
 
 {markdown_table(split_header, rows)}
@@ -79,7 +84,7 @@ read or used, with file, line, reason and text.
 
 *Values* are distinct values; *unseen* is the share of rows whose value no training row has (of a multi-valued field:
 of its values).
-{values}{_prompts(report["entity_prompts"], report["prompt_lengths"])}
+{values}{_histories(report)}{_prompts(report["entity_prompts"], report["prompt_lengths"])}
 ## Where the rows went
 
 {markdown_table(["", "rows"], accounts)}
@@ -89,6 +94,37 @@ of its values).
 def _statistics(protocol: dict) -> str:
     rule = protocol.get("statistics")
     return f"* **Click rates** (`..._click_rate`, `..._rows`) count {rule}.\n" if rule else ""
+
+
+def _history(schema: DatasetSchema) -> str:
+    field = next((one for one in schema.fields if one.is_history), None)
+    if field is None:
+        return ""
+    what = f"the last {field.max_values} values of `{field.history_of}`, newest last, each with whether it was clicked"
+    return (
+        f"* **Histories** (`{field.name}`): {what}, of {schema.protocol['history']}.\n"
+        f"  `{ITEMS_NAME}` says what item each key is.\n"
+    )
+
+
+def _histories(report: dict) -> str:
+    """The section on histories; empty where there are none."""
+    if "history_lengths" not in report:
+        return ""
+    rows = [
+        [split, f"{one['mean']:.2f}", f"{100 * one['empty']:.2f} %"] for split, one in report["history_lengths"].items()
+    ]
+    support = ""
+    if "support" in report:
+        support = (
+            f"\n{report['support']['rows']:,} rows are support: they are in histories of held-out users, and in no "
+            f"split. {report['support']['users_without_rows']:,} held-out users have no other row.\n"
+        )
+    return f"""
+## Histories
+
+{markdown_table(["split", "mean length", "empty"], rows)}
+{support}"""
 
 
 def _prompts(entities: dict, lengths: dict) -> str:

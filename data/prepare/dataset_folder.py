@@ -3,7 +3,8 @@
 `prepare_report.json`.
 
 One that was made from raw files also has `rejected.parquet`: each line that became no row, with file, line, reason and
-text; empty where there is none. It lies outside `data/`, so that nothing takes it for a split.
+text; empty where there is none. One with histories has `items.parquet`: each item key with the fields of its item.
+Both lie outside `data/`, so that nothing takes them for a split.
 
 A folder is written under a temporary name beside its own and renamed at the end: it is there complete, or not at all.
 """
@@ -25,11 +26,12 @@ from flip_ctr.data.readers.shards import shard_paths
 REPORT_NAME = "prepare_report.json"
 CARD_NAME = "README.md"
 REJECTED_NAME = "rejected.parquet"
+ITEMS_NAME = "items.parquet"
 PICTURE_NAME = "dataset.png"
 SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
 ROWS_PER_SHARD, ROWS_PER_GROUP = 2**20, 2**14  # small groups: streaming puts them into a new order every epoch
 # What a dataset folder may hold for `--overwrite_output_dir` to replace it; caches can be made again.
-OWN_ENTRIES = {SCHEMA_NAME, REPORT_NAME, CARD_NAME, REJECTED_NAME, PICTURE_NAME, "data", ".cache"}
+OWN_ENTRIES = {SCHEMA_NAME, REPORT_NAME, CARD_NAME, REJECTED_NAME, ITEMS_NAME, PICTURE_NAME, "data", ".cache"}
 
 
 def shard_path(folder: Path, split: str, shard: int = 0, shards: int = 1) -> Path:
@@ -161,6 +163,13 @@ def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
     with pq.ParquetWriter(folder / REJECTED_NAME, schema) as writer:
         for batch in batches:
             writer.write_batch(batch.select(schema.names).cast(schema))
+
+
+def write_items(folder: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    """Writes `items.parquet`, see `histories.items_of`."""
+    with pq.ParquetWriter(folder / ITEMS_NAME, schema) as writer:
+        for table in _groups(batches, schema):
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
 
 def write_texts(folder: Path, schema: DatasetSchema, report: dict, card: str) -> None:

@@ -16,7 +16,7 @@ def plot_dataset(report: dict, schema: DatasetSchema, folder: Path) -> str | Non
     if plt is None:
         return None
     histogram = report["prompt_lengths"].get("histogram")
-    fields = [field.name for field in schema.fields]
+    fields = [field.name for field in schema.fields if not field.is_history]
     panels = 3 if histogram else 2
     figure, axes = plt.subplots(
         1,

@@ -14,6 +14,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from flip_ctr.data.prepare.engines import Engine
+from flip_ctr.data.prepare.histories import HISTORY, History, items_of, support_counts, with_histories, with_support
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, text_key, with_split
 from flip_ctr.data.prepare.statistics import Statistic, with_statistics
@@ -70,6 +71,7 @@ class Plan:
         required: more columns that must not be null.
         split, seed, ratios: see `splits`.
         statistics: whose columns are added, see `statistics`.
+        history: the column of histories to add, see `histories`.
     """
 
     events: str
@@ -89,6 +91,7 @@ class Plan:
     seed: int = SEED
     ratios: Sequence[int] = RATIOS
     statistics: tuple[Statistic, ...] = ()
+    history: History | None = None
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -105,12 +108,16 @@ class PreparedRows:
         rows: the kept rows with label, `_row`, `_split` and `_digest`.
         types: of the columns of the folder, label included.
         dropped: rows by the rule that dropped them.
+        items: where there are histories, a row for each item key, ordered.
+        support: where rows of held-out users are in no split, how many, see `histories.support_counts`.
     """
 
     engine: Engine
     rows: ir.Table
     types: dict[str, pa.DataType]
     dropped: dict[str, int]
+    items: ir.Table | None = None
+    support: dict[str, int] | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -121,10 +128,20 @@ class PreparedRows:
         is mixed, the others in that of the raw files."""
         order = ["_digest", "_row"] if SPLITS[code] == "train" else "_row"
         ordered = self.rows.filter(self.rows._split == code).order_by(order).select(*self.types)
+        yield from self._batches(ordered, self.schema)
+
+    @property
+    def items_schema(self) -> pa.Schema:
+        return pa.schema({name: self.types[name] for name in self.items.columns})
+
+    def item_batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows of `items`, with the types of the folder."""
+        yield from self._batches(self.items, self.items_schema)
+
+    def _batches(self, ordered: ir.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for batch in self.engine.batches(ordered):
-            yield pa.RecordBatch.from_arrays(
-                [batch.column(name).cast(kind) for name, kind in self.types.items()], schema=self.schema
-            )
+            columns = [batch.column(one.name).cast(one.type) for one in schema]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: LineLog) -> PreparedRows:
@@ -221,8 +238,24 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         kept = engine.keep(with_statistics(engine, kept, plan.statistics, label=LABEL, **columns), "kept")
         for statistic in plan.statistics:
             types |= {statistic.rate: pa.float64(), statistic.count: pa.int64()}
-        types[LABEL] = types.pop(LABEL)  # the last column
-    return PreparedRows(engine, kept, types, {name: counts.get(name, 0) for name in plan.drops})
+    prepared = PreparedRows(engine, kept, types, {name: counts.get(name, 0) for name in plan.drops})
+    if plan.history:
+        _add_histories(prepared, plan.history, plan)
+    types[LABEL] = types.pop(LABEL)  # the last column
+    return prepared
+
+
+def _add_histories(prepared: PreparedRows, history: History, plan: Plan) -> None:
+    """Gives the rows their histories, takes support rows out of the splits, and finds the items."""
+    engine, kept = prepared.engine, prepared.rows
+    prepared.items = items_of(kept, history)
+    marked = with_support(kept, history, plan.time)
+    columns = {"split": plan.split, "seed": plan.seed, "time": plan.time}
+    rows = engine.keep(with_histories(marked, history, label=LABEL, **columns), "histories")
+    if history.support_rows:
+        prepared.support = support_counts(rows, history, engine.fetch)
+    prepared.rows = rows.filter(~rows._past_support)
+    prepared.types[HISTORY] = history.arrow_type(prepared.types[history.item])
 
 
 def _check_times(engine: Engine, kept: ir.Table, plan: Plan) -> None:

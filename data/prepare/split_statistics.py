@@ -16,12 +16,13 @@ def split_statistics(
 ) -> dict[str, dict]:
     """For each split its rows, clicks and click rate, and for each field its distinct values and nulls and, outside
     `train`, the share of rows whose value `train` never has (a null is not a value). Of a field of lists it is the
-    share of all its values and nulls.
+    share of all its values and nulls. Histories are left out, see `histories.history_lengths`.
 
     Args:
         rows: with the label and `_split`, see `splits`.
         fetch: gets a small result from the engine of the rows.
     """
+    fields = [one for one in fields if not one.is_history]
     counted = fetch(rows.group_by("_split").agg(rows=rows.count(), clicks=rows.label.cast("int64").sum()))
     by_code = {row["_split"]: row for row in counted.to_pylist()}
     totals = [by_code.get(code, {"rows": 0, "clicks": 0}) for code in range(len(SPLITS))]
@@ -128,7 +129,7 @@ def check_splits(
                 f"data, another --split or --split_seed, or another label rule ({way_out})."
             )
     train = statistics["train"]
-    empty = [one.name for one in fields if train["fields"][one.name]["values"] == 0]
+    empty = [name for name, counts in train["fields"].items() if counts["values"] == 0]
     if empty:
         raise ValueError(
             f"column(s) {', '.join(empty)}: all {train['rows']:,} training rows are null, so that there is nothing to "
