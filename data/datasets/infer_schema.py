@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flip_ctr.data.datasets.table import INNER_NAMES, find_files
+from flip_ctr.data.datasets.table import INNER_NAMES
 from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS
 from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.raw_files import open_raw
-from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, sample
+from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, find_files, sample
 from flip_ctr.data.readers.table_values import read_time
 
 SAMPLE_ROWS = 20_000

@@ -4,7 +4,6 @@
 A name outside `fields` is that of a field where one has it, and else of a column in the files.
 """
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +15,13 @@ import pyarrow as pa
 
 from flip_ctr.data.datasets.raw_dataset import Source
 from flip_ctr.data.datasets.table_schema import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles, TableSchema
+from flip_ctr.data.prepare.histories import read_history
 from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
 from flip_ctr.data.prepare.statistics import INNER, read_statistics, statistic_fields
 from flip_ctr.data.readers.raw_files import RawTable
-from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, read_table
+from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, read_table
 from flip_ctr.data.readers.table_values import TableColumn
 
 INNER_NAMES = {
@@ -126,7 +126,9 @@ def table_source(
         dataset=schema.name,
         tables=[table.raw() for table in [*tables[1:], tables[0]]],
         plan=plan,
-        fields=schema.fields + statistic_fields(plan.statistics, schema.fields),
+        fields=schema.fields
+        + statistic_fields(plan.statistics, schema.fields)
+        + ([plan.history.field] if plan.history else []),
         label_rule=f"column `{schema.label.strip('`')}` says what a click is{dropped}"
         if is_column
         else f"a row with `{schema.label}` is a click{dropped}",
@@ -152,33 +154,6 @@ def _plain(rule: str) -> str:
 
 
 # --- files
-
-
-def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
-    """The files of paths and patterns in order, each once.
-
-    Raises:
-        FileNotFoundError: nothing fits a pattern.
-        ValueError: what fits is a folder.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        expanded = Path(pattern).expanduser()
-        plain = base / expanded  # first of all: a name may hold the signs of a pattern
-        paths = (
-            [plain]
-            if plain.exists()
-            else [base / path for path in sorted(glob.glob(str(expanded), root_dir=base, recursive=True))]
-        )
-        if not paths:
-            raise FileNotFoundError(f"{owner}: no file fits {pattern!r} in {base}.")
-        files = [path for path in paths if path.is_file()]
-        if not files:
-            raise ValueError(
-                f"{owner}: {pattern!r} is a folder; name its files, as in '{pattern.rstrip('/')}/*.parquet'."
-            )
-        found |= dict.fromkeys(Path(os.path.normpath(path)) for path in files)
-    return list(found)
 
 
 def _open_tables(schema: TableSchema, data_dir, data_files) -> list[_Table]:
@@ -464,7 +439,20 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         )
     split = split or schema.split or "random"
     check_split(split, owner=schema.path.name, user=user, item=item, time=time)
+    extra = [name for name in (user, item, time, schema.sample_weight) if name is not None]
+    columns = tuple(dict.fromkeys([*(one.name for one in schema.fields), *extra]))
+    history = read_history(
+        schema.history,
+        schema.support_rows,
+        schema.fields,
+        split=split,
+        user=user,
+        item=item,
+        columns=columns,
+        names=(f"{schema.path}: `history`", f"{schema.path}: `support_rows`"),
+    )
     hashed = {*row_key, *(getattr(schema, need) for need in NEEDS.get(split, ()) if need != "time")}
+    hashed |= {user, item} if history else set()
     lists = {one.name for one in schema.fields if one.is_multi_valued}
     for name in hashed:
         if types[name] not in KEY_TYPES or name in lists:
@@ -476,13 +464,12 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         raise schema.error(
             f"`time`: '{time}' is {types[time]}; it must be a number or a time: `types: {{{time}: timestamp}}`"
         )
-    extra = [name for name in (user, item, time, schema.sample_weight) if name is not None]
     return Plan(
         events=EVENTS,
         joins=tuple(joins),
         label=schema.label,
         drops=schema.drop,
-        columns=tuple(dict.fromkeys([*(one.name for one in schema.fields), *extra])),
+        columns=columns,
         row_key=tuple(row_key),
         unique=schema.unique,
         user=user,
@@ -494,4 +481,5 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         seed=seed if seed is not None else SEED if schema.split_seed is None else schema.split_seed,
         ratios=tuple(ratios or schema.ratios or RATIOS),
         statistics=read_statistics(schema.statistics, schema.fields, f"{schema.path}: `statistics`"),
+        history=history,
     )

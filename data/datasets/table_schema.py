@@ -109,6 +109,8 @@ class TableSchema:
         unique: whether of rows with the same key only the first counts.
         split, split_seed, ratios: see `splits`; `None` where the schema does not say.
         statistics: what rows share, as `user_id` or `user_id+genre`, whose click rates are added.
+        history: most entries of a row's history; no histories are added when `None`.
+        support_rows: see `histories`.
         facts: what the card says of the raw data, of `FACTS`.
     """
 
@@ -130,6 +132,8 @@ class TableSchema:
     split_seed: int | None = None
     ratios: tuple[int, ...] | None = None
     statistics: tuple[str, ...] = ()
+    history: int | None = None
+    support_rows: int = 0
     facts: dict[str, str] = field(default_factory=dict)
 
     def error(self, message: str) -> ValueError:
@@ -204,9 +208,11 @@ def _schema(path: Path, values: dict) -> TableSchema:
         row_key=_row_key(values),
         unique=_one_of(values, "unique", (True, False), False),
         split=_one_of(values, "split", tuple(SPLIT_RULES), None),
-        split_seed=_seed(values),
+        split_seed=_whole_number(values, "split_seed"),
         ratios=None if values.get("ratios") is None else check_ratios("`ratios`", values["ratios"]),
         statistics=_statistics(values),
+        history=_whole_number(values, "history", 1),
+        support_rows=_whole_number(values, "support_rows", 0) or 0,
         facts={key: _text(values, key) for key in FACTS if values.get(key) is not None},
         **{key: _text(values, key) for key in ("sample_weight", "user", "item", "time") if values.get(key) is not None},
     )
@@ -268,11 +274,15 @@ def _one_of(values: dict, key: str, choices: tuple, default: Any, owner: str = "
     return value
 
 
-def _seed(values: dict) -> int | None:
-    seed = values.get("split_seed")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise ValueError(f"`split_seed` must be a whole number; got {seed!r}")
-    return seed
+def _whole_number(values: dict, key: str, least: int | None = None) -> int | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        raise ValueError(
+            f"`{key}` must be a whole number{f' of at least {least}' * (least is not None)}; got {value!r}"
+        )
+    return value
 
 
 def _row_key(values: dict) -> tuple[str, ...] | None:
@@ -305,13 +315,15 @@ def _fields(values: Any) -> tuple[list[FlipField], dict[str, str]]:
     if not isinstance(values, list) or not values:
         raise ValueError(f"`fields` must be a list of fields, each with `name` and `type`; got {values!r}")
     result, columns = [], {}
-    known = {one.name for one in fields(FlipField)} - {"vocab_size"}
+    known = {one.name for one in fields(FlipField)} - {"vocab_size", "history_of"}
     for number, value in enumerate(values, 1):
         value = {"name": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             raise ValueError(f"`fields`, number {number}: a field needs a `name`, which is text; got {value!r}")
         owner = f"`fields`, '{value['name']}': "
         _check_keys(value, known | {"column"}, owner=owner)
+        if value.get("kind") == "history":
+            raise ValueError(f"{owner}a column of kind 'history' is made by `history: 50`, beside `fields`")
         column = value.get("column", value["name"])
         if not isinstance(column, str):
             raise ValueError(f"{owner}`column` must be the name of a column in the files; got {column!r}")

@@ -84,9 +84,11 @@ def fits(arrow: pa.DataType, field: FlipField) -> bool:
     """Whether an Arrow column can hold a field's values; single values may still not be of its type (text that is no
     number)."""
     kinds = pa.types
-    if field.is_history:  # a list of entries
-        names = [one.name for one in getattr(arrow, "value_type", None) or ()] if hasattr(arrow, "value_field") else []
-        return field.history_of in names and CLICKED in names
+    if field.is_history:  # a list of entries, of the item's key and whether it was clicked at least
+        entry = getattr(arrow, "value_type", None)
+        if entry is None or not kinds.is_struct(entry) or not {field.history_of, CLICKED} <= {one.name for one in entry}:
+            return False
+        arrow = entry.field(field.history_of).type
     if field.is_multi_valued and hasattr(arrow, "value_field"):  # a list
         arrow = arrow.value_type
     if kinds.is_dictionary(arrow):

@@ -6,7 +6,9 @@ No file is ever whole in memory, and nothing is guessed: a line that cannot be r
 """
 
 import contextlib
+import glob
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -21,6 +23,33 @@ from flip_ctr.data.readers.table_values import TableColumn, typed_column
 
 PEEKED_LINES = 1_000  # of a JSON-lines file, for its columns and their types
 PARQUET_ROWS = 65_536
+
+
+def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
+    """The files of paths and patterns in order, each once.
+
+    Raises:
+        FileNotFoundError: nothing fits a pattern.
+        ValueError: what fits is a folder.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        expanded = Path(pattern).expanduser()
+        plain = base / expanded  # first of all: a name may hold the signs of a pattern
+        paths = (
+            [plain]
+            if plain.exists()
+            else [base / path for path in sorted(glob.glob(str(expanded), root_dir=base, recursive=True))]
+        )
+        if not paths:
+            raise FileNotFoundError(f"{owner}: no file fits {pattern!r} in {base}.")
+        files = [path for path in paths if path.is_file()]
+        if not files:
+            raise ValueError(
+                f"{owner}: {pattern!r} is a folder; name its files, as in '{pattern.rstrip('/')}/*.parquet'."
+            )
+        found |= dict.fromkeys(Path(os.path.normpath(path)) for path in files)
+    return list(found)
 
 
 # --- JSON lines

@@ -43,11 +43,11 @@ def dirty_bookcrossing(tmp_path):
 @needs_spark
 def test_spark_gives_the_folder_that_duckdb_gives(tmp_path, spark, pictures):
     dataset, raw, options = dirty_bookcrossing(tmp_path)
-    options["statistics"] = ["user_id"]
+    options |= {"statistics": ["user_id"], "history": 3}
     for engine in ("duckdb", "pyspark"):
         prepare.run(prepare.PrepareArguments(dataset, str(tmp_path / engine), str(raw), engine=engine, **options))
     first, second = content(tmp_path / "duckdb"), content(tmp_path / "pyspark")
-    assert first.keys() == second.keys() and len(first) == 8
+    assert first.keys() == second.keys() and len(first) == 9
     assert not [name for name in first if first[name] != second[name]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["duckdb", "pyspark", "raw"]
 
@@ -60,7 +60,7 @@ def test_spark_joins_and_reads_values_as_duckdb_does(tmp_path, spark):
     own_table.write_csv(tmp_path / "clicks.csv", [row | {"at": moment(row)} for row in rows])
     changes["joins"][0]["missing"] = "null"
     drop = ["at < '2023-11-14 22:20'", "price is null"]
-    changes["statistics"] = ["user_id+tags"]
+    changes |= {"statistics": ["user_id+tags"], "history": 4}
     for engine in ("duckdb", "pyspark"):
         own_table.run(tmp_path, engine, {"engine": engine}, drop=drop, **changes)
     first, second = content(tmp_path / "duckdb"), content(tmp_path / "pyspark")
