@@ -25,8 +25,18 @@ from transformers import (
 )
 
 from flip_ctr.data.prepare.dataset_folder import markdown_table, write_dataset_folder
+from flip_ctr.data.prepare.histories import (
+    HISTORY,
+    History,
+    history_lengths,
+    history_rule,
+    items_of,
+    read_history,
+    with_histories,
+    with_support,
+)
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
-from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, split_table
+from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, with_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
@@ -185,32 +195,60 @@ def catalogue_fields() -> list[FlipField]:
     ]
 
 
+KEYS = {"user": "user_id", "item": "item_id"}
+
+
 def write_catalogue(
-    output_dir: str | Path, table: pa.Table, split: str, settings: CatalogueSettings, seed: int
+    output_dir: str | Path,
+    table: pa.Table,
+    split: str,
+    settings: CatalogueSettings,
+    seed: int,
+    history: int | None = None,
 ) -> Path:
-    """Writes the catalogue as a dataset folder with that split (see `SPLIT_RULES`) and returns its path."""
-    table = table.drop_columns("theme")
-    row_key = ("user_id", "item_id")
-    placed = split_table(table, split, seed, row_key=row_key, user="user_id", item="item_id")
-    rule = SPLIT_RULES[split].format(row_key="|".join(row_key), user="user_id", item="item_id", time="")
+    """Writes the catalogue as a dataset folder with that split (see `SPLIT_RULES`) and returns its path.
+
+    Args:
+        history: most entries of a row's history; no histories are added when `None`.
+    """
+    table, fields = table.drop_columns("theme"), catalogue_fields()
+    past = read_history(history, 0, fields, split=split, columns=table.column_names, **KEYS)
+    placed, items = _placed(table, split, seed, past)
     protocol = {
         "label_rule": "a draw from the generator's click probability",
         "generator": vars(settings),
         "seed": seed,
         "split": split,
-        "split_rule": rule,
+        "split_rule": SPLIT_RULES[split].format(row_key="|".join(KEYS.values()), time="", **KEYS),
         "split_seed": seed,
         "ratios": list(RATIOS),
+        **({"history": history_rule(split, past)} if past else {}),
     }
-    schema = DatasetSchema(DATASET, catalogue_fields(), user_column="user_id", protocol=protocol)
+    fields += [past.field] if past else []
+    schema = DatasetSchema(DATASET, fields, user_column="user_id", protocol=protocol)
     report = {
         "dataset": DATASET,
         "protocol": protocol,
         "rows_kept": len(table),
         "splits": split_statistics(ibis.memtable(placed), schema.fields),
+        **({"history_lengths": history_lengths(ibis.memtable(placed))} if past else {}),
     }
     check_splits(report["splits"], schema.fields, split, protocol["label_rule"], "a larger catalogue")
-    return write_dataset_folder(output_dir, parts(placed), schema, report, catalogue_card(schema, report))
+    return write_dataset_folder(output_dir, parts(placed), schema, report, catalogue_card(schema, report), items=items)
+
+
+def _placed(table: pa.Table, split: str, seed: int, past: History | None) -> tuple[pa.Table, pa.Table | None]:
+    """The rows with `_split`, and where there are histories with `history`; and the items then."""
+    numbered = ibis.memtable(table.append_column("_row", pa.array(range(len(table)), pa.int64())))
+    rows = with_split(numbered, split, seed, RATIOS, row_key=tuple(KEYS.values()), order="_row", **KEYS)
+    if past is None:
+        added = rows.order_by("_row").select("_split").to_pyarrow()
+        return table.append_column("_split", added["_split"]), None
+    rows = with_histories(with_support(rows, past, None), past, split=split, seed=seed, label="label")
+    added = rows.order_by("_row").select(HISTORY, "_split").to_pyarrow()
+    of_history = added[HISTORY].cast(past.arrow_type(table.schema.field(past.item).type))
+    placed = table.add_column(len(table.column_names) - 1, HISTORY, of_history)
+    return placed.append_column("_split", added["_split"]), items_of(numbered, past).to_pyarrow()
 
 
 def catalogue_card(schema: DatasetSchema, report: dict) -> str:
@@ -227,6 +265,8 @@ def catalogue_card(schema: DatasetSchema, report: dict) -> str:
             }
         ],
     }
+    rule = schema.protocol.get("history")
+    history = f"* **Histories** (`{HISTORY}`): {rule}.\n" if rule else ""
     rows = [
         [name, one["rows"], one["clicks"], one["fields"]["user_id"]["values"], one["fields"]["item_id"]["values"]]
         for name, one in report["splits"].items()
@@ -242,7 +282,7 @@ theme, which decides much of what people like; the rest only ids can tell.
 
 * **Label** `{schema.label}`: {schema.protocol["label_rule"]}.
 * **Split** `{schema.protocol["split"]}`: {schema.protocol["split_rule"]}.
-
+{history}
 {markdown_table(["split", "rows", "clicks", "users", "items"], rows)}
 """
 

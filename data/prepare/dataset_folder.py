@@ -141,7 +141,8 @@ def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], sch
 
 
 def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The same rows in tables of `ROWS_PER_GROUP`, the last of fewer, however the batches were cut."""
+    """The same rows in tables of `ROWS_PER_GROUP`, the last of fewer, however the batches were cut. Each is of one
+    chunk: pages of lists in Parquet would else end where the chunks do."""
     waiting, count = [], 0
     for batch in batches:
         while len(batch):
@@ -150,10 +151,10 @@ def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa
             waiting.append(part)
             count += len(part)
             if count == ROWS_PER_GROUP:
-                yield pa.Table.from_batches(waiting, schema)
+                yield pa.Table.from_batches(waiting, schema).combine_chunks()
                 waiting, count = [], 0
     if waiting:
-        yield pa.Table.from_batches(waiting, schema)
+        yield pa.Table.from_batches(waiting, schema).combine_chunks()
 
 
 def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
@@ -186,6 +187,7 @@ def write_dataset_folder(
     report: dict,
     card: str,
     overwrite: bool = False,
+    items: pa.Table | None = None,
 ) -> Path:
     """Writes rows in memory as a dataset folder and returns its path; see [`new_dataset_folder`].
 
@@ -194,6 +196,7 @@ def write_dataset_folder(
         report: content of `prepare_report.json`.
         card: content of `README.md`.
         overwrite: whether a dataset folder of this name may be replaced.
+        items: content of `items.parquet`, where there are histories.
 
     Raises:
         FileExistsError: see [`check_output_dir`].
@@ -201,6 +204,8 @@ def write_dataset_folder(
     with new_dataset_folder(output_dir, overwrite) as (folder, _):
         for name, table in splits.items():
             write_split(folder, name, table.to_batches(), table.schema, len(table))
+        if items is not None:
+            write_items(folder, items.to_batches(), items.schema)
         write_texts(folder, schema, report, card)
     return Path(output_dir).expanduser().resolve()
 

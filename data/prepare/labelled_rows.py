@@ -1,8 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """From typed tables to labelled rows in splits, written once over Ibis: the same expressions run on every engine.
 
-Each row of the raw table of events ends in exactly one place: rejected with a reason, dropped by a named rule, or kept
-    in a split.
+Each row of the raw table of events ends in exactly one place: rejected with a reason, dropped by a named rule, kept in
+    a split, or kept in histories only (support rows, see `histories`).
 """
 
 from collections.abc import Iterator, Sequence

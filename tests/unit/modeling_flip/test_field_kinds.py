@@ -36,7 +36,7 @@ def ids_of(fields, train: dict, rows: dict, **options) -> list[list[int]]:
     [
         (
             {"kind": "numerical"},
-            "`kind` must be one of 'categorical', 'multi-valued', 'numeric', 'hashed'; got 'numerical'",
+            "`kind` must be one of 'categorical', 'multi-valued', 'numeric', 'hashed', 'history'; got 'numerical'",
         ),
         ({"kind": "hashed"}, "`num_buckets` must say into how many buckets kind 'hashed' puts the values; got None"),
         ({"kind": "hashed", "num_buckets": 1}, "`num_buckets` must be a whole number of at least 2; got 1"),
@@ -64,7 +64,7 @@ def ids_of(fields, train: dict, rows: dict, **options) -> list[list[int]]:
         ({"separator": ";"}, "`separator` is of kind 'multi-valued' and has no effect on kind 'categorical'"),
         (
             {"kind": "hashed", "num_buckets": 9, "max_values": 2},
-            "`max_values` is of kind 'multi-valued' and has no effect",
+            "`max_values` is of kind 'multi-valued' or 'history' and has no effect",
         ),
         ({"null_wording": " "}, "`null_wording` must be words for the prompt"),
         ({"max_tokens": 0}, "`max_tokens` must be a whole number of at least 1; got 0"),

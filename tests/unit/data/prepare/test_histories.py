@@ -13,7 +13,8 @@ import raw_table as own_table
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from flip_ctr.data.prepare.dataset_folder import check_output_dir, read_split
+from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
+from flip_ctr.data.prepare.dataset_folder import check_output_dir, read_split, shard_path, write_split
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.histories import (
     History,
@@ -271,6 +272,32 @@ def test_books_and_tables_have_histories(tmp_path):
     items = pq.read_table(tmp_path / "out" / "items.parquet")
     assert items.column_names == ["item_id", "title", "tags", "price"] and len(items) == own_table.ITEMS
     assert max(map(len, read_split(tmp_path / "out", "test")["history"].to_pylist())) == 3
+
+
+def test_the_generated_catalogue_has_histories(tmp_path):
+    settings = CatalogueSettings(users=30, items=40, rows=600)
+    table = generate_catalogue(settings, 0)
+    plain, with_past = (
+        write_catalogue(tmp_path / name, table, "cold_items", settings, 1, history)
+        for name, history in (("plain", None), ("with_past", 6))
+    )
+    for split in ("train", "validation", "test"):
+        rows = read_split(with_past, split)
+        assert rows.drop_columns("history") == read_split(plain, split)
+        assert max(map(len, rows["history"].to_pylist())) == 6
+    assert pq.read_table(with_past / "items.parquet").column_names == ["item_id", "title", "genre"]
+
+
+def test_bytes_do_not_depend_on_how_an_engine_cuts_its_rows(tmp_path):
+    numbers = np.arange(10_000 * 50)  # more than a page of Parquet holds
+    entries = pa.StructArray.from_arrays([pa.array(numbers * 7919 % 100_003)], ["item"])
+    history = pa.ListArray.from_arrays(np.arange(0, len(numbers) + 1, 50, dtype=np.int32), entries)
+    table, written = pa.table({"history": history}), []
+    for size in (10_000, 777):
+        (tmp_path / str(size) / "data").mkdir(parents=True)
+        write_split(tmp_path / str(size), "test", table.to_batches(size), table.schema, len(table))
+        written.append(shard_path(tmp_path / str(size), "test").read_bytes())
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize(
