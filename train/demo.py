@@ -35,6 +35,7 @@ from flip_ctr.data.datasets.synthetic import (
     write_catalogue,
 )
 from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.fields_flip import UNK_ID
 from flip_ctr.train import finetune, prepare, pretrain
 from flip_ctr.train.arguments import DemoArguments
@@ -65,13 +66,18 @@ OWN_ENTRIES = {
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: a strategy, and what its training starts from: `nothing`, the `plm`, or `pretrained`
-    towers."""
+    """A row of the table: a strategy, and what its training starts from: `nothing`, the `plm`, or `pretrained` towers;
+    and whether it reads histories."""
 
     name: str
     folder: str
     strategy: str
     start: str
+    histories: bool = False
+
+    def data(self, folder: Path, split: str) -> Path:
+        """The dataset folder in the demo's folder that it learns from."""
+        return folder / "data" / (f"{split}_histories" if self.histories else split)
 
     @property
     def group(self) -> str:
@@ -80,8 +86,10 @@ class Method:
         return "FLIP" if self.start == "pretrained" else baselines[self.strategy]
 
 
+HISTORY_LENGTH = 20
 METHODS = (
     Method("ID-only", "id_only", "id", "nothing"),
+    Method("ID-only with histories", "id_only_histories", "id", "nothing", histories=True),
     Method("PLM-only", "plm_only", "plm", "plm"),
     Method("joint, not pretrained", "joint_unaligned", "joint", "plm"),
     Method("FLIP_ID", "flip_id", "id", "pretrained"),
@@ -199,19 +207,23 @@ def claim_output_dir(args: DemoArguments) -> Path:
 
 
 def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings, plm: TinyPlmSettings) -> str:
-    """Writes `data/random` and `data/cold_items`, the same rows in both, and returns the PLM's name or path."""
+    """Writes `data/random` and `data/cold_items`, the same rows in both, each once more with histories, and returns the
+    PLM's name or path."""
+    folders = [
+        (split, one.data(folder, split), HISTORY_LENGTH if one.histories else None)
+        for split in SPLITS
+        for one in METHODS[:2]
+    ]
     if args.dataset != DATASET:
-        for split, title in SPLITS.items():
-            step(f"preparing {args.dataset}, {title}")
-            output_dir = str(folder / "data" / split)
-            prepare.run(
-                prepare.PrepareArguments(args.dataset, output_dir, args.data_dir, split=split, split_seed=args.seed)
-            )
+        for split, output_dir, history in folders:
+            step(f"preparing {args.dataset}, {SPLITS[split]}{', with histories' if history else ''}")
+            given = {"split": split, "split_seed": args.seed, "history": history}
+            prepare.run(prepare.PrepareArguments(args.dataset, str(output_dir), args.data_dir, **given))
         return args.model_name_or_path
     step(f"generating a catalogue: {catalogue.users:,} users, {catalogue.items:,} items, {catalogue.rows:,} rows")
     clicks = generate_catalogue(catalogue, args.seed)
-    for split in SPLITS:
-        write_catalogue(folder / "data" / split, clicks, split, catalogue, args.seed)
+    for split, output_dir, history in folders:
+        write_catalogue(output_dir, clicks, split, catalogue, args.seed, history=history)
     if args.model_name_or_path is not None:
         return args.model_name_or_path
     step(f"training a small BERT and its tokenizer on generated text: {plm.steps} steps")
@@ -247,7 +259,10 @@ def train_methods(args: DemoArguments, folder: Path, split: str, plm_path: str) 
         for method in METHODS:
             step(f"{SPLITS[split]}: {method.name}")
             with quiet(log, args):
-                given = arguments(method.strategy, method.folder) | {"model_name_or_path": sources[method.start]}
+                given = arguments(method.strategy, method.folder) | {
+                    "model_name_or_path": sources[method.start],
+                    "dataset_dir": str(method.data(folder, split)),
+                }
                 results[method.name] = finetune.run(finetune.FinetuneArguments(**given, strategy=method.strategy))
     return results
 
@@ -286,7 +301,8 @@ def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dic
         warm, cold = measured["random"][method.name], measured["cold_items"][method.name]
         model, processor = load_click_model(str(folder / "models" / "cold_items" / method.folder))
         accelerator = make_accelerator(args.mixed_precision)
-        dataset = EncodedDataset(processor, rows, prompts=not processor.id_only)
+        test_rows = SplitRows(method.data(folder, "cold_items"), "test")  # the same in both folders
+        dataset = EncodedDataset(processor, test_rows, prompts=not processor.id_only)
         logits = score(accelerator, model.to(accelerator.device), dataset, 512)["logits"]
         resampled[method.name] = np.array([roc_auc_score(labels, logits, sample_weight=one) for one in weights])
         methods.append(

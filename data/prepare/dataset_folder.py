@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
 from flip_ctr.data.readers.raw_files import REJECTED_COLUMNS
-from flip_ctr.data.readers.shards import shard_paths
+from flip_ctr.data.readers.shards import ITEMS_NAME, shard_paths
 
 REPORT_NAME = "prepare_report.json"
 CARD_NAME = "README.md"
 REJECTED_NAME = "rejected.parquet"
-ITEMS_NAME = "items.parquet"
+
 PICTURE_NAME = "dataset.png"
 SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
 ROWS_PER_SHARD, ROWS_PER_GROUP = 2**20, 2**14  # small groups: streaming puts them into a new order every epoch

@@ -24,8 +24,9 @@ from flip_ctr.data.prepare.splits import by_digest, md5_of, text_key
 from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, KEY_TYPES
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.modeling_flip.histories_flip import CLICKED
 
-HISTORY, CLICKED = "history", "clicked"  # the column, and what an entry has beside the key of its item
+HISTORY = "history"  # the column
 NO_FOLD = FOLDS  # what a row leaves out that leaves out no fold
 
 

@@ -86,7 +86,11 @@ def fits(arrow: pa.DataType, field: FlipField) -> bool:
     kinds = pa.types
     if field.is_history:  # a list of entries, of the item's key and whether it was clicked at least
         entry = getattr(arrow, "value_type", None)
-        if entry is None or not kinds.is_struct(entry) or not {field.history_of, CLICKED} <= {one.name for one in entry}:
+        if (
+            entry is None
+            or not kinds.is_struct(entry)
+            or not {field.history_of, CLICKED} <= {one.name for one in entry}
+        ):
             return False
         arrow = entry.field(field.history_of).type
     if field.is_multi_valued and hasattr(arrow, "value_field"):  # a list

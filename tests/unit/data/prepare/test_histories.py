@@ -326,7 +326,7 @@ def test_names_that_a_history_needs_are_refused():
         fields = [FlipField("user"), FlipField(name)]
         with pytest.raises(ValueError, match=message):
             read_history(3, 0, fields, split="random", user="user", item=name, columns=["user", name])
-    with pytest.raises(ValueError, match="`history_of` must name the field"):
+    with pytest.raises(ValueError, match="`history_of` must name the key of an item"):
         FlipField("history", kind="history")
 
 
