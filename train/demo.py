@@ -87,10 +87,11 @@ class Method:
 
 
 HISTORY_LENGTH = 20
+BY_ENTITY = {"prompts": "entity", "plm_every": 4}  # whose text side reads histories
 METHODS = (
     Method("ID-only", "id_only", "id", "nothing"),
-    Method("ID-only with histories", "id_only_histories", "id", "nothing", histories=True),
     Method("PLM-only", "plm_only", "plm", "plm"),
+    Method("PLM-only with histories", "plm_only_histories", "plm", "plm", histories=True),
     Method("joint, not pretrained", "joint_unaligned", "joint", "plm"),
     Method("FLIP_ID", "flip_id", "id", "pretrained"),
     Method("FLIP_PLM", "flip_plm", "plm", "pretrained"),
@@ -212,7 +213,7 @@ def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings
     folders = [
         (split, one.data(folder, split), HISTORY_LENGTH if one.histories else None)
         for split in SPLITS
-        for one in METHODS[:2]
+        for one in METHODS[1:3]
     ]
     if args.dataset != DATASET:
         for split, output_dir, history in folders:
@@ -262,6 +263,7 @@ def train_methods(args: DemoArguments, folder: Path, split: str, plm_path: str) 
                 given = arguments(method.strategy, method.folder) | {
                     "model_name_or_path": sources[method.start],
                     "dataset_dir": str(method.data(folder, split)),
+                    **(BY_ENTITY if method.histories else {}),
                 }
                 results[method.name] = finetune.run(finetune.FinetuneArguments(**given, strategy=method.strategy))
     return results

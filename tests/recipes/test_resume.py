@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import past
 import pytest
 import tiny
 import torch
@@ -33,9 +34,17 @@ VARIANTS = {
             "grad_cache_chunk_size": 12,
         },
     ),
-    "finetune, 0 workers": (
+    "finetune with histories, 0 workers": (
         "finetune",
-        {"strategy": "joint", "fusion": "gate", "unk_rate": 0.2, "dataloader_num_workers": 0},
+        {
+            "strategy": "joint",
+            "fusion": "gate",
+            "prompts": "entity",
+            "plm_every": 3,
+            "unk_rate": 0.2,
+            "short_history_rate": 0.4,
+            "dataloader_num_workers": 0,
+        },
     ),
     "finetune, 2 workers": (
         "finetune",
@@ -115,6 +124,8 @@ needs_forks = pytest.mark.skipif(warm_python.WARM is None, reason="needs pidfd_o
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_at_random_moments(tmp_path, dataset_dir, plm, variant):
     recipe, options = VARIANTS[variant]
+    if "short_history_rate" in options:
+        dataset_dir = past.write_past_dataset(tmp_path / "d", 240)
     generator = random.Random(variant)
     untouched = {name: value for name, value in LONG.items() if "checkpoint" not in name}
     assert finish(recipe, (dataset_dir, plm, tmp_path / "whole"), untouched | options) == 0
