@@ -206,13 +206,18 @@ def test_from_any_step_to_the_same_end(tmp_path, stopped, dataset_dir):
         same_results(stopped, tmp_path / str(step))
 
 
-@pytest.mark.parametrize("kind", ["frozen", "map", "locked"])
+@pytest.mark.parametrize("kind", ["frozen", "frozen by entity", "map", "locked"])
 def test_every_kind_of_run_goes_on(tmp_path, dataset_dir, plm, kind):
     alone = {"mlm_weight": 0.0, "icl_weight": 0.0, "mtm_text_dropout": 1.0}
-    options = {"frozen": {"strategy": "frozen"}, "map": alone, "locked": {"id_model": str(tmp_path / "start")}}[kind]
+    options = {
+        "frozen": {"strategy": "frozen"},
+        "frozen by entity": {"strategy": "frozen", "prompts": "entity", "per_device_train_batch_size": 8},
+        "map": alone,
+        "locked": {"id_model": str(tmp_path / "start")},
+    }[kind]
     if kind == "locked":
         tiny.pretrain(dataset_dir, None, tmp_path / "start", max_train_steps=1, **alone)
-    recipe, model = tiny.finetune if kind == "frozen" else tiny.pretrain, None if kind == "map" else plm
+    recipe, model = tiny.finetune if "frozen" in kind else tiny.pretrain, None if kind == "map" else plm
     recipe(dataset_dir, model, tmp_path / "whole", checkpointing_steps="1", **options)
     start = str(tmp_path / "whole" / "checkpoint-2")
     recipe(dataset_dir, model, tmp_path / "m", checkpointing_steps="1", resume_from_checkpoint=start, **options)

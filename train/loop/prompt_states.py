@@ -203,6 +203,15 @@ class PromptReader:
             if self._kept_bytes <= KEPT_BYTES:
                 self._kept[keys[number]] = state.clone()
 
+    def kept(self) -> dict[int, torch.Tensor]:
+        """What is kept of a frozen PLM, for a step checkpoint: read again beside other prompts, states would differ in
+        the last bit."""
+        return {key: state.cpu() for key, state in self._kept.items()}
+
+    def restore(self, kept: dict[int, torch.Tensor]) -> None:
+        self._kept = {key: state.to(self.accelerator.device) for key, state in kept.items()}
+        self._kept_bytes = sum(state.nbytes for state in kept.values())
+
     def _say_size(self, batches: list[Batch], wanted: list) -> None:
         """Logs what the states take; `ValueError` where they do not fit, with the most batches that do."""
         self._said = True

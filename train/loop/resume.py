@@ -28,12 +28,13 @@ from flip_ctr.data.batches.cache import processor_digest
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.loop.prompt_states import PromptReader
 from flip_ctr.train.models.whole_weights import load_training_state, training_state
 from flip_ctr.train.outputs.card import RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PARTIAL, PROCESSOR, WEIGHTS, matches
 from flip_ctr.train.outputs.run_log import logger
 
-STATE_FILE, RANDOM_FILE, MANIFEST = "training_state.pt", "random_state_{}.pt", "progress.json"
+STATE_FILE, OWN_FILE, MANIFEST = "training_state.pt", "process_{}.pt", "progress.json"
 FOLDER = re.compile(r"checkpoint-(\d+)")
 LATEST = "latest"
 # arguments that may differ between a run and its continuation: they change no weight
@@ -87,6 +88,7 @@ class StepCheckpoints:
         every = args.checkpointing_steps
         self.every = None if every is None else steps_per_epoch if every == "epoch" else int(every)
         self.dataset = dataset
+        self.reader: PromptReader | None = None  # keeps states that must be the same when the run goes on
         self.asked_to_stop = self._due = False
         # Python lets only the main thread say what a signal does
         self._listens = self.every is not None and threading.current_thread() is threading.main_thread()
@@ -161,7 +163,8 @@ class StepCheckpoints:
             if accelerator.is_main_process:
                 os.makedirs(partial)
             accelerator.wait_for_everyone()
-            _write(os.path.join(partial, RANDOM_FILE.format(accelerator.process_index)), _random_state())
+            own = _random_state() | {"prompt_states": {} if self.reader is None else self.reader.kept()}
+            _write(os.path.join(partial, OWN_FILE.format(accelerator.process_index)), own)
             weights, moments = training_state(accelerator, model, optimizer)
             if accelerator.is_main_process:
                 state = {
@@ -215,8 +218,11 @@ class StepCheckpoints:
         scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        own = RANDOM_FILE.format(self.accelerator.process_index)
-        _set_random_state(torch.load(os.path.join(folder, own), map_location="cpu", weights_only=True))
+        path = os.path.join(folder, OWN_FILE.format(self.accelerator.process_index))
+        own = torch.load(path, map_location="cpu", weights_only=True)
+        _set_random_state(own)
+        if self.reader is not None:
+            self.reader.restore(own["prompt_states"])
         if state["loop"]["best"] > -math.inf:
             self._bring_best_model(os.path.dirname(os.path.abspath(folder)))
         logger.info(f"going on from {folder}")

@@ -90,6 +90,7 @@ def _train(
     optimizer = make_optimizer(model, args, accelerator.device)
     model, optimizer = prepare(accelerator, model, optimizer, args)
     training, finite = TrainingStep(accelerator, model, optimizer, args), FiniteWatch(accelerator)
+    checkpoints.reader = training.reader
     accumulation = args.gradient_accumulation_steps
     total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     warmup = math.ceil(args.warmup_ratio * total)
