@@ -239,6 +239,11 @@ class Column:
             codes[row] = code
         return distinct, codes
 
+    def take(self, rows: np.ndarray | Sequence[int]) -> "Column":
+        """Some rows, with the distinct values that they have."""
+        used, codes = np.unique(self.codes[rows], return_inverse=True)
+        return Column([self.values[code] for code in used], codes)
+
     def map(self, table: Mapping[Value, int], default: int) -> np.ndarray:
         """`table[value]` of every row, `(rows,)`."""
         return np.array([table.get(value, default) for value in self.values], np.int64)[self.codes]

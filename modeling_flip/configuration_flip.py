@@ -307,20 +307,22 @@ class FlipConfig(PreTrainedConfig):
     @property
     def history_slots(self) -> list[int]:
         """The slots of `feature_ids` that describe an item of the history; none where the ID side reads no history."""
-        history = history_field(read_fields(self.fields))
+        fields = read_fields(self.fields)
+        history, of_item = history_field(fields), fields_of_items(fields)
         if history is None or "id" not in history.sides:
             return []
-        names = [field.name for field in fields_of_items(read_fields(self.fields))]
-        return [slot for slot, field in enumerate(self.slot_fields) if self.id_fields[field].name in names]
+        id_fields = [field for field in fields if field.on_id_side]
+        return [slot for slot, field in enumerate(slot_fields(id_fields)) if id_fields[field] in of_item]
 
     @property
     def history_entity(self) -> int | None:
         """The number, among `prompt_entities`, of the items of the history; None where the text side reads no history:
         there is none, items have no prompt of their own, or no text."""
-        history, fields = history_field(read_fields(self.fields)), fields_of_items(read_fields(self.fields))
-        if history is None or "text" not in history.sides or fields[0].entity not in self.prompt_entities:
+        fields, entities = read_fields(self.fields), self.prompt_entities
+        history, of_item = history_field(fields), fields_of_items(fields)
+        if history is None or "text" not in history.sides or of_item[0].entity not in entities:
             return None
-        return self.prompt_entities.index(fields[0].entity)
+        return entities.index(of_item[0].entity)
 
     @property
     def slot_fields(self) -> list[int]:

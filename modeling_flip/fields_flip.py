@@ -16,6 +16,7 @@ FIELD_KINDS = ("categorical", "multi-valued", "numeric", "hashed", "history")
 FIELD_SIDES = ("id", "text")
 BUCKETINGS = ("quantile", "log")
 NUMERIC_BUCKETS = 32
+CLICKED = "clicked"  # what an entry of a history says beside its item
 # attributes of a field that only these kinds have; for another kind a value that is not the default is an error
 OF_KINDS = {
     "max_values": ("multi-valued", "history"),
@@ -275,7 +276,8 @@ def read_fields(values) -> list[FlipField]:
     """`FlipField`s from a list of dicts (or of `FlipField`s).
 
     Raises:
-        ValueError: two fields have one column; or there are two histories, or one of what is no key of an item.
+        ValueError: two fields have one column; there are two histories, or one of what is no key of an item, or of
+            another type than the key; or a field of the item has the name of what an entry says.
     """
     result = [FlipField.from_dict(value) for value in values or []]
     names = [field.name for field in result]
@@ -289,6 +291,18 @@ def read_fields(values) -> list[FlipField]:
             f"field '{history.name}': `history_of` must name a field that is a `key` ({keys}); got "
             f"{history.history_of!r}."
         )
+    if history is not None:
+        of_item = fields_of_items(result)
+        key = next(field for field in of_item if field.name == history.history_of)
+        if history.type != key.type:
+            raise ValueError(
+                f"field '{history.name}': `type` must be that of '{key.name}', {key.type!r}; got {history.type!r}."
+            )
+        if CLICKED in [field.name for field in of_item]:
+            raise ValueError(
+                f"field '{CLICKED}': an entry of '{history.name}' has '{CLICKED}' beside its item, so that the field "
+                "must have another name."
+            )
     return result
 
 

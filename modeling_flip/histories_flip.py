@@ -1,12 +1,13 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Histories of rows -> numbers of items, and outcomes. An item is encoded once, however many histories it is in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .columns_flip import (
+    NULL_TYPES,
     Column,
     RowError,
     Value,
@@ -16,9 +17,8 @@ from .columns_flip import (
     raw_columns,
     read_columns,
 )
-from .fields_flip import PAD_ID, FlipField, fields_of_items, history_field
+from .fields_flip import CLICKED, PAD_ID, FlipField, fields_of_items, history_field
 
-CLICKED = "clicked"  # what an entry says beside its item
 NO_ENTRY, NOT_CLICKED, IS_CLICKED = 0, 1, 2  # of `history_outcomes`
 NO_ITEM = -1
 
@@ -71,9 +71,10 @@ class Histories:
 
     def batch(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """`history_ids` `(rows, n, slots of an item)` and `history_outcomes` `(rows, n)` int64, n of the longest
-        history; and `(rows, n)` the entries' prompts, -1 for none, where there is the text side."""
+        history, at least 1; and `(rows, n)` the entries' prompts, -1 for none, where there is the text side."""
         outcomes = self.outcomes[rows]
-        longest = int((outcomes != NO_ENTRY).sum(1).max(initial=0))
+        # at least one place: tables lose the shape of an empty array, and each weight has a gradient
+        longest = int((outcomes != NO_ENTRY).sum(1).max(initial=1))
         items, outcomes = self.items[rows, :longest], outcomes[:, :longest]
         known = items != NO_ITEM
         ids = np.full((*items.shape, self.item_ids.shape[1]), PAD_ID, np.int64)
@@ -86,13 +87,14 @@ class Histories:
 
 
 def read_histories(
-    rows: Any, fields: Sequence[FlipField], items: HistoryItems | None = None
+    rows: Any, fields: Sequence[FlipField], items: HistoryItems | None = None, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Column]]:
-    """The histories of rows in any form of [`raw_columns`].
+    """The histories of rows in any form of [`raw_columns`]: of each the last entries.
 
     Args:
         fields: of a row.
         items: what the entries name. Without them each entry must have all fields of its item.
+        width: columns of the result; those of the longest history when not given.
 
     Returns: numbers of items and outcomes, see [`Histories`], and the columns that describe the items.
 
@@ -102,65 +104,88 @@ def read_histories(
     """
     field, of_item = history_field(list(fields)), fields_of_items(list(fields))
     assert field is not None
-    single = names_by_kind(fields)[0][:1]  # which tells a row from a dict of columns
-    lengths, entries = _entries(raw_columns(rows, [field.name], single, [field.name])[field.name], field)
-    row_of = np.repeat(np.arange(len(lengths)), lengths)
     wanted = of_item if items is None else [one for one in of_item if one.name == field.history_of]
+    single = names_by_kind(fields)[0][:1]  # which tells a row from a dict of columns
+    raw = raw_columns(rows, [field.name], single, [field.name])[field.name]
+    lengths, entries = _entries(raw, field, [*(one.name for one in wanted), CLICKED])
+    row_of = np.repeat(np.arange(len(lengths)), lengths)
     try:
-        outcomes = Column.read(
-            raw_columns(entries, [CLICKED])[CLICKED], FlipField(CLICKED, "float", nullable=False), canonical_label
-        ).map({"0": NOT_CLICKED, "1": IS_CLICKED}, NO_ENTRY)
+        outcomes = Column.read(entries[CLICKED], FlipField(CLICKED, "float", nullable=False), canonical_label).map(
+            {"0": NOT_CLICKED, "1": IS_CLICKED}, NO_ENTRY
+        )
         if (outcomes == NO_ENTRY).any():
             raise RowError(CLICKED, int((outcomes == NO_ENTRY).argmax()), "expected 0 or 1")
         columns = read_columns(entries, wanted)
     except RowError as error:
         raise RowError(f"{field.name}.{error.column}", int(row_of[error.row]), error.reason) from None
-    except ValueError as error:
-        raise ValueError(
-            f"column '{field.name}': each entry needs {', '.join([*(one.name for one in wanted), CLICKED])}: {error}"
-        ) from None
     if items is None:
         codes = np.stack([column.codes for column in columns.values()], axis=1)
         first, numbers = distinct_rows(codes, max(len(column.values) for column in columns.values()) or 1)
-        columns = {name: Column(column.values, column.codes[first]) for name, column in columns.items()}
+        columns = {name: column.take(first) for name, column in columns.items()}
     else:
-        numbers = columns[field.history_of].map(items.numbers, NO_ITEM)
+        keys = columns[field.history_of]
+        numbers = keys.map(items.numbers, NO_ITEM)
         if (numbers == NO_ITEM).any():
             entry = int((numbers == NO_ITEM).argmax())
-            keys = columns[field.history_of]
-            raise RowError(
-                field.name,
-                int(row_of[entry]),
-                f"{field.history_of} {keys.values[keys.codes[entry]]!r} is no known item",
-            )
+            reason = f"{field.history_of} {keys.values[keys.codes[entry]]!r} is no known item"
+            raise RowError(field.name, int(row_of[entry]), reason)
         columns = items.columns
-    # the last entries of each row, from the left
-    ends = lengths.cumsum()
-    kept = ends[row_of] - np.arange(len(row_of)) <= field.max_values
-    lengths = np.minimum(lengths, field.max_values)
-    filled = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    filled = np.arange(lengths.max(initial=1) if width is None else width) < lengths[:, None]
     of_rows = np.full(filled.shape, NO_ITEM, np.int32)
     of_outcomes = np.full(filled.shape, NO_ENTRY, np.int8)
-    of_rows[filled], of_outcomes[filled] = numbers[kept], outcomes[kept]
+    of_rows[filled], of_outcomes[filled] = numbers, outcomes
     return of_rows, of_outcomes, columns
 
 
-def _entries(raw: Any, field: FlipField) -> tuple[np.ndarray, Any]:
-    """How many entries each row has, and those of all rows as columns or a list of dicts."""
-    if hasattr(raw, "combine_chunks") or hasattr(raw, "value_lengths"):  # Arrow: no row becomes a Python object
-        raw = raw.combine_chunks() if hasattr(raw, "combine_chunks") else raw
-        lengths = raw.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+def only_named(items: np.ndarray, columns: dict[str, Column]) -> tuple[np.ndarray, dict[str, Column]]:
+    """The items that some histories name, with new numbers: numbers `(N, n)` as of [`Histories`], and the columns."""
+    used, places = np.unique(items[items != NO_ITEM], return_inverse=True)
+    renumbered = np.full_like(items, NO_ITEM)
+    renumbered[items != NO_ITEM] = places
+    return renumbered, {name: column.take(used) for name, column in columns.items()}
+
+
+def _entries(raw: Any, field: FlipField, names: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    """How many entries of each row are read, and columns of those of all rows.
+
+    Args:
+        names: what an entry must have.
+    """
+    if hasattr(raw, "combine_chunks"):  # Arrow
+        raw = raw.combine_chunks()
+    if getattr(getattr(getattr(raw, "type", None), "value_type", None), "num_fields", 0) and raw.null_count == 0:
+        # lists of structs: no row becomes a Python object
+        lengths = raw.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        ends = np.repeat(lengths.cumsum(), lengths)
         flat = raw.flatten()
-        if getattr(flat.type, "num_fields", 0):
-            return lengths, {flat.type.field(n).name: flat.field(n) for n in range(flat.type.num_fields)}
-        return lengths, flat.to_pylist()
-    listed = [[] if value is None or value is np.nan else value for value in raw]
-    for row, value in enumerate(listed):
-        if isinstance(value, str | bytes | dict) or not hasattr(value, "__len__"):
-            raise RowError(field.name, row, f"a history is a list of entries, got {value!r}")
-        lacking = next((entry for entry in value if not isinstance(entry, dict)), None)
+        kind = flat.type
+        parts = flat.take(np.flatnonzero(ends - np.arange(len(ends)) <= field.max_values)).flatten()
+        have = [kind.field(number).name for number in range(kind.num_fields)]
+        lacking = next((name for name in names if name not in have), None)
         if lacking is not None:
-            raise RowError(
-                field.name, row, f"an entry is a dict with {field.history_of} and {CLICKED}, got {lacking!r}"
+            raise ValueError(
+                f"column '{field.name}': an entry needs {', '.join(names)}; the entries have {', '.join(have)}."
             )
-    return np.array([len(value) for value in listed], np.int64), [entry for value in listed for entry in value]
+        return np.minimum(lengths, field.max_values), {name: parts[have.index(name)] for name in names}
+    listed = raw.to_pylist() if hasattr(raw, "to_pylist") else list(raw)
+    kept: list[list[Mapping]] = []
+    for row, value in enumerate(listed):
+        if type(value).__name__ in NULL_TYPES or (isinstance(value, float) and value != value):
+            if not field.nullable:
+                raise RowError(field.name, row, "null, and the schema forbids nulls here; [] where nothing was before")
+            value = []
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__"):
+            raise RowError(field.name, row, f"a history is a list of entries, got {value!r}")
+        kept.append(list(value)[-field.max_values :])
+        for entry in kept[-1]:
+            if not isinstance(entry, Mapping):
+                raise RowError(
+                    field.name, row, f"an entry is a dict with {field.history_of} and {CLICKED}, got {entry!r}"
+                )
+            lacking = next((name for name in names if name not in entry), None)
+            if lacking is not None:
+                raise RowError(field.name, row, f"an entry needs {', '.join(names)}; one has no '{lacking}'")
+    entries = [entry for value in kept for entry in value]
+    return np.array([len(value) for value in kept], np.int64), {
+        name: [entry[name] for entry in entries] for name in names
+    }

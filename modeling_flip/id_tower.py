@@ -84,7 +84,13 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
             f"FlipConfig: `id_tower_kwargs` of {config.id_tower!r} may hold {', '.join(allowed) or 'nothing'}; got "
             f"{', '.join(unknown)}."
         )
-    return tower(config, **config.id_tower_kwargs)
+    built = tower(config, **config.id_tower_kwargs)
+    if built.history is not None and "history_ids" not in inspect.signature(tower.forward).parameters:
+        raise ValueError(
+            f"{tower.__name__}: its `forward` takes no `history_ids` and `history_outcomes`, and a field is a history; "
+            "pass them on to `added_fields` as IdTower.forward does, or leave `id` out of the history's `sides`."
+        )
+    return built
 
 
 def own_arguments(tower: type["IdTower"]) -> list[str]:

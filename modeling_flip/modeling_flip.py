@@ -95,7 +95,7 @@ class FlipModel(FlipPreTrainedModel):
         use_projection: bool | None = None,
     ):
         super().__init__(config)
-        self.entities = config.prompt_entities
+        self.entities, self.history_entity = config.prompt_entities, config.history_entity
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
         self.text_interaction = None
         use_id = (config.pretrains_id_tower or config.mlm_weight == 0) if use_id is None else use_id
@@ -114,7 +114,7 @@ class FlipModel(FlipPreTrainedModel):
             self.text_encoder = text_encoder
             if config.prompts == "entity":
                 self.text_interaction = FlipTextInteraction(
-                    config.text_config.hidden_size, len(self.entities), config.history_entity
+                    config.text_config.hidden_size, len(self.entities), self.history_entity
                 )
         if config.text_is_field and self.id_tower is not None and self.text_encoder is not None:
             self.text_encoder.requires_grad_(False).eval()
@@ -167,7 +167,7 @@ class FlipModel(FlipPreTrainedModel):
         if self.config.prompts == "entity" and prompt_index is None and input_ids.ndim == 3:
             (input_ids, attention_mask), prompt_index = distinct_prompts((input_ids, attention_mask))
         entities, given = len(self.entities), 0 if prompt_index is None else prompt_index.shape[-1]
-        has_history = self.config.history_entity is not None
+        has_history = self.history_entity is not None
         if input_ids.ndim != 2 or given < entities or (given > entities and not has_history):
             number = f"{entities} + n" if has_history else entities
             wanted = f"one for each entity, (B, {number}, L), or (P, L) with a `prompt_index` (B, {number})"
@@ -196,7 +196,7 @@ class FlipModel(FlipPreTrainedModel):
             return text_pooled
         prompts = prompt_index.shape[1] - len(self.entities)
         outcomes = 0 if history_outcomes is None else history_outcomes.shape[1]
-        if self.config.history_entity is not None and prompts != outcomes:
+        if self.history_entity is not None and prompts != outcomes:
             raise ValueError(
                 f"a row has prompts of {prompts} entries of its history (`input_ids` or `prompt_index` behind those of "
                 f"its {len(self.entities)} entities), and `history_outcomes` of {outcomes}."
@@ -227,7 +227,7 @@ class FlipModel(FlipPreTrainedModel):
         """Feature ids `(B, S)` and the history -> `h_id` `(B, D_id)`; with strategy `frozen` of the prompts too, as of
         `text_state`."""
         of_tower = {"feature_ids": feature_ids}
-        if self.config.history_slots:  # a tower of one's own need not know histories
+        if self.id_tower.history is not None:  # a tower of one's own need not know histories
             of_tower |= {"history_ids": history_ids, "history_outcomes": history_outcomes}
         if self.text_field is None:
             return self.id_tower(**of_tower)

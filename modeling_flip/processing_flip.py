@@ -22,7 +22,7 @@ from .columns_flip import Column, RowError, Value, canonical_label, raw_columns,
 from .configuration_flip import PROMPTS  # which also says what transformers is needed
 from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
 from .fields_flip import CountedFields, FlipField, check_choice, fields_of_items, history_field
-from .histories_flip import Histories, HistoryItems, read_histories
+from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
 
 MAX_CACHED_VALUES = 100_000
@@ -144,7 +144,7 @@ class FlipProcessor(ProcessorMixin):
         if not on_disk:
             processor._feature_counts = extractor.count_features([extractor.encode(columns)])
         if tokenizer is not None:
-            rows = _spread(len(dataset) if on_disk else len(columns[schema[0].name].codes))
+            rows = _spread(len(dataset) if on_disk else len(next(iter(columns.values())).codes))
             few = read_columns(dataset.take(rows), schema) if on_disk else columns
             processor.check_composition(few, range(len(rows)) if on_disk else rows, rows)
         return processor
@@ -370,8 +370,7 @@ class FlipProcessor(ProcessorMixin):
         """
         few = {}
         for name in [field.name for field in self.text_fields]:
-            used, codes = np.unique(columns[name].codes[picked], return_inverse=True)
-            few[name] = Column([columns[name].values[code] for code in used], codes)
+            few[name] = columns[name].take(picked)
         for pieces, fields in zip(self.piece_builders(truncate=False), self.prompt_fields):
             of_prompt = [few[field.name] for field in fields]
             entries = pieces.add(of_prompt)
@@ -401,8 +400,9 @@ class FlipProcessor(ProcessorMixin):
                 pandas or Arrow table, or a `datasets` dataset or batch; columns that are no field are ignored. A
                 multi-valued field has a list in each row, or text with its separators.
             return_tensors: `"pt"`, or `"np"` or `None` for arrays.
-            items: the items that the rows' histories name, with all fields of an item, as `read_items` takes them; not
-                needed where the entries of the histories have these fields themselves.
+            items: the items that the rows' histories name, with all fields of an item, as `read_items` takes them, or
+                what it returns, where there are many calls; not needed where the entries of the histories have these
+                fields themselves.
 
         Returns:
             `feature_ids` `(B, S)`; with histories `history_ids` `(B, n, slots of an item)` and `history_outcomes` `(B,
@@ -447,6 +447,7 @@ class FlipProcessor(ProcessorMixin):
         if self.history_field is not None:
             fields = self.feature_extractor.all_fields
             numbers, outcomes, of_items = read_histories(rows, fields, self.read_items(items))
+            numbers, of_items = only_named(numbers, of_items)
             histories = Histories(numbers, outcomes, *self.encode_items(of_items, builder))
         if builder is not None:
             of_rows = builder.prompts(index)

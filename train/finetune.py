@@ -21,6 +21,7 @@ from flip_ctr.train.models.build import (
     new_click_model,
     new_processor,
     ready_to_train,
+    without_unread_history,
 )
 from flip_ctr.train.models.lora import is_flip_checkpoint, plain
 from flip_ctr.train.outputs.card import training_record, write_card
@@ -71,6 +72,7 @@ def run(args: FinetuneArguments) -> dict:
         args.check_id_tower(new=True)
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
+    processor = without_unread_history(model, processor)
     check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
     if from_checkpoint or args.id_model is not None:
         log_unknown_keys(processor, {"training": train_rows, "test": test_rows})

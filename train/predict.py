@@ -20,6 +20,8 @@ from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging
 
+COUNTED = " Rows are counted from 0, the first one after a header."
+
 
 def run(args: PredictArguments) -> pa.Table:
     """Returns the rows with their probabilities, as written: `click_probability`, and for `joint` both towers' own.
@@ -38,18 +40,23 @@ def run(args: PredictArguments) -> pa.Table:
     rows = read_rows(args.input, fields)
     if len(rows) == 0:
         raise ValueError(f"{args.input} has no rows")
-    items = None if args.items is None else read_rows(args.items, fields)
-    if args.events is not None:
-        rows = with_histories(rows, read_rows(args.events, fields), fields, args.time_column)
+    scored = rows  # with what they are scored by
+    try:
+        path = args.items
+        items = None if path is None else processor.read_items(read_rows(path, fields))
+        path = args.events
+        if path is not None:
+            scored = with_histories(rows, read_rows(path, fields), fields, args.time_column)
+    except RowError as error:
+        raise ValueError(f"{path}: {error}{COUNTED}") from None
     try:
         # the fields alone: a label in the file is not needed here, and need not be valid
-        known = rows.select([field.name for field in fields if field.name in rows.column_names])
+        known = scored.select([field.name for field in fields if field.name in scored.column_names])
         dataset = EncodedDataset(processor, known, not processor.id_only, items)
         if file_format(args.output) == ".csv":  # what cannot be written is known before the work
             rows = lists_as_text(rows, fields)
     except ValueError as error:
-        counted = " Rows are counted from 0, the first one after a header." if isinstance(error, RowError) else ""
-        raise ValueError(f"{args.input}: {error}{counted}") from None
+        raise ValueError(f"{args.input}: {error}{COUNTED if isinstance(error, RowError) else ''}") from None
     scores = score(accelerator, model.to(accelerator.device), dataset, args.per_device_eval_batch_size, progress=True)
     for name, logits in scores.items():
         if name == "logits" or model.config.strategy == "joint":

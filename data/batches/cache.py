@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
-from flip_ctr.modeling_flip.histories_flip import NO_ENTRY, NO_ITEM, HistoryItems, read_histories
+from flip_ctr.modeling_flip.histories_flip import read_histories
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import (
     EntityPrompts,
@@ -123,7 +122,8 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
             arrays["entries"] = builder.add([columns[field.name] for field in processor.text_fields])
             arrays["lengths"] = builder.lengths(arrays["entries"])
         if items is not None:
-            arrays["history_items"], arrays["history_outcomes"] = _of_full_width(processor, part, items)
+            fields, width = extractor.all_fields, processor.history_field.max_values
+            arrays["history_items"], arrays["history_outcomes"], _ = read_histories(part, fields, items, width)
         if user_column:
             codes = part.column(user_column).combine_chunks().dictionary_encode()
             numbers = [users.setdefault(user, len(users)) for user in codes.dictionary.to_pylist()]
@@ -154,14 +154,6 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
             writer = _NpyWriter(folder / f"{name}.npy", len(array))
             writer.write(array)
             writer.close()
-
-
-def _of_full_width(processor: FlipProcessor, part, items: HistoryItems) -> Iterator[np.ndarray]:
-    """The items and outcomes of a part's histories, as many columns in each part."""
-    read = read_histories(part, processor.feature_extractor.all_fields, items)
-    for array, filler in zip(read[:2], (NO_ITEM, NO_ENTRY)):
-        missing = processor.history_field.max_values - array.shape[1]
-        yield np.pad(array, ((0, 0), (0, missing)), constant_values=filler)
 
 
 def read_cache(folder: Path) -> dict[str, np.ndarray] | None:

@@ -73,7 +73,8 @@ class FlipCollator:
         unk_rate: share of (row, entity) pairs whose key ids are dropped to `[UNK]`, so that this id is trained. 0
             outside training.
         cold_rate: share of the users, and of the items, that an epoch treats as new: their key ids are dropped to
-            `[UNK]` in all rows. In batches of a list each batch draws others. 0 outside training.
+            `[UNK]` in all rows (but not in the histories of others, which hold no new items when scoring either). In
+            batches of a list each batch draws others. 0 outside training.
         short_history_rate: share of the rows whose history is cut to a random number of its last entries, 0 included,
             so that users with few are learned too. 0 outside training.
     """

@@ -23,8 +23,7 @@ import pyarrow as pa
 from flip_ctr.data.prepare.splits import by_digest, md5_of, text_key
 from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, KEY_TYPES
 from flip_ctr.data.readers.dataset_schema import SPLITS
-from flip_ctr.modeling_flip.fields_flip import FlipField
-from flip_ctr.modeling_flip.histories_flip import CLICKED
+from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
 
 HISTORY = "history"  # the column
 NO_FOLD = FOLDS  # what a row leaves out that leaves out no fold

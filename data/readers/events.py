@@ -1,14 +1,15 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """What users did, as a table of its own -> the histories of rows."""
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flip_ctr.modeling_flip.columns_flip import Column
-from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
-from flip_ctr.modeling_flip.histories_flip import CLICKED
+from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField, history_field
 
 
 def with_histories(
@@ -63,9 +64,23 @@ def with_histories(
     return rows.append_column(history.name, pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), entries))
 
 
+def _times(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
+    """A column of times, those in text as numbers or dates: text would be in the order of its letters."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+            with contextlib.suppress(pa.ArrowInvalid):
+                return column.cast(kind)
+        raise ValueError(f"column '{name}' of the {what} holds text that is neither a number nor an ISO date")
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    return column
+
+
 def _ranks(events: pa.Table, rows: pa.Table, time_column: str) -> tuple[np.ndarray, np.ndarray, int]:
     """The times of events and rows as whole numbers from 0 in the same order, and how many there are."""
-    columns = [table.column(time_column) for table in (events, rows)]
+    columns = [
+        _times(table.column(time_column), time_column, what) for what, table in (("events", events), ("rows", rows))
+    ]
     if columns[0].type != columns[1].type:
         raise ValueError(
             f"column '{time_column}' is {columns[0].type} in the events, and {columns[1].type} in the rows"

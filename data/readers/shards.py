@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import RowError
-from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
-from flip_ctr.modeling_flip.histories_flip import CLICKED
+from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField, history_field
 
 ITEMS_NAME = "items.parquet"  # a row an item, where the rows have histories
 PART_ROWS = 65_536  # rows in memory at a time
@@ -238,8 +237,9 @@ class SplitRows:
     def content_digest(self) -> str:
         """Of the files' bytes and the sample: the same wherever the files lie. Reads them."""
         digest = blake2b(repr(self._sample_digest()).encode(), digest_size=16)
-        for shard in self.shards:
-            with open(shard.path, "rb") as file:
+        items = [] if history_field(self.schema.fields) is None else [self._items_path]
+        for path in [*(shard.path for shard in self.shards), *items]:
+            with open(path, "rb") as file:
                 while part := file.read(1 << 20):
                     digest.update(part)
         return digest.hexdigest()

@@ -97,7 +97,7 @@ def test_events_beside_the_rows_make_their_histories(tmp_path, past_dir, click_m
             time_column="at",
         )
     )
-    assert [len(one) for one in scored.column("history").to_pylist()] == [0, 3, 3, 0, 0, 0]
+    assert "history" not in scored.column_names  # what was made for scoring alone
     none, early, late, *others = scored.column("click_probability").to_pylist()
     assert len({round(one, 7) for one in (none, early, late)}) == 3 and others == pytest.approx([none] * 3, abs=1e-6)
 
@@ -150,6 +150,34 @@ def test_a_streamed_run_equals_an_encoded_one_in_its_numbers(tmp_path, past_dir,
     for streaming in (False, True):
         results = tiny.finetune(past_dir, plm, tmp_path / str(streaming), streaming=streaming, **options)
         assert results["train_rows"] == COUNT and 0 < results["test_auc"] <= 1
+
+
+def test_what_reads_no_history_asks_for_none(tmp_path, past_dir, plm, caplog):
+    tiny.finetune(past_dir, plm, tmp_path / "m", strategy="plm", num_train_epochs=1)
+    assert "strategy plm with prompts 'row' reads no histories" in caplog.text
+    processor = FlipProcessor.from_pretrained(tmp_path / "m")
+    assert processor.history_field is None and "history" not in (tmp_path / "m" / "config.json").read_text()
+    assert "what a user had before" not in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_prompt_fields_leave_the_history(tmp_path, past_dir, plm):
+    options = {"strategy": "joint", "prompts": "entity", "prompt_fields": ["age", "title"], "num_train_epochs": 1}
+    tiny.finetune(past_dir, plm, tmp_path / "m", **options)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "m")
+    assert model.flip.id_tower.history is not None and model.flip.text_interaction.history is not None
+
+
+def test_checkpoint_and_dataset_with_one_history_between_them(tmp_path, past_dir, click_models, plm, caplog):
+    rows = [{name: value for name, value in row.items() if name != "history"} for row in past.past_rows(COUNT)]
+    bare = tiny.write_dataset(tmp_path / "d", rows, tiny.FIELDS)
+    tiny.finetune(bare, None, tmp_path / "m", num_train_epochs=1)
+    tiny.finetune(past_dir, tmp_path / "m", tmp_path / "n", strategy="id", num_train_epochs=1)
+    assert "reads no histories: those of the dataset have no effect" in caplog.text
+    with pytest.raises(ValueError, match="the dataset's fields .* are not those of the checkpoint .*history"):
+        tiny.finetune(bare, click_models["id"][0], tmp_path / "o", strategy="id", num_train_epochs=1)
+    given = {"id_model": str(click_models["id"][0]), "strategy": "joint", "prompts": "entity"}
+    with pytest.raises(ValueError, match="are not those of this run: field 7, nothing, is history"):
+        tiny.finetune(bare, plm, tmp_path / "p", **given)
 
 
 def test_items_are_needed_beside_the_splits(tmp_path):

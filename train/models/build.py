@@ -15,7 +15,7 @@ from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig, is_decoder
 from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
-from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import PretrainArguments, TrainArguments
@@ -116,9 +116,30 @@ def with_prompt_fields(fields: list[FlipField], names: list[str]) -> list[FlipFi
             f"--prompt_fields {unknown[0]}: the dataset's fields are {', '.join(field.name for field in fields)}"
         )
     sides = [
-        tuple(side for side, on in (("id", field.on_id_side), ("text", field.name in names)) if on) for field in fields
+        field.sides
+        if field.is_history
+        else tuple(side for side, on in (("id", field.on_id_side), ("text", field.name in names)) if on)
+        for field in fields
     ]
     return [dataclasses.replace(field, sides=where) for field, where in zip(fields, sides) if where]
+
+
+def without_unread_history(model: FlipForCTR, processor: FlipProcessor) -> FlipProcessor:
+    """The processor without the history where no side of the model reads it: rows to score then need none."""
+    flip, config = model.base_model, model.config
+    on_id_side = flip.id_tower is not None and flip.id_tower.history is not None
+    if (
+        processor.history_field is None
+        or on_id_side
+        or (flip.text_encoder is not None and flip.history_entity is not None)
+    ):
+        return processor
+    logger.warning(
+        f"strategy {config.strategy} with prompts {config.prompts!r} reads no histories (the text side does with "
+        "--prompts entity): those of the dataset have no effect"
+    )
+    config.fields = [field for field in config.fields if field["kind"] != "history"]
+    return processor.without_history()
 
 
 def model_settings(args: TrainArguments, names) -> dict:
@@ -265,12 +286,14 @@ def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> 
             field.name,
             field.type,
             field.kind + (f" by {field.separator!r}" if field.is_multi_valued else ""),
-            field.on_id_side,
+            field.on_id_side or field.is_history,
         )
 
     fields = processor.feature_extractor.all_fields
     have = [view(field) for field in fields]
     given = [view(field) for field in schema.fields if field.on_id_side or field.name in [one.name for one in fields]]
+    if processor.history_field is None and history_field(schema.fields) is not None:
+        logger.warning(f"the checkpoint {path} reads no histories: those of the dataset have no effect")
     if have != given:
         theirs, ours = (
             ", ".join(f"{n} ({t}, {k}{', id' * on_id})" for n, t, k, on_id in fields) for fields in (have, given)

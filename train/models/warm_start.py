@@ -43,9 +43,13 @@ def check_same_fields(extractor: FlipFeatureExtractor, other: FlipFeatureExtract
     """Raises `ValueError` where two feature extractors read other fields; names the field."""
 
     def view(field):
-        return field.name, field.type, field.kind, field.num_slots, field.num_buckets, field.separator
+        of_history = (f"of the last {field.max_values} {field.history_of}",) if field.is_history else ()
+        return field.name, field.type, field.kind, field.num_slots, field.num_buckets, field.separator, *of_history
 
-    ours, theirs = ([view(field) for field in one.id_fields] for one in (extractor, other))
+    ours, theirs = (
+        [view(field) for field in one.all_fields if field.on_id_side or (field.is_history and "id" in field.sides)]
+        for one in (extractor, other)
+    )
     for number in range(max(len(ours), len(theirs))):
         mine, their = (views[number] if number < len(views) else ("nothing",) for views in (ours, theirs))
         if mine != their:

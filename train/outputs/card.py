@@ -22,8 +22,7 @@ from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import canonical_value
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY, PIPELINE_TASK, FlipConfig
-from flip_ctr.modeling_flip.fields_flip import NUM_RESERVED_IDS, fields_of_items
-from flip_ctr.modeling_flip.histories_flip import CLICKED
+from flip_ctr.modeling_flip.fields_flip import CLICKED, NUM_RESERVED_IDS, fields_of_items
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments

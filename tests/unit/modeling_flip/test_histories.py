@@ -1,5 +1,6 @@
 """Histories: read from any form of rows, encoded once an item, and seen by both sides as a plain loop sees them."""
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ from flip_ctr import FlipCollator, FlipField, FlipForCTR, FlipForPretraining, Fl
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.modeling_flip.fields_flip import read_fields
 from flip_ctr.modeling_flip.histories_flip import read_histories
-from flip_ctr.modeling_flip.id_tower import BUILT_IN_TOWERS
+from flip_ctr.modeling_flip.id_tower import BUILT_IN_TOWERS, ID_TOWERS, IdTower, register_id_tower
 from flip_ctr.modeling_flip.target_attention_flip import FlipTargetAttention
 
 ITEM_SLOTS = 3  # each of the fields of an item has one id
@@ -100,7 +101,9 @@ def test_one_row_is_a_row(past, items):
     [
         ("101", r"column 'history', row 2: a history is a list of entries, got '101'"),
         ([101], r"column 'history', row 2: an entry is a dict with movie_id and clicked, got 101"),
-        ([{"movie_id": 101}], r"column 'history': each entry needs movie_id, clicked: column 'clicked' is missing"),
+        ([{"movie_id": 101}], r"column 'history', row 2: an entry needs movie_id, clicked; one has no 'clicked'"),
+        (None, r"column 'history', row 2: null, and the schema forbids nulls here; \[\] where nothing was before"),
+        (float("nan"), r"column 'history', row 2: null"),
         ([{"movie_id": 101, "clicked": 2}], r"column 'history.clicked', row 2: expected 0 or 1"),
         ([{"movie_id": 101, "clicked": None}], r"column 'history.clicked', row 2: null"),
         ([{"movie_id": "x", "clicked": 1}], r"column 'history.movie_id', row 2: expected int"),
@@ -118,10 +121,49 @@ def test_what_is_missing_is_named(past, items):
     rows = [{name: value for name, value in row.items() if name != "history"} for row in past_rows(2)]
     with pytest.raises(ValueError, match="column 'history' is missing in row 0"):
         past(rows, items=items)
-    with pytest.raises(ValueError, match="each entry needs movie_id, title, genre, clicked: column.*'title'"):
+    with pytest.raises(
+        ValueError, match="row 1?[0-9]: an entry needs movie_id, title, genre, clicked; one has no 'title'"
+    ):
         past(past_rows())
     with pytest.raises(ValueError, match="items: movie_id '100' has 2 rows"):
         past(past_rows(), items=[*items, items[0]])
+
+
+def test_tables_say_what_entries_lack(past, items):
+    rows = [row | {"history": row["history"][:1]} for row in past_rows()]
+    for history, message in (
+        (pa.array([[None]] * 24, pa.list_(pa.struct({"movie_id": pa.int64(), "clicked": pa.int8()}))), "row 0: null"),
+        (pa.array([[{"movie_id": 100}]] * 24), "an entry needs movie_id, clicked; the entries have movie_id"),
+        (pa.array([[100]] * 24), "row 0: an entry is a dict with movie_id and clicked, got 100"),
+        (pa.nulls(24), "row 0: null"),
+        (pa.array(["100"] * 24), "row 0: a history is a list of entries, got '100'"),
+    ):
+        table = pa.Table.from_pylist(rows).drop_columns("history").append_column("history", history)
+        with pytest.raises(ValueError, match=message):
+            past(table, items=items)
+
+
+def test_what_is_beyond_the_last_entries_is_not_read(past, items):
+    rows = past_rows()
+    known = past(rows, items=items)
+    for given in (
+        [
+            row | {"history": [{"movie_id": 7, "clicked": 5}] * (len(row["history"]) > 2) + row["history"][-3:]}
+            for row in rows
+        ],
+    ):
+        for form in (given, pa.Table.from_pylist(given)):
+            torch.testing.assert_close(past(form, items=items)["history_ids"], known["history_ids"])
+
+
+def test_only_items_that_are_named_are_encoded(past, items):
+    row = past_rows()[-3]
+    more = items + [{"movie_id": 1000 + n, "title": f"Other {n}", "genre": None} for n in range(50)]
+    encoded = past.encode([row], items=more)
+    assert len(encoded.histories.item_ids) == len({entry["movie_id"] for entry in row["history"][-3:]})
+    kept = past.read_items(more)
+    assert past.read_items(kept) is kept
+    torch.testing.assert_close(past([row], items=kept)["history_ids"], past([row], items=items)["history_ids"])
 
 
 def test_a_history_is_of_one_key():
@@ -133,6 +175,10 @@ def test_a_history_is_of_one_key():
         read_fields([*tiny.FIELDS, FlipField("history", kind="history", history_of="genre")])
     with pytest.raises(ValueError, match="history, later: a row has one history at most"):
         read_fields([*FIELDS, FlipField("later", "int", kind="history", history_of="movie_id")])
+    with pytest.raises(ValueError, match="`type` must be that of 'movie_id', 'int'; got 'string'"):
+        read_fields([*tiny.FIELDS, FlipField("history", kind="history", history_of="movie_id")])
+    with pytest.raises(ValueError, match="field 'clicked': an entry of 'history' has 'clicked' beside its item"):
+        read_fields([*FIELDS, FlipField("clicked", entity="item")])
     with pytest.raises(ValueError, match="`history_of` is of kind 'history'"):
         FlipField("title", history_of="movie_id")
 
@@ -200,6 +246,8 @@ def test_what_came_before_counts_and_what_is_not_there_does_not(past, calm, item
     empty = model(**past(none, items=items)).logits
     batch = past(none, items=items)
     without = {name: value for name, value in batch.items() if not name.startswith("history")}
+    if strategy != "id":
+        without |= {name: batch[name][:, :2] for name in ("input_ids", "attention_mask")}
     torch.testing.assert_close(model(**without).logits, empty)
     has = torch.tensor([bool(row["history"]) for row in rows])
     assert ((scores - empty).abs() > 1e-4)[has].all() and torch.allclose(scores[~has], empty[~has])
@@ -249,7 +297,37 @@ def test_a_grown_model_scores_as_before(past, calm, items, tmp_path):
     torch.testing.assert_close(model(**processor(rows, items=items)).logits, before, rtol=0, atol=0)
 
 
+class Plain(IdTower):
+    """A tower of one's own that knows no histories."""
+
+    def forward(self, feature_ids, text_embeds=None):
+        return self.encode(self.embed(self.embeddings, feature_ids, []))
+
+
+def test_a_tower_that_knows_no_histories_is_refused(past):
+    register_id_tower("plain")(Plain)
+    try:
+        with pytest.raises(ValueError, match="Plain: its `forward` takes no `history_ids`.*leave `id` out"):
+            FlipForCTR(tiny.flip_config(past.fields, id_tower="plain", strategy="id"))
+        fields = [field | {"sides": ["text"]} if field["kind"] == "history" else field for field in past.fields]
+        assert FlipForCTR(tiny.flip_config(fields, id_tower="plain", strategy="id")).flip.id_tower.history is None
+    finally:
+        ID_TOWERS.pop("plain")
+
+
 # --- batches
+
+
+@pytest.mark.parametrize("size", [1, 5, 24])
+def test_a_mapped_dataset_trains_whatever_its_batches(past, calm, items, size):
+    """Tables lose the shape of an empty array."""
+    rows, kept = past_rows(), past.read_items(items)
+    mapped = datasets.Dataset.from_list(rows).map(
+        lambda batch: dict(past(batch, items=kept)), batched=True, batch_size=size, remove_columns=list(rows[0])
+    )
+    batch = FlipCollator(past)([mapped[number] for number in range(24)])
+    model = click_model(past, calm, strategy="joint")
+    torch.testing.assert_close(model(**batch).logits, model(**past(rows, items=items)).logits)
 
 
 def test_a_list_of_rows_is_padded(past, calm, items):

@@ -40,6 +40,16 @@ def test_a_history_is_the_last_events_before_the_row(by_time, clock):
     assert found.column("history").to_pylist() == [expected(row, by_time) for row in ROWS]
 
 
+def test_times_in_text_are_numbers_or_dates():
+    for one, other, later in (("9", "10", "100"), ("2026-01-02", "2026-01-10", "2026-02-01")):
+        events = pa.Table.from_pylist(
+            [{"user_id": 1, "movie_id": n, "clicked": 1, "at": at} for n, at in enumerate((one, later))]
+        )
+        rows = pa.Table.from_pylist([{"user_id": 1, "at": other}])
+        found = with_histories(rows, events, FIELDS, "at").column("history").to_pylist()
+        assert [entry["movie_id"] for entry in found[0]] == [0]
+
+
 def test_no_events_are_no_history():
     events = pa.Table.from_pylist(EVENTS).slice(0, 0)
     assert with_histories(pa.Table.from_pylist(ROWS), events, FIELDS, "at").column("history").to_pylist() == [[]] * 25
@@ -60,6 +70,14 @@ def test_no_events_are_no_history():
         ),
         ([{"user_id": 1}], EVENTS, FIELDS, "at", "rows: no column 'at'"),
         ([{"user_id": 1, "at": 0.5}], EVENTS, FIELDS, "at", "'at' is int64 in the events, and double in the rows"),
+        (
+            [{"user_id": 1, "at": "soon"}],
+            EVENTS,
+            FIELDS,
+            "at",
+            "'at' of the rows holds text that is neither a number nor",
+        ),
+        ([{"user_id": 1, "at": float("nan")}], [one | {"at": 0.5} for one in EVENTS], FIELDS, "at", "has 1 nulls"),
         ([{"user_id": 1, "at": 1}, {"user_id": 1}], EVENTS, FIELDS, "at", "'at' of the rows has 1 nulls"),
     ],
 )
