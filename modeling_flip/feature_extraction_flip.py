@@ -63,6 +63,17 @@ def add_counts(counts: Counts, columns: Mapping[str, Column], fields: Sequence[F
             }
 
 
+def count_rows(rows: Any, fields: Sequence[FlipField]) -> Counts:
+    """The counts of a split on disk, which is read part by part, or of columns."""
+    counts: Counts = {}
+    if hasattr(rows, "map_parts"):
+        for columns in rows.map_parts(lambda part: read_columns(part, fields), [field.name for field in fields]):
+            add_counts(counts, columns, fields)
+    else:
+        add_counts(counts, rows, fields)
+    return counts
+
+
 def counts_of(counts: Counts, field: FlipField) -> dict[str | None, int]:
     """The counts of one field. `ValueError` where it was not counted."""
     if field.name not in counts:

@@ -20,7 +20,7 @@ from transformers.utils import PROCESSOR_NAME
 
 from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
 from .configuration_flip import PROMPTS  # which also says what transformers is needed
-from .feature_extraction_flip import Counts, FlipFeatureExtractor, add_counts
+from .feature_extraction_flip import FlipFeatureExtractor, count_rows
 from .fields_flip import CountedFields, FlipField, check_choice, fields_of_items, history_field
 from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
@@ -32,17 +32,6 @@ CHECKED_ROWS = 256  # whose prompts are compared with the tokenizer's own ids
 def _spread(rows: int) -> np.ndarray:
     """At most `CHECKED_ROWS` row numbers, evenly spread."""
     return np.unique(np.linspace(0, rows - 1, min(CHECKED_ROWS, rows)).astype(int)) if rows else np.empty(0, int)
-
-
-def _count(rows: Any, fields: Sequence[FlipField]) -> Counts:
-    """The counts of a split on disk, which is read part by part, or of columns."""
-    counts: Counts = {}
-    if hasattr(rows, "map_parts"):
-        for columns in rows.map_parts(lambda part: read_columns(part, fields), [field.name for field in fields]):
-            add_counts(counts, columns, fields)
-    else:
-        add_counts(counts, rows, fields)
-    return counts
 
 
 class NoTokenizer:
@@ -138,7 +127,7 @@ class FlipProcessor(ProcessorMixin):
         schema = [FlipField.from_dict(field) for field in fields]
         on_disk = hasattr(dataset, "map_parts")
         columns = {} if on_disk else read_columns(dataset, schema)
-        counts = _count(dataset if on_disk else columns, schema)
+        counts = count_rows(dataset if on_disk else columns, schema)
         extractor = FlipFeatureExtractor.from_counts(counts, schema, min_frequency, hash_user_values)
         processor = cls(extractor, tokenizer, **kwargs)
         if not on_disk:
@@ -166,7 +155,7 @@ class FlipProcessor(ProcessorMixin):
         fields = self.feature_extractor.id_fields
         rows = dataset if hasattr(dataset, "map_parts") else read_columns(dataset, fields)
         self._feature_counts = None  # of the rows that came before
-        return self.feature_extractor.grow(_count(rows, fields), min_frequency)
+        return self.feature_extractor.grow(count_rows(rows, fields), min_frequency)
 
     def count_features(self, dataset: Any) -> np.ndarray:
         """How often each feature occurs in the training rows, `(sum of field sizes,)`: what
@@ -229,10 +218,9 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: a column is missing, a value has another type, or a key has two rows.
         """
-        fields = self.feature_extractor.all_fields
-        if self.history_field is None or rows is None or isinstance(rows, HistoryItems):
-            return rows if self.history_field is not None else None
-        return HistoryItems.read(rows, fields)
+        if self.history_field is None or rows is None:
+            return None
+        return rows if isinstance(rows, HistoryItems) else HistoryItems.read(rows, self.feature_extractor.all_fields)
 
     def encode_items(
         self, columns: dict[str, Column], builder: EntityPromptsBuilder | None = None

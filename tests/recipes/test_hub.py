@@ -440,3 +440,28 @@ AutoFeatureExtractor.from_pretrained("org/flip-extractor")):
     ask(worker, script=script, folder=str(finetuned["joint"][0]))
     for name in ("org/flip-words", "org/flip-extractor"):
         assert "vocabularies.txt" in published(hub, name)
+
+
+def test_a_grown_model_is_published(hub, worker, finetuned, dataset_dir):
+    script = """
+import torch
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+Model = AutoModelForSequenceClassification
+model, processor = Model.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+rows = ROWS
+new = [row | {"user_id": 987654} for row in rows]
+assert processor.grow(new)["user_id"] == 1
+model.grow(processor.fields)
+table = model.flip.id_tower.embeddings.weight
+with torch.no_grad():
+    table += torch.arange(len(table))[:, None] * 1e-4  # what has learned differs from [UNK]
+for one in (model, processor):
+    one.push_to_hub("org/flip-grown")
+again, theirs = Model.from_pretrained("org/flip-grown").eval(), AutoProcessor.from_pretrained("org/flip-grown")
+assert theirs.feature_extractor.vocabularies[0][-1] == "987654"
+for some in (rows, new):
+    assert torch.equal(model(**processor(some)).logits, again(**theirs(some)).logits)
+assert not torch.equal(again(**theirs(rows)).logits, again(**theirs(new)).logits)
+"""
+    script = script.replace("ROWS", repr(tiny.ml_rows(dataset_dir, 4)))
+    ask(worker, script=script, folder=str(finetuned["joint"][0]))
