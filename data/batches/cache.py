@@ -105,7 +105,7 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
         builder = processor.entity_prompts_builder() if by_entity else processor.piece_builders()[0]
     users: dict = {}
     writers: dict[str, _NpyWriter] = {}
-    items, whole = processor.read_items(rows.items()), {}
+    items, whole = rows.map_items(processor.read_items), {}
     if items is not None:
         of_entities = builder if isinstance(builder, EntityPromptsBuilder) else None
         whole = dict(zip(("item_ids", "item_prompts"), processor.encode_items(items.columns, of_entities)))

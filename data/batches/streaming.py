@@ -53,7 +53,7 @@ class StreamedDataset(IterableDataset):
         window_rows: int = WINDOW_ROWS,
     ):
         self.processor, self.rows, self.prompts = processor, rows, prompts
-        self.items = processor.read_items(rows.items())
+        self.items = rows.map_items(processor.read_items)
         self.batch_size, self.seed, self.group_rows = batch_size, seed, batch_size * group
         self.num_processes, self.process_index = num_processes, process_index
         self.window_rows = -(-window_rows // self.group_rows) * self.group_rows

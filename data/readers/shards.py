@@ -166,7 +166,7 @@ class SplitRows:
                 if not fits(arrow, field):
                     kind = f"{field.type}, {field.kind}" if field.is_multi_valued else field.type
                     if field.is_history:
-                        kind = f"a history, a list of structs of {field.history_of} and {CLICKED},"
+                        kind = f"a history, a list of structs of {field.history_of} ({field.type}) and {CLICKED},"
                     raise ValueError(
                         f"{where}: column '{field.name}' is of type {arrow}, which does not fit {kind} of "
                         f"{SCHEMA_NAME}."
@@ -214,16 +214,20 @@ class SplitRows:
             raise ValueError(f"{self.dataset_dir} has no {ITEMS_NAME}, which says what items the histories name")
         return path
 
-    def items(self) -> pa.Table | None:
-        """The items that the rows' histories name, one a row; None where the rows have no histories.
+    def map_items(self, function: Callable[[pa.Table], Any]) -> Any:
+        """`function(items)` of the items that the rows' histories name, one a row; None where the rows have no
+        histories.
 
         Raises:
-            ValueError: there is no such file beside the splits, or it is damaged.
+            ValueError: there is no such file beside the splits, it is damaged, or holds a value that the function
+                cannot read; names the file.
         """
         if history_field(self.schema.fields) is None:
             return None
         try:
-            return pq.read_table(self._items_path)
+            return function(pq.read_table(self._items_path))
+        except RowError as error:
+            raise ValueError(f"{self._items_path}: {error}") from None
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self._items_path} is not a whole Parquet file: {error}") from error
 

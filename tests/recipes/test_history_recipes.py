@@ -182,6 +182,12 @@ def test_checkpoint_and_dataset_with_one_history_between_them(tmp_path, past_dir
 
 def test_items_are_needed_beside_the_splits(tmp_path):
     folder = past.write_past_dataset(tmp_path / "d", 24)
+    damaged = pa.Table.from_pylist(
+        [row | {"movie_id": f"m{row['movie_id']}"} for row in past.items_of(past.past_rows())]
+    )
+    pq.write_table(damaged, folder / "items.parquet")
+    with pytest.raises(ValueError, match="items.parquet: column 'movie_id', row 0: expected int"):
+        tiny.finetune(folder, None, tmp_path / "m")
     (folder / "items.parquet").unlink()
     with pytest.raises(ValueError, match="has no items.parquet, which says what items the histories name"):
         tiny.finetune(folder, None, tmp_path / "m")
