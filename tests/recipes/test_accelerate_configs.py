@@ -513,7 +513,7 @@ def test_fsdp2_in_bf16(started):
 
 def test_fsdp2_goes_on_where_it_was(started):
     folder = started["fsdp2"].finished()
-    assert (folder / "whole" / "checkpoint-2" / "random_state_1.pt").exists()
+    assert (folder / "whole" / "checkpoint-2" / "process_1.pt").exists()
     whole, again = (load_file(folder / name / "model.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 

@@ -138,7 +138,7 @@ def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, calm_plm, two_
 
 @pytest.mark.parametrize("names", [("whole", "resumed"), ("streamed", "streamed resumed")])
 def test_two_processes_go_on_where_they_were(two_processes, names):
-    assert (two_processes / names[0] / "checkpoint-2" / "random_state_1.pt").exists()
+    assert (two_processes / names[0] / "checkpoint-2" / "process_1.pt").exists()
     whole, resumed = (AutoModel.from_pretrained(two_processes / name).state_dict() for name in names)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     whole, resumed = (json.loads((two_processes / name / "history.json").read_text()) for name in names)

@@ -195,7 +195,7 @@ def test_what_a_step_checkpoint_holds(stopped):
         f"checkpoint-{step}" for step in range(1, 7)
     ]
     folder = stopped / "checkpoint-3"
-    assert {path.name for path in folder.iterdir()} == {"training_state.pt", "random_state_0.pt", "progress.json"}
+    assert {path.name for path in folder.iterdir()} == {"training_state.pt", "process_0.pt", "progress.json"}
     state = torch.load(folder / "training_state.pt", weights_only=True)  # no code is run by reading it
     assert state["loop"]["step"] == 3 and state["optimizer"]["state"] and state["scheduler"]["last_epoch"] == 3
 
