@@ -145,7 +145,7 @@ def test_streamed_rows_are_the_encoded_ones(past_dir, click_models):
     assert seen == COUNT
 
 
-def test_a_streamed_run_equals_an_encoded_one_in_its_numbers(tmp_path, past_dir, plm):
+def test_streamed_and_encoded_runs_train_an_adapter(tmp_path, past_dir, plm):
     options = {"strategy": "joint", "prompts": "entity", "plm_every": 2, "use_lora": True, "num_train_epochs": 1}
     for streaming in (False, True):
         results = tiny.finetune(past_dir, plm, tmp_path / str(streaming), streaming=streaming, **options)
