@@ -419,7 +419,7 @@ def score_rows(checkpoint: Path, rows: list[dict], dataset: str) -> str:
 
 
 def item_column(dataset: str) -> str:
-    return "item_id" if dataset == DATASET else PUBLIC_DATASETS[dataset].item_column
+    return "item_id" if dataset == DATASET else PUBLIC_DATASETS[dataset].item
 
 
 def step(text: str) -> None:

@@ -193,4 +193,10 @@ def test_real_data_is_prepared_with_both_splits(tmp_path):
     args = DemoArguments(dataset="ml-100k", model_name_or_path="m", data_dir=str(raw))
     assert demo.prepare_data(args, tmp_path, CatalogueSettings(), TinyPlmSettings()) == "m"
     for split in demo.SPLITS:
-        assert DatasetSchema.load(tmp_path / "data" / split).protocol["split"] == split
+        plain, with_histories = (DatasetSchema.load(tmp_path / "data" / name) for name in (split, f"{split}_histories"))
+        assert plain.protocol["split"] == with_histories.protocol["split"] == split
+        assert [field.name for field in with_histories.fields] == [*(field.name for field in plain.fields), "history"]
+    known, *new = demo.sample_rows(tmp_path, "ml-100k")
+    assert known["movie_id"] < 10**6 <= min(row["movie_id"] for row in new)
+    for dataset in ("ml-100k", "ml-1m"):
+        assert demo.item_column(dataset) == "movie_id"
