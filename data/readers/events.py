@@ -67,7 +67,7 @@ def with_histories(
 def _times(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
     """A column of times, those in text as numbers or dates: text would be in the order of its letters."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        for kind in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
             with contextlib.suppress(pa.ArrowInvalid):
                 return column.cast(kind)
         raise ValueError(f"column '{name}' of the {what} holds text that is neither a number nor an ISO date")
@@ -81,6 +81,9 @@ def _ranks(events: pa.Table, rows: pa.Table, time_column: str) -> tuple[np.ndarr
     columns = [
         _times(table.column(time_column), time_column, what) for what, table in (("events", events), ("rows", rows))
     ]
+    numbers = [pa.types.is_integer(column.type) or pa.types.is_floating(column.type) for column in columns]
+    if columns[0].type != columns[1].type and all(numbers):
+        columns = [column.cast(pa.float64()) for column in columns]
     if columns[0].type != columns[1].type:
         raise ValueError(
             f"column '{time_column}' is {columns[0].type} in the events, and {columns[1].type} in the rows"

@@ -50,6 +50,16 @@ def test_times_in_text_are_numbers_or_dates():
         assert [entry["movie_id"] for entry in found[0]] == [0]
 
 
+@pytest.mark.parametrize("kinds", [(int, float), (str, int), (float, str), (str, str)])
+def test_numbers_are_numbers_whatever_their_type(kinds):
+    events, rows = (
+        pa.Table.from_pylist([one | {"at": kind(one["at"])} for one in table])
+        for kind, table in zip(kinds, (EVENTS, ROWS))
+    )
+    found = with_histories(rows, events, FIELDS, "at").column("history").to_pylist()
+    assert found == [expected(row, True) for row in ROWS]
+
+
 def test_no_events_are_no_history():
     events = pa.Table.from_pylist(EVENTS).slice(0, 0)
     assert with_histories(pa.Table.from_pylist(ROWS), events, FIELDS, "at").column("history").to_pylist() == [[]] * 25
@@ -69,7 +79,13 @@ def test_no_events_are_no_history():
             "events: no column 'clicked'; there are user_id, movie_id",
         ),
         ([{"user_id": 1}], EVENTS, FIELDS, "at", "rows: no column 'at'"),
-        ([{"user_id": 1, "at": 0.5}], EVENTS, FIELDS, "at", "'at' is int64 in the events, and double in the rows"),
+        (
+            [{"user_id": 1, "at": "2026-01-01"}],
+            EVENTS,
+            FIELDS,
+            "at",
+            r"'at' is int64 in the events, and timestamp\[us\] in the rows",
+        ),
         (
             [{"user_id": 1, "at": "soon"}],
             EVENTS,
