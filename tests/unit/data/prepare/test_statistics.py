@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import raw_movielens as movielens
 import raw_table as own_table
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import roc_auc_score
+from leaks import rows_without_signal, tree_auc, without_the_row
 
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.prepare.engines import Engine
@@ -95,29 +94,15 @@ def test_rates_are_those_of_a_plain_loop(tmp_path, split):
 def leak(folder, split: str, leave_one_out: bool = False) -> tuple[float, float]:
     """AUC of a tree on users' rates where labels follow from nothing: on training rows that it has not seen, and on
     validation and test rows. Users have different numbers of rows, so that their counts tell who they are."""
-    generator = np.random.default_rng(1)
-    users = np.repeat(np.arange(120), np.arange(20, 140))
-    size = len(users)
-    table = pa.table(
-        {
-            "_row": np.arange(size),
-            "user": generator.permutation(users),
-            "item": [f"i{i}" for i in generator.integers(0, 300, size)],
-            "time": generator.integers(0, 10**6, size),
-            "label": pa.array(generator.integers(0, 2, size), pa.int8()),
-        }
-    )
+    table = rows_without_signal()
     statistic = Statistic(("user",))
     rows = with_rates(folder, split, table, [statistic])
     features = np.array([[row[statistic.rate], row[statistic.count]] for row in rows])
     labels, train = np.array([row["label"] for row in rows]), np.array([row["_split"] == 0 for row in rows])
     if leave_one_out:
-        clicks, number = (np.bincount(table["user"], of_rows * train)[table["user"]] for of_rows in (labels, 1))
-        features = np.stack([(clicks - labels * train) / (number - train), number], axis=1)
-    half = train & (np.arange(size) % 2 == 0)
-    tree = HistGradientBoostingClassifier(max_iter=60, min_samples_leaf=5, random_state=0)
-    scores = tree.fit(features[half], labels[half]).predict_proba(features)[:, 1]
-    return tuple(roc_auc_score(labels[some], scores[some]) for some in (train & ~half, ~train))
+        clicks, number = without_the_row(table, labels, train)
+        features = np.stack([clicks / number, number + train], axis=1)
+    return tree_auc(features, labels, train)
 
 
 @pytest.mark.parametrize("split", SPLIT_RULES)
