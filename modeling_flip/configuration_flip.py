@@ -17,6 +17,7 @@ from .fields_flip import (
     Allowed,
     FlipField,
     fields_of_items,
+    history_entity,
     history_field,
     read_fields,
     slot_fields,
@@ -316,13 +317,9 @@ class FlipConfig(PreTrainedConfig):
 
     @property
     def history_entity(self) -> int | None:
-        """The number, among `prompt_entities`, of the items of the history; None where the text side reads no history:
-        there is none, items have no prompt of their own, or no text."""
-        fields, entities = read_fields(self.fields), self.prompt_entities
-        history, of_item = history_field(fields), fields_of_items(fields)
-        if history is None or "text" not in history.sides or of_item[0].entity not in entities:
-            return None
-        return entities.index(of_item[0].entity)
+        """The number, among `prompt_entities`, of the items of the history; None where the text side reads no
+        history."""
+        return history_entity(read_fields(self.fields), self.prompt_entities)
 
     @property
     def slot_fields(self) -> list[int]:

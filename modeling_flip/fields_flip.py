@@ -2,7 +2,7 @@
 """The fields of a row, and the feature ids that every field's vocabulary starts with."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -306,7 +306,7 @@ def read_fields(values) -> list[FlipField]:
     return result
 
 
-def history_field(fields: list[FlipField]) -> FlipField | None:
+def history_field(fields: Sequence[FlipField]) -> FlipField | None:
     """The history among some fields, if there is one. `ValueError` where there are two."""
     histories = [field for field in fields if field.is_history]
     if len(histories) > 1:
@@ -314,7 +314,7 @@ def history_field(fields: list[FlipField]) -> FlipField | None:
     return histories[0] if histories else None
 
 
-def fields_of_items(fields: list[FlipField]) -> list[FlipField]:
+def fields_of_items(fields: Sequence[FlipField]) -> list[FlipField]:
     """The fields that describe an item of the history: all of its entity but numbers on the ID side alone, as these are
     a row's own where they are statistics."""
     history = history_field(fields)
@@ -323,6 +323,15 @@ def fields_of_items(fields: list[FlipField]) -> list[FlipField]:
     entity = next(field.entity for field in fields if field.name == history.history_of)
     of_row = [field for field in fields if field.is_history or (field.kind == "numeric" and not field.on_text_side)]
     return [field for field in fields if field.entity == entity and field not in of_row]
+
+
+def history_entity(fields: Sequence[FlipField], entities: Sequence[str]) -> int | None:
+    """The number, among the entities that have a prompt, of the items of the history; None where the text side reads no
+    history: there is none, items have no prompt of their own, or no text."""
+    history, of_item = history_field(fields), fields_of_items(fields)
+    if history is None or "text" not in history.sides or of_item[0].entity not in entities:
+        return None
+    return entities.index(of_item[0].entity)
 
 
 def slot_fields(id_fields: list[FlipField]) -> list[int]:

@@ -45,9 +45,9 @@ class HistoryItems:
     @classmethod
     def read(cls, rows: Any, fields: Sequence[FlipField]) -> "HistoryItems":
         """From a table with a row an item, in any form of [`raw_columns`]; `fields` are those of a row."""
-        history = history_field(list(fields))
+        history = history_field(fields)
         assert history is not None
-        return cls(read_columns(rows, fields_of_items(list(fields))), history.history_of)
+        return cls(read_columns(rows, fields_of_items(fields)), history.history_of)
 
 
 class Histories:
@@ -102,7 +102,7 @@ def read_histories(
         ValueError: the column is missing; an entry lacks its item's key, a field of it or `clicked`; or names an item
             that is not among `items`. Names column and row.
     """
-    field, of_item = history_field(list(fields)), fields_of_items(list(fields))
+    field, of_item = history_field(fields), fields_of_items(fields)
     assert field is not None
     wanted = of_item if items is None else [one for one in of_item if one.name == field.history_of]
     single = names_by_kind(fields)[0][:1]  # which tells a row from a dict of columns

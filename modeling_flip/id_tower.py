@@ -18,6 +18,7 @@ from transformers import initialization as init
 from .configuration_flip import FlipConfig
 from .fields_flip import PAD_ID, UNK_ID, check_count
 from .histories_flip import NO_ENTRY
+from .layers_flip import TowerLinear
 from .target_attention_flip import FlipTargetAttention
 
 # the towers of this package: the one named X is in the file id_tower_X
@@ -195,15 +196,6 @@ def mean_of_values(embeds: torch.Tensor, feature_ids: torch.Tensor) -> torch.Ten
     D)`."""
     pad = (feature_ids == PAD_ID)[..., None]  # (..., n, 1)
     return embeds.masked_fill(pad, 0.0).sum(-2, keepdim=True) / (~pad).sum(-2, keepdim=True).clamp(min=1)
-
-
-class TowerLinear(nn.Linear):
-    """A linear layer initialised as CTR models are (Xavier): the 0.02 of language models lets a DNN's signal fade."""
-
-    def init_flip_weights(self, config: FlipConfig) -> None:
-        init.xavier_normal_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
 
 
 class DNN(nn.Module):

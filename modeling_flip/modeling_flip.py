@@ -28,7 +28,7 @@ from .fields_flip import FlipField, check_choice  # noqa: F401
 from .gather_flip import share_of_total
 from .heads_flip import FlipFusion, FlipMLMHead, FlipMTMHead, FlipProjection, TextField, contrastive_logits
 from .histories_flip import Histories  # noqa: F401
-from .id_tower import FeatureEmbedding, TowerLinear, build_id_tower
+from .id_tower import FeatureEmbedding, build_id_tower
 from .id_tower_afm import AFM  # noqa: F401
 from .id_tower_afn import AFN  # noqa: F401
 from .id_tower_autoint import AutoInt  # noqa: F401
@@ -44,6 +44,7 @@ from .id_tower_masknet import MaskNet  # noqa: F401
 from .id_tower_pnn import PNN  # noqa: F401
 from .id_tower_widedeep import WideDeep  # noqa: F401
 from .id_tower_xdeepfm import XDeepFM  # noqa: F401
+from .layers_flip import TowerLinear
 from .losses_flip import (
     IGNORE_INDEX,
     WITHIN_USER,

@@ -21,7 +21,7 @@ from transformers.utils import PROCESSOR_NAME
 from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
 from .configuration_flip import PROMPTS  # which also says what transformers is needed
 from .feature_extraction_flip import FlipFeatureExtractor, count_rows
-from .fields_flip import CountedFields, FlipField, check_choice, fields_of_items, history_field
+from .fields_flip import CountedFields, FlipField, check_choice, fields_of_items, history_entity, history_field
 from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
 
@@ -227,15 +227,13 @@ class FlipProcessor(ProcessorMixin):
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Items of histories -> their feature ids `(I, slots of an item)`, and which of a builder's prompts each has
         `(I,)`; None where they have none."""
-        fields = fields_of_items(self.feature_extractor.all_fields)
-        on_id_side = [field.name for field in fields if field.on_id_side]
+        fields = self.feature_extractor.all_fields
+        on_id_side = [field.name for field in fields_of_items(fields) if field.on_id_side]
         ids = np.empty((len(next(iter(columns.values())).codes), 0), np.int32)
         if on_id_side:
             ids = self.feature_extractor.encode(columns, on_id_side).astype(np.int32)
-        entities = [some[0].entity for some in self.prompt_fields] if builder is not None else []
-        if builder is None or fields[0].entity not in entities or "text" not in self.history_field.sides:
-            return ids, None
-        return ids, builder.add_entity(columns, entities.index(fields[0].entity))
+        entity = None if builder is None else history_entity(fields, [some[0].entity for some in self.prompt_fields])
+        return ids, None if entity is None else builder.add_entity(columns, entity)
 
     # --- prompts
 
@@ -432,8 +430,8 @@ class FlipProcessor(ProcessorMixin):
             else:
                 builder = self.entity_prompts_builder(cached)
                 index = builder.add(columns)
-        if self.history_field is not None:
-            fields = self.feature_extractor.all_fields
+        fields = self.feature_extractor.all_fields
+        if history_field(fields) is not None:
             numbers, outcomes, of_items = read_histories(rows, fields, self.read_items(items))
             numbers, of_items = only_named(numbers, of_items)
             histories = Histories(numbers, outcomes, *self.encode_items(of_items, builder))

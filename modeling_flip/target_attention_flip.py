@@ -7,20 +7,12 @@ from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
 from .histories_flip import IS_CLICKED, NO_ENTRY, NOT_CLICKED
+from .layers_flip import TowerLinear
 
 ATTENTION_DIM = 64
 NUM_HEADS = 4
 SMALLEST_SHARE = 0.05  # of the attention, that a ratio of clicks is smoothed with
 PRIOR_ENTRIES = 2.0  # clicked and not clicked, that are added to a history
-
-
-class TargetLinear(nn.Linear):
-    """A linear layer that starts with variance-preserving weights (Xavier), whatever the size of what it reads."""
-
-    def init_flip_weights(self, config: FlipConfig) -> None:
-        init.xavier_normal_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
 
 
 class FlipTargetAttention(nn.Module):
@@ -38,10 +30,10 @@ class FlipTargetAttention(nn.Module):
 
     def __init__(self, target_dim: int, entry_dim: int, output_dim: int):
         super().__init__()
-        self.target = TargetLinear(target_dim, ATTENTION_DIM)
-        self.entry = TargetLinear(entry_dim, 2 * ATTENTION_DIM)  # key and value
+        self.target = TowerLinear(target_dim, ATTENTION_DIM)
+        self.entry = TowerLinear(entry_dim, 2 * ATTENTION_DIM)  # key and value
         self.nothing = nn.Parameter(torch.zeros(NUM_HEADS))
-        self.output = TargetLinear(2 * ATTENTION_DIM + NUM_HEADS + 2, output_dim)
+        self.output = TowerLinear(2 * ATTENTION_DIM + NUM_HEADS + 2, output_dim)
 
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.zeros_(self.nothing)

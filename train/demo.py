@@ -210,20 +210,20 @@ def claim_output_dir(args: DemoArguments) -> Path:
 def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings, plm: TinyPlmSettings) -> str:
     """Writes `data/random` and `data/cold_items`, the same rows in both, each once more with histories, and returns the
     PLM's name or path."""
-    folders = [
-        (split, one.data(folder, split), HISTORY_LENGTH if one.histories else None)
+    folders = {
+        one.data(folder, split): (split, HISTORY_LENGTH if one.histories else None)
         for split in SPLITS
-        for one in METHODS[1:3]
-    ]
+        for one in METHODS
+    }
     if args.dataset != DATASET:
-        for split, output_dir, history in folders:
+        for output_dir, (split, history) in folders.items():
             step(f"preparing {args.dataset}, {SPLITS[split]}{', with histories' if history else ''}")
             given = {"split": split, "split_seed": args.seed, "history": history}
             prepare.run(prepare.PrepareArguments(args.dataset, str(output_dir), args.data_dir, **given))
         return args.model_name_or_path
     step(f"generating a catalogue: {catalogue.users:,} users, {catalogue.items:,} items, {catalogue.rows:,} rows")
     clicks = generate_catalogue(catalogue, args.seed)
-    for split, output_dir, history in folders:
+    for output_dir, (split, history) in folders.items():
         write_catalogue(output_dir, clicks, split, catalogue, args.seed, history=history)
     if args.model_name_or_path is not None:
         return args.model_name_or_path

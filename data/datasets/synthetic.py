@@ -36,7 +36,7 @@ from flip_ctr.data.prepare.histories import (
     with_support,
 )
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
-from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, with_split
+from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, split_table, with_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
@@ -239,11 +239,11 @@ def write_catalogue(
 
 def _placed(table: pa.Table, split: str, seed: int, past: History | None) -> tuple[pa.Table, pa.Table | None]:
     """The rows with `_split`, and where there are histories with `history`; and the items then."""
-    numbered = ibis.memtable(table.append_column("_row", pa.array(range(len(table)), pa.int64())))
-    rows = with_split(numbered, split, seed, RATIOS, row_key=tuple(KEYS.values()), order="_row", **KEYS)
+    row_key = tuple(KEYS.values())
     if past is None:
-        added = rows.order_by("_row").select("_split").to_pyarrow()
-        return table.append_column("_split", added["_split"]), None
+        return split_table(table, split, seed, row_key=row_key, **KEYS), None
+    numbered = ibis.memtable(table.append_column("_row", pa.array(range(len(table)), pa.int64())))
+    rows = with_split(numbered, split, seed, RATIOS, row_key=row_key, order="_row", **KEYS)
     rows = with_histories(with_support(rows, past, None), past, split=split, seed=seed, label="label")
     added = rows.order_by("_row").select(HISTORY, "_split").to_pyarrow()
     of_history = added[HISTORY].cast(past.arrow_type(table.schema.field(past.item).type))

@@ -28,7 +28,7 @@ def with_histories(
         ValueError: a column is missing, is there already, has nulls, or the times of both tables have other types; no
             field is a history, or none is the key of a user.
     """
-    history = history_field(list(fields))
+    history = history_field(fields)
     if history is None:
         raise ValueError("events: the model reads no histories")
     user = next((field for field in fields if field.key and field.entity == history.entity), None)

@@ -208,7 +208,10 @@ class SplitRows:
         return rows
 
     @property
-    def _items_path(self) -> Path:
+    def _items_path(self) -> Path | None:
+        """The file of the items that the rows' histories name; None where the rows have no histories."""
+        if history_field(self.schema.fields) is None:
+            return None
         path = self.dataset_dir / ITEMS_NAME
         if not path.is_file():
             raise ValueError(f"{self.dataset_dir} has no {ITEMS_NAME}, which says what items the histories name")
@@ -222,27 +225,27 @@ class SplitRows:
             ValueError: there is no such file beside the splits, it is damaged, or holds a value that the function
                 cannot read; names the file.
         """
-        if history_field(self.schema.fields) is None:
+        path = self._items_path
+        if path is None:
             return None
         try:
-            return function(pq.read_table(self._items_path))
+            return function(pq.read_table(path))
         except RowError as error:
-            raise ValueError(f"{self._items_path}: {error}") from None
+            raise ValueError(f"{path}: {error}") from None
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self._items_path} is not a whole Parquet file: {error}") from error
+            raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
 
     # --- what the rows are known by
 
     def key(self) -> list:
         """Tells these rows from others by what the files look like; cheap, and changes with each writing."""
-        items = [Shard.read(self._items_path).stamp] if history_field(self.schema.fields) else []
+        items = [Shard.read(path).stamp for path in (self._items_path,) if path is not None]
         return [[shard.stamp for shard in self.shards], self._sample_digest(), self.schema.user_column, *items]
 
     def content_digest(self) -> str:
         """Of the files' bytes and the sample: the same wherever the files lie. Reads them."""
         digest = blake2b(repr(self._sample_digest()).encode(), digest_size=16)
-        items = [] if history_field(self.schema.fields) is None else [self._items_path]
-        for path in [*(shard.path for shard in self.shards), *items]:
+        for path in filter(None, [*(shard.path for shard in self.shards), self._items_path]):
             with open(path, "rb") as file:
                 while part := file.read(1 << 20):
                     digest.update(part)

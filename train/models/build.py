@@ -127,12 +127,8 @@ def with_prompt_fields(fields: list[FlipField], names: list[str]) -> list[FlipFi
 def without_unread_history(model: FlipForCTR, processor: FlipProcessor) -> FlipProcessor:
     """The processor without the history where no side of the model reads it: rows to score then need none."""
     flip, config = model.base_model, model.config
-    on_id_side = flip.id_tower is not None and flip.id_tower.history is not None
-    if (
-        processor.history_field is None
-        or on_id_side
-        or (flip.text_encoder is not None and flip.history_entity is not None)
-    ):
+    reads = any(part is not None and part.history is not None for part in (flip.id_tower, flip.text_interaction))
+    if reads or processor.history_field is None:
         return processor
     logger.warning(
         f"strategy {config.strategy} with prompts {config.prompts!r} reads no histories (the text side does with "
