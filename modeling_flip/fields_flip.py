@@ -17,6 +17,8 @@ FIELD_SIDES = ("id", "text")
 BUCKETINGS = ("quantile", "log")
 NUMERIC_BUCKETS = 32
 CLICKED = "clicked"  # what an entry of a history says beside its item
+# what the files of a field are like: left out of its JSON form where nothing is said of them
+OF_FILES = ("column", "null_values")
 # attributes of a field that only these kinds have; for another kind a value that is not the default is an error
 OF_KINDS = {
     "max_values": ("multi-valued", "history"),
@@ -111,6 +113,7 @@ SETTINGS = {
     "num_buckets": Allowed(int, at_least=2, optional=True),
     "bucketing": Allowed(str, choices=BUCKETINGS),
     "history_of": Allowed(str),
+    "column": Allowed(str),
     "vocab_size": Allowed(int, at_least=0, optional=True),
 }
 
@@ -146,6 +149,8 @@ class FlipField:
         bucketing: bounds of numeric buckets: `quantile`, equal shares of the training rows, or `log`, even steps of
             `sign(x) * log1p(|x|)` between the smallest and the largest number of the training rows.
         history_of: of a history the field whose values its entries have: the key of an item.
+        column: what raw rows call the field, which are read under either name; the field's own name when empty.
+        null_values: texts that mean null in raw rows, beside the empty one.
         vocab_size: number of feature ids, reserved ones included; known once a vocabulary was built.
 
     Raises:
@@ -167,6 +172,8 @@ class FlipField:
     num_buckets: int | None = None
     bucketing: str = "quantile"
     history_of: str = ""
+    column: str = ""
+    null_values: tuple[str, ...] = ()
     vocab_size: int | None = None
 
     def __post_init__(self):
@@ -177,6 +184,12 @@ class FlipField:
             self.sides = tuple(side for side in FIELD_SIDES if side in self.sides) or tuple(self.sides)
         for name, allowed in SETTINGS.items():
             allowed.check(owner, name, getattr(self, name))
+        if not isinstance(self.null_values, list | tuple) or not all(isinstance(one, str) for one in self.null_values):
+            raise ValueError(
+                f"{owner}: `null_values` must be a list of texts, such as ['NULL', 'n/a']; got {self.null_values!r}."
+            )
+        self.null_values = tuple(self.null_values)
+        self.column = "" if self.column == self.name else self.column
         self.wording = " ".join((self.wording or self.name.replace("_", " ")).split())
         self.null_wording = " ".join(self.null_wording.split())
         if not self.null_wording:
@@ -227,8 +240,9 @@ class FlipField:
         """The field's JSON form. What only some fields need is left out where it has its default, so that people can
         read the rest."""
         defaults = {field.name: field.default for field in fields(self)}
-        values = asdict(self) | {"sides": list(self.sides)}
-        return {k: v for k, v in values.items() if k not in (*OF_KINDS, "null_wording") or v != defaults[k]}
+        values = {k: list(v) if isinstance(v, tuple) and v else v for k, v in asdict(self).items()}
+        rare = (*OF_KINDS, *OF_FILES, "null_wording")
+        return {k: v for k, v in values.items() if k not in rare or v != defaults[k]}
 
     @property
     def on_id_side(self) -> bool:
@@ -284,6 +298,12 @@ def read_fields(values) -> list[FlipField]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"column(s) {', '.join(twice)} are named by more than one field.")
+    for field in result:
+        if field.column in names:  # raw rows are read under either name
+            raise ValueError(
+                f"field '{field.name}': its `column` '{field.column}' is the name of another field; give that field "
+                "another `name`, and say its `column`."
+            )
     history = history_field(result)
     if history is not None and not any(field.key and field.name == history.history_of for field in result):
         keys = ", ".join(field.name for field in result if field.key) or "none"

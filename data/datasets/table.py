@@ -105,6 +105,9 @@ def table_source(
     label = f"`{schema.label}`" if any(schema.label in table.columns for table in tables) else schema.label
     schema = replace(schema, label=_plain(label))
     places = _place_columns(schema, tables)
+    # which travel with a checkpoint, so that rows are read when they are scored as they are here
+    nulls = {name: tuple(sorted(table.files.null_values)) for name, (table, _) in places.items()}
+    schema = replace(schema, fields=[replace(one, null_values=nulls[one.name]) for one in schema.fields])
     types = _column_types(schema, tables, places)
     for name, (table, source) in places.items():
         described = next((one for one in schema.fields if one.name == name), None)

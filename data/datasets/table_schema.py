@@ -16,7 +16,7 @@ from flip_ctr.data.prepare.splits import SPLIT_RULES
 from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat
 from flip_ctr.data.readers.table_values import TYPES
-from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 ENDINGS = {
@@ -103,7 +103,6 @@ class TableSchema:
         label: a column of 0/1/true/false, or a rule.
         drop: name of each reason to drop a row, and its rule.
         fields: of a row, in order.
-        columns: of each field the name of its column in the files.
         sample_weight, user, item, time: columns, where there are such.
         row_key: columns that identify a row; found out when `None`.
         unique: whether of rows with the same key only the first counts.
@@ -119,7 +118,6 @@ class TableSchema:
     events: TableFiles
     label: str
     fields: list[FlipField]
-    columns: dict[str, str]
     joins: tuple[SideTable, ...] = ()
     drop: dict[str, str] = field(default_factory=dict)
     sample_weight: str | None = None
@@ -135,6 +133,11 @@ class TableSchema:
     history: int | None = None
     support_rows: int = 0
     facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Of each field the name of its column in the files."""
+        return {one.name: one.column or one.name for one in self.fields}
 
     def error(self, message: str) -> ValueError:
         """An error of this schema."""
@@ -185,7 +188,7 @@ def read_schema(path: str | Path) -> TableSchema:
 
 
 def _schema(path: Path, values: dict) -> TableSchema:
-    own = {one.name for one in fields(TableSchema)} - {"path", "events", "columns", "facts"}
+    own = {one.name for one in fields(TableSchema)} - {"path", "events", "facts"}
     files = {"files", "format", "encoding", "null_values", "types", *CSV_KEYS}
     _check_keys(values, own | files | set(FACTS), needed=("name", "files", "label", "fields"))
     name = _text(values, "name")
@@ -195,14 +198,12 @@ def _schema(path: Path, values: dict) -> TableSchema:
         raise ValueError(
             f"`label` must be a column of 0, 1, true or false, or a rule such as `rating >= 4`; got {values['label']!r}"
         )
-    described, columns = _fields(values["fields"])
     return TableSchema(
         path=path,
         name=name,
         events=_files(values, EVENTS, ""),
         label=_text(values, "label", "a column of 0, 1, true or false, or a rule such as `rating >= 4`"),
-        fields=described,
-        columns=columns,
+        fields=_fields(values["fields"]),
         joins=_joins(values.get("joins")),
         drop=_drops(values.get("drop")),
         row_key=_row_key(values),
@@ -311,24 +312,25 @@ def _drops(value: Any) -> dict[str, str]:
     return {" ".join(name.split()): rule for name, rule in value.items()}
 
 
-def _fields(values: Any) -> tuple[list[FlipField], dict[str, str]]:
+def _fields(values: Any) -> list[FlipField]:
     if not isinstance(values, list) or not values:
         raise ValueError(f"`fields` must be a list of fields, each with `name` and `type`; got {values!r}")
-    result, columns = [], {}
-    known = {one.name for one in fields(FlipField)} - {"vocab_size", "history_of"}
+    result: list[FlipField] = []
+    columns: dict[str, str] = {}
+    known = {one.name for one in fields(FlipField)} - {"vocab_size", "history_of", "null_values"}
     for number, value in enumerate(values, 1):
         value = {"name": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             raise ValueError(f"`fields`, number {number}: a field needs a `name`, which is text; got {value!r}")
         owner = f"`fields`, '{value['name']}': "
-        _check_keys(value, known | {"column"}, owner=owner)
+        _check_keys(value, known, owner=owner)
         if value.get("kind") == "history":
             raise ValueError(f"{owner}a column of kind 'history' is made by `history: 50`, beside `fields`")
         column = value.get("column", value["name"])
         if not isinstance(column, str):
             raise ValueError(f"{owner}`column` must be the name of a column in the files; got {column!r}")
         try:
-            described = FlipField.from_dict({key: one for key, one in value.items() if key != "column"})
+            described = FlipField.from_dict(value)
         except TypeError as error:
             raise ValueError(f"{owner}a value is of a wrong kind ({error})") from None
         except ValueError as error:
@@ -344,7 +346,7 @@ def _fields(values: Any) -> tuple[list[FlipField], dict[str, str]]:
             )
         result.append(described)
         columns[described.name] = column
-    return result, columns
+    return read_fields(result)
 
 
 def _files(values: dict, name: str, owner: str) -> TableFiles:

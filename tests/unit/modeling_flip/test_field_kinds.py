@@ -19,6 +19,7 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import Column, is_one_row, read_columns
 from flip_ctr.modeling_flip.feature_extraction_flip import add_counts, hash_bucket
+from flip_ctr.modeling_flip.fields_flip import read_fields
 
 ROWS = tiny.kind_rows()
 LISTS = FlipField("g", kind="multi-valued", max_values=3)
@@ -83,6 +84,16 @@ def test_a_schema_says_only_what_is_special_and_survives_saving(tmp_path):
     assert not {"max_values", "separator", "num_buckets", "bucketing", "null_wording"} & set(saved["plain"])
     assert saved["genres"]["separator"] == "|" and "num_buckets" not in saved["genres"]
     assert saved["price"]["bucketing"] == "log" and saved["age"]["null_wording"] == "not given"
+
+
+def test_a_field_says_what_files_call_it_and_its_nulls():
+    field = FlipField("item", column="Item ID", null_values=["NULL", "n/a"])
+    assert FlipField.from_dict(json.loads(json.dumps(field.to_dict()))) == field
+    assert not {"column", "null_values"} & FlipField("item", column="item").to_dict().keys()
+    with pytest.raises(ValueError, match="'item': `null_values` must be a list of texts"):
+        FlipField("item", null_values="NULL")
+    with pytest.raises(ValueError, match="'a': its `column` 'b' is the name of another field"):
+        read_fields([FlipField("a", column="b"), FlipField("b", column="c")])
 
 
 def test_fields_of_before_there_were_kinds_still_load():

@@ -75,6 +75,10 @@ def test_a_table_becomes_a_dataset_folder(clean):
     }
     schema = DatasetSchema.load(folder / "out")
     assert (schema.dataset, schema.user_column, schema.weight_column) == ("clicks", "user_id", "weight")
+    assert {field.name: field.column for field in schema.fields if field.column} == {
+        "user_id": "uid",
+        "zip": "Zip Code",
+    }
     assert [field.kind for field in schema.fields] == ["categorical"] * 4 + ["multi-valued", "numeric", "categorical"]
     assert schema.protocol["row_key"] == ["user_id", "item_id"] and schema.protocol["label"] == "stars >= 4"
     assert read_split(folder / "out", "train").schema.field("tags").type == pa.list_(pa.string())
