@@ -145,6 +145,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             the key has no secret part. Without one, whoever has the checkpoint can still test a guessed value.
         vocabulary_sizes: of vocabularies that lie in `vocabularies.txt`, one value a line, as those of more than
             100,000 values do; `from_pretrained` reads them.
+        reading: how raw files of such rows are read, by the keys of the schema of a table (formats, encodings, side
+            tables, and no paths); it travels with the checkpoint for `flip-ctr predict` and `evaluate`.
     """
 
     model_input_names = ["feature_ids"]
@@ -160,6 +162,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         hash_check: str | None = None,
         boundaries: list[list[float] | None] | None = None,
         vocabulary_sizes: list[int] | None = None,
+        reading: dict[str, Any] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -167,7 +170,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self._sizes_in_file = vocabulary_sizes if vocabularies is None else None
         self.vocabularies = vocabularies or [[] for _ in self.id_fields]
         self.boundaries = boundaries or [[] if field.kind == "numeric" else None for field in self.id_fields]
-        self.min_frequency = min_frequency
+        self.min_frequency, self.reading = min_frequency, reading or {}
         self.hashed_fields, self.hash_salt, self.hash_check = hashed_fields or [], hash_salt, hash_check
         if len(self.vocabularies) != len(self.id_fields):
             raise ValueError(f"{len(self.vocabularies)} vocabularies for {len(self.id_fields)} ID-side fields.")

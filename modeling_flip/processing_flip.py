@@ -107,6 +107,7 @@ class FlipProcessor(ProcessorMixin):
         tokenizer=None,
         min_frequency: int = 1,
         hash_user_values: bool = False,
+        reading: dict | None = None,
         **kwargs,
     ) -> "FlipProcessor":
         """Builds the vocabularies from the *training* split, and checks that prompts compose with this tokenizer.
@@ -118,6 +119,7 @@ class FlipProcessor(ProcessorMixin):
             tokenizer: the PLM's; `None` for ID-only.
             min_frequency: values in fewer rows get no id of their own.
             hash_user_values: store keyed hashes of the values of the user's fields, see [`FlipFeatureExtractor`].
+            reading: how raw files of such rows are read, see [`FlipFeatureExtractor`].
             kwargs: `max_length`, `label`, `weight`, `prompts`.
 
         Raises:
@@ -129,6 +131,7 @@ class FlipProcessor(ProcessorMixin):
         columns = {} if on_disk else read_columns(dataset, schema)
         counts = count_rows(dataset if on_disk else columns, schema)
         extractor = FlipFeatureExtractor.from_counts(counts, schema, min_frequency, hash_user_values)
+        extractor.reading = reading or {}
         processor = cls(extractor, tokenizer, **kwargs)
         if not on_disk:
             processor._feature_counts = extractor.count_features([extractor.encode(columns)])

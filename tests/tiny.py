@@ -38,6 +38,7 @@ from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.data.prepare.splits import SPLITS
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import finetune as finetune_recipe
+from flip_ctr.train import predict as predict_recipe
 from flip_ctr.train import pretrain as pretrain_recipe
 
 CORPUS = [
@@ -472,6 +473,15 @@ def pretrain(dataset_dir, model, output_dir, **options) -> dict:
         "model_name_or_path": model and str(model),
     }
     return pretrain_recipe.run(pretrain_recipe.PretrainArguments(**options))
+
+
+def predicted(model, source, output=None, **options) -> pa.Table:
+    """What `predict` writes for the rows of a file."""
+    output = Path(source).parent / "predicted.parquet" if output is None else output
+    predict_recipe.run(
+        predict_recipe.PredictArguments(str(model), str(source), str(output), overwrite_output=True, **options)
+    )
+    return pq.read_table(output)
 
 
 def finetune(dataset_dir, model, output_dir, **options) -> dict:

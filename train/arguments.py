@@ -289,8 +289,26 @@ class PredictArguments(LoadingOptions, ScoringOptions):
     """Of `flip-ctr predict`."""
 
     model_name_or_path: str = required(CLICK_MODEL, model=True)
-    input: str = required("file with the rows (.parquet, .csv, .jsonl)", path=True)
-    output: str = required("file to write, the rows with their probabilities (the same formats)", path=True)
+    input: list[str] = required(
+        "files with the rows, as the model's data had them or plain (.csv, .tsv, .jsonl, .parquet, also packed), paths "
+        "or patterns",
+        path=True,
+    )
+    output: str = required(
+        "file to write, the rows with their probabilities (.parquet, .csv, .jsonl); it appears when all are scored",
+        path=True,
+    )
+    overwrite_output: bool = option(False, "write in the place of an output that is there already")
+    on_error: str = option(
+        "stop",
+        "stop: a line or value that cannot be read is an error, before any row is scored; null: such a row has no "
+        "score, and a column `reason` says why",
+        choices=("stop", "null"),
+    )
+    side: list[str] | None = option(
+        None,
+        "NAME=FILE, side tables of the model's data whose columns the rows lack, by their names in its schema",
+    )
     items: str | None = option(
         None,
         "file with a row for each item that histories name (the items.parquet of a dataset folder); not needed where "

@@ -115,6 +115,7 @@ def run(args: PrepareArguments) -> dict:
             fields=source.fields,
             user_column=plan.user,
             weight_column=plan.weight,
+            reading=source.reading,
             protocol={
                 "label_rule": source.label_rule,
                 **source.protocol,

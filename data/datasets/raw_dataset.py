@@ -81,6 +81,7 @@ class Source:
         card_facts: what the dataset card says of the raw data, see [`RawDataset`].
         way_out: the options that change the label rule, for errors.
         notes: what of the dataset the raw files lack, for people.
+        reading: how raw rows like these are read when they are scored, by the keys of a table's schema.
     """
 
     dataset: str
@@ -92,6 +93,7 @@ class Source:
     way_out: str
     protocol: dict = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    reading: dict = field(default_factory=dict)
 
     @property
     def events(self) -> RawTable:

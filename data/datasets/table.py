@@ -136,6 +136,7 @@ def table_source(
         if is_column
         else f"a row with `{schema.label}` is a click{dropped}",
         card_facts=schema.facts,
+        reading=_reading(schema, tables),
         way_out=f"`label` and `drop` in {schema.path.name}",
         protocol={
             "label": schema.label,
@@ -148,6 +149,25 @@ def table_source(
             ],
         },
     )
+
+
+def _reading(schema: TableSchema, tables: list[_Table]) -> dict:
+    """How raw rows are read when they are scored, by the keys of a schema: what it says of its files and joins, without
+    paths, and of columns only those that fields and joins need."""
+    fields = {one.name for one in schema.fields}
+    keys = {name for join in schema.joins for name in join.on}
+    described = []
+    for table in tables:
+        types = {one.source: one.type for one in table.taken.values() if one.name not in fields}
+        side = next((join for join in schema.joins if join.name == table.name), None)
+        needed = types if side is not None else {name: types[name] for name in types if name in keys}
+        described.append(replace(table.files, types=needed).described())
+        if side is not None:
+            taken = {one.name: one.source for one in table.taken.values() if one.name in fields | keys}
+            rules = {"missing": side.missing, "duplicates": side.duplicates}
+            described[-1] |= {"name": side.name, "on": side.on, "columns": taken} | rules
+    events, *sides = described
+    return events | ({"joins": sides} if sides else {})
 
 
 def _plain(rule: str) -> str:

@@ -59,6 +59,12 @@ class TableFiles:
     null_values: frozenset[str] = frozenset()
     types: dict[str, str] = field(default_factory=dict)
 
+    def described(self) -> dict[str, Any]:
+        """How the files are read, by the keys of a schema; what is so by default is left out."""
+        said = {"format": self.format, "null_values": sorted(self.null_values), "types": self.types}
+        encoding = {"encoding": self.encoding} if self.encoding != "utf-8" else {}
+        return {key: value for key, value in said.items() if value} | self.csv | encoding
+
     def reader(self, path: Path) -> TableFormat:
         """The format of a file. `ValueError` where its ending tells none, or it has none of the options given."""
         suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
@@ -201,10 +207,10 @@ def _schema(path: Path, values: dict) -> TableSchema:
     return TableSchema(
         path=path,
         name=name,
-        events=_files(values, EVENTS, ""),
+        events=read_files(values, EVENTS, ""),
         label=_text(values, "label", "a column of 0, 1, true or false, or a rule such as `rating >= 4`"),
         fields=_fields(values["fields"]),
-        joins=_joins(values.get("joins")),
+        joins=read_joins(values.get("joins")),
         drop=_drops(values.get("drop")),
         row_key=_row_key(values),
         unique=_one_of(values, "unique", (True, False), False),
@@ -349,7 +355,8 @@ def _fields(values: Any) -> list[FlipField]:
     return read_fields(result)
 
 
-def _files(values: dict, name: str, owner: str) -> TableFiles:
+def read_files(values: dict, name: str, owner: str) -> TableFiles:
+    """What a schema says of the files of one table."""
     csv: dict[str, Any] = {}
     if values.get("delimiter") is not None:
         if not isinstance(values["delimiter"], str) or not values["delimiter"]:
@@ -411,7 +418,8 @@ def _types(value: Any, owner: str) -> dict[str, str]:
     return value
 
 
-def _joins(values: Any) -> tuple[SideTable, ...]:
+def read_joins(values: Any) -> tuple[SideTable, ...]:
+    """The side tables of a schema's `joins`."""
     if values is None:
         return ()
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
@@ -430,7 +438,7 @@ def _joins(values: Any) -> tuple[SideTable, ...]:
         name = _text(value, "name", owner=owner) if value.get("name") is not None else stem
         if not NAME.fullmatch(name) or name in (EVENTS, *(one.name for one in result)):
             raise ValueError(f"{owner}`name` must be a word that no other table has, and not {EVENTS!r}; got {name!r}")
-        files = _files(value, name, owner)
+        files = read_files(value, name, owner)
         result.append(
             SideTable(
                 **{one.name: getattr(files, one.name) for one in fields(TableFiles)},

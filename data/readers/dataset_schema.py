@@ -23,6 +23,8 @@ class DatasetSchema:
         user_column: column that names the user, for per-user metrics; `None` where there is none.
         weight_column: column of the sample weight; `None` where every row weighs 1.
         protocol: how labels and splits were made (rule, seed, ratios): enough to make the same rows again.
+        reading: how raw rows like these are read when they are scored, by the keys of a table's schema (formats,
+            encodings, side tables, and no paths).
 
     Raises:
         ValueError: two fields share a column, or a field has a value that is not allowed.
@@ -34,6 +36,7 @@ class DatasetSchema:
     user_column: str | None = None
     weight_column: str | None = None
     protocol: dict = field(default_factory=dict)
+    reading: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.fields = read_fields(self.fields)
@@ -49,6 +52,7 @@ class DatasetSchema:
             "weight_column": self.weight_column,
             "fields": columns,
             "protocol": self.protocol,
+            **({"reading": self.reading} if self.reading else {}),
         }
 
     def save(self, folder: str | Path) -> Path:

@@ -57,11 +57,7 @@ def test_every_way_to_scores_gives_the_same(tmp_path, past_dir, click_models, st
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
 
     def predicted(name: str, **options) -> list[float]:
-        output = tmp_path / "scores.parquet"
-        predict.run(
-            PredictArguments(model_name_or_path=str(folder), input=str(tmp_path / name), output=str(output), **options)
-        )
-        return pq.read_table(output).column("click_probability").to_pylist()
+        return tiny.predicted(folder, tmp_path / name, **options).column("click_probability").to_pylist()
 
     by_items = predicted("rows.parquet", items=str(past_dir / "items.parquet"))
     assert predicted("whole.jsonl") == pytest.approx(by_items, abs=1e-6)
@@ -87,16 +83,8 @@ def test_events_beside_the_rows_make_their_histories(tmp_path, past_dir, click_m
     rows = [row | {"user_id": user, "at": at} for user in (999, 998) for at in (0, 3, 6)]
     for name, table in (("events", events), ("rows", rows)):
         pq.write_table(pa.Table.from_pylist(table), tmp_path / f"{name}.parquet")
-    scored = predict.run(
-        PredictArguments(
-            model_name_or_path=str(folder),
-            input=str(tmp_path / "rows.parquet"),
-            output=str(tmp_path / "scores.jsonl"),
-            items=str(past_dir / "items.parquet"),
-            events=str(tmp_path / "events.parquet"),
-            time_column="at",
-        )
-    )
+    of_rows = {"items": str(past_dir / "items.parquet"), "events": str(tmp_path / "events.parquet")}
+    scored = tiny.predicted(folder, tmp_path / "rows.parquet", time_column="at", **of_rows)
     assert "history" not in scored.column_names  # what was made for scoring alone
     none, early, late, *others = scored.column("click_probability").to_pylist()
     assert len({round(one, 7) for one in (none, early, late)}) == 3 and others == pytest.approx([none] * 3, abs=1e-6)

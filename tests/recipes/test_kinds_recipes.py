@@ -9,6 +9,7 @@ import ibis
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -19,7 +20,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 from flip_ctr import FlipField
 from flip_ctr.data.prepare.split_statistics import split_statistics
-from flip_ctr.data.readers.row_files import lists_as_text, read_rows, write_rows
+from flip_ctr.data.readers.row_files import lists_as_text
 from flip_ctr.train.predict import PredictArguments, run
 
 TOWERS = {
@@ -89,9 +90,7 @@ def as_text(row: dict) -> dict:
 
 
 def scores(model, path) -> list[float]:
-    return run(PredictArguments(str(model), str(path), str(path.parent / "scores.parquet")))[
-        "click_probability"
-    ].to_pylist()
+    return tiny.predicted(model, path)["click_probability"].to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def expected(joint, tmp_path_factory):
 WRITERS = {
     "lists.jsonl": lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in ROWS)),
     "text.jsonl": lambda path: path.write_text("".join(json.dumps(as_text(row)) + "\n" for row in ROWS)),
-    "ours.csv": lambda path: write_rows(pa.Table.from_pylist(ROWS), str(path), tiny.KIND_FIELDS),
+    "ours.csv": lambda path: pacsv.write_csv(lists_as_text(pa.Table.from_pylist(ROWS), tiny.KIND_FIELDS), path),
     "pandas.csv": lambda path: pd.DataFrame([as_text(row) for row in ROWS]).to_csv(path, index=False),
     "pandas.parquet": lambda path: pd.DataFrame(ROWS).to_parquet(path),
     "text.parquet": lambda path: pd.DataFrame([as_text(row) for row in ROWS]).to_parquet(path),
@@ -158,7 +157,7 @@ def test_a_value_with_the_separator_is_no_csv(joint, tmp_path, monkeypatch):
     rows = [ROWS[0], ROWS[1] | {"genres": ["Drama|Crime"]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     monkeypatch.setattr(
-        "flip_ctr.train.predict.score", lambda *args, **kwargs: pytest.fail("scored before it was refused")
+        "flip_ctr.train.predict.score_rows", lambda *args, **kwargs: pytest.fail("scored before it was refused")
     )
     message = (
         "rows.parquet: column 'genres', row 1: 'Drama\\|Crime' contains the separator '\\|'.*write Parquet or "
@@ -166,18 +165,6 @@ def test_a_value_with_the_separator_is_no_csv(joint, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=message):
         run(PredictArguments(str(joint), str(tmp_path / "rows.parquet"), str(tmp_path / "scores.csv")))
-
-
-def test_a_csv_column_of_values_is_never_a_number(tmp_path):
-    (tmp_path / "rows.csv").write_text("history,price\n12,3\n,4\n")
-    table = read_rows(str(tmp_path / "rows.csv"), tiny.KIND_FIELDS)
-    assert table["history"].to_pylist() == ["12", None] and table["price"].to_pylist() == [3.0, 4.0]
-
-
-def test_lists_of_mixed_types_are_named(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"g": ["a"]}\n{"g": [1, null]}\n')
-    with pytest.raises(ValueError, match="column 'g' mixes list of NoneType and int and list of str; give it one type"):
-        read_rows(str(tmp_path / "rows.jsonl"), [FlipField("g", kind="multi-valued")])
 
 
 def test_tables_without_lists_are_written_as_they_are():

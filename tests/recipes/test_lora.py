@@ -182,7 +182,7 @@ def test_recipes_take_an_adapter_with_its_base(runs, pretrained, dataset_dir, tm
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in tiny.ml_rows(dataset_dir)))
     scored = predict.run(predict.PredictArguments(input=str(rows), output=str(tmp_path / "s.csv"), **common))
-    assert len(scored) == 10
+    assert scored == {"rows": 10, "scored": 10}
     with pytest.raises(
         OSError, match=f"LoRA adapter of '{public_name(str(pretrained))}', which is neither a folder here nor"
     ):

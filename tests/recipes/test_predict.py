@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import tiny
 
-from flip_ctr import FlipField
-from flip_ctr.data.readers import row_files
+from flip_ctr.train import predict
 from flip_ctr.train.predict import PredictArguments, run
 
 ROWS = [
@@ -99,7 +99,7 @@ def read(path) -> list[dict]:
 
 
 def scores(model, tmp_path, source: str) -> list[float]:
-    return run(PredictArguments(str(model), source, str(tmp_path / "out.parquet")))["click_probability"].to_pylist()
+    return tiny.predicted(model, source, tmp_path / "out.parquet")["click_probability"].to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -128,26 +128,58 @@ def test_files_of_other_tools(tmp_path, joint):
         assert scores(joint, tmp_path, str(tmp_path / name)) == expected, name
 
 
+COLUMNS = ["click_probability", "id_probability", "text_probability"]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_all_output_formats_hold_the_rows_and_their_scores(tmp_path, joint, suffix):
+    expected = scores(joint, tmp_path, write(tmp_path / "rows.parquet"))
     output = tmp_path / "new folder" / f"scores{suffix}"
-    table = run(PredictArguments(str(joint), write(tmp_path / "rows.parquet"), str(output)))
-    columns = ["click_probability", "id_probability", "text_probability"]
-    assert table.column_names == [*ROWS[0], *columns]
-    for written, row, score in zip(read(output), ROWS, table.to_pylist(), strict=True):
-        assert [written[name] for name in columns] == pytest.approx([score[name] for name in columns], abs=1e-15)
+    counts = run(PredictArguments(str(joint), str(tmp_path / "rows.parquet"), str(output)))
+    assert counts == {"rows": 5, "scored": 5}
+    for written, row, score in zip(read(output), ROWS, expected, strict=True):
+        assert list(written) == [*ROWS[0], *COLUMNS]
+        assert written["click_probability"] == pytest.approx(score, abs=1e-15)
+        assert all(0 < written[name] < 1 for name in COLUMNS)
         if suffix != ".csv":  # in a CSV an empty text and a null are the same
             assert {name: written[name] for name in row} == row
 
 
-def test_batches_and_order_have_no_say(tmp_path, joint):
+@pytest.mark.parametrize("source", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("target", [".csv", ".jsonl", ".parquet"])
+def test_columns_that_are_no_field_come_back_as_they_stood(tmp_path, finetuned, source, target):
+    more = {"big": "12345678901234567890", "e": "1e5", "flag": "True", "late": None}
+    rows = [row | more for row in ROWS]
+    rows[3]["late"] = "x"
+    run(PredictArguments(str(finetuned["id"][0]), write(tmp_path / f"r{source}", rows), str(tmp_path / f"o{target}")))
+    if target == ".csv":
+        with open(tmp_path / "o.csv", newline="", encoding="utf-8") as file:
+            written = list(csv.DictReader(file))
+    else:
+        written = read(tmp_path / f"o{target}")
+    assert [row["zip_code"] or None for row in written] == [row["zip_code"] for row in ROWS]
+    assert [row["title"] or None for row in written] == [row["title"] for row in ROWS]
+    assert [[row[name] or None for name in more] for row in written] == [[row[name] for name in more] for row in rows]
+
+
+def test_batches_and_order_have_no_say(tmp_path, joint, monkeypatch):
     expected = scores(joint, tmp_path, write(tmp_path / "rows.csv"))
     reverse = scores(joint, tmp_path, write(tmp_path / "reverse.csv", ROWS[::-1]))
     assert reverse[::-1] == pytest.approx(expected, abs=1e-6)
-    arguments = PredictArguments(
-        str(joint), str(tmp_path / "rows.csv"), str(tmp_path / "o.csv"), per_device_eval_batch_size=2
-    )
-    assert run(arguments)["click_probability"].to_pylist() == pytest.approx(expected, abs=1e-6)
+    output = tmp_path / "o.parquet"
+    run(PredictArguments(str(joint), str(tmp_path / "rows.csv"), str(output), per_device_eval_batch_size=2))
+    assert pq.read_table(output)["click_probability"].to_pylist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_several_files_and_patterns_are_one_input(tmp_path, joint):
+    expected = scores(joint, tmp_path, write(tmp_path / "rows.csv"))
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "1.csv", [dict(reversed(row.items())) for row in ROWS[:2]])
+    write(tmp_path / "parts" / "2.csv", [row | {"more": "x"} for row in ROWS[2:]])
+    assert scores(joint, tmp_path, str(tmp_path / "parts" / "*.csv")) == pytest.approx(expected, abs=1e-6)
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written["more"].to_pylist() == [None] * 2 + ["x"] * 3
+    assert written["title"].to_pylist()[2] == ROWS[2]["title"]
 
 
 def test_labels_in_the_file_are_ignored(tmp_path, joint):
@@ -156,19 +188,23 @@ def test_labels_in_the_file_are_ignored(tmp_path, joint):
     assert scores(joint, tmp_path, write(tmp_path / "labelled.csv", labelled)) == expected
 
 
-# --- errors
+# --- errors, before the first row is scored
+
+
+@pytest.fixture
+def no_scoring(monkeypatch):
+    monkeypatch.setattr(predict, "score_rows", lambda *_: pytest.fail("a row was scored"))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_errors_name_file_column_and_row(tmp_path, joint, suffix):
+def test_errors_name_file_column_and_row(tmp_path, joint, suffix, no_scoring):
     short = write(tmp_path / f"short{suffix}", [{k: v for k, v in row.items() if k != "title"} for row in ROWS])
-    with pytest.raises(ValueError, match=f"short{suffix}: column.s. 'title' missing"):
+    with pytest.raises(ValueError, match=f"short{suffix}: column.s. 'title' missing; the rows have: 'user_id', "):
         scores(joint, tmp_path, short)
     wrong = [row | {"age": str(row["age"] or 1)} for row in ROWS]
     wrong[2]["age"] = "old"
-    with pytest.raises(
-        ValueError, match=f"wrong{suffix}: column 'age', row 2: expected int, got str 'old'. Rows are counted from 0"
-    ):
+    where = {".csv": "line 4", ".jsonl": "line 3", ".parquet": "row 3"}[suffix]
+    with pytest.raises(ValueError, match=f"wrong{suffix}, {where}: age is not a whole number: 'old'"):
         scores(joint, tmp_path, write(tmp_path / f"wrong{suffix}", wrong))
 
 
@@ -176,25 +212,33 @@ def test_integers_where_text_belongs_are_refused(tmp_path, joint):
     """A reader has already lost the leading zeros."""
     rows = [row | {"zip_code": 2139} for row in ROWS]
     for suffix in (".jsonl", ".parquet"):
-        with pytest.raises(ValueError, match="column 'zip_code', row 0: expected text, got int 2139.*leading zeros"):
+        with pytest.raises(ValueError, match=f"rows{suffix}, (line|row) 1: zip_code is a number, not text: '2139'"):
             scores(joint, tmp_path, write(tmp_path / f"rows{suffix}", rows))
+
+
+USER = dict.fromkeys(ROWS[0]) | {"user_id": 1}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("rows.jsonl", '{"user_id": 1}\n{"user_id"\n', ValueError, "rows.jsonl, line 2"),
-        ("rows.jsonl", '{"user_id": 1}\n[1]\n', ValueError, "line 2: expected an object of columns"),
-        ("rows.jsonl", '{"user_id": 1}\n{"user_id": "x"}\n', ValueError, "column 'user_id' mixes int and str"),
-        ("rows.csv", "user_id,age\n1,2\n3\n", ValueError, "rows.csv: .*Expected 2 columns, got 1"),
+        ("rows.jsonl", json.dumps(USER) + '\n{"user_id"\n', ValueError, "rows.jsonl, line 2: broken JSON"),
+        ("rows.jsonl", json.dumps(USER) + "\n[1]\n", ValueError, "line 2: not a JSON object of columns"),
+        ("rows.jsonl", json.dumps(USER) + '\n{"user_id": "x"}\n', ValueError, "line 2: user_id is not a whole"),
+        ("rows.csv", ",".join(ROWS[0]) + "\n3\n", ValueError, "rows.csv, line 2: values: 1 for 9 columns"),
+        ("rows.csv", ",".join(ROWS[0]) + '\n1,,,,,,"Big,,\n', ValueError, "line 2: title: a quote that does not end"),
+        ("rows.csv", ",".join([*ROWS[0], "age"]) + "\n", ValueError, "rows.csv has more than one column 'age'"),
+        ("rows.csv", ",".join([*ROWS[0], "note"]) + "\n", ValueError, "its header names 'note' more than once"),
         ("rows.parquet", "no parquet", ValueError, "rows.parquet"),
         ("rows.csv", ",".join(ROWS[0]) + "\n", ValueError, "rows.csv has no rows"),
         ("rows.jsonl", "", ValueError, "rows.jsonl has no rows"),
-        ("rows.xlsx", "", ValueError, "rows.xlsx: expected a file that ends in .parquet, .csv, .jsonl"),
-        (None, "", FileNotFoundError, "no file .*nowhere.csv"),
+        ("rows.jsonl", json.dumps(USER | {"title": "x\ud83d"}), ValueError, "half of a character"),
+        ("rows.jsonl", json.dumps(USER | {"user_id": 2**70}), ValueError, "line 1: user_id does not fit into 64 bits"),
+        ("rows.xlsx", "", ValueError, "rows.xlsx: expected a file that ends in .csv, "),
+        (None, "", FileNotFoundError, "no file fits .*nowhere.csv"),
     ],
 )
-def test_broken_files(tmp_path, joint, name, content, error, message):
+def test_broken_files(tmp_path, joint, name, content, error, message, no_scoring):
     path = tmp_path / (name or "nowhere.csv")
     if name:
         path.write_text(content)
@@ -202,52 +246,66 @@ def test_broken_files(tmp_path, joint, name, content, error, message):
         scores(joint, tmp_path, str(path))
 
 
-def test_an_existing_column_is_never_overwritten(tmp_path, joint):
+def test_bytes_that_are_no_text_are_named(tmp_path, joint, no_scoring):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(json.dumps(USER | {"title": "x"}).replace("x", "@").encode().replace(b"@", b"\xe9") + b"\n")
+    with pytest.raises(ValueError, match="r.jsonl, line 1: bytes that are not utf-8"):
+        scores(joint, tmp_path, str(path))
+
+
+def test_an_existing_column_is_never_overwritten(tmp_path, joint, no_scoring):
     rows = [row | {"click_probability": 0.5} for row in ROWS]
-    with pytest.raises(ValueError, match="already has a column 'click_probability'; rename it"):
-        scores(joint, tmp_path, write(tmp_path / "rows.csv", rows))
+    for suffix in (".csv", ".jsonl"):
+        with pytest.raises(ValueError, match="already has a column 'click_probability'; rename it"):
+            scores(joint, tmp_path, write(tmp_path / f"rows{suffix}", rows))
+    path, output = write(tmp_path / "r.csv", [row | {"reason": ""} for row in ROWS]), str(tmp_path / "o.csv")
+    with pytest.raises(ValueError, match="already has a column 'reason'"):
+        run(PredictArguments(str(joint), path, output, on_error="null"))
 
 
-def test_the_output_format_is_checked_before_any_work(tmp_path):
+def test_an_output_that_is_there_stays(tmp_path, joint, monkeypatch):
+    path, output = write(tmp_path / "rows.csv"), tmp_path / "scores.csv"
+    output.write_text("before")
+    with pytest.raises(ValueError, match="scores.csv is there already; choose another name or add --overwrite_output"):
+        run(PredictArguments("nowhere", path, str(output)))
+    monkeypatch.setattr(predict, "score_rows", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(PredictArguments(str(joint), path, str(output), overwrite_output=True))
+    assert output.read_text() == "before" and {one.name for one in tmp_path.iterdir()} == {"rows.csv", "scores.csv"}
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path, joint, no_scoring):
+    output = str(tmp_path / "scores")
     with pytest.raises(ValueError, match="scores.tsv: expected a file that ends in"):
-        run(PredictArguments("nowhere", "nowhere.csv", str(tmp_path / "scores.tsv")))
+        run(PredictArguments("nowhere", "nowhere.csv", output + ".tsv"))
+    nested = write(tmp_path / "r.jsonl", [row | {"d": {"a": 1}} for row in ROWS])
+    with pytest.raises(ValueError, match="r.jsonl: column 'd' holds struct<a: int64>, which a CSV file cannot"):
+        run(PredictArguments(str(joint), nested, output + ".csv"))
+    mixed = write(tmp_path / "m.jsonl", [row | {"d": value} for row, value in zip(ROWS, [1, "x", None, [1], 2])])
+    with pytest.raises(ValueError, match="m.jsonl: column 'd' mixes int and list of int and str; write JSON lines"):
+        run(PredictArguments(str(joint), mixed, output + ".parquet"))
 
 
-# --- files as people have them
+# --- rows without a score
 
 
-def test_columns_that_are_no_field_come_back_as_they_stood(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("uid,zip,big,e,flag\n7,007,12345678901234567890,1e5,True\n")
-    rows = row_files.read_rows(str(path), [FlipField("uid", "int")])
-    assert rows.to_pylist() == [{"uid": 7, "zip": "007", "big": "12345678901234567890", "e": "1e5", "flag": "True"}]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("r.csv", b"uid,a,uid\n1,2,3\n", "its header names uid more than once"),
-        (
-            "r.jsonl",
-            b'{"uid": 1}\n{"uid": 1180591620717411303424}\n',
-            "column 'uid', row 1: 1180591620717411303424 does not fit into 64 bits",
-        ),
-        ("r.jsonl", b'{"uid": 1}\n{"uid": "\xe9"}\n', "r.jsonl, line 2: 'utf-8' codec can't decode"),
-    ],
-)
-def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        row_files.read_rows(str(tmp_path / name), [FlipField("uid", "int")])
-
-
-def test_json_lines_may_begin_with_a_byte_order_mark(tmp_path):
-    (tmp_path / "r.jsonl").write_bytes(b'\xef\xbb\xbf{"uid": 1}\n')
-    assert row_files.read_rows(str(tmp_path / "r.jsonl"), [FlipField("uid", "int")]).to_pylist() == [{"uid": 1}]
-
-
-def test_rows_that_cannot_be_written_leave_what_lay_there(tmp_path):
-    (tmp_path / "r.csv").write_text("before")
-    with pytest.raises(ValueError, match="column 'd' holds struct<a: int64>, which a CSV file cannot"):
-        row_files.write_rows(pa.table({"d": [{"a": 1}]}), str(tmp_path / "r.csv"))
-    assert (tmp_path / "r.csv").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+@pytest.mark.parametrize("target", [".csv", ".jsonl", ".parquet"])
+def test_a_row_that_cannot_be_read_has_no_score_and_a_reason(tmp_path, joint, target):
+    expected = scores(joint, tmp_path, write(tmp_path / "good.csv"))
+    lines = (tmp_path / "good.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    # behind the header: a good row, a line of one value, a stray quote, a value of another type, and the other rows
+    bad = ["one value\n", '9,f,1,w,1,1,"Big,x,y\n', lines[1].replace(",21,", ",old,"), "\n"]
+    (tmp_path / "bad.csv").write_text("".join([*lines[:2], *bad, *lines[2:]]), encoding="utf-8")
+    output = tmp_path / f"o{target}"
+    arguments = PredictArguments(str(joint), str(tmp_path / "bad.csv"), str(output), on_error="null")
+    assert run(arguments) == {"rows": 9, "scored": 5}
+    written = read(output)
+    assert [row["click_probability"] for row in written[:1] + written[5:]] == pytest.approx(expected, abs=1e-6)
+    assert all(row[name] is None for row in written[1:5] for name in COLUMNS)
+    assert [row["reason"] for row in written[1:5]] == [
+        "values: 1 for 9 columns: 'one value'",
+        "title: a quote that does not end, or text behind a closing quote: '9,f,1,w,1,1,\"Big,x,y'",
+        "age is not a whole number: 'old'",
+        "blank line",
+    ]
+    assert not any(row["reason"] for row in written[:1] + written[5:]) and written[3]["age"] == "old"

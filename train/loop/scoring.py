@@ -32,20 +32,16 @@ def score(
     scores: dict[str, list[np.ndarray]] = {}
     bar = tqdm(loader, disable=not (progress and accelerator.is_main_process), unit="batch", dynamic_ncols=True)
     reader = PromptReader.of(accelerator, plain(accelerator.unwrap_model(model)), batch_size)
-    for batch in bar if reader is None else read_ahead(reader, bar, max(1, ROWS_AHEAD // batch_size)):
+    batches = bar if reader is None else read_ahead(reader, bar, max(1, ROWS_AHEAD // batch_size))
+    for batch in batches:
         filler = len(batch["feature_ids"]) == 0  # fewer rows than processes in the last batch
         if filler and not is_sharded(model):
             continue
         if filler:  # the other processes wait for this one: any row, whose scores are dropped
             batch = loader.collate_fn(dataset.__getitems__([0]))
-        batch.pop("labels", None)
-        with accelerator.autocast():
-            output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
-        if filler:
-            continue
-        for name in ("logits", "id_logits", "text_logits"):
-            if output.get(name) is not None:
-                scores.setdefault(name, []).append(output[name][:, 0].float().cpu().numpy())
+        of_batch = _forward(accelerator, model, batch)
+        for name, values in ({} if filler else of_batch).items():
+            scores.setdefault(name, []).append(values)
     index, processes = accelerator.process_index, accelerator.num_processes
     mine = [
         (
@@ -58,3 +54,31 @@ def score(
         for name, part in values.items():
             result.setdefault(name, np.empty(len(dataset), np.float32))[rows] = part
     return result
+
+
+def _forward(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The log odds of a batch, by the names of the model's output."""
+    batch.pop("labels", None)
+    with accelerator.autocast():
+        output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+    names = [name for name in ("logits", "id_logits", "text_logits") if output.get(name) is not None]
+    return {name: output[name][:, 0].float().cpu().numpy() for name in names}
+
+
+@torch.no_grad()
+def score_rows(
+    accelerator: Accelerator,
+    model: nn.Module,
+    dataset: EncodedDataset,
+    batch_size: int,
+    reader: PromptReader | None = None,
+) -> dict[str, np.ndarray]:
+    """As [`score`], of rows that this process alone has; a `reader` lets the PLM read each entity prompt once."""
+    collate, order = FlipCollator(dataset.processor), dataset.encoded.order()
+    starts = range(0, len(order), batch_size)
+    batches = (collate(dataset.__getitems__(order[start : start + batch_size])) for start in starts)
+    if reader is not None:
+        batches = read_ahead(reader, batches, len(starts))
+    found = [_forward(accelerator, model, batch) for batch in batches]
+    back = np.argsort(order)
+    return {name: np.concatenate([one[name] for one in found])[back] for name in found[0]}

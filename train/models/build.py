@@ -64,6 +64,7 @@ def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, 
         "min_frequency": args.min_frequency,
         "hash_user_values": args.hash_user_values,
         "prompts": args.prompts or "row",
+        "reading": schema.reading,
     }
     fields, tokenizer = schema.fields, None
     if plm is not None:

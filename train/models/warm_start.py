@@ -74,7 +74,8 @@ def take_ids(processor: FlipProcessor, other: FlipFeatureExtractor, path: str) -
     ours = processor.feature_extractor
     check_same_fields(ours, other, path)
     names = ("vocabularies", "boundaries", "min_frequency", "hashed_fields", "hash_salt", "hash_check")
-    processor.feature_extractor = FlipFeatureExtractor(ours.fields, **{name: getattr(other, name) for name in names})
+    taken = {name: getattr(other, name) for name in names}
+    processor.feature_extractor = FlipFeatureExtractor(ours.fields, reading=ours.reading, **taken)
 
 
 def join_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path: str) -> None:

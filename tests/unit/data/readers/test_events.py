@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from flip_ctr import FlipField
-from flip_ctr.data.readers.events import with_histories
+from flip_ctr.data.readers.events import EventLog
 
 FIELDS = [
     *tiny.FIELDS,
@@ -22,6 +22,12 @@ EVENTS = [
     }
     for number in range(15)
 ]
+
+
+def histories(rows: pa.Table, events: pa.Table, fields, time: str | None) -> list:
+    return EventLog(events, fields, time).histories(rows).to_pylist()
+
+
 ROWS = [{"user_id": user, "at": at} for user in (1, 2, 3, 77, None) for at in (0, 3, 4, 6, 100)]
 
 
@@ -36,8 +42,7 @@ def expected(row: dict, by_time: bool) -> list[dict]:
 def test_a_history_is_the_last_events_before_the_row(by_time, clock):
     events = pa.Table.from_pylist([one | {"at": clock(one["at"])} for one in EVENTS])
     rows = pa.Table.from_pylist([one | {"at": clock(one["at"])} for one in ROWS])
-    found = with_histories(rows, events, FIELDS, "at" if by_time else None)
-    assert found.column("history").to_pylist() == [expected(row, by_time) for row in ROWS]
+    assert histories(rows, events, FIELDS, "at" if by_time else None) == [expected(row, by_time) for row in ROWS]
 
 
 def test_times_in_text_are_numbers_or_dates():
@@ -46,7 +51,7 @@ def test_times_in_text_are_numbers_or_dates():
             [{"user_id": 1, "movie_id": n, "clicked": 1, "at": at} for n, at in enumerate((one, later))]
         )
         rows = pa.Table.from_pylist([{"user_id": 1, "at": other}])
-        found = with_histories(rows, events, FIELDS, "at").column("history").to_pylist()
+        found = histories(rows, events, FIELDS, "at")
         assert [entry["movie_id"] for entry in found[0]] == [0]
 
 
@@ -56,13 +61,13 @@ def test_numbers_are_numbers_whatever_their_type(kinds):
         pa.Table.from_pylist([one | {"at": kind(one["at"])} for one in table])
         for kind, table in zip(kinds, (EVENTS, ROWS))
     )
-    found = with_histories(rows, events, FIELDS, "at").column("history").to_pylist()
+    found = histories(rows, events, FIELDS, "at")
     assert found == [expected(row, True) for row in ROWS]
 
 
 def test_no_events_are_no_history():
     events = pa.Table.from_pylist(EVENTS).slice(0, 0)
-    assert with_histories(pa.Table.from_pylist(ROWS), events, FIELDS, "at").column("history").to_pylist() == [[]] * 25
+    assert histories(pa.Table.from_pylist(ROWS), events, FIELDS, "at") == [[]] * 25
 
 
 @pytest.mark.parametrize(
@@ -70,7 +75,6 @@ def test_no_events_are_no_history():
     [
         (ROWS, EVENTS, tiny.FIELDS, None, "the model reads no histories"),
         (ROWS, EVENTS, [one for one in FIELDS if one.name != "user_id"], None, "no field that is the key of a user"),
-        ([{"user_id": 1, "history": []}], EVENTS, FIELDS, None, "have a column 'history' already"),
         (
             ROWS,
             [{"user_id": 1, "movie_id": 1}],
@@ -99,4 +103,4 @@ def test_no_events_are_no_history():
 )
 def test_errors_name_table_and_column(rows, events, fields, time, message):
     with pytest.raises(ValueError, match=message):
-        with_histories(pa.Table.from_pylist(rows), pa.Table.from_pylist(events), fields, time)
+        histories(pa.Table.from_pylist(rows), pa.Table.from_pylist(events), fields, time)

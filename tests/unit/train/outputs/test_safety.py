@@ -15,7 +15,6 @@ from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
 from flip_ctr.modeling_flip.feature_extraction_flip import HASH_KEY_VARIABLE
-from flip_ctr.train import predict
 
 HASHED = ["user_id", "age", "zip_code"]
 
@@ -195,8 +194,7 @@ def test_the_recipe_hashes_and_scores_by_raw_values(tmp_path, dataset_dir):
     for number, batch in enumerate((rows, [row | {"user_id": -1, "zip_code": "unseen"} for row in rows])):
         path = tmp_path / f"{number}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in batch))
-        arguments = predict.PredictArguments(str(tmp_path / "m"), str(path), str(tmp_path / f"{number}.csv"))
-        scores.append(predict.run(arguments).column("click_probability").to_numpy())
+        scores.append(tiny.predicted(tmp_path / "m", path).column("click_probability").to_numpy())
     assert np.abs(scores[0] - scores[1]).max() > 1e-4
     card = (tmp_path / "m" / "README.md").read_text()
     assert "the vocabulary holds hashes only: `user_id`, `gender`, `age`, `occupation`, `zip_code`" in card
