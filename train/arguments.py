@@ -270,41 +270,16 @@ class FuseArguments(LoadingOptions, ScoringOptions):
     seed: int = option(42, "seed of those samples, and of the folds")
 
 
-@dataclass
-class EvaluateArguments(LoadingOptions, ScoringOptions):
-    """Of `flip-ctr evaluate`."""
-
-    dataset_dir: str = required(DATASET_DIR, path=True)
-    model_name_or_path: str = required(CLICK_MODEL, model=True)
-    split: str = option("test", "rows to score", choices=("train", "validation", "test"))
-    output_dir: str | None = option(
-        None, "folder for all_results.json and reliability.png; only printed when not given", path=True
-    )
-    max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows", at_least=1)
-    seed: int = option(42, "seed of that sample")
+ROW_FILES = (
+    "files with the rows, as the model's data had them or plain (.csv, .tsv, .jsonl, .parquet, also packed), paths or "
+    "patterns"
+)
 
 
-@dataclass
-class PredictArguments(LoadingOptions, ScoringOptions):
-    """Of `flip-ctr predict`."""
+@dataclass(kw_only=True)
+class RowFileOptions(Options):
+    title = "Tables beside the rows of files"
 
-    model_name_or_path: str = required(CLICK_MODEL, model=True)
-    input: list[str] = required(
-        "files with the rows, as the model's data had them or plain (.csv, .tsv, .jsonl, .parquet, also packed), paths "
-        "or patterns",
-        path=True,
-    )
-    output: str = required(
-        "file to write, the rows with their probabilities (.parquet, .csv, .jsonl); it appears when all are scored",
-        path=True,
-    )
-    overwrite_output: bool = option(False, "write in the place of an output that is there already")
-    on_error: str = option(
-        "stop",
-        "stop: a line or value that cannot be read is an error, before any row is scored; null: such a row has no "
-        "score, and a column `reason` says why",
-        choices=("stop", "null"),
-    )
     side: list[str] | None = option(
         None,
         "NAME=FILE, side tables of the model's data whose columns the rows lack, by their names in its schema",
@@ -323,6 +298,44 @@ class PredictArguments(LoadingOptions, ScoringOptions):
     )
     time_column: str | None = option(
         None, "column of events and rows: only earlier events are in a row's history (all of them when not given)"
+    )
+
+
+@dataclass
+class EvaluateArguments(RowFileOptions, LoadingOptions, ScoringOptions):
+    """Of `flip-ctr evaluate`."""
+
+    model_name_or_path: str = required(CLICK_MODEL, model=True)
+    dataset_dir: str | None = option(None, DATASET_DIR, path=True)
+    split: str = option("test", "rows of the dataset folder to score", choices=("train", "validation", "test"))
+    input: list[str] | None = option(None, f"instead of a dataset folder: {ROW_FILES}", path=True)
+    label: str | None = option(
+        None, "what a click is in the rows of files: a column of 0, 1, true or false, or a rule such as 'rating >= 4'"
+    )
+    drop: list[str] | None = option(None, "rules for rows of files that are not scored, such as 'rating == 3'")
+    output_dir: str | None = option(
+        None, "folder for all_results.json and reliability.png; only printed when not given", path=True
+    )
+    max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows", at_least=1)
+    seed: int = option(42, "seed of that sample")
+
+
+@dataclass
+class PredictArguments(RowFileOptions, LoadingOptions, ScoringOptions):
+    """Of `flip-ctr predict`."""
+
+    model_name_or_path: str = required(CLICK_MODEL, model=True)
+    input: list[str] = required(ROW_FILES, path=True)
+    output: str = required(
+        "file to write, the rows with their probabilities (.parquet, .csv, .jsonl); it appears when all are scored",
+        path=True,
+    )
+    overwrite_output: bool = option(False, "write in the place of an output that is there already")
+    on_error: str = option(
+        "stop",
+        "stop: a line or value that cannot be read is an error, before any row is scored; null: such a row has no "
+        "score, and a column `reason` says why",
+        choices=("stop", "null"),
     )
 
 

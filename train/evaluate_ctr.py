@@ -1,16 +1,22 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation: the metrics of a fine-tuned checkpoint on one split of a dataset folder.
+"""Evaluation: the metrics of a fine-tuned checkpoint on one split of a dataset folder, or on rows of files.
 
 flip-ctr evaluate --dataset_dir D --model_name_or_path M --split test
+flip-ctr evaluate --model_name_or_path M --input rows.csv --label "rating >= 4"
 accelerate launch -m flip_ctr.train.cli evaluate --dataset_dir D --model_name_or_path M
 """
 
 import os
 
-from accelerate import DistributedType
+import numpy as np
+from accelerate import Accelerator, DistributedType
+from torch import nn
 
 from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.modeling_flip.columns_flip import Column
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import EvaluateArguments
+from flip_ctr.train.loop.file_scoring import RowsToScore, scored_batches
 from flip_ctr.train.loop.loaders import check_clicks, encode_split
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
@@ -27,8 +33,13 @@ def run(args: EvaluateArguments) -> dict:
 
     Raises:
         ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not
-            exist, or has one class only; or Accelerate was started in a way that does not fit.
+            exist, or has one class only; a row of a file cannot be read; or Accelerate was started in a way that does
+            not fit.
     """
+    if (args.dataset_dir is None) == (args.input is None):
+        raise ValueError("evaluate needs --dataset_dir, or --input with the files of rows, and not both")
+    if (args.label is None) != (args.input is None):
+        raise ValueError("--label says what a click is in the rows of --input: give both or none")
     if args.output_dir is not None and os.path.isfile(os.path.join(args.output_dir, "config.json")):
         raise ValueError(
             f"--output_dir {args.output_dir} is a checkpoint, whose own results would be replaced; choose another "
@@ -43,17 +54,75 @@ def run(args: EvaluateArguments) -> dict:
             "evaluate has nothing for DeepSpeed to split; choose the Accelerate config multi_gpu or single_gpu"
         )
     set_up_logging(accelerator)
-    rows = SplitRows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
+    if args.input is None:
+        rows = SplitRows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
-    check_fields(processor, rows.schema, args.model_name_or_path)
-    check_clicks(processor, {args.split: rows})
-    dataset = encode_split(accelerator, processor, rows)
-    scores = score(accelerator, model.to(accelerator.device), dataset, args.per_device_eval_batch_size, progress=True)
-    prefix = {"validation": "eval"}.get(args.split, args.split)
-    results = score_metrics(scores, dataset.labels, dataset.users, prefix)
+    if args.input is not None:
+        prefix = "eval"
+        scores, labels, users = score_files(accelerator, model, processor, args)
+    else:
+        check_fields(processor, rows.schema, args.model_name_or_path)
+        check_clicks(processor, {args.split: rows})
+        dataset = encode_split(accelerator, processor, rows)
+        model, size = model.to(accelerator.device), args.per_device_eval_batch_size
+        scores, labels, users = score(accelerator, model, dataset, size, progress=True), dataset.labels, dataset.users
+        prefix = {"validation": "eval"}.get(args.split, args.split)
+    results = score_metrics(scores, labels, users, prefix)
     if args.output_dir is not None and accelerator.is_main_process:
         os.makedirs(args.output_dir, exist_ok=True)
     report(accelerator, results, args.output_dir)
     if args.output_dir is not None and accelerator.is_main_process:
-        plot_reliability(scores["logits"], dataset.labels, args.output_dir)
+        plot_reliability(scores["logits"], labels, args.output_dir)
     return results
+
+
+def score_files(
+    accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: EvaluateArguments
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]:
+    """Log odds by the names of the model's output, clicks and users `(N,)` of the rows of files; no users (None) where
+    no field is the key of one.
+
+    Raises:
+        ValueError: a rule cannot be read, or a row cannot: no row is scored before that is known. There are no rows, or
+            they have one class only.
+    """
+    import ibis  # an engine, which rules alone need
+
+    from flip_ctr.data.prepare.rules import Rule
+
+    label, drops = Rule(args.label), [Rule(rule) for rule in args.drop or []]
+    types: dict[str, str | None] = {}
+    for rule in (label, *drops):
+        for name, kinds in rule.kinds().items():
+            if len(kinds) > 1:
+                raise ValueError(f"rule {rule.text!r} takes '{name}' for {' and '.join(sorted(kinds))}")
+            types[name] = {"number": "float", "bool": "bool"}.get(next(iter(kinds), "text"), "string")
+    rows = RowsToScore(processor, args, types)
+    kept, clicks = [], []
+    for batch in rows:  # what cannot be scored is said before any row is
+        if (error := rows.first_error(batch)) is not None:
+            raise error
+        table = ibis.memtable(batch.known.select(list(types)))
+        dropped = [rule.of_rows(table).fill_null(False) for rule in drops]
+        found = table.select(click=label.of_rows(table), drop=ibis.or_(*dropped)).to_pyarrow()
+        kept.append(~found["drop"].to_numpy())
+        unknown = kept[-1] & found["click"].is_null().to_numpy()
+        if unknown.any():
+            raise ValueError(f"{batch.where(int(unknown.argmax()))}: label rule {label.text!r} is null")
+        clicks.append(found["click"].fill_null(False).to_numpy()[kept[-1]])
+    labels = np.concatenate([np.empty(0, np.int64), *clicks]).astype(np.int64)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"{', '.join(args.input)}: {len(labels):,} rows to score, which are not of both classes")
+    user = next((field for field in rows.fields if field.key and field.entity == "user"), None)
+    scores: dict[str, list[np.ndarray]] = {}
+    users, numbers = [], {}
+    size, total = args.per_device_eval_batch_size, sum(map(len, kept))
+    for (batch, found), keep in zip(scored_batches(accelerator, model, rows, size, total), kept, strict=True):
+        for name, values in found.items():
+            scores.setdefault(name, []).append(values[keep])
+        if user is not None:
+            column = Column.read(batch.known[user.name], user)
+            of_values = [-1 if one is None else numbers.setdefault(one, len(numbers)) for one in column.values]
+            users.append(np.array(of_values, np.int64)[column.codes][keep])
+    together = {name: np.concatenate(parts) for name, parts in scores.items()}
+    return together, labels, np.concatenate(users) if users else None

@@ -113,7 +113,8 @@ class RawRows:
             plain one of its ending.
         sides: paths or patterns of side tables by name, such as `items`; the columns of a side table that is not given
             stand in the rows themselves.
-        also: more columns that must be there, such as a time; `known` has them as they stand.
+        also: more columns that must be there, such as a label or a time, and their types; None for a column that
+            `known` has as it stands.
 
     Raises:
         FileNotFoundError: no file fits a pattern.
@@ -126,7 +127,7 @@ class RawRows:
         fields: Sequence[FlipField],
         reading: Mapping[str, Any] | None = None,
         sides: Mapping[str, Sequence[str]] | None = None,
-        also: Sequence[str] = (),
+        also: Mapping[str, str | None] = {},
     ):
         self.fields, sides = list(fields), dict(sides or {})
         self._events, joins = _read_reading(reading or {})
@@ -148,7 +149,11 @@ class RawRows:
                     self._columns[name] = TableColumn(name, name, kind, None, self._events.null_values)
         # what has no single value of a type, by what files call it
         self._raw = {one.name: one.column or one.name for one in self.fields if one.is_history}
-        self._raw |= {name: name for name in also if name not in self._columns}
+        for name, kind in also.items():
+            if kind is not None:
+                self._columns.setdefault(name, TableColumn(name, name, kind, None, self._events.null_values))
+            elif name not in self._columns:
+                self._raw[name] = name
         self.files = [self._open(path) for path in find_files(list(patterns), Path(), "--input")]
         self._sides = {join.name: self._read_side(join, sides[join.name]) for join in self._joins}
 

@@ -292,7 +292,7 @@ def test_frozen_text_embeddings(tmp_path, dataset_dir, plm):
     assert all(torch.equal(weight, state[name]) for name, weight in before.state_dict().items() if "pooler" not in name)
     processor = FlipProcessor.from_pretrained(tmp_path / "m")
     assert [field.name for field in processor.text_fields] == ["title", "genre"]
-    again = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(tmp_path / "m"), max_eval_samples=64))
+    again = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(tmp_path / "m"), str(dataset_dir), max_eval_samples=64))
     assert again["test_auc"] == pytest.approx(results["test_auc"])
     source, output = shard_path(dataset_dir, "test"), tmp_path / "scores.parquet"
     predict.run(predict.PredictArguments(str(tmp_path / "m"), str(source), str(output)))
@@ -382,7 +382,7 @@ def test_fused_models_keep_their_towers(tmp_path, dataset_dir, finetuned, fusion
     assert (model.config.strategy, model.config.fusion) == ("joint", fusion)
     for strategy, tower in (("id", "id"), ("plm", "text")):
         assert results[f"test_{tower}_auc"] == pytest.approx(finetuned[strategy][1]["test_auc"])
-    again = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(tmp_path / "m"), max_eval_samples=64))
+    again = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(tmp_path / "m"), str(dataset_dir), max_eval_samples=64))
     assert again["test_auc"] == pytest.approx(results["test_auc"])
     assert json.loads((tmp_path / "m" / "all_results.json").read_text()) == results
     text = card(tmp_path / "m")

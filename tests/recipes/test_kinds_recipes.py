@@ -157,7 +157,8 @@ def test_a_value_with_the_separator_is_no_csv(joint, tmp_path, monkeypatch):
     rows = [ROWS[0], ROWS[1] | {"genres": ["Drama|Crime"]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     monkeypatch.setattr(
-        "flip_ctr.train.predict.score_rows", lambda *args, **kwargs: pytest.fail("scored before it was refused")
+        "flip_ctr.train.loop.file_scoring.score_rows",
+        lambda *args, **kwargs: pytest.fail("scored before it was refused"),
     )
     message = (
         "rows.parquet: column 'genres', row 1: 'Drama\\|Crime' contains the separator '\\|'.*write Parquet or "

@@ -176,7 +176,7 @@ def test_recipes_take_an_adapter_with_its_base(runs, pretrained, dataset_dir, tm
     folder, results = runs
     common = {"model_name_or_path": str(folder / "adapter"), "base_model_name_or_path": str(pretrained)}
     found = evaluate_ctr.run(
-        evaluate_ctr.EvaluateArguments(str(dataset_dir), split="test", max_eval_samples=64, **common)
+        evaluate_ctr.EvaluateArguments(dataset_dir=str(dataset_dir), split="test", max_eval_samples=64, **common)
     )
     assert found["test_auc"] == pytest.approx(results["adapter"]["test_auc"], abs=1e-5)
     rows = tmp_path / "rows.jsonl"
@@ -291,7 +291,9 @@ def test_the_base_may_be_stored_in_half_precision(tmp_path, dataset_dir, plm):
     tiny.wordpiece().save_pretrained(tmp_path / "half")
     results = tiny.finetune(dataset_dir, tmp_path / "half", tmp_path / "a", lora_adapter_only=True, **LORA)
     common = {"model_name_or_path": str(tmp_path / "a"), "base_model_name_or_path": str(tmp_path / "half")}
-    found = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), max_eval_samples=64, **common))
+    found = evaluate_ctr.run(
+        evaluate_ctr.EvaluateArguments(dataset_dir=str(dataset_dir), max_eval_samples=64, **common)
+    )
     assert found["test_auc"] == pytest.approx(results["test_auc"], abs=1e-5)
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from flip_ctr.train import predict
+from flip_ctr.train.loop import file_scoring
 from flip_ctr.train.predict import PredictArguments, run
 
 ROWS = [
@@ -193,7 +193,7 @@ def test_labels_in_the_file_are_ignored(tmp_path, joint):
 
 @pytest.fixture
 def no_scoring(monkeypatch):
-    monkeypatch.setattr(predict, "score_rows", lambda *_: pytest.fail("a row was scored"))
+    monkeypatch.setattr(file_scoring, "score_rows", lambda *_: pytest.fail("a row was scored"))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -268,7 +268,7 @@ def test_an_output_that_is_there_stays(tmp_path, joint, monkeypatch):
     output.write_text("before")
     with pytest.raises(ValueError, match="scores.csv is there already; choose another name or add --overwrite_output"):
         run(PredictArguments("nowhere", path, str(output)))
-    monkeypatch.setattr(predict, "score_rows", lambda *_: 1 / 0)
+    monkeypatch.setattr(file_scoring, "score_rows", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(PredictArguments(str(joint), path, str(output), overwrite_output=True))
     assert output.read_text() == "before" and {one.name for one in tmp_path.iterdir()} == {"rows.csv", "scores.csv"}

@@ -49,7 +49,7 @@ def test_a_checkpoint_of_other_fields_is_refused(tmp_path, other_dataset, pretra
     ):
         tiny.finetune(other_dataset, pretrained, tmp_path / "m")
     with pytest.raises(ValueError, match="the dataset's fields"):
-        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(other_dataset), str(finetuned["id"][0])))
+        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(finetuned["id"][0]), str(other_dataset)))
 
 
 @pytest.mark.parametrize("strategy", ["plm", "joint"])
@@ -97,7 +97,7 @@ def test_a_checkpoint_without_some_of_its_weights_is_not_scored(tmp_path, datase
     with pytest.raises(
         ValueError, match="--model_name_or_path .*m lacks weights that its configuration asks for: id_classifier.weight"
     ):
-        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(tmp_path / "m")))
+        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(tmp_path / "m"), str(dataset_dir)))
 
 
 @pytest.mark.parametrize("kind", ["pretrained", "plm"])
@@ -105,14 +105,14 @@ def test_only_click_models_are_evaluated_and_predict(tmp_path, dataset_dir, requ
     folder = str(request.getfixturevalue(kind))
     message = {"pretrained": "FlipForPretraining", "plm": "BertForMaskedLM"}[kind] + ", not a fine-tuned click model"
     with pytest.raises(ValueError, match=message):
-        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), folder))
+        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(folder, str(dataset_dir)))
     with pytest.raises(ValueError, match=message):
         predict.run(predict.PredictArguments(folder, "rows.csv", str(tmp_path / "out.csv")))
 
 
 def test_an_unknown_split(dataset_dir, finetuned):
     with pytest.raises(ValueError, match="--split must be one of train, validation, test; got 'dev'"):
-        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(finetuned["id"][0]), split="dev"))
+        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(finetuned["id"][0]), str(dataset_dir), split="dev"))
 
 
 def test_pretraining_starts_from_a_plm(tmp_path, dataset_dir, pretrained):

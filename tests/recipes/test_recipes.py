@@ -36,7 +36,7 @@ def check_files(folder, results: dict) -> list[dict]:
 
 
 def evaluate(dataset_dir, model, **options) -> dict:
-    return evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), str(model), **options))
+    return evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(model), str(dataset_dir), **options))
 
 
 # --- the whole way

@@ -172,12 +172,12 @@ def test_every_option_without_a_value_of_its_own_has_one_in_some_case():
 
 def test_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path, write):
     monkeypatch.setenv("HOME", str(tmp_path))
-    args = EvaluateArguments("~/D", "~/M", output_dir=Path("~/O"), custom_code=["~/a.py", "b.py"])
+    args = EvaluateArguments("~/M", "~/D", output_dir=Path("~/O"), custom_code=["~/a.py", "b.py"])
     assert (args.dataset_dir, args.model_name_or_path) == (f"{tmp_path}/D", f"{tmp_path}/M")
     assert (args.output_dir, args.custom_code) == (f"{tmp_path}/O", [f"{tmp_path}/a.py", "b.py"])
     write("input: ~/r.csv\n")
     args = parse_arguments(PredictArguments, ["--config=~/c.yaml", "--model_name_or_path=~/M", "--output=~/s.csv"])
-    assert (args.input, args.output) == (f"{tmp_path}/r.csv", f"{tmp_path}/s.csv")
+    assert (args.input, args.output) == ([f"{tmp_path}/r.csv"], f"{tmp_path}/s.csv")
     args = PrepareArguments("table", "~/D", "~/raw", schema="~/s.yaml", data_files=["~/x*.csv"])
     assert (args.schema, args.data_files, args.data_dir) == (
         f"{tmp_path}/s.yaml",

@@ -231,7 +231,7 @@ def test_nothing_of_a_former_run_is_left(tmp_path, dataset_dir, plm, pictures):
 def test_evaluation_does_not_replace_a_checkpoints_results(cards, dataset_dir):
     folder = str(cards["id"][1])
     with pytest.raises(ValueError, match="is a checkpoint, whose own results would be replaced"):
-        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(dataset_dir), folder, output_dir=folder))
+        evaluate_ctr.run(evaluate_ctr.EvaluateArguments(folder, str(dataset_dir), output_dir=folder))
 
 
 def test_a_dataset_without_a_card_still_gives_one(tmp_path, dataset_dir):

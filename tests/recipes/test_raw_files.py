@@ -1,0 +1,81 @@
+"""From raw files to a model and back: the very files of the data are scored and evaluated, and nothing is prepared
+anew."""
+
+import json
+
+import pytest
+import tiny
+from raw_table import event_rows, run, without, write_csv, write_joined
+
+from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.train import evaluate_ctr, predict
+from flip_ctr.train.arguments import EvaluateArguments, PredictArguments
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """Clicks whose items stand in another file, a model of them, and a file with the clicks of the test split."""
+    folder = tmp_path_factory.mktemp("joined")
+    run(folder, **write_joined(folder))
+    tiny.finetune(folder / "out", None, folder / "m", learning_rate=0.05)
+    keys = {(row["user_id"], row["item_id"]) for row in read_split(folder / "out", "test").to_pylist()}
+    rows = [row for row in event_rows() if (row["uid"], row["item_id"]) in keys or row["stars"] == 3]
+    write_csv(folder / "test.csv", without(rows, "title", "tags", "price", "new"))
+    return folder
+
+
+def sides(folder) -> list[str]:
+    return [f"items={folder}/items.jsonl", f"makers={folder}/brands.parquet"]
+
+
+def test_files_are_evaluated_as_the_split_is(joined):
+    model = str(joined / "m")
+    by_split = evaluate_ctr.run(EvaluateArguments(model, str(joined / "out")))
+    files = {"input": [str(joined / "test.csv")], "side": sides(joined), "label": "stars >= 4"}
+    by_file = evaluate_ctr.run(EvaluateArguments(model, **files, drop=["stars == 3"]))
+    assert len(by_file) == len(by_split) > 5
+    for name, value in by_split.items():
+        if isinstance(value, float):
+            assert by_file[name.replace("test_", "eval_")] == pytest.approx(value, abs=1e-6), name
+
+
+def test_files_and_shards_have_the_same_scores(joined):
+    parts = tiny.predicted(joined / "m", joined / "out" / "data" / "test-*.parquet", joined / "a.parquet")
+    rows = tiny.predicted(joined / "m", joined / "test.csv", joined / "b.parquet", side=sides(joined))
+    expected = {(row["user_id"], row["item_id"]): row["click_probability"] for row in parts.to_pylist()}
+    found = {(int(row["uid"]), row["item_id"]): row["click_probability"] for row in rows.to_pylist()}
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6) and len(expected) > 5
+    assert rows.column_names[:3] == ["uid", "item_id", "stars"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "evaluate needs --dataset_dir, or --input"),
+        ({"dataset_dir": "D", "input": ["r.csv"], "label": "x"}, "evaluate needs --dataset_dir, or --input"),
+        ({"input": ["test.csv"]}, "--label says what a click is"),
+        ({"input": ["test.csv"], "label": "stars >"}, "rule 'stars >' cannot be read"),
+        ({"input": ["test.csv"], "label": "clicked"}, r"test.csv: column\(s\) 'clicked' missing"),
+        ({"input": ["test.csv"], "label": "stars"}, "line .: stars is not true, false, 1 or 0: '\\d'"),
+        ({"input": ["test.csv"], "label": "stars > 9"}, "rows to score, which are not of both classes"),
+        ({"input": ["null.csv"], "label": "stars > 3"}, "null.csv, line 3: label rule 'stars > 3' is null"),
+    ],
+)
+def test_errors_of_evaluate(joined, options, message):
+    unrated = [row | {"stars": None if number == 1 else row["stars"]} for number, row in enumerate(event_rows())]
+    write_csv(joined / "null.csv", without(unrated, "title", "tags", "price", "new"))
+    if "input" in options:
+        options = options | {"input": [str(joined / name) for name in options["input"]], "side": sides(joined)}
+    with pytest.raises(ValueError, match=message):
+        evaluate_ctr.run(EvaluateArguments(str(joined / "m"), **options))
+
+
+def test_a_side_table_is_named_by_name_and_file(joined):
+    arguments = PredictArguments(str(joined / "m"), [str(joined / "test.csv")], str(joined / "o.csv"), side=["items"])
+    with pytest.raises(ValueError, match="--side items: expected NAME=FILE, such as items=items.parquet"):
+        predict.run(arguments)
+
+
+def test_no_path_of_the_data_is_published(joined):
+    saved = json.loads((joined / "m" / "processor_config.json").read_text())["feature_extractor"]
+    assert saved["reading"]["joins"][0]["on"] == {"item_id": "id"} and ".jsonl" not in json.dumps(saved)

@@ -1,0 +1,140 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Scores of the rows of files, which are read as the model's data was read, a part at a time; the parts are shared out
+among the processes."""
+
+import os
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm.auto import tqdm
+
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.datasets.raw_rows import RawRows, RowBatch
+from flip_ctr.data.readers.events import EventLog, event_fields
+from flip_ctr.modeling_flip.columns_flip import RowError
+from flip_ctr.modeling_flip.fields_flip import CLICKED, fields_of_items
+from flip_ctr.modeling_flip.histories_flip import read_histories
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import RowFileOptions
+from flip_ctr.train.loop.prompt_states import PromptReader
+from flip_ctr.train.loop.scoring import score_rows
+
+
+class RowsToScore:
+    """The rows of a command that scores files, with the histories and items that belong to them.
+
+    Args:
+        processor: of the model.
+        args: of the command.
+        also: more columns of the rows that are needed, such as a label, and their types.
+
+    Raises:
+        FileNotFoundError, ValueError: as of [`RawRows`], and of a table of items or events.
+    """
+
+    def __init__(self, processor: FlipProcessor, args: RowFileOptions, also: Mapping[str, str | None] = {}):
+        self.processor, self.args = processor, args
+        extractor = processor.feature_extractor
+        self.fields, reading = extractor.all_fields, extractor.reading
+        if args.time_column is not None and args.events is None:
+            raise ValueError("--time_column says which of the --events count, and there are none")
+        own, times = self.fields, []
+        self._items = self._events = None
+        if args.items is not None:
+            table = _whole(RawRows([args.items], fields_of_items(self.fields), reading), "--items")
+            self._items = self._read("--items", lambda: processor.read_items(table))
+        if args.events is not None:
+            history, user = event_fields(self.fields)
+            own = [field for field in self.fields if not field.is_history]
+            times = [args.time_column] if args.time_column else []
+            item = next(field for field in self.fields if field.name == history.history_of)
+            events = RawRows([args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]))
+            self._events = self._read("--events", lambda: EventLog(_whole(events, "--events"), self.fields, *times))
+        sides = dict(_named_side(one) for one in args.side or [])
+        self._raw = RawRows(args.input, own, reading, sides, {**dict.fromkeys(times), **also})
+        for file in self._raw.files:
+            if self._events is not None and history.name in file.columns:
+                raise ValueError(f"{file.path} has a column '{history.name}' already, and --events is given")
+
+    def _read(self, what: str, read):
+        try:
+            return read()
+        except ValueError as error:
+            path = self.args.items if what == "--items" else self.args.events
+            raise ValueError(f"{path}: {error}") from None
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        for batch in self._raw:
+            if self._events is not None:
+                history, _ = event_fields(self.fields)
+                found = self._read("--events", lambda: self._events.histories(batch.known))
+                batch.known = batch.known.append_column(history.name, found)
+            self._check_histories(batch)
+            yield batch
+
+    def _check_histories(self, batch: RowBatch) -> None:
+        """Takes rows out whose history cannot be read."""
+        while self.processor.history_field is not None and len(batch.known):
+            try:
+                read_histories(batch.known, self.fields, self._items)
+                return
+            except RowError as error:
+                batch.refuse(error.row, f"{error.column}: {error.reason}")
+
+    def first_error(self, batch: RowBatch) -> ValueError | None:
+        """What is wrong with the first row of a batch that cannot be scored."""
+        if not batch.reasons:
+            return None
+        row = min(batch.reasons)
+        others = f" (and {len(batch.reasons) - 1:,} more of the rows around it)" if len(batch.reasons) > 1 else ""
+        return ValueError(f"{batch.where(row)}: {batch.reasons[row]}{others}")
+
+    def encode(self, batch: RowBatch, rows: int | None = None) -> EncodedDataset:
+        """The rows that can be scored, or the first of them, encoded."""
+        known = batch.known if rows is None else batch.known.slice(0, rows)
+        known = known.select([field.name for field in self.fields])  # a label needs not be valid here
+        return EncodedDataset(self.processor, known, not self.processor.id_only, self._items)
+
+
+def scored_batches(
+    accelerator: Accelerator, model: nn.Module, rows: RowsToScore, batch_size: int, total: int
+) -> Iterator[tuple[RowBatch, dict[str, np.ndarray]]]:
+    """The rows in their order, with the log odds of those of them that can be scored, by the names of the model's
+    output. Each process scores a part of them, and all processes get all scores."""
+    model.to(accelerator.device).eval().requires_grad_(False)  # so that what the PLM says of a text is kept
+    reader = PromptReader.of(accelerator, model, batch_size)
+    index, processes = accelerator.process_index, accelerator.num_processes
+    batches = iter(rows)
+    main = accelerator.is_main_process
+    with tqdm(total=total, unit="row", unit_scale=True, dynamic_ncols=True, disable=not main) as bar:
+        while several := list(islice(batches, processes)):  # one for each process
+            mine: list[dict[str, np.ndarray]] = [{}]
+            if index < len(several) and len(several[index].known):
+                mine = [score_rows(accelerator, model, rows.encode(several[index]), batch_size, reader)]
+            for batch, scores in zip(several, gather_object(mine) if processes > 1 else mine):
+                yield batch, scores
+                bar.update(len(batch))
+
+
+def _whole(rows: RawRows, option: str) -> pa.Table:
+    """All rows of a table that must be whole."""
+    parts = []
+    for batch in rows:
+        for row in sorted(batch.reasons)[:1]:
+            raise ValueError(f"{option}: {batch.where(row)}: {batch.reasons[row]}")
+        parts.append(batch.known)
+    if not parts:
+        raise ValueError(f"{option}: {rows.files[0].path} has no rows")
+    return pa.concat_tables(parts, promote_options="permissive")
+
+
+def _named_side(text: str) -> tuple[str, list[str]]:
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise ValueError(f"--side {text}: expected NAME=FILE, such as items=items.parquet")
+    return name, [os.path.expanduser(path)]
