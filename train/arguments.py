@@ -337,6 +337,11 @@ class PredictArguments(RowFileOptions, LoadingOptions, ScoringOptions):
         "score, and a column `reason` says why",
         choices=("stop", "null"),
     )
+    engine: str = option(
+        "local",
+        "local: this machine scores; pyspark: Spark does, from Parquet to a folder of Parquet files",
+        choices=("local", "pyspark"),
+    )
 
 
 @dataclass

@@ -10,22 +10,17 @@ is in memory at a time.
 
 import os
 
-import numpy as np
 import pyarrow as pa
-from scipy.special import expit
 
 from flip_ctr.data.datasets.raw_rows import RowBatch
 from flip_ctr.data.readers.row_files import RowWriter, file_format, lists_as_text, table_of
 from flip_ctr.modeling_flip.fields_flip import FlipField
-from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.train.arguments import PredictArguments
-from flip_ctr.train.loop.file_scoring import RowsToScore, scored_batches
+from flip_ctr.train.loop.file_scoring import REASON, RowsToScore, added_columns, score_columns, scored_batches
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging
-
-REASON = "reason"  # the column that says why a row has no score
 
 
 def run(args: PredictArguments) -> dict[str, int]:
@@ -37,31 +32,38 @@ def run(args: PredictArguments) -> dict[str, int]:
             line); or the output is there already. No row is scored before that is known.
     """
     check_output(args)
+    if args.engine == "pyspark":
+        from flip_ctr.train.loop.spark_scoring import predict_on_spark  # which imports an engine
+
+        return report(predict_on_spark(args), args.output)
     import_custom_code(args.custom_code)
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
     rows = RowsToScore(processor, args)
-    names = [name for name in PROBABILITIES if name == "logits" or model.config.strategy == "joint"]
-    reasons = args.on_error == "null"
-    total, schema = check_rows(rows, args, [PROBABILITIES[name] for name in names] + [REASON] * reasons)
+    added = added_columns(model, args)
+    total, schema = check_rows(rows, args, added)
     scored = 0
     with RowWriter(args.output, schema, rows.fields, write=accelerator.is_main_process) as writer:
         for batch, scores in scored_batches(accelerator, model, rows, args.per_device_eval_batch_size, total):
-            added = {PROBABILITIES[name]: _spread(batch, scores.get(name)) for name in names}
-            if reasons:
-                added[REASON] = pa.array([batch.reasons.get(row) for row in range(len(batch))], pa.string())
-            writer.write(batch.rows, added)
+            writer.write(batch.rows, score_columns(batch, scores, added))
             scored += len(batch.known)
-    left = f", {total - scored:,} without a score (the column '{REASON}' says why)" if scored < total else ""
-    accelerator.print(f"{total:,} rows written to {args.output}{left}")
-    return {"rows": total, "scored": scored}
+    counts = {"rows": total, "scored": scored}
+    return report(counts, args.output) if accelerator.is_main_process else counts
+
+
+def report(counts: dict[str, int], output: str) -> dict[str, int]:
+    """Says what was written."""
+    lacking = counts["rows"] - counts["scored"]
+    left = f", {lacking:,} without a score (the column '{REASON}' says why)" if lacking else ""
+    print(f"{counts['rows']:,} rows written to {output}{left}")
+    return counts
 
 
 def check_output(args: PredictArguments) -> None:
     """`ValueError` where the output has no ending of a format, or is there already."""
     file_format(args.output)
-    if os.path.isdir(args.output):
+    if os.path.isdir(args.output) and args.engine != "pyspark":
         raise ValueError(f"--output {args.output} is a folder; name a file")
     if os.path.exists(args.output) and not args.overwrite_output:
         raise ValueError(f"--output {args.output} is there already; choose another name or add --overwrite_output")
@@ -114,10 +116,3 @@ def _written(batch: RowBatch, fields: list[FlipField], suffix: str) -> pa.Schema
     except ValueError as error:
         raise ValueError(f"{batch.file.path}: {error}") from None
     return table.schema
-
-
-def _spread(batch: RowBatch, logits: np.ndarray | None) -> pa.Array:
-    """Probabilities of all rows, null where a row was not scored."""
-    values = np.zeros(len(batch))
-    values[batch.scored] = expit(np.float64(logits)) if logits is not None else []
-    return pa.array(values, mask=~batch.scored)

@@ -7,7 +7,7 @@ How that is comes with a checkpoint (`FlipFeatureExtractor.reading`). Only a par
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS, SideTable, TableFiles, read_files, read_joins
 from flip_ctr.data.readers.csv_files import CsvFormat, clean_name
 from flip_ctr.data.readers.raw_files import LineLog, RejectedLine, byte_blocks
-from flip_ctr.data.readers.table_files import JsonFormat, TableFormat, find_files
+from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, find_files
 from flip_ctr.data.readers.table_values import TableColumn, typed_column
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
@@ -180,10 +180,12 @@ class RawRows:
         _, table_format, columns = min(tried, key=lambda one: one[0])
         if table_format.sparse and not columns:  # no line is an object, which is said of the lines
             return RawFile(path, table_format, [], {name: names[-1] for name, names in self._wanted().items()})
-        missing = self._missing(columns)
+        raise self._lacks(path, self._missing(columns), columns)
+
+    def _lacks(self, path: Path, missing: list[str], columns: list[str]) -> ValueError:
         side = self._absent.get(missing[0])
         hint = f" ({missing[0]!r} came from the table {side.name}: --side {side.name}=FILE)" if side else ""
-        raise ValueError(
+        return ValueError(
             f"{path}: column(s) {', '.join(map(repr, missing))} missing; the rows have: "
             f"{', '.join(map(repr, columns))}{hint}."
         )
@@ -269,6 +271,17 @@ class RawRows:
 
     # --- rows
 
+    def of_table(self, table: pa.Table, name: str) -> RowBatch:
+        """Rows that something else has read, such as Spark; `name` is what errors call them."""
+        missing = self._missing(table.column_names)
+        if missing:
+            raise self._lacks(Path(name), missing, table.column_names)
+        sources = self._places(Path(name), table.column_names)
+        file = RawFile(Path(name), ParquetFormat(), table.column_names, sources)
+        columns = table.combine_chunks()
+        raw = {one: _one_array(columns[source]) for one, source in sources.items()}
+        return self._batch(file, table, raw, np.arange(1, len(table) + 1))
+
     def __iter__(self) -> Iterator[RowBatch]:
         for file in self.files:
             waiting: list[RowBatch] = []
@@ -308,6 +321,7 @@ class RawRows:
         count = len(places)
         for name, column in self._columns.items():
             if name not in self._from_sides:
+                column = replace(column, source=file.sources[name])  # what the file calls it
                 columns[name], wrong = typed_column(raw.get(name, pa.nulls(count)), column)
                 for row, error in wrong.items():
                     note(row, f"{error.reason}: {error.text!r}")
@@ -393,6 +407,10 @@ def _keys(arrays: Sequence[pa.Array]) -> np.ndarray:
     """The keys of rows as texts, None where a part is null."""
     texts = [array.cast(pa.string()) for array in arrays]
     return pc.binary_join_element_wise(*texts, "\x1f").to_numpy(zero_copy_only=False)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
 def _as_array(values: Any, name: str, file: RawFile) -> pa.Array:

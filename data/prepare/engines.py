@@ -5,7 +5,9 @@ folder."""
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 
 ENGINES = ("duckdb", "pyspark")
 BATCH_ROWS = 16_384
+PYTHON_ERROR = re.compile(r"[\w.]*(Error|Exception): ")  # at the start of a line of a traceback
 
 
 class Engine:
@@ -48,7 +51,8 @@ class Engine:
                 raise ValueError(
                     "--memory_limit is DuckDB's; Spark has settings of its own (spark.driver.memory, ...)."
                 )
-            self.connection = ibis.pyspark.connect(self._spark_session())
+            self.spark = self._spark_session()
+            self.connection = ibis.pyspark.connect(self.spark)
 
     def _spark_session(self):
         if importlib.util.find_spec("pyspark") is None:
@@ -66,6 +70,7 @@ class Engine:
         )
         if not os.environ.get("MASTER") and "SPARK_CONNECT_MODE_ENABLED" not in os.environ:
             builder = builder.config("spark.ui.enabled", "false")
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # which has what a worker imports
         try:
             self._own_session = builder.getOrCreate()
         except Exception as error:  # of the Java gateway: no Java, or one that is too old
@@ -129,4 +134,6 @@ def engine_errors(doing: str):
         if module not in ("duckdb", "_duckdb", "pyspark", "py4j"):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        # of an error in a worker's Python the last line says what it is
+        lines = [line for line in lines[::-1] if PYTHON_ERROR.match(line)] or lines
         raise OSError(f"{doing}: {lines[0]}") from error

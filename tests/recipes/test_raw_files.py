@@ -3,6 +3,9 @@ anew."""
 
 import json
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from raw_table import event_rows, run, without, write_csv, write_joined
@@ -10,6 +13,7 @@ from raw_table import event_rows, run, without, write_csv, write_joined
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.train import evaluate_ctr, predict
 from flip_ctr.train.arguments import EvaluateArguments, PredictArguments
+from flip_ctr.train.loop import spark_scoring
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,58 @@ def test_a_side_table_is_named_by_name_and_file(joined):
 def test_no_path_of_the_data_is_published(joined):
     saved = json.loads((joined / "m" / "processor_config.json").read_text())["feature_extractor"]
     assert saved["reading"]["joins"][0]["on"] == {"item_id": "id"} and ".jsonl" not in json.dumps(saved)
+
+
+# --- Spark
+
+
+def test_a_worker_of_spark_scores_as_predict_does(joined):
+    """What Spark calls, without Spark."""
+    rows = pq.read_table(joined / "out" / "data" / "test-00000-of-00001.parquet")
+    rows = rows.set_column(0, "user_id", pc.if_else(pa.array([True] + [False] * (len(rows) - 1)), None, rows[0]))
+    pq.write_table(rows, joined / "null.parquet")
+    expected = tiny.predicted(joined / "m", joined / "null.parquet", joined / "c.parquet")
+    args = PredictArguments(str(joined / "m"), [str(joined / "null.parquet")], "o.parquet", engine="pyspark")
+    (counts,) = (one.to_pylist()[0] for one in spark_scoring._check(args, iter(rows.to_batches())))
+    assert counts == {"rows": len(rows), "refused": 0, "why": None}
+    scored = pa.Table.from_batches(spark_scoring._score(args, iter(rows.to_batches())))
+    assert scored.column_names == expected.column_names
+    assert scored["click_probability"].to_pylist() == pytest.approx(expected["click_probability"].to_pylist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input": ["r.csv"]}, "--engine pyspark reads and writes Parquet; r.csv does not end in .parquet"),
+        ({"output": "o.csv"}, "o.csv does not end in .parquet"),
+    ],
+)
+def test_spark_reads_and_writes_parquet(joined, options, message):
+    options = {"input": ["r.parquet"], "output": "o.parquet", "engine": "pyspark"} | options
+    with pytest.raises(ValueError, match=message):
+        predict.run(PredictArguments(str(joined / "m"), **options))
+
+
+@pytest.mark.xdist_group("spark")
+def test_spark_writes_a_folder_of_scores(joined, spark):
+    shard = joined / "out" / "data" / "test-00000-of-00001.parquet"
+    rows = pq.read_table(shard)
+    bad = rows.set_column(0, "user_id", pa.array(["x", *map(str, rows["user_id"].to_pylist()[1:])]))
+    pq.write_table(bad, joined / "bad.parquet")
+    expected = tiny.predicted(joined / "m", shard, joined / "d.parquet")["click_probability"].to_pylist()
+    output = joined / "spark.parquet"
+    arguments = {"input": [str(joined / "bad.parquet")], "output": str(output), "engine": "pyspark"}
+    with pytest.raises(
+        ValueError, match="user_id is not a whole number: 'x' in .*, and 1 such rows in all; --on_error"
+    ):
+        predict.run(PredictArguments(str(joined / "m"), **arguments))
+    assert not output.exists()
+    counts = predict.run(PredictArguments(str(joined / "m"), **arguments, on_error="null"))
+    assert counts == {"rows": len(rows), "scored": len(rows) - 1}
+    found = pq.read_table(output)
+    assert found["click_probability"].to_pylist()[1:] == pytest.approx(expected[1:], abs=1e-6)
+    assert found.select(["click_probability", "reason"]).slice(0, 1).to_pylist() == [
+        {"click_probability": None, "reason": "user_id is not a whole number: 'x'"}
+    ]
+    with pytest.raises(ValueError, match="spark.parquet is there already"):
+        predict.run(PredictArguments(str(joined / "m"), **arguments))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from scipy.special import expit
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -19,10 +20,37 @@ from flip_ctr.data.readers.events import EventLog, event_fields
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.fields_flip import CLICKED, fields_of_items
 from flip_ctr.modeling_flip.histories_flip import read_histories
+from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import RowFileOptions
 from flip_ctr.train.loop.prompt_states import PromptReader
 from flip_ctr.train.loop.scoring import score_rows
+
+REASON = "reason"  # the column that says why a row has no score
+
+
+def added_columns(model: nn.Module, args: RowFileOptions) -> list[str]:
+    """The columns that scoring adds to the rows."""
+    names = [column for name, column in PROBABILITIES.items() if name == "logits" or model.config.strategy == "joint"]
+    return names + [REASON] * (args.on_error == "null")
+
+
+def score_columns(batch: RowBatch, scores: Mapping[str, np.ndarray], added: list[str]) -> dict[str, pa.Array]:
+    """The columns that are added to the rows of a batch: probabilities, null where a row was not scored, and reasons.
+
+    Args:
+        scores: log odds of the rows that were, by the names of the model's output.
+        added: see [`added_columns`].
+    """
+    columns: dict[str, pa.Array] = {}
+    for name, column in PROBABILITIES.items():
+        if column in added:
+            values = np.zeros(len(batch))
+            values[batch.scored] = expit(np.float64(scores[name])) if scores else []
+            columns[column] = pa.array(values, mask=~batch.scored)
+    if REASON in added:
+        columns[REASON] = pa.array([batch.reasons.get(row) for row in range(len(batch))], pa.string())
+    return columns
 
 
 class RowsToScore:
@@ -32,12 +60,19 @@ class RowsToScore:
         processor: of the model.
         args: of the command.
         also: more columns of the rows that are needed, such as a label, and their types.
+        files: instead of the command's `input`.
 
     Raises:
         FileNotFoundError, ValueError: as of [`RawRows`], and of a table of items or events.
     """
 
-    def __init__(self, processor: FlipProcessor, args: RowFileOptions, also: Mapping[str, str | None] = {}):
+    def __init__(
+        self,
+        processor: FlipProcessor,
+        args: RowFileOptions,
+        also: Mapping[str, str | None] = {},
+        files: list[str] | None = None,
+    ):
         self.processor, self.args = processor, args
         extractor = processor.feature_extractor
         self.fields, reading = extractor.all_fields, extractor.reading
@@ -56,7 +91,9 @@ class RowsToScore:
             events = RawRows([args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]))
             self._events = self._read("--events", lambda: EventLog(_whole(events, "--events"), self.fields, *times))
         sides = dict(_named_side(one) for one in args.side or [])
-        self._raw = RawRows(args.input, own, reading, sides, {**dict.fromkeys(times), **also})
+        self._raw = RawRows(
+            args.input if files is None else files, own, reading, sides, {**dict.fromkeys(times), **also}
+        )
         for file in self._raw.files:
             if self._events is not None and history.name in file.columns:
                 raise ValueError(f"{file.path} has a column '{history.name}' already, and --events is given")
@@ -69,22 +106,25 @@ class RowsToScore:
             raise ValueError(f"{path}: {error}") from None
 
     def __iter__(self) -> Iterator[RowBatch]:
-        for batch in self._raw:
-            if self._events is not None:
-                history, _ = event_fields(self.fields)
-                found = self._read("--events", lambda: self._events.histories(batch.known))
-                batch.known = batch.known.append_column(history.name, found)
-            self._check_histories(batch)
-            yield batch
+        return map(self._with_histories, self._raw)
 
-    def _check_histories(self, batch: RowBatch) -> None:
-        """Takes rows out whose history cannot be read."""
+    def of_table(self, table: pa.Table, name: str) -> RowBatch:
+        """Rows that something else has read; `name` is what errors call them."""
+        return self._with_histories(self._raw.of_table(table, name))
+
+    def _with_histories(self, batch: RowBatch) -> RowBatch:
+        """The batch with the histories that events make, without the rows whose history cannot be read."""
+        if self._events is not None:
+            history, _ = event_fields(self.fields)
+            found = self._read("--events", lambda: self._events.histories(batch.known))
+            batch.known = batch.known.append_column(history.name, found)
         while self.processor.history_field is not None and len(batch.known):
             try:
                 read_histories(batch.known, self.fields, self._items)
-                return
+                break
             except RowError as error:
                 batch.refuse(error.row, f"{error.column}: {error.reason}")
+        return batch
 
     def first_error(self, batch: RowBatch) -> ValueError | None:
         """What is wrong with the first row of a batch that cannot be scored."""
