@@ -38,6 +38,11 @@ class RawChunk:
     text: Callable[[int], str]
 
 
+def is_separator_line(line: str) -> bool:
+    """Whether a first line only tells a spreadsheet what separates values: `sep=;`."""
+    return re.fullmatch(r'"?sep=(.|\\t)"?\s*', line) is not None
+
+
 def clean_name(name: str) -> str:
     """A column's name in the form in which names are compared."""
     return unicodedata.normalize("NFC", " ".join(name.split()))
@@ -81,11 +86,15 @@ class CsvFormat:
             yield number, block.removeprefix(BOM) if number == 1 and self._is_utf8 else block
 
     def _header(self, path) -> tuple[list[str], int]:
-        """The names in the header, and the number of lines that it takes."""
+        """The names of the columns, and the number of lines before the first row."""
         first = next(self._blocks(path), (1, b""))[1]
-        if not first:
+        if not first and self.column_names is None:
             raise ValueError(f"{path} is empty; expected a first line with the names of the columns.")
-        records = self.records(text_lines(first, self.encoding)[0])
+        lines = text_lines(first, self.encoding)[0]
+        skip = int(bool(lines) and is_separator_line(lines[0]))
+        if self.column_names is not None:
+            return list(self.column_names), skip
+        records = self.records(lines, skip)
         try:
             names = next(records)
         except csv.Error:
@@ -95,7 +104,7 @@ class CsvFormat:
         if not names or "\0" in "".join(names):
             what = "is blank" if not names else f"holds NUL bytes (it is no text, or not in {self.encoding})"
             raise ValueError(f"{path}, line 1 {what}; expected the names of the columns between {self.delimiter!r}.")
-        return [clean_name(name) for name in names], records.line_num
+        return [clean_name(name) for name in names], skip + records.line_num
 
     def records(self, lines: list[str], at: int = 0) -> "csv.reader | _SplitLines":
         """The records of lines of text, from that place on; `line_num` is how many lines they have taken."""
@@ -110,7 +119,7 @@ class CsvFormat:
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         """The wanted columns of a file; lines that cannot be taken apart go to the log."""
-        names, skip = (list(self.column_names), 0) if self.column_names is not None else self._header(path)
+        names, skip = self._header(path)
         places = [names.index(source) for source in sources]
         careful = _CarefulReader(self, name, names, places, log)
         blocks = _with_last(self._blocks(path))
