@@ -37,6 +37,8 @@ def canonical_value(value: Any, type_name: str) -> str | None:
             return None
     if type_name == "string":
         if not isinstance(value, str):
+            if isinstance(value, int | np.integer) and not -(2**63) <= value < 2**63:
+                return str(value)  # which no column of whole numbers has made of text with leading zeros
             is_number = isinstance(value, int | float | np.integer | np.floating)
             hint = "; read the file with the schema's types, so that leading zeros survive" if is_number else ""
             raise ValueError(f"expected text, got {type(value).__name__} {value!r}{hint}")
@@ -139,6 +141,8 @@ class Column:
 
         `convert` makes the canonical value from a raw one and the field's type.
         """
+        if field.type == "string" and str(getattr(raw, "type", "")) == "uint64":  # ids, half of them above 63 bits
+            raw = raw.cast("string")
         column = cls._read_lists(raw, field, convert) if field.is_multi_valued and _holds_lists(raw) else None
         if column is None:
             column = cls._canonical(
