@@ -61,7 +61,8 @@ class Plan:
         events: name of the table that has a row for each possible click.
         joins: in the order in which they are made.
         label: rule of a click.
-        drops: name of each reason to drop a row, and its rule; the first that holds counts.
+        drops: name of each reason to drop a row, and its rule; the first that holds counts. A row that cannot be used
+            is malformed, and not dropped, unless a rule that names a needed column drops rows without it.
         columns: columns of the dataset folder in order, without the label.
         row_key: columns that identify a row.
         unique: whether of rows with the same key only the first counts, the others being unused.
@@ -178,7 +179,10 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         kinds[reason] = "malformed"
         # a key that a join adds is null where there is no partner, and then that is the reason
         place = 0 if column in by_name[plan.events].columns else len(reasons)
-        reasons.insert(place, (rows[column].isnull(), reason, ibis.literal("")))
+        rules = [Rule(rule) for rule in plan.drops.values()]
+        named = [rule.of_rows(rows).fill_null(False) for rule in rules if column in rule.columns]
+        # a rule such as `user_id is null` drops such rows: then they are not malformed
+        reasons.insert(place, (rows[column].isnull() & ~ibis.or_(*named), reason, ibis.literal("")))
     if plan.weight:
         reason = f"{plan.weight} is below 0"
         kinds[reason] = "malformed"
