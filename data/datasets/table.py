@@ -64,6 +64,10 @@ class _Table:
         return self.files.name
 
     @property
+    def first(self) -> Path:
+        return next(iter(self.paths.values()))
+
+    @property
     def where(self) -> str:
         return (
             next(iter(self.paths)) if len(self.paths) == 1 else f"{self.name} ({', '.join(list(self.paths)[:3])}, ...)"
@@ -116,7 +120,15 @@ def table_source(
         hint = "" if said else f" (or say another type than {types[name]} in `types`)"
         if not said and types[name] == "bool" and name in Rule(schema.label).columns:
             hint = f" (or write a rule, such as `{source} >= 4`)"
-        table.taken[name] = TableColumn(name, source, types[name], separator, table.files.null_values, hint)
+        table.taken[name] = TableColumn(
+            name,
+            source,
+            types[name],
+            separator,
+            table.files.null_values,
+            hint,
+            table.files.time_formats.get(source) if types[name] == "timestamp" else None,
+        )
     _check_rules(schema, tables)
     joins = [_join(schema, tables, join, types) for join in schema.joins]
     _check_names(schema, tables)
@@ -392,10 +404,12 @@ def _check_own_type(schema: TableSchema, table: _Table, name: str, source: str, 
         "int": ("int", "float", "string"),
         "float": ("int", "float", "string"),
         "bool": ("bool", "int", "string"),
-        "timestamp": ("timestamp", "string"),
+        "timestamp": ("timestamp", "string", "int") if source in table.files.time_formats else ("timestamp", "string"),
     }
     if own == "null":
         return
+    if wanted == "string" and own == "int" and table.reader.schema(table.first).field(source).type == pa.uint64():
+        return  # ids, which text holds where no other type does
     if own is not None and own not in fits[wanted]:
         is_label = wanted == "bool" and name in Rule(schema.label).columns
         way_out = f"write a rule such as `{source} == 1`" if is_label else f"say type {own}, or write the file anew"

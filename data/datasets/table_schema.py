@@ -4,6 +4,7 @@
 Each thing that is wrong is one error that names the file, the key and what would be right.
 """
 
+import datetime
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,11 +15,12 @@ import yaml
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import SPLIT_RULES
 from flip_ctr.data.readers.csv_files import CsvFormat
+from flip_ctr.data.readers.literal_lines import LiteralFormat
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat
-from flip_ctr.data.readers.table_values import TYPES
+from flip_ctr.data.readers.table_values import TYPES, read_time
 from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 
-FORMATS = ("csv", "tsv", "jsonl", "parquet")
+FORMATS = ("csv", "tsv", "jsonl", "python", "parquet")
 ENDINGS = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -35,6 +37,7 @@ FACTS = ("title", "licence", "licence_link", "citation")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 CSV_KEYS = ("delimiter", "quote", "escape", "column_names")
 EVENTS = "events"
+EXAMPLE_TIME = datetime.datetime(2024, 3, 21, 14, 30, tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class TableFiles:
         encoding: of text.
         null_values: texts that mean null.
         types: of columns that are no fields, one of `TYPES`.
+        time_formats: how timestamps among them are written, where that is not ISO 8601, see [`read_time`].
     """
 
     name: str
@@ -58,10 +62,11 @@ class TableFiles:
     encoding: str = "utf-8"
     null_values: frozenset[str] = frozenset()
     types: dict[str, str] = field(default_factory=dict)
+    time_formats: dict[str, str] = field(default_factory=dict)
 
     def described(self) -> dict[str, Any]:
         """How the files are read, by the keys of a schema; what is so by default is left out."""
-        said = {"format": self.format, "null_values": sorted(self.null_values), "types": self.types}
+        said = {"format": self.format, "null_values": sorted(self.null_values), "types": self.types | self.time_formats}
         encoding = {"encoding": self.encoding} if self.encoding != "utf-8" else {}
         return {key: value for key, value in said.items() if value} | self.csv | encoding
 
@@ -77,7 +82,11 @@ class TableFiles:
             return CsvFormat(**({"delimiter": "\t"} if kind == "tsv" else {}) | self.csv, encoding=self.encoding)
         if self.csv:
             raise ValueError(f"`{next(iter(self.csv))}` has no effect on {path}, which is {kind}: leave it out")
-        return JsonFormat(self.encoding) if kind == "jsonl" else ParquetFormat()
+        return (
+            {"jsonl": JsonFormat, "python": LiteralFormat}[kind](self.encoding)
+            if kind != "parquet"
+            else ParquetFormat()
+        )
 
 
 @dataclass(frozen=True)
@@ -388,6 +397,7 @@ def read_files(values: dict, name: str, owner: str) -> TableFiles:
             f"{owner}`encoding` {encoding} is not read, as its line feeds are no single bytes; write the files anew in "
             "utf-8"
         )
+    types = _types(values.get("types"), owner)
     return TableFiles(
         name=name,
         files=_texts(values, "files", "a path or pattern such as clicks/*.csv, or a list of them", owner),
@@ -395,7 +405,8 @@ def read_files(values: dict, name: str, owner: str) -> TableFiles:
         csv=csv,
         encoding=encoding,
         null_values=_null_values(values.get("null_values"), owner),
-        types=_types(values.get("types"), owner),
+        types={column: "timestamp" if "%" in kind else kind for column, kind in types.items()},
+        time_formats={column: kind for column, kind in types.items() if "%" in kind},
     )
 
 
@@ -413,9 +424,21 @@ def _null_values(value: Any, owner: str) -> frozenset[str]:
 def _types(value: Any, owner: str) -> dict[str, str]:
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(kind, str) and kind in TYPES for kind in value.values()):
-        raise ValueError(f"{owner}`types` must be `column: type` with types of {', '.join(TYPES)}; got {value!r}")
+    if not isinstance(value, dict) or not all(
+        isinstance(kind, str) and (kind in TYPES or _is_time_format(kind)) for kind in value.values()
+    ):
+        raise ValueError(
+            f"{owner}`types` must be `column: type` with types of {', '.join(TYPES)}, or the form of a time such as "
+            f"'%d/%m/%Y %H:%M'; got {value!r}"
+        )
     return value
+
+
+def _is_time_format(text: str) -> bool:
+    try:
+        return "%" in text and read_time(EXAMPLE_TIME.strftime(text), text) is not None
+    except (ValueError, re.error):  # a sign that comes twice
+        return False
 
 
 def read_joins(values: Any) -> tuple[SideTable, ...]:

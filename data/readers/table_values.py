@@ -7,6 +7,7 @@ itself.
 """
 
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,7 @@ class TableColumn:
         separator: where text is split into the values of a multi-valued column; `None` for a column of single values.
         nulls: texts that mean null, beside the empty one.
         hint: what to do where a value is not of the type, for people.
+        time_format: how a timestamp is written, in the signs of `strptime` (`%d/%m/%Y`); ISO 8601 when `None`.
     """
 
     name: str
@@ -59,6 +61,12 @@ class TableColumn:
     separator: str | None = None
     nulls: frozenset[str] = frozenset()
     hint: str = ""
+    time_format: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What a value of it is."""
+        return f"a time as {self.time_format} writes it" if self.time_format else WORDS[self.type]
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -101,11 +109,17 @@ def _as_array(values: Sequence) -> "pa.Array | Sequence":
 
 
 def _plain_array(raw: pa.Array) -> pa.Array:
-    """The same values without an encoding of theirs; decimals as text, which has all their digits."""
+    """The same values without an encoding of theirs; decimals, and numbers of 64 bits
+    without a sign, as text, which has all their digits."""
     kind = raw.type
     if pa.types.is_dictionary(kind):
         return _plain_array(raw.dictionary_decode())
-    if pa.types.is_decimal(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if (
+        pa.types.is_decimal(kind)
+        or kind == pa.uint64()
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+    ):
         return raw.cast(pa.string())
     return raw
 
@@ -117,7 +131,7 @@ def _cast(raw: pa.Array, column: TableColumn) -> pa.Array | None:
         return pa.nulls(len(raw), column.arrow_type)
     if column.separator is not None:
         return None
-    if column.type == "int" and pa.types.is_integer(kind) and kind != pa.uint64():
+    if column.type == "int" and pa.types.is_integer(kind):
         return raw.cast(pa.int64())
     if column.type == "bool" and pa.types.is_boolean(kind):
         return raw
@@ -221,22 +235,31 @@ def _convert(value: Any, column: TableColumn) -> Any:
 
 
 def _time(value: Any, column: TableColumn) -> datetime.datetime | None | MalformedLine:
+    if column.time_format and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # 20240301
     text = canonical_value(value, "string") if value is None or isinstance(value, str) or value != value else ""
     try:
-        return read_time(text) if text is not None else None
+        return read_time(text, column.time_format) if text is not None else None
     except (ValueError, OverflowError):
         return _of_another_type(value, column)
 
 
-def read_time(text: str) -> datetime.datetime:
-    """A date or time as ISO 8601 writes it, in UTC, which is also meant where no zone is given.
+def read_time(text: str, time_format: str | None = None) -> datetime.datetime:
+    """A date or time in UTC, which is also meant where no zone is given.
+
+    Args:
+        text: as ISO 8601 writes it, with or without `UTC` at its end.
+        time_format: how it is written instead, in the signs of `strptime`.
 
     Raises:
-        ValueError: it is not one; digits alone are not, as they may count seconds.
+        ValueError: it is not one; digits alone are not in ISO 8601, as they may count seconds.
     """
-    if text.isdecimal():
+    if time_format is not None:
+        time = datetime.datetime.strptime(text, time_format)
+    elif text.isdecimal():
         raise ValueError(f"{text!r} is not a date or time")
-    time = datetime.datetime.fromisoformat(text)
+    else:
+        time = datetime.datetime.fromisoformat(re.sub(r" ?(UTC|GMT)$", "Z", text))
     return time.astimezone(datetime.UTC).replace(tzinfo=None) if time.tzinfo else time
 
 
@@ -247,7 +270,7 @@ def _of_another_type(value: Any, column: TableColumn) -> MalformedLine:
         str(value).encode("utf-8", "backslashreplace").decode()
     )  # JSON may hold half characters, which no file takes
     if isinstance(value, str) or (isinstance(value, float) and column.type == "int"):
-        return MalformedLine(f"{column.source} is not {WORDS[column.type]}{column.hint}", shown)
+        return MalformedLine(f"{column.source} is not {column.words}{column.hint}", shown)
     kind = (
         "a list"
         if isinstance(value, list | tuple | np.ndarray)
@@ -259,4 +282,4 @@ def _of_another_type(value: Any, column: TableColumn) -> MalformedLine:
     if kind == "a number" and column.type in ("float", "int"):
         return MalformedLine(f"{column.source} is not finite", shown)
     hint = "; `kind: multi-valued` takes lists" if kind == "a list" and column.separator is None else column.hint
-    return MalformedLine(f"{column.source} is {kind}, not {WORDS[column.type]}{hint}", shown)
+    return MalformedLine(f"{column.source} is {kind}, not {column.words}{hint}", shown)
