@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import Counter
 
-from flip_ctr.data.datasets.infer_schema import infer_schema
+from flip_ctr.data.datasets.infer_schema import write_schema
 from flip_ctr.data.datasets.public_datasets import PUBLIC_DATASETS
 from flip_ctr.data.datasets.raw_dataset import Source, ratings_source
 from flip_ctr.data.datasets.table import table_source
@@ -193,7 +193,7 @@ def summary(report: dict) -> str:
 def main(args: PrepareArguments) -> None:
     """Runs and says what was done; a signal to stop removes what was written so far."""
     if args.infer_schema is not None:
-        print(infer_schema(args.infer_schema, args.schema or SCHEMA_FILE))
+        print(write_schema(args.infer_schema, args.schema or SCHEMA_FILE))
         return
     signals = []
 

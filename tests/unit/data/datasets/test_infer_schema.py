@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from flip_ctr.data.datasets import infer_schema as infer
-from flip_ctr.data.datasets.infer_schema import infer_schema, profile
+from flip_ctr.data.datasets.column_profiles import profile
+from flip_ctr.data.datasets.infer_schema import write_schema as infer_schema
 from flip_ctr.data.datasets.table_schema import read_schema
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import cli, prepare
