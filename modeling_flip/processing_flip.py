@@ -26,6 +26,7 @@ from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
 
 MAX_CACHED_VALUES = 100_000
+MOST_LISTED = 20  # fields in an error
 CHECKED_ROWS = 256  # whose prompts are compared with the tokenizer's own ids
 
 
@@ -289,10 +290,15 @@ class FlipProcessor(ProcessorMixin):
         for pieces, fields in zip(self._templates, self.prompt_fields):
             template, budget = sum(map(len, pieces)), sum(field.max_tokens for field in fields)
             if self.max_length is not None and template + budget > self.max_length:
-                listed = ", ".join(f"{field.name} {field.max_tokens}" for field in fields)
+                listed = ", ".join(f"{field.name} {field.max_tokens}" for field in fields[:MOST_LISTED])
+                listed += f", and {len(fields) - MOST_LISTED} more" * (len(fields) > MOST_LISTED)
+                fewer = "take fields out of the prompt, by --prompt_fields or by `sides: [id]` in the schema"
+                lower = "lower `max_tokens` of some fields in the schema"
+                # below one token a value nothing is left to lower
+                way_out = fewer if template + len(fields) > self.max_length else f"{lower}, or {fewer}"
                 raise ValueError(
-                    f"the prompt's template ({template} tokens) and the fields' budgets ({listed}) exceed the PLM's "
-                    f"maximum of {self.max_length} tokens; lower `max_tokens` of some fields in the schema."
+                    f"the prompt's template ({template} tokens) and the budgets of its {len(fields)} fields ({listed}) "
+                    f"exceed the PLM's maximum of {self.max_length} tokens; {way_out}."
                 )
 
     def _value_tokens(self, field: FlipField, values: Sequence[Value], budget: int | None) -> list[list[int]]:
