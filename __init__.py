@@ -6,6 +6,7 @@ transformers load a FLIP checkpoint.
 """
 
 from importlib.metadata import version
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -38,6 +39,16 @@ AutoProcessor.register(FlipConfig, FlipProcessor, exist_ok=True)
 if PIPELINE_TASK not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, ClickThroughRatePipeline, AutoModelForSequenceClassification)
 
+
+def __getattr__(name: str) -> Any:
+    """What needs DuckDB and Ibis, which nothing else here does, when it is asked for."""
+    if name == "infer_schema":
+        from .data.datasets.infer_schema import infer_schema
+
+        return infer_schema
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "FlipConfig",
     "FlipField",
@@ -52,4 +63,5 @@ __all__ = [
     "ClickThroughRatePipeline",
     "IdTower",
     "register_id_tower",
+    "infer_schema",
 ]

@@ -115,6 +115,8 @@ def profile(name: str, values: Sequence) -> Profile:
     if lists is not None:
         inner = profile(name, [one for some in lists for one in some if one is not None])
         result.type, result.separator, result.counts, result.why_not = inner.type, "", inner.counts, inner.why_not
+        if inner.separator == "":
+            result.type, result.why_not = NESTED, "lists of lists, which no field can hold"
         return result
     if any(isinstance(one, dict | list) for one in present) or _all_objects(present):
         result.type, result.why_not = NESTED, "objects, which no field can hold"
@@ -231,6 +233,7 @@ def _find_times(result: Profile, present: list) -> None:
     fitting: list[str | None] = [None, *TIME_FORMATS]
     for texts in (distinct[:1], distinct[:100], distinct):  # few forms are left after the first
         fitting = [form for form in fitting if _all_times(texts, form)]
+    fitting = fitting[:1] if fitting[:1] == [None] else fitting
     if fitting:
         # 03/04/2024: the day first or the month first, by which the rows are more in order
         fitting.sort(key=lambda form: _descents(present, form)) if len(fitting) > 1 else None

@@ -14,32 +14,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_ctr.data.datasets.column_profiles import NESTED, profile
 from flip_ctr.data.datasets.schema_guess import (
-    LABEL_WORDS,
-    RATING_WORDS,
-    TIME_WORDS,
     Group,
     SchemaGuess,
-    words_of,
 )
+from flip_ctr.data.datasets.sniff_csv import sniff_csv
 from flip_ctr.data.datasets.table import table_source
 from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS, TableFiles, read_schema
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
-from flip_ctr.data.readers.csv_files import CsvFormat, is_separator_line
 from flip_ctr.data.readers.raw_files import LineLog, open_raw, raw_lines
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, sample
 
 SAMPLE_ROWS, SAMPLE_FILES = 20_000, 8
 FRAME_FILE = "table.parquet"
-MORE_DELIMITERS = ("::", "\x01", "^", "~", " ")  # which DuckDB does not try
-NUMBER = re.compile(r"-?\d+([.,]\d+)?")
 
 
 def infer_schema(data: Any, rows: int = SAMPLE_ROWS) -> str:
@@ -139,7 +132,10 @@ class _Samples:
             complete = _cut_parquet(reader, path, cut, self.rows)
         else:
             complete = _cut_lines(path, cut, self.rows)
-            reader, said = _text_format(path, cut, kind)
+            try:
+                reader, said = _text_format(path, cut, kind)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(cut), str(path))) from None
         columns = reader.columns(cut)
         for group, paths in zip(self.groups, self.paths):
             if group.reader == reader and set(group.columns) == set(columns):
@@ -173,7 +169,7 @@ class _Samples:
             own = group.reader.own_types(paths[0]) if isinstance(group.reader, ParquetFormat) else {}
             for name in names:
                 group.columns[name] = column = profile(name, values[name])
-                if own.get(name, "") is None and column.type != NESTED:
+                if own.get(name, "") is None:
                     column.type, column.separator, column.why_not = NESTED, None, "of a Parquet type that is not read"
 
 
@@ -184,7 +180,11 @@ def _arrow_table(frame: Any) -> pa.Table:
         try:
             return pa.Table.from_pandas(frame)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"the frame has a column of values of several types: {error}") from None
+            column = re.search(r"Conversion failed for column (.*) with type", str(error))
+            owner = f"column '{column[1]}' of the frame" if column else "a column of the frame"
+            raise ValueError(
+                f"{owner} holds values of several types, which no Parquet file takes; give it one."
+            ) from None
     if hasattr(frame, "collect") and not hasattr(frame, "__arrow_c_stream__"):
         frame = frame.collect()  # a lazy frame of polars
     if not hasattr(frame, "__arrow_c_stream__"):
@@ -233,104 +233,14 @@ def _text_format(path: Path, cut: Path, kind: str | None) -> tuple[TableFormat, 
     except UnicodeDecodeError:
         if not text.startswith(codecs.BOM_UTF8):  # which says utf-8, whatever single bytes say
             encoding = said["encoding"] = "latin-1"
+    csv: dict[str, Any] = {}
     if kind in ("csv", "tsv"):
-        said |= _csv_options(path, cut, text.decode(encoding, "replace").removeprefix("\ufeff"), kind, encoding)
-    csv = {key: value for key, value in said.items() if key not in ("format", "encoding")}
-    files = TableFiles("", (), kind, csv | _tuples(csv), encoding)
-    return files.reader(cut), said
-
-
-def _tuples(csv: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) for key, value in csv.items() if isinstance(value, list)}
-
-
-# --- CSV
-
-
-def _csv_options(path: Path, cut: Path, text: str, kind: str, encoding: str) -> dict[str, Any]:
-    """Delimiter, quote, escape and names of the columns, where they are not what a schema takes without saying so."""
-    usual = "\t" if kind == "tsv" else ","
-    lines = text.splitlines(keepends=True)
-    if not lines:
-        return {}
-    skip = int(is_separator_line(lines[0]))
-    copy = cut.with_name("sniffed.csv")
-    copy.write_text("".join(lines[skip:]), encoding="utf-8", newline="")
-    query = "SELECT Delimiter, Quote, Escape, SkipRows, HasHeader FROM sniff_csv(?, sample_size = 20480)"
-    try:
-        with duckdb.connect() as connection:
-            delimiter, quote, escape, skipped, has_header = connection.execute(query, [str(copy)]).fetchone()
-    except duckdb.Error:  # one line, or of many shapes
-        delimiter, quote, escape, skipped, has_header = usual, '"', "", 0, True
-    finally:
-        copy.unlink()
-    quote, escape = (None if one in ("(empty)", "") else one for one in (quote, escape))
-    if delimiter not in lines[skip]:
-        rest = [line.rstrip("\r\n") for line in lines[skip : skip + 1_000]]
-        widths = {one: {line.count(one) for line in rest} for one in MORE_DELIMITERS}
-        delimiter = next((one for one, counts in widths.items() if len(counts) == 1 and counts != {0}), usual)
-    said: dict[str, Any] = {} if delimiter == usual else {"delimiter": delimiter}
-    quoting: list[dict[str, Any]] = [
-        {},
-        {"quote": quote, "escape": escape if escape != quote else None},
-        {"quote": None},
-    ]
-    if len(delimiter) > 1:
-        quoting = [{}]
-    malformed = [
-        _malformed(
-            CsvFormat(
-                **{"delimiter": delimiter, "quote": None if len(delimiter) > 1 else '"'} | one, encoding=encoding
-            ),
-            cut,
-        )
-        for one in quoting
-    ]
-    best = malformed.index(min(malformed))
-    said |= {key: value for key, value in quoting[best].items() if value != {"quote": '"', "escape": None}[key]}
-    if skipped and malformed[best] > 0.001 * len(lines):
-        raise ValueError(
-            f"{path}: the first {skipped} line(s), such as {lines[skip].strip()[:60]!r}, are no rows of the table; "
-            "remove them."
-        )
-    reader = CsvFormat(
-        **{"delimiter": delimiter, "quote": None if len(delimiter) > 1 else '"'} | said, encoding=encoding
-    )
-    names = reader.columns(cut)
-    if not _is_header(reader, cut, names, has_header):
-        said["column_names"] = [f"c{number}" for number in range(len(names))]
-    return said
-
-
-def _malformed(reader: CsvFormat, path: Path) -> int:
-    """How many lines cannot be read so."""
-    log = LineLog(1.0)
-    log.files[path.name] = LineLog.entry()
-    try:
-        names = reader.columns(path)
-        for _ in reader.chunks(path.name, path, [], log):
-            pass
-    except ValueError:
-        return 2**62
-    return log.files[path.name]["malformed"] + (0 if names else 1)
-
-
-def _is_header(reader: CsvFormat, path: Path, names: list[str], sniffed: bool) -> bool:
-    """Whether the first line holds names: DuckDB goes by types, which says nothing where all is text."""
-    places = [f"c{number}" for number in range(len(names))]
-    values = sample(replace(reader, column_names=tuple(places)), path, places, 1_000)
-    columns = [[" ".join(value.split()) for value in values[place][1:]] for place in places]
-    if not any(columns) or names == [str(number) for number in range(len(names))]:
-        return True
-    again = sum(name in column for name, column in zip(names, columns) if name)
-    numbers = sum(
-        NUMBER.fullmatch(name) is not None and any(map(NUMBER.fullmatch, column))
-        for name, column in zip(names, columns)
-    )
-    if 2 * again >= len(names) or numbers or len({*names}) < len(names) - 1:
-        return sniffed and not numbers and 2 * again < len(names)
-    known = {*LABEL_WORDS, *RATING_WORDS, *TIME_WORDS, "id", "user", "item", "name", "title"}
-    return sniffed or any(words_of(name) & known for name in names)
+        csv = sniff_csv(path, cut, text.decode(encoding, "replace").removeprefix("\ufeff"), kind, encoding)
+        said |= csv
+    csv = {key: tuple(value) if isinstance(value, list) else value for key, value in csv.items()}
+    reader = TableFiles("", (), kind, csv, encoding).reader(cut)
+    reader.columns(cut)  # its errors say what is wrong with the file
+    return reader, said
 
 
 # --- what prepare says
@@ -360,7 +270,9 @@ class _Checked:
         work, columns = self._samples.work, guess.groups[0].columns
         path = work / "schema.yaml"
         names = [name for name in columns if name and "`" not in name]
-        stand_in = " or ".join(f"`{name}` is null" for name in (names * 2)[:2])
+        if guess.label is None and len(names) < 2:
+            return None
+        stand_in = " or ".join(f"`{name}` is null" for name in names[:2])  # of one column alone no field can be
         try:
             path.write_text(guess.text(stand_in), encoding="utf-8")
             schema = read_schema(path)
@@ -379,8 +291,8 @@ class _Checked:
             with Engine("duckdb", work) as engine:
                 prepared = prepare_rows(engine, source.tables, source.plan, LineLog())
                 if guess.label is not None:
-                    statistics = split_statistics(prepared.rows, source.fields, engine.fetch)
-                    check_splits(statistics, source.fields, source.plan.split, source.label_rule, source.way_out)
+                    statistics = split_statistics(prepared.rows, [], engine.fetch)
+                    check_splits(statistics, [], source.plan.split, source.label_rule, source.way_out)
         except (ValueError, FileNotFoundError) as error:
             text = str(error).replace(f"{path}: ", "")
             return re.sub(rf"{re.escape(str(work))}/\d+/", "", text).replace(f"{work}/", "")

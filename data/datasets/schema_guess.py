@@ -28,9 +28,11 @@ ITEM_WORDS = OBJECTS | _words(
     "category price publisher year name tag description"
 )
 ID_WORDS = _words("id uid iid uuid isbn sku asin key hash")
-LABEL_WORDS = _words("label click clicked clk target y converted conversion purchased bought liked like")
 YES = _words("yes y true t click clicked 1 positive like liked buy purchase")
-RATING_WORDS = ("rating", "star", "overall", "score", "grade", "vote", "mark", "rate")  # the likeliest first
+# the likeliest first
+LABEL_WORDS = ("label", "click", "clicked", "clk", "target", "liked", "like", "purchased", "bought", "converted")
+LABEL_WORDS += ("conversion", "purchase")
+RATING_WORDS = ("rating", "star", "overall", "score", "grade", "point", "vote", "mark", "rate")
 OF_MANY = _words("avg average mean count num number total sum std id")  # are no single rating
 TIME_WORDS = _words("time timestamp ts date datetime at when day hour dt created updated")
 WEIGHT_WORDS = {"weight", "sampleweight"}
@@ -66,11 +68,12 @@ def words_of(name: str) -> set[str]:
     """The words of a name, in lower case and singular: `userIds` has user and id."""
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     words = {_singular(part.lower()) for part in (*parts, name)}
-    return words | {word[:-2] for word in words if word.endswith("id") and len(word) > 3}  # userid
+    return words | {word[:-2].rstrip("_-") for word in words if word.endswith("id") and len(word) > 3}  # userid
 
 
 def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") and word != "news" else word
+    plural = len(word) > 2 and word.endswith("s") and not word.endswith(("ss", "us", "is", "as"))
+    return word[:-1] if plural and word != "news" else word
 
 
 def is_id(column: Profile) -> bool:
@@ -160,7 +163,8 @@ class SchemaGuess:
         pairs = []
         for own in group.columns.values():
             for name, theirs in known.items():
-                same = own.name == name or (_same_key(name, own.name, group.name) and (is_id(theirs) or is_id(own)))
+                same = own.name == name or (same_key(name, own.name, group.name) and (is_id(theirs) or is_id(own)))
+                same = same and not any("column_names" in one.options for one in (group, before[0]))
                 common = theirs.counts.keys() & own.counts.keys()
                 if name and same and is_key(own) and is_key(theirs) and (common or not group.complete):
                     unsure = not own.is_unique, own.name != name, not is_id(theirs)
@@ -181,8 +185,11 @@ class SchemaGuess:
 
     def _guess_label(self, columns: list[Profile]) -> tuple[str | None, str | None]:
         """The label as the schema says it, and its column."""
-        for one in columns:
-            said = _label_rule(one) if words_of(one.name) & LABEL_WORDS else None
+        named = [one for word in LABEL_WORDS for one in columns if word in words_of(one.name)]
+        named += [one for one in columns if one.name.lower() == "y"]
+        named.sort(key=lambda one: not one.is_flag)
+        for one in named:
+            said = _label_rule(one)
             if said is not None:
                 self.notes.append(
                     f"label: {one.name} holds {' and '.join(sorted(one.counts)[:2])}, and has the name of one"
@@ -209,6 +216,8 @@ class SchemaGuess:
         if one.type == "timestamp":
             return one.is_single
         named = bool(words_of(one.name) & TIME_WORDS)
+        if "column_names" in self.groups[0].options:  # seconds since 1970, of the years from 1985 to 2035
+            return one.is_number and one.low > 5e8 and one.high < 2.05e9 and one.distinct > 20
         return named and one.is_number and (one.low > 5e8 or is_digit_time(one))
 
     # --- YAML
@@ -254,6 +263,9 @@ class SchemaGuess:
             words = self._null_words(group)
             if words:
                 self.notes.append(f"null_values: {', '.join(words)} in {group.files[0]} seem to mean null")
+            for one in group.columns.values():
+                for word in one.counts.keys() & set(words):
+                    self.notes.append(f"null_values: {word} of {one.name} is null then, too")
         for group in self.groups[1:]:
             if not group.on:
                 self.notes.append(
@@ -298,7 +310,9 @@ class SchemaGuess:
         fields = [one for one, *_ in self._fields(self.groups[0]) if is_key(one)]
         plain = [one for one in fields if not one.nulls]
         ids = [one for one in plain if is_id(one)] or [self.groups[0].columns[key] for key in self.keys.values()]
-        return [self._field_name(one.name) for one in (ids or plain or fields)[:4]]
+        names = [self._field_name(one.name) for one in (ids or plain or fields)[:4]]
+        # rows of one key are told apart by their order
+        return names or ([self.label] if self.label and self.label == self.label_column else [])
 
     def _row_key_lines(self) -> list[str]:
         key = self._row_key()
@@ -376,7 +390,7 @@ class SchemaGuess:
             return one.why_not
         if one.type == "timestamp":
             return "a time"
-        if one.distinct == 1:
+        if one.distinct == 1 and one.rows > 1:
             return f"always {one.examples[0][:30]!r} in the sample"
         if name.lower() in seen:
             return "another column's name but for upper and lower case"
@@ -414,11 +428,12 @@ class SchemaGuess:
         # in the order in which they leave the prompt: numbers and codes say least
         in_prompt = [(one, name) for one, name, _ in fields if sides.get(name) != ["id"]]
         order = sorted(enumerate(in_prompt), key=lambda pair: (_says_little(pair[1][0]), pair[0]), reverse=True)
-        used = sum(_prompt_tokens(one, name) for one, name in in_prompt)
+        self.tight = sum(_prompt_tokens(one, name, False) for one, name in in_prompt) > PROMPT_TOKENS
+        used = sum(_prompt_tokens(one, name, self.tight) for one, name in in_prompt)
         gone = 0
         for _, (one, name) in order:
             if used > PROMPT_TOKENS:
-                used, gone, sides[name] = used - _prompt_tokens(one, name), gone + 1, ["id"]
+                used, gone, sides[name] = used - _prompt_tokens(one, name, True), gone + 1, ["id"]
         if gone:
             self.notes.append(
                 f"sides: {gone} fields are not in the prompt, which would be longer than the 512 tokens that most PLMs "
@@ -448,23 +463,22 @@ class SchemaGuess:
             parts["decimal"] = one.decimal
         if name in self.sides:
             parts["sides"] = self.sides[name]
-        if one.type == "string" and parts.get("sides") != ["id"] and _budget(one) != 32:
-            parts["max_tokens"] = _budget(one)
+        if parts.get("sides") != ["id"] and _budget(one, self.tight) != 32:
+            parts["max_tokens"] = _budget(one, self.tight)
         if self._is_row_id(one):
             note += "; almost as many as rows: `kind: hashed, num_buckets: 100000` needs no vocabulary"
         return f"  - {flow(parts)}     # {' '.join(note.split())}"
 
 
-def _budget(one: Profile) -> int:
-    """`max_tokens` of a field of such values."""
-    if not one.is_single or one.type != "string":
-        return 32
-    return 64 if one.length > 200 else 48 if one.length > 25 else 32
+def _budget(one: Profile, tight: bool) -> int:
+    """`max_tokens` of a field of such values; where the prompt is `tight` not more than they need."""
+    usual = 64 if one.length > 200 else 48 if one.length > 25 and one.is_single and one.type == "string" else 32
+    return min(usual, max(4, *map(len, one.counts))) if tight and one.is_single else usual
 
 
-def _prompt_tokens(one: Profile, name: str) -> int:
+def _prompt_tokens(one: Profile, name: str, tight: bool) -> int:
     """How long a field makes a prompt: its wording, `is`, the separator, and its budget."""
-    return _budget(one) + 3 + len(name) // 3
+    return _budget(one, tight) + 3 + len(name) // 3
 
 
 def _says_little(one: Profile) -> int:
@@ -473,7 +487,7 @@ def _says_little(one: Profile) -> int:
     return 2 if codes else 1 if one.type != "string" else 0
 
 
-def _same_key(theirs: str, own: str, table: str) -> bool:
+def same_key(theirs: str, own: str, table: str) -> bool:
     """Whether two names are of one key: in the plural, in another case, or `id` in a table of users."""
     stems = [frozenset(words_of(name) - ID_WORDS - {name.lower(), _singular(name.lower())}) for name in (theirs, own)]
     plain = [re.sub(r"[\W_]", "", _singular(name.lower())) for name in (theirs, own)]
@@ -490,7 +504,7 @@ def _same_key(theirs: str, own: str, table: str) -> bool:
 
 def _label_rule(one: Profile) -> str | None:
     """What makes a label of a column of two values, or of numbers of clicks; None where it is none."""
-    if one.is_single and one.type == "bool":
+    if one.is_single and (one.type == "bool" or one.counts.keys() <= {"0", "1"}):
         return one.name
     if one.is_flag or (one.is_number and one.low == 0 < one.high and one.whole):
         return f"{_column(one.name)} > 0"

@@ -426,7 +426,11 @@ def _join(schema: TableSchema, tables: list[_Table], join: SideTable, types: dic
     side = next(table for table in tables if table.name == join.name)
     on = {}
     for name, source in join.on.items():
-        key = source if source not in side.taken else f"{source}_key"
+        key = source
+        while key in side.taken or any(other.lower() == key.lower() for other in types if other != name):
+            key += "_key"  # engines do not tell names apart by upper and lower case
+        if key != name and key.lower() == name.lower():
+            key += "_key"
         side.taken[key] = TableColumn(key, source, types[name], None, side.files.null_values)
         if isinstance(side.reader, ParquetFormat):
             _check_own_type(schema, side, name, source, types[name], side.own_types.get(source))

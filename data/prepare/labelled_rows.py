@@ -206,7 +206,9 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     unlabelled = f"label rule {plan.label!r} is null"
     kinds[unlabelled] = "malformed"
     nameless = rows._reason.isnull() & rows._drop.isnull() & label.isnull()
-    rows = rows.mutate(_reason=nameless.ifelse(unlabelled, rows._reason), **{LABEL: label.ifelse(1, 0).cast("int8")})
+    others = [name for name in rows.columns if name.lower() != LABEL and name != "_reason"]  # Label is label to engines
+    reason = nameless.ifelse(unlabelled, rows._reason)
+    rows = rows.select(*others, _reason=reason, **{LABEL: label.ifelse(1, 0).cast("int8")})
     rows = rows.mutate(_kept=rows._reason.isnull() & rows._drop.isnull())
     rows = with_split(
         rows,

@@ -168,7 +168,7 @@ def test_python_runs(page, folder):
     if page == "docs/finetune.md":
         (folder / "M").unlink()
     write_files(page, folder)
-    scope = {"rows": read_split("D", "train").slice(0, 48).to_pylist()}
+    scope = {"rows": read_split("D", "train").slice(0, 48).to_pylist(), "frame": frame_of_impressions()}
     for block in blocks(page, "python"):
         code = block.text
         for name, stand_in in NAMES.items():

@@ -1,18 +1,22 @@
 """`flip-ctr prepare --infer_schema`: a first schema that prepares as it stands, once the label is named."""
 
 import csv
+import io
 import json
 import random
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from flip_ctr.data.datasets import infer_schema as infer
-from flip_ctr.data.datasets.column_profiles import profile
-from flip_ctr.data.datasets.infer_schema import write_schema as infer_schema
+from flip_ctr.data.datasets.column_profiles import is_digit_time, profile
+from flip_ctr.data.datasets.infer_schema import write_schema
+from flip_ctr.data.datasets.schema_guess import Group, SchemaGuess, same_key
 from flip_ctr.data.datasets.table_schema import read_schema
+from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import cli, prepare
 from flip_ctr.train.prepare import PrepareArguments
@@ -70,7 +74,7 @@ def test_a_schema_of_two_tables_is_guessed_and_prepares(tmp_path):
     write_csv(tmp_path / "clicks.csv", clicks())
     (tmp_path / "movies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in movies()))
     target = tmp_path / "schema.yaml"
-    notes = infer_schema([str(tmp_path / "clicks.csv"), str(tmp_path / "movies.jsonl")], target)
+    notes = write_schema([str(tmp_path / "clicks.csv"), str(tmp_path / "movies.jsonl")], target)
     schema = read_schema(target)
     assert (schema.name, schema.label, schema.user, schema.item, schema.time) == (
         "clicks",
@@ -125,7 +129,7 @@ def test_every_format_gives_the_same_fields(tmp_path):
     write_csv(tmp_path / "clicks.csv", clicks())
     found = {}
     for ending in ("csv", "jsonl", "parquet"):
-        infer_schema([str(tmp_path / f"clicks.{ending}")], tmp_path / f"{ending}.yaml")
+        write_schema([str(tmp_path / f"clicks.{ending}")], tmp_path / f"{ending}.yaml")
         found[ending] = fields_of(tmp_path / f"{ending}.yaml")
         prepare.run(PrepareArguments("table", str(tmp_path / f"out-{ending}"), schema=str(tmp_path / f"{ending}.yaml")))
     assert found["csv"].pop("tags") | {"separator": "?"} == found["jsonl"]["tags"] | {"separator": "?"}
@@ -148,7 +152,7 @@ def test_a_table_without_ids_label_or_plain_names_prepares_once_the_label_is_nam
     rows[0]["Label"] = "other"
     path = write_csv(tmp_path / "odd.dat", rows, delimiter=";")
     target = tmp_path / "new" / "odd.yaml"
-    notes = infer_schema([str(path)], target)
+    notes = write_schema([str(path)], target)
     assert (
         "label: name it; no column looks like one, of 0 and 1 are flag" in notes
         and "row_key: no columns of a user and an item" in notes
@@ -185,7 +189,7 @@ def test_ratings_null_words_dates_and_weights(tmp_path):
         for _ in range(20)
     ]
     path = write_csv(tmp_path / "r.tsv", rows, delimiter="\t")
-    notes = infer_schema([str(path)], tmp_path / "s.yaml")
+    notes = write_schema([str(path)], tmp_path / "s.yaml")
     schema = read_schema(tmp_path / "s.yaml")
     assert (schema.label, schema.time, schema.sample_weight) == ("rating >= 8", "when", "weight")
     assert schema.events.null_values == {"NULL"} and schema.events.types == {"when": "timestamp"}
@@ -202,20 +206,20 @@ def test_nothing_is_overwritten(tmp_path):
     path = write_csv(tmp_path / "clicks.csv", clicks(10))
     (tmp_path / "schema.yaml").write_text("mine")
     with pytest.raises(FileExistsError, match="schema.yaml is there already, and is not overwritten"):
-        infer_schema([str(path)], tmp_path / "schema.yaml")
+        write_schema([str(path)], tmp_path / "schema.yaml")
     assert (tmp_path / "schema.yaml").read_text() == "mine"
     with pytest.raises(FileNotFoundError, match="--infer_schema: no file fits 'nothing.csv'"):
-        infer_schema(["nothing.csv"], tmp_path / "new.yaml")
+        write_schema(["nothing.csv"], tmp_path / "new.yaml")
 
 
 def test_files_without_rows_are_refused(tmp_path):
     for name, text in (("a.csv", "a,b\n"), ("b.jsonl", ""), ("c.csv", "")):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=f"{name} (has no rows to look at|is empty)"):
-            infer_schema([str(tmp_path / name)], tmp_path / "s.yaml")
+            write_schema([str(tmp_path / name)], tmp_path / "s.yaml")
     assert not (tmp_path / "s.yaml").exists()
     (tmp_path / "big.jsonl").write_text('{"rating": 1' + "0" * 400 + "}\n" + '{"rating": 2}\n')
-    infer_schema([str(tmp_path / "big.jsonl")], tmp_path / "s.yaml")
+    write_schema([str(tmp_path / "big.jsonl")], tmp_path / "s.yaml")
 
 
 def test_only_a_sample_is_read_and_of_parquet_from_later_groups_too(tmp_path):
@@ -225,9 +229,9 @@ def test_only_a_sample_is_read_and_of_parquet_from_later_groups_too(tmp_path):
         row_group_size=100,
     )
     (tmp_path / "t.csv").write_text("a\n" + "1\n" * 1000 + "broken")
-    infer_schema([str(tmp_path / "t.parquet")], tmp_path / "p.yaml", rows=100)
+    write_schema([str(tmp_path / "t.parquet")], tmp_path / "p.yaml", rows=100)
     assert "late" in fields_of(tmp_path / "p.yaml")
-    infer_schema([str(tmp_path / "t.csv")], tmp_path / "c.yaml", rows=100)  # the broken value lies behind the sample
+    write_schema([str(tmp_path / "t.csv")], tmp_path / "c.yaml", rows=100)  # the broken value lies behind the sample
     assert "# a: always '1' in the sample" in (tmp_path / "c.yaml").read_text()
 
 
@@ -271,7 +275,7 @@ def test_objects_are_left_out_and_said_so(tmp_path, inside):
         {"user_id": n % 7, "item_id": n % 5, "d": [value] if inside else value, "clicked": n % 2} for n in range(50)
     ]
     (tmp_path / "clicks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    infer_schema([str(tmp_path / "clicks.jsonl")], str(tmp_path / "s.yaml"))
+    write_schema([str(tmp_path / "clicks.jsonl")], str(tmp_path / "s.yaml"))
     assert "# d: objects, which no field can hold" in (tmp_path / "s.yaml").read_text()
     # (nor is the label a field, though the name of another column is part of its name)
     assert [field["name"] for field in yaml.safe_load((tmp_path / "s.yaml").read_text())["fields"]] == [
@@ -284,7 +288,267 @@ def test_objects_are_left_out_and_said_so(tmp_path, inside):
 def test_a_byte_order_mark_says_utf_8_and_a_guess_of_latin_1_is_said(tmp_path, start, encoding):
     lines = b"".join(b"%d,%d,caf\xc3\xa9,%d\n" % (n % 7, n % 5, n % 2) for n in range(50))
     (tmp_path / "clicks.csv").write_bytes(start + b"user_id,item_id,name,clicked\n" + lines + b"1,2,\xff,1\n")
-    said = infer_schema([str(tmp_path / "clicks.csv")], str(tmp_path / "s.yaml"))
+    said = write_schema([str(tmp_path / "clicks.csv")], str(tmp_path / "s.yaml"))
     schema = yaml.safe_load((tmp_path / "s.yaml").read_text())
     assert schema.get("encoding") == encoding and schema["user"] == "user_id"
     assert ("is taken for latin-1" in said) == (encoding is not None)
+
+
+# --- kinds of files, columns and frames
+
+
+def rows(count=200, **columns) -> list[dict]:
+    """Rows of a user, an item and a click, with more columns: functions of a generator and the row's number."""
+    generator = random.Random(0)
+    return [
+        {"user_id": generator.randrange(20), "item_id": f"i{generator.randrange(30)}"}
+        | {name: value(generator, number) for name, value in columns.items()}
+        | {"clicked": generator.randrange(2)}
+        for number in range(count)
+    ]
+
+
+def inferred(folder, text: str | bytes, name="clicks.csv") -> tuple[str, dict]:
+    """The schema of a file as text and as its values."""
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    found = infer.infer_schema(path)
+    return found, yaml.safe_load(found)
+
+
+def csv_text(rows: list[dict], delimiter=",", header=True) -> str:
+    lines = [list(rows[0])] * header + [["" if one is None else one for one in row.values()] for row in rows]
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def test_a_column_without_a_name_is_left_out(tmp_path):
+    pd.DataFrame(rows()).to_csv(tmp_path / "a.csv")
+    pd.read_csv(tmp_path / "a.csv").to_csv(tmp_path / "clicks.csv")
+    text, schema = inferred(tmp_path, (tmp_path / "clicks.csv").read_text())
+    assert "  # (no name): column 1 has no name, and counts the rows\n" in text and "refuses" not in text
+    assert "  # Unnamed: 0: counts the rows\n" in text
+    assert [one["name"] for one in schema["fields"]] == ["user_id", "item_id"]
+
+
+def test_ids_that_became_floats_are_whole_numbers(tmp_path):
+    text, schema = inferred(
+        tmp_path,
+        csv_text([row | {"user_id": f"{row['user_id']}.0" if row["item_id"] != "i3" else None} for row in rows()]),
+    )
+    assert schema["user"] == "user_id" and schema["fields"][0] == {
+        "name": "user_id",
+        "type": "int",
+        "entity": "user",
+        "key": True,
+        "sides": ["id"],
+    }
+    assert (
+        schema["drop"] == {"no user_id": "user_id is null"} and "refuses" not in text and "drop: rows without" in text
+    )
+    many = rows()
+    frame = pd.DataFrame(many).astype({"user_id": "float64"})
+    frame.loc[1, "user_id"] = None
+    assert yaml.safe_load(infer.infer_schema(frame))["fields"][0]["type"] == "int"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "".join(f"{n % 2}\t{n % 5}\t{n % 7:08x}\n" for n in range(60)),
+            {"column_names": ["c0", "c1", "c2"], "delimiter": "\t", "label": "c0"},
+        ),
+        (
+            "".join(f"{n % 9}::{n % 7}::{n % 5}::{978300760 + n}\n" for n in range(60)),
+            {"column_names": ["c0", "c1", "c2", "c3"], "delimiter": "::", "label": None, "time": "c3"},
+        ),
+        ("".join(f"u{n % 9},i{n % 7},{'xyz'[n % 3]}\n" for n in range(60)), {"column_names": ["c0", "c1", "c2"]}),
+        (csv_text(rows(60)), {"label": "clicked", "column_names": None, "delimiter": None}),
+        (csv_text([{"user": f"u{n % 9}", "color": "xyz"[n % 3]} for n in range(60)]), {"column_names": None}),
+    ],
+)
+def test_a_file_without_header(tmp_path, text, expected):
+    written, schema = inferred(tmp_path, text, "clicks.txt")
+    assert {key: schema.get(key) for key in expected} == expected and "refuses" not in written
+    assert ("has no header" in written) == (expected["column_names"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sep=;\n" + csv_text(rows(60), ";"), {"delimiter": ";"}),
+        (csv_text(rows(60), " "), {"delimiter": " "}),
+        (csv_text(rows(60)).replace("i3,", "'i3, a',"), {"quote": "'"}),
+        (csv_text(rows(60)).replace("i3,", '"i3" a,'), {"quote": None}),
+        (csv_text(rows(60)).replace("i3,", '"i3, \\"a\\"",'), {"escape": "\\"}),
+        ("".join(f"{row | {'tags': ['a', 'b']}!r}\n" for row in rows(60)), {"format": "python"}),
+    ],
+)
+def test_how_a_file_is_to_be_read(tmp_path, text, expected):
+    written, schema = inferred(tmp_path, text, "clicks.json" if "format" in expected else "clicks.csv")
+    assert (
+        {key: schema.get(key, "missing") for key in expected} == expected
+        and "refuses" not in written
+        and schema["label"] == "clicked"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# mine\n# really\n" + csv_text(rows(60)).encode(), "the first 2 line.s., such as '# mine', are no rows"),
+        (csv_text(rows(9)).encode("utf-16"), "clicks.csv is in UTF-16; write it anew in UTF-8"),
+        (b"PK\x03\x04\0\0", "clicks.csv holds NUL bytes: it is no text, and no Parquet file"),
+    ],
+)
+def test_files_that_cannot_be_read_are_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        inferred(tmp_path, content)
+
+
+LABELS = {
+    "overall": (["1.0", "2.0", "5.0"], "overall >= 4"),
+    "Book-Rating": (range(11), "`Book-Rating` >= 8"),
+    "review_score": (range(1, 6), "review_score >= 4"),
+    "Stars": (range(1, 6), "Stars >= 4"),
+    "grade": ([0.1, 0.5, 0.9], "grade >= 0.72"),
+    "isClicked": (["0.0", "1.0"], "isClicked > 0"),
+    "clicks": ([0, 1, 4], "clicks > 0"),
+    "bought": (["yes", "no"], "bought == 'yes'"),
+    "y": ([-1, 1], "y > 0"),
+    "Label": ([0, 1], "Label"),
+    "avg_rating": (range(1, 6), None),
+    "points_id": (range(1, 6), None),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_of_other_names(name):
+    values, rule = LABELS[name]
+    columns = {one: profile(one, found) for one, found in [("user_id", range(9)), (name, list(values) * 3)]}
+    assert SchemaGuess([Group("events", ["a.csv"], CsvFormat(), {}, columns)], "a").label == rule
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "table", "same"),
+    [
+        ("user_id", "user_ids", "x", True),
+        ("movieId", "movie_id", "x", True),
+        ("user", "users", "x", True),
+        ("user", "user_id", "x", True),
+        ("user_id", "id", "users", True),
+        ("movie", "Id", "Movies", True),
+        ("userid", "user_id", "x", True),
+        ("user_id", "id", "movies", False),
+        ("user_id", "item_id", "x", False),
+    ],
+)
+def test_keys_of_other_names(theirs, own, table, same):
+    assert same_key(theirs, own, table) == same
+
+
+def test_tables_are_joined_by_keys_that_differ_in_case(tmp_path):
+    events = [{"userId": row["user_id"], "shape": row["item_id"], "clicked": row["clicked"]} for row in rows()]
+    write_csv(tmp_path / "clicks.csv", events)
+    write_csv(tmp_path / "people.csv", [{"USERID": number, "kind": f"k{number % 3}"} for number in range(19)])
+    text = infer.infer_schema([tmp_path / "clicks.csv", str(tmp_path / "people.csv")])
+    (join,) = yaml.safe_load(text)["joins"]
+    assert join[True] == {"userId": "USERID"} and join["missing"] == "null"  # `on` is true to YAML
+    assert "1 of 20 values" in text and "refuses" not in text
+
+
+TIMES = {
+    "03/21/2024": "%m/%d/%Y",
+    "21.03.2024 14:30": "%d.%m.%Y %H:%M",
+    "2024/03/21 14:30:00": "%Y/%m/%d %H:%M:%S",
+    "Thu Mar 21 14:30:00 +0000 2024": "%a %b %d %H:%M:%S %z %Y",
+    "03 21, 2024": "%m %d, %Y",
+    "2024-03-21 14:30:00 UTC": None,
+    "2024-03-21T14:30:00.5Z": None,
+}
+
+
+def test_times_in_the_usual_forms():
+    for text, form in TIMES.items():
+        found = profile("seen", [text, text, None])
+        assert (found.type, found.time_format) == ("timestamp", form)
+    days = [f"{day:02}/0{month}/2024" for month in (3, 4) for day in range(1, 10)]
+    assert profile("seen", days).time_format == "%d/%m/%Y"  # by the order of the rows
+    digits = {"20240301": True, "14102100": True, "2024030112": True, "20241301": False, "123": False}
+    assert {text: is_digit_time(profile("day", [text])) for text in digits} == digits
+    for text in ("1.2.3", "v 1", "1fbe01fe", "12-34", "Film 1999, 2"):
+        assert profile("c", [text]).type == "string"
+
+
+def test_times_are_written_so_that_prepare_reads_them(tmp_path):
+    text, schema = inferred(
+        tmp_path, csv_text(rows(seen=lambda _, number: f"{1 + number // 28:02}/{1 + number % 28:02}/2024"))
+    )
+    assert (schema["time"], schema["types"]) == ("seen", {"seen": "%m/%d/%Y"}) and "refuses" not in text
+    text, schema = inferred(tmp_path, csv_text(rows(hour=lambda _, number: 14102100 + number // 9)))
+    assert schema["time"] == "hour" and "types" not in schema and "refuses" not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["['a', 'b']", '["a"]', "{a,b}"], ("string", "", ".")),
+        (["[1, 2]", "[3]"], ("int", "", ".")),
+        (["3,5", "12,25", "7"], ("float", None, ",")),
+        (["1,234", "12,500"], ("string", None, ".")),
+        (["[{'a': 1}]"], ("object", "", ".")),
+        (['{"a": 1}'], ("object", None, ".")),
+        ([2**64, 2**65], ("string", None, ".")),
+        ([2**64, 3], ("wide int", None, ".")),
+        ([1, "a"], ("object", None, ".")),
+        ([1, "2"], ("int", None, ".")),
+        ([[["a"]], [["b"]]], ("object", "", ".")),
+        (["NA", "BE", "NL"], ("string", None, ".")),
+        (["-", "1", "?"], ("int", None, ".")),
+        (["1e5", "2.5"], ("float", None, ".")),
+        (["1_000", "+5"], ("string", None, ".")),
+        (["n1 n2", "n2 n3", "n1 n3", "n3 n2 n1", "n2 n1"], ("string", " ", ".")),
+        (["1e999", "1"], ("string", None, ".")),
+    ],
+)
+def test_forms_of_values(values, expected):
+    found = profile("c", values)
+    assert (found.type, found.separator, found.decimal) == expected
+
+
+def test_frames_of_any_kind(tmp_path):
+    some = rows(country=lambda generator, _: generator.choice(["be", "nl"]))
+    frame = pd.DataFrame(some)
+    expected = infer.infer_schema(frame)
+    assert yaml.safe_load(expected)["files"] == "table.parquet" and "refuses" not in expected
+    table = pa.Table.from_pylist(some)
+    others = [table, pa.RecordBatchReader.from_batches(table.schema, table.to_batches()), frame.set_index("user_id")]
+    for other in (*others, frame.to_dict("list")):
+        found, wanted = (yaml.safe_load(text)["fields"] for text in (infer.infer_schema(other), expected))
+        assert sorted(found, key=str) == sorted(wanted, key=str)
+    (tmp_path / "schema.yaml").write_text(expected)
+    frame.to_parquet(tmp_path / "table.parquet")
+    assert read_schema(tmp_path / "schema.yaml").user == "user_id"
+    with pytest.raises(ValueError, match="column 'm' of the frame holds values of several types"):
+        infer.infer_schema(frame.assign(m=[1, "a"] * 100))
+    with pytest.raises(TypeError, match="takes a frame of pandas or polars, an Arrow table, or the path.* got int"):
+        infer.infer_schema(7)
+
+
+def test_what_prepare_refuses_is_said(tmp_path):
+    text, _ = inferred(tmp_path, csv_text([row | {"clicked": 1} for row in rows()]))
+    assert "# * prepare refuses this as it stands: what is left (column `clicked` says what a click is) has 200" in text
+    text, _ = inferred(tmp_path, csv_text(rows()) + "broken\n" * 3)
+    assert "prepare refuses this as it stands: clicks.csv: 3 of 203 lines are malformed" in text
+
+
+def test_very_many_fields_are_not_all_in_the_prompt(tmp_path):
+    more = {f"f{number}": lambda generator, _: generator.choice(["red", "green"]) for number in range(70)}
+    text, schema = inferred(tmp_path, csv_text(rows(60, **more)))
+    fields = {one["name"]: one for one in schema["fields"]}
+    assert fields["f0"]["max_tokens"] == 5 and fields["f69"]["sides"] == ["id"]
+    assert "fields are not in the prompt" in text and "--prompt_fields" in text
+    text, schema = inferred(tmp_path, csv_text(rows(60, **dict(list(more.items())[:8]))))
+    assert "prompt" not in text and all("max_tokens" not in one for one in schema["fields"])
