@@ -80,8 +80,7 @@ class _Table:
             columns={column.name: column.arrow_type for column in columns},
             files=self.paths,
             read=partial(read_table, self.paths, self.reader, columns),
-            has_lines=self.reader.has_lines,
-            encoding=self.files.encoding,
+            texts=self.reader.texts,
         )
 
 

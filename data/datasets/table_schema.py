@@ -16,11 +16,12 @@ from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import SPLIT_RULES
 from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.literal_lines import LiteralFormat
+from flip_ctr.data.readers.raw_files import kind_of
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat
 from flip_ctr.data.readers.table_values import TYPES, read_time
 from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 
-FORMATS = ("csv", "tsv", "jsonl", "python", "parquet")
+FORMATS = ("csv", "tsv", "jsonl", "json", "python", "parquet")
 ENDINGS = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -72,7 +73,7 @@ class TableFiles:
 
     def reader(self, path: Path) -> TableFormat:
         """The format of a file. `ValueError` where its ending tells none, or it has none of the options given."""
-        suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+        suffix = kind_of(path)
         kind = self.format or ENDINGS.get(suffix)
         if kind is None:
             raise ValueError(
@@ -82,11 +83,9 @@ class TableFiles:
             return CsvFormat(**({"delimiter": "\t"} if kind == "tsv" else {}) | self.csv, encoding=self.encoding)
         if self.csv:
             raise ValueError(f"`{next(iter(self.csv))}` has no effect on {path}, which is {kind}: leave it out")
-        return (
-            {"jsonl": JsonFormat, "python": LiteralFormat}[kind](self.encoding)
-            if kind != "parquet"
-            else ParquetFormat()
-        )
+        if kind == "parquet":
+            return ParquetFormat()
+        return LiteralFormat(self.encoding) if kind == "python" else JsonFormat(self.encoding)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from flip_ctr.data.readers.raw_files import (
     MalformedLine,
     RawTable,
     UnusedLine,
-    texts_at,
     write_typed,
 )
 
@@ -375,8 +374,8 @@ def _reject(engine: Engine, raw: RawTable, rejected: ir.Table, kinds: dict[str, 
     for number, of_file in groupby(rows, key=lambda row: row["_file"]):
         name = names[number]
         of_file, ahead = tee(of_file)  # one row apart
-        if raw.has_lines:
-            texts = texts_at(raw.files[name], (row["_line"] for row in ahead), raw.encoding)
+        if raw.texts is not None:
+            texts = raw.texts(raw.files[name], (row["_line"] for row in ahead))
         else:
             texts = (row["_text"] for row in ahead)
         for row, text in zip(of_file, texts):

@@ -10,14 +10,14 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.csv
 
-from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, byte_blocks
+from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, byte_blocks, texts_at
 
 BOM = codecs.BOM_UTF8
 UNCLOSED = "a quote that does not end, or text behind a closing quote"
@@ -66,7 +66,6 @@ class CsvFormat:
     escape: str | None = None
     encoding: str = "utf-8"
     column_names: tuple[str, ...] | None = None
-    has_lines = True
     sparse = False
 
     @cached_property
@@ -80,6 +79,10 @@ class CsvFormat:
     def own_types(self, path) -> dict[str, str | None]:
         """No column has a type of its own."""
         return {}
+
+    def texts(self, path, numbers: Iterable[int]) -> Iterator[str]:
+        """The lines of these numbers, which rise."""
+        return texts_at(path, numbers, self.encoding)
 
     def _blocks(self, path) -> Iterator[tuple[int, bytes]]:
         for number, block in byte_blocks(path):

@@ -1,11 +1,14 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Where raw files come from: a folder, a zip, or the official archive, downloaded once and verified."""
+"""Where raw files come from: a folder, a zip, the official archive, downloaded once and verified, or an address such as
+`hf://datasets/...`."""
 
+import contextlib
 import fnmatch
 import hashlib
 import http.client
 import logging
 import os
+import re
 import tempfile
 import urllib.request
 import zipfile
@@ -18,6 +21,19 @@ MOVIELENS_URL = "https://files.grouplens.org/datasets/movielens"
 # md5 of each archive, as GroupLens publishes it beside the archive
 ARCHIVE_MD5 = {"ml-100k": "0e33842e24a9c977be4e0107933c0723", "ml-1m": "c4d9eecfca2ab87c1945afe126590906"}
 TIMEOUT = 60  # seconds without a byte
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.+)", re.DOTALL)
+NEEDED = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}  # packages of file systems
+VERSIONS = (
+    "ETag",
+    "etag",
+    "oid",
+    "blob_id",
+    "Last-Modified",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)  # what tells a file's version
 
 
 def cache_folder() -> Path:
@@ -64,6 +80,69 @@ def fetch_archive(dataset: str, base_url: str = MOVIELENS_URL, cache_dir: str | 
             )
         os.replace(partial, archive)
     return archive
+
+
+def is_address(pattern: str) -> bool:
+    """Whether it names a file of another machine: `hf://...`, `s3://...`, `https://...`, or what else fsspec knows."""
+    return ADDRESS.fullmatch(pattern) is not None
+
+
+def fetch_files(address: str, owner: str) -> list[Path]:
+    """Copies of the files of an address, which may be a pattern, in the cache: its folders are those of the address.
+    A file is fetched again unless what the other side says of its version is what it said before.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: a package that is needed for such addresses is not installed.
+        ConnectionError: a file cannot be fetched.
+        ValueError: there are no such addresses.
+    """
+    import fsspec
+
+    scheme = ADDRESS.fullmatch(address)[1]
+    shown = re.sub(r"//[^/@]*@", "//", address).split("?")[0]  # without a password
+    try:
+        system, pattern = fsspec.url_to_fs(address)
+        names = sorted(system.glob(pattern)) if any(sign in pattern for sign in "*[") else [pattern]
+        files = [(name, system.info(name)) for name in names]
+        files = [(name, info) for name, info in files if info["type"] == "file"]
+        if not files:
+            raise FileNotFoundError
+        return [_copy(system, name, info, scheme) for name, info in files]
+    except FileNotFoundError as error:
+        if isinstance(error.__cause__, FileNotFoundError | None):
+            raise FileNotFoundError(f"{owner}: no file fits {shown!r}.") from None
+        raise ConnectionError(f"{owner}: cannot fetch {shown!r}: {error.__cause__}.") from error
+    except ImportError as error:
+        needed = NEEDED.get(scheme, "another package")
+        raise ImportError(f"{owner}: {shown!r} needs {needed} (pip install {needed}): {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{owner}: {shown!r} cannot be read: {error}") from error
+    except Exception as error:  # whatever the file system of the address raises
+        raise ConnectionError(f"{owner}: cannot fetch {shown!r}: {error or type(error).__name__}.") from error
+
+
+def _copy(system, name: str, info: dict, scheme: str) -> Path:
+    """The file's copy in the cache, under a temporary name until it is whole."""
+    place, _, query = name.partition("?")
+    parts = [part for part in re.sub(r"^[^/]*://", "", place).split("/") if part.strip(".")]
+    digest = [hashlib.md5(query.encode()).hexdigest()[:8]] if query else []
+    copy = cache_folder().joinpath("files", scheme, *parts[:-1], *digest, parts[-1].split("@")[-1])
+    version = next((f"{key}: {info[key]}, size: {info.get('size')}" for key in VERSIONS if info.get(key)), None)
+    note = copy.with_name(f".{copy.name}.version")
+    with contextlib.suppress(FileNotFoundError):
+        if version is not None and note.read_text(encoding="utf-8") == version and copy.is_file():
+            return copy
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("downloading %s", copy.name)
+    note.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=copy.parent, prefix=f".{copy.name}-") as temporary:
+        partial = Path(temporary) / copy.name
+        system.get_file(name, str(partial))
+        os.replace(partial, copy)
+    if version is not None:
+        note.write_text(version, encoding="utf-8")
+    return copy
 
 
 def open_raw_folder(dataset: str, data_dir: str | Path, files: Sequence[str]) -> Path | zipfile.Path:

@@ -28,7 +28,8 @@ CHUNK_ROWS, CHUNK_BYTES = 65_536, 2**25
 FEW_LINES = 64  # among which one that is not plain is no longer looked for
 FILE_BUFFER = 2**20
 BLOCK_BYTES, MAX_LINE_BYTES = 2**21, 2**24
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+PACKED_NAME = re.compile(r"\.(gz|zst)$", re.IGNORECASE)
 MAX_DIGITS = 18  # always fit 64 bits
 ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|\w+);")
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -73,16 +74,14 @@ class RawTable:
         columns: its columns and their types.
         files: its files in order, `pathlib.Path` or `zipfile.Path`, by the names under which the log knows them.
         read: reads them all as a stream of [`RowChunk`]s; each line that becomes no row goes to the log.
-        has_lines: whether the files are text, whose lines can be shown.
-        encoding: of such a text.
+        texts: a file and rising numbers of lines to these lines as text; `None` where a file has none to show.
     """
 
     name: str
     columns: dict[str, pa.DataType]
     files: dict[str, Path]
     read: Callable[["LineLog"], Iterator[RowChunk]]
-    has_lines: bool = True
-    encoding: str = "latin-1"
+    texts: Callable[[Path, Iterable[int]], Iterator[str]] | None = None
 
 
 @dataclass
@@ -191,14 +190,17 @@ class LineLog:
 class _Unpacked(io.RawIOBase):
     """A packed file, read in pieces: all that can be unpacked comes before the error that it is cut off."""
 
-    def __init__(self, file):
-        self.file = gzip.open(file)
+    def __init__(self, path, file, read: Callable[[int], bytes]):
+        self.path, self.file, self.read_some = path, file, read
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target) -> int:
-        data = self.file.read1(len(target))
+        try:
+            data = self.read_some(len(target))
+        except (EOFError, OSError, zlib.error) as error:  # Arrow's errors and gzip's are OSErrors
+            raise DamagedFile(self.path, "", error) from error
         target[: len(data)] = data
         return len(data)
 
@@ -207,11 +209,36 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
+class DamagedFile(ValueError):
+    """A packed file ends too early, or holds what cannot be unpacked."""
+
+    def __init__(self, path, where: str, error: Exception):
+        self.path, self.error = path, error
+        super().__init__(
+            f"{path}: the packed file is cut off or damaged{where} ({error}); fetch it again, or unpack what can be "
+            "unpacked and name that."
+        )
+
+    def after(self, line: int) -> "DamagedFile":
+        """The same, behind so many whole lines."""
+        return DamagedFile(self.path, f" after line {line:,}", self.error)
+
+
 def open_raw(path) -> io.BufferedIOBase:
-    """A raw file as bytes, unpacked where its name ends in `.gz` or its first bytes are gzip's."""
+    """A raw file as bytes, unpacked where its name ends in `.gz` or `.zst`, or its first bytes are those of such a
+    file."""
     file = io.BufferedReader(path.open("rb"))
-    packed = path.name.endswith(".gz") or file.peek(2)[:2] == GZIP_MAGIC
-    return io.BufferedReader(_Unpacked(file), FILE_BUFFER) if packed else file
+    start = file.peek(4)
+    if path.name.endswith(".gz") or start.startswith(GZIP_MAGIC):
+        return io.BufferedReader(_Unpacked(path, file, gzip.open(file).read1), FILE_BUFFER)
+    if path.name.endswith(".zst") or start.startswith(ZSTD_MAGIC):
+        return io.BufferedReader(_Unpacked(path, file, pa.CompressedInputStream(file, "zstd").read), FILE_BUFFER)
+    return file
+
+
+def kind_of(path) -> str:
+    """The ending of a file's name that says what it holds, in lower case: `.csv` of `clicks.CSV.gz`."""
+    return Path(PACKED_NAME.sub("", path.name)).suffix.lower()
 
 
 def raw_blocks(path) -> Iterator[list[bytes]]:
@@ -236,8 +263,8 @@ def raw_blocks(path) -> Iterator[list[bytes]]:
                     return
                 yield block
                 number += len(block)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, number + len(block), error) from error
+    except DamagedFile as error:
+        raise error.after(number + len(block)) from error
 
 
 def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
@@ -262,17 +289,10 @@ def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
                     raise ValueError(
                         f"{path}, line {number:,}: no line feed in {len(rest):,} bytes; expected text in lines."
                     )
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, number - 1 + rest.count(b"\n"), error) from error
+    except DamagedFile as error:
+        raise error.after(number - 1 + rest.count(b"\n")) from error
     if rest:
         yield number, bytes(rest)
-
-
-def _damaged(path, line: int, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path}: the packed file is cut off or damaged after line {line:,} ({error}); fetch it again, or unpack what "
-        "can be unpacked and name that."
-    )
 
 
 def raw_lines(path) -> Iterator[bytes]:
@@ -410,7 +430,7 @@ def line_table(
             yield from read_chunks(path, reader, columns, plain)
             log.check(path.name, path)
 
-    return RawTable(name, columns, {path.name: path for path in paths}, read, encoding=encoding)
+    return RawTable(name, columns, {path.name: path for path in paths}, read, partial(texts_at, encoding=encoding))
 
 
 def write_typed(table: RawTable, target: Path, log: LineLog) -> int:

@@ -5,20 +5,34 @@ No file is ever whole in memory, and nothing is guessed: a line that cannot be r
     a reason.
 """
 
+import codecs
 import contextlib
 import glob
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_ctr.data.readers.csv_files import BOM, BlankLines, CsvFormat, RawChunk, is_text, shown, text_lines
-from flip_ctr.data.readers.raw_files import BLOCK_BYTES, LineLog, MalformedLine, RowChunk, byte_blocks
+from flip_ctr.data.readers.download import fetch_files, is_address
+from flip_ctr.data.readers.raw_files import (
+    BLOCK_BYTES,
+    MAX_LINE_BYTES,
+    DamagedFile,
+    LineLog,
+    MalformedLine,
+    RowChunk,
+    byte_blocks,
+    open_raw,
+    texts_at,
+)
 from flip_ctr.data.readers.table_values import TableColumn, typed_column
 
 PEEKED_LINES = 1_000  # of a JSON-lines file, for its columns and their types
@@ -26,14 +40,18 @@ PARQUET_ROWS = 65_536
 
 
 def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
-    """The files of paths and patterns in order, each once.
+    """The files of paths, addresses and patterns in order, each once; those of another machine as copies here.
 
     Raises:
         FileNotFoundError: nothing fits a pattern.
         ValueError: what fits is a folder.
+        ConnectionError, ImportError: see [`fetch_files`].
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
+        if is_address(pattern):
+            found |= dict.fromkeys(fetch_files(pattern, owner))
+            continue
         expanded = Path(pattern).expanduser()
         plain = base / expanded  # first of all: a name may hold the signs of a pattern
         paths = (
@@ -52,73 +70,144 @@ def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
     return list(found)
 
 
-# --- JSON lines
+# --- JSON
 
 
 @dataclass(frozen=True)
 class JsonFormat:
-    """A JSON object of columns on each line; a column that it lacks is null there.
+    """A JSON object of columns on each line, or one array of such objects; a column that an object lacks is null there.
+
+    A line that is no such object is rejected. An array that is broken is refused, as nobody can say where its next
+    object begins. The objects of an array are numbered from 1.
 
     Args:
         encoding: of the text; one in which a line feed is a single byte.
     """
 
     encoding: str = "utf-8"
-    has_lines = True
     sparse = True  # a column may come late, or never
 
     def columns(self, path) -> list[str]:
-        """The columns of the first lines. `ValueError` where the file is one array."""
+        """The columns of the first objects."""
         return list(self.own_types(path))
 
     def own_types(self, path) -> dict[str, str | None]:
-        """The columns of the first lines and the types of their values, None where they are null or have none of the
+        """The columns of the first objects and the types of their values, None where they are null or have none of the
         five."""
         found: dict[str, set] = {}
-        for line in next(self._blocks(path), (1, [], False))[1][:PEEKED_LINES]:
-            with contextlib.suppress(MalformedLine):
-                for name, value in _json_object(line).items():
-                    found.setdefault(name, set()).add(_json_type(value))
+        for _, _, row in next(self._blocks(path), [])[:PEEKED_LINES]:
+            for name, value in row.items() if isinstance(row, dict) else ():
+                found.setdefault(name, set()).add(_json_type(value))
         return {name: _common_type(kinds) for name, kinds in found.items()}
 
-    def _blocks(self, path) -> Iterator[tuple[int, list[str], bool]]:
-        """Blocks of lines with the number of the first, and whether there are bytes in them that are not of the
-        encoding."""
-        for number, block in byte_blocks(path):
-            block = block.removeprefix(BOM) if number == 1 else block
-            if number == 1 and block.lstrip().startswith(b"["):
-                raise ValueError(f"{path} holds an array; expected JSON lines: one object of columns on each line.")
-            yield number, *text_lines(block, self.encoding)
+    def texts(self, path, numbers: Iterable[int]) -> Iterator[str]:
+        """The lines, or objects of an array, of these numbers, which rise."""
+        if not self._is_array(path):
+            return texts_at(path, numbers, self.encoding)
+        wanted = set(numbers)
+        return (shown(text) for block in self._blocks(path) for number, text, _ in block if number in wanted)
+
+    def _is_array(self, path) -> bool:
+        with open_raw(path) as file, contextlib.suppress(DamagedFile):  # which is said, with its line, when it is read
+            return file.read(4_096).removeprefix(BOM).lstrip()[:1] == b"["
+        return False
+
+    def _blocks(self, path) -> Iterator[list[tuple[int, str, Any]]]:
+        """Numbers, texts and values of lines, or of the objects of an array; `MalformedLine` as the value of what is
+        no object."""
+        if self._is_array(path):
+            yield from array_blocks(path, self.encoding)
+            return
+        for first, block in byte_blocks(path):
+            lines, broken = text_lines(block.removeprefix(BOM) if first == 1 else block, self.encoding)
+            yield [(first + at, line, self._value(line, broken)) for at, line in enumerate(lines)]
+
+    def _value(self, line: str, broken: bool) -> Any:
+        try:
+            if broken and not is_text(line):
+                raise MalformedLine(f"bytes that are not {self.encoding}", line)
+            return _json_object(line)
+        except MalformedLine as error:
+            return error
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         """The wanted columns of a file; lines that are no JSON object go to the log."""
         blank, width = BlankLines(name, log), len(sources)
         pick = itemgetter(*sources) if width > 1 else lambda row: (row[sources[0]],)
-        for first, lines, broken in self._blocks(path):
-            values, kept = [], []
-            for at, line in enumerate(lines):
-                try:
-                    if broken and not is_text(line):
-                        raise MalformedLine(f"bytes that are not {self.encoding}", line)
-                    row = _json_object(line)
-                except MalformedLine as error:
+        for block in self._blocks(path):
+            values, numbers, texts = [], [], []
+            for number, line, row in block:
+                if not isinstance(row, dict):
                     if line.isspace():
-                        blank.add(first + at)
-                    else:
-                        blank.settle(first + at)
-                        log.files[name]["lines"] += 1
-                        log.reject(name, first + at, MalformedLine(error.reason, shown(line.strip())), shown(line))
+                        blank.add(number)
+                        continue
+                    blank.settle(number)
+                    log.files[name]["lines"] += 1
+                    reason = row.reason if isinstance(row, MalformedLine) else "not a JSON object of columns"
+                    log.reject(name, number, MalformedLine(reason, shown(line.strip())), shown(line))
                     continue
                 try:
                     values += pick(row)
                 except KeyError:  # a column that is not there is null
                     values += [row.get(source) for source in sources]
-                kept.append(at)
-            if kept:
-                blank.settle(first + kept[-1])
-                log.files[name]["lines"] += len(kept)
-                text = lambda row: shown(lines[kept[row]])  # noqa: E731
-                yield RawChunk([first + at for at in kept], [values[place::width] for place in range(width)], text)
+                numbers.append(number)
+                texts.append(line)
+            if numbers:
+                blank.settle(numbers[-1])
+                log.files[name]["lines"] += len(numbers)
+                columns = [values[place::width] for place in range(width)]
+                yield RawChunk(numbers, columns, lambda row: shown(texts[row]))
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def array_blocks(path, encoding: str) -> Iterator[list[tuple[int, str, Any]]]:
+    """The values of a file that is one JSON array, each with its number from 1 and its text, some at a time.
+
+    Raises:
+        ValueError: it is broken, or ends too early; names the line.
+    """
+    encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    decode, scan = codecs.getincrementaldecoder(encoding)("surrogateescape").decode, json.JSONDecoder().raw_decode
+    text, at, line, number = "", 0, 1, 0
+    signs, value_next = "[", False  # which signs may come next, and whether a value may
+
+    def broken(what: str) -> ValueError:
+        return ValueError(
+            f"{path}, line {line + text.count(chr(10), 0, at):,}: {what}; correct the array, or write JSON lines, of "
+            "which broken ones are left out."
+        )
+
+    with open_raw(path) as file:
+        while True:
+            data, found = file.read(BLOCK_BYTES), []
+            line += text.count("\n", 0, at)
+            text, at = text[at:] + decode(data, not data), 0
+            while (at := _SPACE.match(text, at).end()) < len(text):
+                if text[at] in signs:
+                    signs, value_next = {"[": ("]", True), ",": ("", True), "]": ("", False)}[text[at]]
+                    at += 1
+                    continue
+                if not value_next:
+                    raise broken(f"{text[at]!r} where {' or '.join(signs) or 'the end of the file'} is expected")
+                try:
+                    value, end = scan(text, at)
+                except (ValueError, RecursionError) as error:  # broken, or not read to its end yet
+                    if data and len(text) - at <= MAX_LINE_BYTES:
+                        break
+                    raise broken(f"no JSON value ({getattr(error, 'msg', error)})") from None
+                if end == len(text) and data:  # a number may go on
+                    break
+                number += 1
+                found.append((number, text[at:end], value))
+                at, signs, value_next = end, ",]", False
+            if found:
+                yield found
+            if not data:
+                break
+    if signs or value_next:
+        raise broken("the array does not end")
 
 
 _scan_json = json.JSONDecoder().scan_once
@@ -163,8 +252,8 @@ def _common_type(kinds: set) -> str | None:
 class ParquetFormat:
     """Parquet, whose columns have types. Rows are numbered from 1."""
 
-    has_lines = False
     sparse = False
+    texts = None
 
     def columns(self, path) -> list[str]:
         return list(self.schema(path).names)

@@ -388,7 +388,7 @@ WRONG = [
     ),
     ({"files": "nothing*.csv"}, "`files` of events: no file fits 'nothing\\*.csv'"),
     ({"files": 3}, "`files` must be a path or pattern"),
-    ({"format": "xlsx"}, "`format` must be one of csv, tsv, jsonl, python, parquet; got 'xlsx'"),
+    ({"format": "xlsx"}, "`format` must be one of csv, tsv, jsonl, json, python, parquet; got 'xlsx'"),
     ({"delimiter": ""}, "`delimiter` must be the text between"),
     ({"quote": "''"}, "`quote` must be one character"),
     ({"encoding": "utf-9"}, "`encoding` must be one that Python knows"),
