@@ -17,6 +17,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, print_numbers, write_rows
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.data.readers.row_files import lists_as_text
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
 
@@ -50,6 +52,8 @@ def write(table: pa.Table, rows: int, path: Path) -> None:
 def run(args: SpeedArguments) -> list[dict]:
     parts = sorted((Path(args.dataset_dir) / "data").glob("test-*.parquet"))
     table = pa.concat_tables([pq.read_table(part) for part in parts])
+    if args.format == "csv":
+        table = lists_as_text(table, DatasetSchema.load(args.dataset_dir).fields)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for rows in args.rows:

@@ -59,7 +59,7 @@ class RowBatch:
         self.known = pa.concat_tables([self.known.slice(0, known_row), self.known.slice(known_row + 1)])
 
     def where(self, row: int) -> str:
-        return f"{self.file.path}, {'line' if self.file.format.has_lines else 'row'} {self.places[row]}"
+        return f"{self.file.path}, {_place_word(self.file.format)} {self.places[row]}"
 
 
 @dataclass
@@ -267,7 +267,7 @@ class RawRows:
             yield values
         if log.lines:
             line, reason = min(log.lines)
-            raise ValueError(f"{path}, {'line' if table_format.has_lines else 'row'} {line}: {reason}")
+            raise ValueError(f"{path}, {_place_word(table_format)} {line}: {reason}")
 
     # --- rows
 
@@ -380,6 +380,10 @@ def _formats(files: TableFiles, path: Path) -> list[TableFormat]:
     if not found:
         raise ValueError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}, packed or not") from failure
     return list(dict.fromkeys(found))
+
+
+def _place_word(table_format: TableFormat) -> str:
+    return "row" if isinstance(table_format, ParquetFormat) else "line"
 
 
 def _check_encoding(table_format: TableFormat, path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
@@ -68,6 +69,8 @@ for name, options in runs.items():
     recipe = tiny.finetune if "strategy" in options else tiny.pretrain
     options = {key: value.replace("OUT", out) if isinstance(value, str) else value for key, value in options.items()}
     recipe(data, None if name == "map" else plm, f"{out}/{name}", **shared, **options)
+for name in ("finetune", "entity"):
+    tiny.predicted(f"{out}/{name}", f"{data}/data/*.parquet", f"{out}/{name}.parquet")
 torch.distributed.barrier()  # a process that ends while another still talks to it makes that one abort
 torch.distributed.destroy_process_group()
 """
@@ -134,6 +137,17 @@ def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, calm_plm, two_
     )  # the mean over all rows, not the first process's
     for key in one:
         torch.testing.assert_close(two[key], one[key], atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", ["finetune", "entity"])
+def test_two_processes_share_the_files_that_predict_scores(dataset_dir, two_processes, tmp_path, name):
+    """Three files, which are the parts that are shared out: an odd number."""
+    one = tiny.predicted(two_processes / name, dataset_dir / "data" / "*.parquet", tmp_path / "one.parquet")
+    two = pq.read_table(two_processes / f"{name}.parquet")
+    assert len(two) == sum(pq.read_metadata(path).num_rows for path in (dataset_dir / "data").glob("*.parquet"))
+    column = "click_probability"
+    assert two.select(["user_id", "movie_id"]) == one.select(["user_id", "movie_id"])
+    assert two[column].to_pylist() == pytest.approx(one[column].to_pylist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("names", [("whole", "resumed"), ("streamed", "streamed resumed")])

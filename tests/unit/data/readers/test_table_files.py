@@ -258,7 +258,8 @@ def test_json_numbers_that_are_none_are_null_or_rejected(tmp_path):
 @pytest.mark.parametrize("size", [1, 7, 2**21])
 def test_a_json_array(tmp_path, monkeypatch, size):
     monkeypatch.setattr(table_files, "BLOCK_BYTES", size)
-    text = '\ufeff [ {"a": 1, "t": "x"},\n\n {"a": 12345678901234567890}, 7,{"t":\n "[\u00e9\\"]"}, {"a": "x"},\r\n{"a": 5}]\n '
+    text = '\ufeff [ {"a": 1, "t": "x"},\n\n {"a": 12345678901234567890}, 7,{"t":\n "[\u00e9\\"]"}'
+    text += ', {"a": "x"},\r\n{"a": 5}]\n '
     path = json_file(tmp_path, text)
     rows = [(1, 1, "x"), (4, None, '[\u00e9"]'), (6, 5, None)]
     rejected = [
