@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from flip_ctr.data.datasets.raw_dataset import RawDataset
 from flip_ctr.data.prepare.labelled_rows import Join
+from flip_ctr.data.readers.csv_files import LinesFormat, text_table
 from flip_ctr.data.readers.raw_files import (
     CONTROL_CHARACTER,
     TIDY,
     MalformedLine,
     RawTable,
     check_width,
-    line_table,
+    open_raw,
     tidy,
     whole_number,
 )
@@ -81,7 +82,7 @@ def columns_of(path, names: tuple[str, ...]) -> Callable[[str], list[str | None]
     Raises:
         ValueError: the header lacks one of the columns.
     """
-    with path.open("rb") as file:
+    with open_raw(path) as file:
         text = file.readline().decode("latin-1").rstrip("\r\n")
     try:
         header = split_values(text.removeprefix("ï»¿"))  # a byte order mark, where an editor has left one
@@ -182,10 +183,11 @@ def bookcrossing_tables(folder) -> list[RawTable]:
     user_split = columns_of(users, ("User-ID", "Location", "Age"))
     book_split = columns_of(books, ("ISBN", "Book-Title", "Book-Author", "Year-Of-Publication", "Publisher"))
     rating_split = columns_of(ratings, ("User-ID", "ISBN", "Book-Rating"))
+    lines = LinesFormat("latin-1", header_lines=1)
     return [
-        line_table("users", users, USER_COLUMNS, user_split, parse_user, header_lines=1),
-        line_table("books", books, BOOK_COLUMNS, book_split, parse_book, header_lines=1),
-        line_table("ratings", ratings, RATING_COLUMNS, rating_split, parse_rating, header_lines=1),
+        text_table("users", users, USER_COLUMNS, user_split, parse_user, lines),
+        text_table("books", books, BOOK_COLUMNS, book_split, parse_book, lines),
+        text_table("ratings", ratings, RATING_COLUMNS, rating_split, parse_rating, lines),
     ]
 
 

@@ -35,7 +35,8 @@ from flip_ctr.data.datasets.goodreads_lines import (
 )
 from flip_ctr.data.datasets.raw_dataset import RawDataset
 from flip_ctr.data.prepare.labelled_rows import Join
-from flip_ctr.data.readers.raw_files import RawTable, line_table
+from flip_ctr.data.readers.csv_files import LinesFormat, text_table
+from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
 # --- which files belong together
@@ -151,7 +152,7 @@ def goodreads_tables(files: GoodreadsFiles) -> list[RawTable]:
     def json_table(
         name: str, paths, columns: dict[str, pa.DataType], parse: Callable, plain: Callable | None = None
     ) -> RawTable:
-        return line_table(name, paths, columns, json_object, parse, encoding="utf-8", plain=plain)
+        return text_table(name, paths, columns, json_object, parse, LinesFormat(), plain)
 
     tables = [json_table("books", files.books, BOOK_COLUMNS, parse_book)]
     for field, (columns, parse) in OPTIONAL_TABLES.items():

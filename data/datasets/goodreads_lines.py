@@ -6,7 +6,6 @@ In the JSON files all values of books, authors and works are text, and what is n
 changed are counted by kind (`values_changed` of the report).
 """
 
-import csv
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -14,23 +13,22 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-import numpy as np
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
-from flip_ctr.data.readers.plain_lines import joined, plain_numbers
+from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.raw_files import (
     CONTROL_CHARACTER,
     MAX_DIGITS,
     MalformedLine,
     RawTable,
-    check_width,
     line_table,
-    raw_lines,
     tidy,
     whole_number,
+    whole_numbers,
 )
 
 RATINGS = range(6)  # 1 to 5, and 0 for a book on a shelf without a rating
@@ -66,6 +64,7 @@ DATE = re.compile(
     r"(?P<sign>[+-])(?P<zone_hours>\d\d)(?P<zone_minutes>[0-5]\d) (?P<year>\d{4})",
     re.ASCII,
 )
+PLAIN_DATE = "^" + DATE.pattern.removesuffix(r"(?P<year>\d{4})") + "[1-9][0-9]{3}$"
 MONTHS = {
     name: number
     for number, name in enumerate(
@@ -176,41 +175,14 @@ def seconds(text: str) -> int | None:
     return int(time.timestamp() - (zone if match["sign"] == "+" else -zone).total_seconds())
 
 
-def seconds_of_all(dates: pa.StringArray) -> pa.Array | None:
-    """What [`seconds`] makes of each date; `None` where one is no plain date.
-
-    Dates have a fixed width, so that their digits are columns of one table of bytes: `(dates, 30)`.
-    """
-    width, count = len("Tue Oct 17 09:40:11 -0700 2017"), len(dates)
-    offsets = np.frombuffer(dates.buffers()[1], np.int32)[dates.offset :][: count + 1]
-    if dates.null_count or (np.diff(offsets) != width).any():
+def seconds_of_all(dates: pa.Array) -> pa.Array | None:
+    """What [`seconds`] makes of each date; `None` where one is no plain date."""
+    if dates.null_count or not pc.all(pc.match_substring_regex(dates, PLAIN_DATE)).as_py():
         return None
-    text = np.frombuffer(dates.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(count, width)
-
-    def number(start: int, stop: int) -> np.ndarray:
-        return (text[:, start:stop] - ord("0")).astype(np.int64) @ (10 ** np.arange(stop - start)[::-1])
-
-    digits = [*range(8, 10), *range(11, 13), *range(14, 16), *range(17, 19), *range(21, 25), *range(26, 30)]
-    plain = ((text[:, digits] >= ord("0")) & (text[:, digits] <= ord("9"))).all()
-    plain &= (text[:, [3, 7, 10, 13, 16, 19, 25]] == np.frombuffer(b"   ::  ", np.uint8)).all()
-    plain &= np.isin(text[:, 20], np.frombuffer(b"+-", np.uint8)).all()
-    plain &= ((text[:, 0] >= ord("A")) & (text[:, 0] <= ord("Z"))).all()
-    plain &= ((text[:, 1:3] >= ord("a")) & (text[:, 1:3] <= ord("z"))).all()
-    if not plain:
-        return None
-    names = np.ascontiguousarray(text[:, 4:7]).view("S3").ravel()
-    known = np.array([name.encode() for name in MONTHS])
-    order = np.argsort(known)
-    found = order[np.searchsorted(known[order], names).clip(max=len(known) - 1)]
-    day, hour, minute, second = number(8, 10), number(11, 13), number(14, 16), number(17, 19)
-    zone_hours, zone_minutes, year = number(21, 23), number(23, 25), number(26, 30)
-    month = ((year - 1970) * 12 + found).astype("datetime64[M]")
-    days = month.astype("datetime64[D]") + (day - 1)
-    in_range = (known[found] == names) & (days.astype("datetime64[M]") == month) & (year > 0)
-    if not (in_range & (hour < 24) & (minute < 60) & (second < 60) & (zone_minutes < 60)).all():
-        return None
-    zone = (zone_hours * 60 + zone_minutes) * np.where(text[:, 20] == ord("+"), 60, -60)
-    return pa.array(days.astype(np.int64) * 86_400 + hour * 3600 + minute * 60 + second - zone)
+    written = pa.table({"date": dates})  # noqa: F841  DuckDB finds it by its name
+    times = duckdb.sql("SELECT epoch_ms(try_strptime(date, '%a %b %d %H:%M:%S %z %Y')) // 1000 AS s FROM written")
+    found = times.to_arrow_table()["s"].combine_chunks()
+    return None if found.null_count else found
 
 
 # --- lines
@@ -271,19 +243,18 @@ def parse_interaction(record: dict, changed: Callable[[str], None]) -> tuple:
     )
 
 
-def plain_interactions(lines: list[bytes]) -> list[pa.Array] | None:
+def plain_interactions(columns: list[list[str]]) -> list[pa.Array] | None:
     """What [`parse_interaction`] makes of many lines, several times as fast; `None` where it might be another
     result."""
-    data = joined(lines)
+    (lines,) = columns
+    data = "\n".join(lines).encode()
     # one object a line: Arrow takes two of them, or one on two lines, too
-    if not data.startswith(b"{") or data.count(b"}\n{") != len(lines) - 1 or not data.rstrip(b"\n").endswith(b"}"):
+    if not data.startswith(b"{") or data.count(b"}\n{") != len(lines) - 1 or not data.endswith(b"}"):
         return None
     schema = pa.schema(
         {"user_id": pa.string(), "book_id": pa.string(), "rating": pa.int64(), "date_added": pa.string()}
     )
     try:
-        if not data.isascii():
-            data.decode("utf-8")  # Arrow would not look
         table = pa.json.read_json(
             pa.BufferReader(data),
             read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data)),
@@ -297,7 +268,7 @@ def plain_interactions(lines: list[bytes]) -> list[pa.Array] | None:
         if pc.max(pc.binary_length(books)).as_py() > MAX_DIGITS:
             return None
         books, times = books.cast(pa.int64()), seconds_of_all(dates)
-    except (pa.ArrowInvalid, UnicodeDecodeError):
+    except pa.ArrowInvalid:
         return None
     lowest, highest = pc.min_max(ratings).as_py().values()
     return (
@@ -305,12 +276,6 @@ def plain_interactions(lines: list[bytes]) -> list[pa.Array] | None:
         if times is not None and lowest >= RATINGS[0] and highest <= RATINGS[-1]
         else None
     )
-
-
-def split_csv(text: str, width: int, places: Sequence[int]) -> list[str]:
-    values = next(csv.reader([text])) if '"' in text else text.split(",")
-    check_width(values, width, ",", text)
-    return [values[place] for place in places]
 
 
 def parse_csv(values: list[str], changed: Callable[[str], None], columns: dict[str, pa.DataType]) -> tuple:
@@ -326,23 +291,13 @@ def parse_csv(values: list[str], changed: Callable[[str], None], columns: dict[s
 
 def csv_table(name: str, path, header: Sequence[str], columns: dict[str, pa.DataType]) -> RawTable:
     """A table of a CSV: `columns` are those that its header calls `header`. `ValueError` where the header lacks one."""
-    text = next(raw_lines(path), b"").decode("utf-8-sig", "backslashreplace").rstrip("\r\n")
-    found = [one.strip('"') for one in text.split(",")]
+    found = CsvFormat().columns(path)
     missing = [one for one in header if one not in found]
     if missing:
         raise ValueError(
-            f"{path}, line 1: no column {', '.join(missing)} in {text[:200]!r}; expected the header of the original "
-            f"file, with {','.join(header)} among its columns."
+            f"{path}, line 1: no column {', '.join(missing)} in {', '.join(found)[:200]!r}; expected the header of the "
+            f"original file, with {','.join(header)} among its columns."
         )
-    place = {"width": len(found), "places": [found.index(one) for one in header]}
-    numbers = set(columns.values()) == {pa.int64()}
-    return line_table(
-        name,
-        path,
-        columns,
-        partial(split_csv, **place),
-        partial(parse_csv, columns=columns),
-        header_lines=1,
-        encoding="utf-8",
-        plain=partial(plain_numbers, **place, columns=list(columns), ranges={"rating": RATINGS}) if numbers else None,
-    )
+    ranges = {at: RATINGS for at, column in enumerate(columns) if column == "rating"}
+    plain = partial(whole_numbers, ranges=ranges) if set(columns.values()) == {pa.int64()} else None
+    return line_table(name, path, columns, CsvFormat(), header, partial(parse_csv, columns=columns), plain)

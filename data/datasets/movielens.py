@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from flip_ctr.data.datasets.raw_dataset import RawDataset
 from flip_ctr.data.prepare.labelled_rows import Join
-from flip_ctr.data.readers.plain_lines import plain_numbers
+from flip_ctr.data.readers.csv_files import CsvFormat, LinesFormat, text_table
 from flip_ctr.data.readers.raw_files import (
     CONTROL_CHARACTER,
     MAX_DIGITS,
@@ -20,6 +20,7 @@ from flip_ctr.data.readers.raw_files import (
     check_width,
     line_table,
     whole_number,
+    whole_numbers,
 )
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
@@ -143,16 +144,14 @@ def parse_rating(values: list[str], changed) -> tuple:
     )
 
 
+LINES = LinesFormat("latin-1")
+
+
 def rating_table(path, separator: str) -> RawTable:
-    plain = partial(
-        plain_numbers,
-        width=4,
-        places=range(4),
-        columns=list(RATING_COLUMNS),
-        separator=separator.encode(),
-        ranges={"rating": RATINGS},
-    )
-    return line_table("ratings", path, RATING_COLUMNS, split_at(separator, 4), parse_rating, plain=plain)
+    columns = list(RATING_COLUMNS)
+    table_format = CsvFormat(separator, quote=None, encoding="latin-1", column_names=tuple(columns))
+    plain = partial(whole_numbers, ranges={columns.index("rating"): RATINGS})
+    return line_table("ratings", path, RATING_COLUMNS, table_format, columns, parse_rating, plain)
 
 
 def genre_table(path, genres: list[str]) -> RawTable:
@@ -164,7 +163,7 @@ def genre_table(path, genres: list[str]) -> RawTable:
         genres.append(values[0])
         return (values[0],)
 
-    return line_table("genres", path, {"genre_name": pa.string()}, split_at("|", 2), parse)
+    return text_table("genres", path, {"genre_name": pa.string()}, split_at("|", 2), parse, LINES)
 
 
 def user_columns(age: pa.DataType) -> dict:
@@ -182,8 +181,8 @@ def movielens_tables(dataset: str, folder) -> list[RawTable]:
     ratings, users, movies = (folder / name for name in files[:3])
     if dataset == "ml-1m":
         return [
-            line_table("users", users, user_columns(pa.string()), split_at("::", 5), parse_user_1m),
-            line_table("movies", movies, MOVIE_COLUMNS, split_at("::", 3), parse_movie_1m),
+            text_table("users", users, user_columns(pa.string()), split_at("::", 5), parse_user_1m, LINES),
+            text_table("movies", movies, MOVIE_COLUMNS, split_at("::", 3), parse_movie_1m, LINES),
             rating_table(ratings, "::"),
         ]
     genres: list[str] = []  # known once their file was read, which is the first
@@ -193,8 +192,8 @@ def movielens_tables(dataset: str, folder) -> list[RawTable]:
 
     return [
         genre_table(folder / files[3], genres),
-        line_table("users", users, user_columns(pa.int64()), split_at("|", 5), parse_user_100k),
-        line_table("movies", movies, MOVIE_COLUMNS, split_movie, partial(parse_movie_100k, genres=genres)),
+        text_table("users", users, user_columns(pa.int64()), split_at("|", 5), parse_user_100k, LINES),
+        text_table("movies", movies, MOVIE_COLUMNS, split_movie, partial(parse_movie_100k, genres=genres), LINES),
         rating_table(ratings, "\t"),
     ]
 

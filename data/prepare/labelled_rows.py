@@ -209,8 +209,10 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     reason = nameless.ifelse(unlabelled, rows._reason)
     rows = rows.select(*others, _reason=reason, **{LABEL: label.ifelse(1, 0).cast("int8")})
     rows = rows.mutate(_kept=rows._reason.isnull() & rows._drop.isnull())
-    rows = with_split(
-        rows,
+    # where a row belongs is found without the columns that nothing asks, which windows would carry along
+    asked = [name for name in (*plan.row_key, plan.user, plan.item, plan.time) if name]
+    placed = with_split(
+        rows.select("_row", "_kept", *dict.fromkeys(asked)),
         plan.split,
         plan.seed,
         plan.ratios,
@@ -220,7 +222,8 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         user=plan.user,
         item=plan.item,
         time=plan.time,
-    )
+    ).select("_row", "_split", "_digest")
+    rows = rows.inner_join(placed, "_row")
     internal = ("_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split", "_digest")
     rows = engine.keep(rows.select(*internal, *plan.columns, LABEL), "placed")
 

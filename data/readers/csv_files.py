@@ -2,7 +2,8 @@
 """Tables in CSV files: a record is a row, or a rejected line with its number and a reason, and never shifted in
 silence.
 
-Blocks of plain lines go through Arrow; quotes, records of several lines and broken lines are read record by record.
+Blocks of lines that are a record each go through Arrow; records of several lines and broken ones are read record by
+record.
 """
 
 import codecs
@@ -13,11 +14,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
-from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, byte_blocks, texts_at
+from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, RawTable, byte_blocks, line_table, texts_at
 
 BOM = codecs.BOM_UTF8
 UNCLOSED = "a quote that does not end, or text behind a closing quote"
@@ -129,7 +132,7 @@ class CsvFormat:
         for number, block, last in blocks:
             if number == 1 and skip:
                 number, block = 1 + skip, (block.split(b"\n", skip) + [b""])[skip]
-            chunk = None if careful.held else self._plain_chunk(number, block, len(names), places)
+            chunk = None if careful.held or careful.suspect else self._plain_chunk(number, block, len(names), places)
             if chunk is None:
                 chunk = careful.chunk(number, block, last)
             else:
@@ -139,33 +142,34 @@ class CsvFormat:
                 yield chunk
 
     def _plain_chunk(self, first: int, block: bytes, width: int, places: list[int]) -> RawChunk | None:
-        """A block of which each line is a record without quotes, which Arrow takes apart just as it stands; else
-        None."""
-        special = [one.encode() for one in (self.quote, self.escape) if one]
-        if len(self.delimiter) > 1 or any(one in block for one in special) or block.startswith((b"\n", b"\r", BOM)):
+        """A block of which each line is a record, which Arrow takes apart just as it stands; else None."""
+        if (self.escape and self.escape.encode() in block) or block.startswith((b"\n", b"\r", BOM)) or b"\n\n" in block:
             return None
-        if b"\n\n" in block or (b"\r" in block and (block.count(b"\r") != block.count(b"\r\n") or b"\n\r\n" in block)):
+        if b"\r" in block and (block.count(b"\r") != block.count(b"\r\n") or b"\n\r\n" in block):
             return None
         count = block.count(b"\n") + (not block.endswith(b"\n"))
-        numbers = list(map(str, range(width)))
         try:
             text = block if self._is_utf8 else block.decode(self.encoding).encode()
-            table = pyarrow.csv.read_csv(
-                pa.py_buffer(text),
-                pyarrow.csv.ReadOptions(column_names=numbers, use_threads=False, block_size=len(text) + 1),
-                pyarrow.csv.ParseOptions(delimiter=self.delimiter, quote_char=False),
-                pyarrow.csv.ConvertOptions(
-                    include_columns=list(dict.fromkeys(numbers[place] for place in places)),
-                    column_types=dict.fromkeys(numbers, pa.string()),
-                    strings_can_be_null=False,
-                ),
-            )
+            quoted, delimiter = self.quote is not None and self.quote.encode() in text, self.delimiter
+            if quoted and not pc.all(pc.match_substring_regex(_arrow_csv(text, 1, [0], SIGN)[0], self._record)).as_py():
+                return None
+            if len(delimiter.encode()) > 1:  # Arrow takes a single byte
+                if quoted or SIGN.encode() in text:
+                    return None
+                text, delimiter = text.replace(delimiter.encode(), SIGN.encode()), SIGN
+            columns = _arrow_csv(text, width, places, delimiter, self.quote if quoted else False)
         except (pa.ArrowInvalid, UnicodeDecodeError):  # too few or too many values, bytes of another encoding
             return None
-        if len(table) != count:
+        if len(columns[0]) != count:
             return None
-        columns = [table.column(numbers[place]).combine_chunks() for place in places]
         return RawChunk(range(first, first + count), columns, _LazyLines(block, self.encoding))
+
+    @cached_property
+    def _record(self) -> str:
+        """Regular expression of a line that is a whole record."""
+        quote, delimiter = re.escape(self.quote), re.escape(self.delimiter)
+        value = f"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|[^{quote}{delimiter}][^{delimiter}]*)?"
+        return f"^{value}(?:{delimiter}{value})*$"
 
     def why(self, error: csv.Error, line: str, names: list[str]) -> str:
         """What is wrong with the first line of what is no record."""
@@ -192,6 +196,25 @@ class CsvFormat:
         return at
 
 
+SIGN = "\x1f"  # which text does not hold; a block that does is read record by record
+
+
+def _arrow_csv(text: bytes, width: int, places: list[int], delimiter: str, quote: str | bool = False) -> list[pa.Array]:
+    """Columns of lines that Arrow takes apart; `ArrowInvalid` where one has another number of values."""
+    numbers = list(map(str, range(width)))
+    table = pyarrow.csv.read_csv(
+        pa.py_buffer(text),
+        pyarrow.csv.ReadOptions(column_names=numbers, use_threads=False, block_size=len(text) + 1),
+        pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=quote),
+        pyarrow.csv.ConvertOptions(
+            include_columns=list(dict.fromkeys(numbers[place] for place in places)),
+            column_types=dict.fromkeys(numbers, pa.string()),
+            strings_can_be_null=False,
+        ),
+    )
+    return [table.column(numbers[place]).combine_chunks() for place in places]
+
+
 class _CarefulReader:
     """The blocks of a CSV file record by record: values in quotes, records of several lines, and lines that are no
     record.
@@ -201,6 +224,7 @@ class _CarefulReader:
 
     Attributes:
         held: the first lines of a record that goes on in the next block.
+        suspect: whether a quote did not end, so that the next lines may lie inside a value.
         blank: blank lines of which it is not yet known whether another line follows.
     """
 
@@ -208,7 +232,7 @@ class _CarefulReader:
         self._format, self._name, self._names, self._places, self._log = csv_format, name, names, places, log
         self.held: list[str] = []
         self.blank = BlankLines(name, log)
-        self._suspect = False  # a quote did not end, so that the next lines may lie inside a value
+        self.suspect = False
 
     def chunk(self, number: int, block: bytes, last: bool) -> RawChunk:
         """The records that end in the block; `number` is that of its first line."""
@@ -223,7 +247,7 @@ class _CarefulReader:
             try:
                 for row in records:
                     end, start = at + records.line_num, end
-                    if len(row) != width or broken or self._suspect:
+                    if len(row) != width or broken or self.suspect:
                         reason = self._why_not(row, first + start, broken)
                         if reason is not None:
                             self._reject(first + start, reason, text(start, end))
@@ -237,7 +261,7 @@ class _CarefulReader:
                 if "unexpected end" in str(error) and not last:
                     self.held, at = lines[end:], len(lines)
                 else:
-                    self._suspect, at = self._format.quote is not None, end + 1
+                    self.suspect, at = self._format.quote is not None, end + 1
                     self._reject(
                         first + end, self._format.why(error, lines[end].rstrip("\r\n"), self._names), text(end, at)
                     )
@@ -254,11 +278,11 @@ class _CarefulReader:
             return None
         if len(row) != len(self._names):
             return f"values: {len(row)} for {len(self._names)} columns"
-        if self._suspect and any(quote in value for value in row):
+        if self.suspect and any(quote in value for value in row):
             return "a quote behind a line whose quote does not end"
         wrong = (self._names[at] for at in self._places if broken and not is_text(row[at]))
         reason = next((f"{column} holds bytes that are not {self._format.encoding}" for column in wrong), None)
-        self._suspect = self._suspect and reason is not None
+        self.suspect = self.suspect and reason is not None
         return reason
 
     def _reject(self, number: int, reason: str, text: str) -> None:
@@ -320,6 +344,65 @@ class _LazyLines:
     def __call__(self, row: int) -> str:
         self._lines = self._lines or self._block.split(b"\n")
         return self._lines[row].decode(self._encoding, "backslashreplace").rstrip("\r")
+
+
+@dataclass(frozen=True)
+class LinesFormat:
+    """Lines as they stand: a table of one column.
+
+    Args:
+        encoding: of the text; one in which a line feed is a single byte.
+        header_lines: lines that are neither read nor counted; the others keep their numbers.
+    """
+
+    encoding: str = "utf-8"
+    header_lines: int = 0
+
+    def texts(self, path, numbers: Iterable[int]) -> Iterator[str]:
+        """The lines of these numbers, which rise."""
+        return texts_at(path, numbers, self.encoding)
+
+    def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
+        """The lines without their ends, in one column; those with bytes of another encoding go to the log."""
+        blank = BlankLines(name, log)
+        for first, block in byte_blocks(path):
+            lines, broken = text_lines(block.removeprefix(BOM) if first == 1 else block, self.encoding)
+            numbers, texts = [], []
+            for number, line in enumerate(lines, first):
+                text = line.rstrip("\r\n")
+                if number <= self.header_lines:
+                    continue
+                if not text or text.isspace():
+                    blank.add(number)
+                    continue
+                log.files[name]["lines"] += 1
+                if broken and not is_text(text):
+                    blank.settle(number)
+                    log.reject(
+                        name, number, MalformedLine(f"bytes that are not {self.encoding}", shown(text)), shown(text)
+                    )
+                else:
+                    numbers.append(number)
+                    texts.append(text)
+            if numbers:
+                blank.settle(numbers[-1])
+                yield RawChunk(numbers, [texts], texts.__getitem__)
+
+
+def text_table(
+    name: str,
+    paths: Any,
+    columns: dict[str, pa.DataType],
+    split: Callable[[str], Any],
+    parse: Callable[[Any, Callable[[str], None]], tuple],
+    table_format: LinesFormat,
+    plain: Callable[[list], list[pa.Array] | None] | None = None,
+) -> RawTable:
+    """A table of lines in a format of their own: `parse` gets the values into which `split` takes a line; see
+    [`line_table`]."""
+    return line_table(
+        name, paths, columns, table_format, ("line",), lambda line, changed: parse(split(line[0]), changed), plain
+    )
 
 
 class BlankLines:

@@ -11,21 +11,20 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flip_ctr.data.readers.download import file_md5
 
 MAX_LISTED_LINES = 100  # of a file, in the report; `rejected.parquet` has all
-CHUNK_ROWS, CHUNK_BYTES = 65_536, 2**25
-FEW_LINES = 64  # among which one that is not plain is no longer looked for
+CHUNK_ROWS = 65_536
 FILE_BUFFER = 2**20
 BLOCK_BYTES, MAX_LINE_BYTES = 2**21, 2**24
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -241,32 +240,6 @@ def kind_of(path) -> str:
     return Path(PACKED_NAME.sub("", path.name)).suffix.lower()
 
 
-def raw_blocks(path) -> Iterator[list[bytes]]:
-    """The lines of a raw file with their ends, about `CHUNK_ROWS` of them or `CHUNK_BYTES` at a time.
-
-    Raises:
-        ValueError: a packed file is cut off or damaged.
-    """
-    number, block = 0, []
-    try:
-        with open_raw(path) as file:
-            while True:
-                block, size, more = [], 0, True
-                while more and len(block) < CHUNK_ROWS and size < CHUNK_BYTES:
-                    before = len(block)
-                    block.extend(
-                        islice(file, CHUNK_ROWS // 64)
-                    )  # what was read before an error stays in the list, and is counted
-                    more = len(block) > before
-                    size += sum(map(len, islice(block, before, None)))
-                if not block:
-                    return
-                yield block
-                number += len(block)
-    except DamagedFile as error:
-        raise error.after(number + len(block)) from error
-
-
 def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
     """A raw file in blocks of whole lines of about `size` bytes, each with the number of its first line. The last may
     lack its end.
@@ -295,128 +268,24 @@ def byte_blocks(path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
         yield number, bytes(rest)
 
 
-def raw_lines(path) -> Iterator[bytes]:
-    """The lines of a raw file with their ends. `ValueError` where a packed file is cut off or damaged."""
-    return chain.from_iterable(raw_blocks(path))
-
-
-class LineReader:
-    """Takes the lines of one file, in their order, to rows.
-
-    Args:
-        split, parse: `parse` gets the values into which `split` takes a line; a line that either refuses goes to the
-            log.
-        header_lines: lines that are neither read nor counted; the others keep their numbers in the file.
-
-    Lines end at line feeds only. Blank lines at the end are ignored, a blank line before that is malformed.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        split: Callable[[str], Any],
-        parse: Callable[[Any], tuple],
-        log: LineLog,
-        header_lines: int = 0,
-        encoding: str = "latin-1",
-    ):
-        self.name, self.split, self.parse, self.log = name, split, parse, log
-        self.header_lines, self.encoding = header_lines, encoding
-        self.blank: list[int] = []
-
-    def count(self, number: int) -> None:
-        """Says that the line of this number has been read, and is not blank."""
-        for empty in self.blank:
-            self.log.reject(self.name, empty, MalformedLine("blank line", ""), "")
-        self.blank.clear()
-        self.log.files[self.name]["lines"] = number - self.header_lines
-
-    def row(self, number: int, line: bytes) -> tuple | None:
-        """The row of a line; `None` where it becomes none."""
-        line = line.rstrip(b"\r\n")
-        if not line:
-            self.blank.append(number)
-            return None
-        self.count(number)
-        try:
-            text = line.decode(self.encoding)
-        except UnicodeDecodeError as error:
-            wrong = MalformedLine(f"bytes that are not {self.encoding}", repr(line[error.start : error.end]))
-            self.log.reject(self.name, number, wrong, line.decode(self.encoding, "backslashreplace"))
-            return None
-        try:
-            return self.parse(self.split(text))
-        except RejectedLine as error:
-            self.log.reject(self.name, number, error, text)
-            return None
-
-
-def read_chunks(
-    path,
-    reader: LineReader,
-    columns: dict[str, pa.DataType],
-    plain: Callable[[list[bytes]], list[pa.Array] | None] | None = None,
-) -> Iterator[RowChunk]:
-    """The rows of a file in chunks of bounded size.
-
-    Args:
-        plain: takes many lines to columns at once, with the same result as the reader, or to `None` where one of them
-            is not plain. Those are looked for by halving, and read one by one.
-    """
-
-    def one_by_one(first: int, lines: list[bytes]) -> tuple[Sequence[int], list[pa.Array]]:
-        rows = [
-            (number, row) for number, line in enumerate(lines, first) if (row := reader.row(number, line)) is not None
-        ]
-        if not rows:
-            return [], [pa.array([], kind) for kind in columns.values()]
-        values = zip(*(row for _, row in rows))
-        return [number for number, _ in rows], [
-            pa.array(column, kind) for column, kind in zip(values, columns.values())
-        ]
-
-    def pieces(first: int, lines: list[bytes]) -> Iterator[tuple[Sequence[int], list[pa.Array]]]:
-        arrays = plain(lines) if plain is not None else None
-        if arrays is not None:
-            reader.count(first + len(lines) - 1)
-            yield range(first, first + len(lines)), arrays
-        elif plain is None or len(lines) <= FEW_LINES:
-            yield one_by_one(first, lines)
-        else:
-            half = len(lines) // 2
-            yield from pieces(first, lines[:half])
-            yield from pieces(first + half, lines[half:])
-
-    number = 1
-    for block in raw_blocks(path):
-        first = max(number, reader.header_lines + 1)
-        found = list(pieces(first, block[first - number :]))
-        number += len(block)
-        if len(found) == 1:
-            lines, arrays = found[0]
-        else:
-            lines = [line for piece, _ in found for line in piece]
-            arrays = [pa.concat_arrays(column) for column in zip(*(arrays for _, arrays in found))]
-        if len(lines):
-            yield RowChunk(reader.name, lines, arrays)
-
-
 def line_table(
     name: str,
     paths: Any,
     columns: dict[str, pa.DataType],
-    split: Callable[[str], Any],
-    parse: Callable[..., tuple],
-    header_lines: int = 0,
-    encoding: str = "latin-1",
-    plain: Callable[[list[bytes]], list[pa.Array] | None] | None = None,
+    table_format: Any,
+    sources: Sequence[str],
+    parse: Callable[[tuple, Callable[[str], None]], tuple],
+    plain: Callable[[list], list[pa.Array] | None] | None = None,
 ) -> RawTable:
     """A table with a row a line, of one file or of a list of files.
 
     Args:
-        parse: the values of a line to those of the row; its second argument counts a kind of value that is not kept as
-            it stands.
-        plain: see [`read_chunks`].
+        table_format: a `TableFormat`, or [`LinesFormat`].
+        sources: the columns of the files that are read.
+        parse: their values on a line to those of the row, or a `RejectedLine`; its second argument counts a kind of
+            value that is not kept as it stands.
+        plain: takes the columns of many lines to those of the rows at once, with the same result, or to `None` where
+            that might be another.
     """
     paths = paths if isinstance(paths, list) else [paths]
 
@@ -424,13 +293,26 @@ def line_table(
         for path in paths:
             log.start(path.name, path)
             changed = partial(log.count_change, path.name)
-            reader = LineReader(
-                path.name, split, lambda values, changed=changed: parse(values, changed), log, header_lines, encoding
-            )
-            yield from read_chunks(path, reader, columns, plain)
+            for chunk in table_format.chunks(path.name, path, sources, log):
+                lines, arrays = chunk.lines, plain(chunk.columns) if plain is not None else None
+                if arrays is None:
+                    lines, rows = [], []
+                    for at, values in enumerate(zip(*map(as_list, chunk.columns))):
+                        try:
+                            rows.append(parse(values, changed))
+                            lines.append(chunk.lines[at])
+                        except RejectedLine as error:
+                            log.reject(path.name, chunk.lines[at], error, chunk.text(at))
+                    arrays = [pa.array(values, kind) for values, kind in zip(zip(*rows), columns.values())]
+                if len(lines):
+                    yield RowChunk(path.name, lines, arrays)
             log.check(path.name, path)
 
-    return RawTable(name, columns, {path.name: path for path in paths}, read, partial(texts_at, encoding=encoding))
+    return RawTable(name, columns, {path.name: path for path in paths}, read, table_format.texts)
+
+
+def as_list(values: Sequence) -> Sequence:
+    return values.to_pylist() if isinstance(values, pa.Array) else values
 
 
 def write_typed(table: RawTable, target: Path, log: LineLog) -> int:
@@ -454,11 +336,11 @@ def texts_at(path, numbers: Iterable[int], encoding: str) -> Iterator[str]:
     """The lines of a raw file at these numbers, which rise."""
     wanted = iter(numbers)
     number = next(wanted, None)
-    for at, line in enumerate(raw_lines(path), 1):
-        if number is None:
-            return
-        if at == number:
-            yield line.decode(encoding, "backslashreplace").rstrip("\r\n")
+    for first, block in byte_blocks(path):
+        end, lines = first + block.count(b"\n") + (not block.endswith(b"\n")), None
+        while number is not None and number < end:
+            lines = lines or block.split(b"\n")
+            yield lines[number - first].decode(encoding, "backslashreplace").rstrip("\r\n")
             number = next(wanted, None)
 
 
@@ -475,6 +357,24 @@ def whole_number(name: str, text: str) -> int:
     if not text.isdecimal() or len(text) > MAX_DIGITS:
         raise MalformedLine(f"{name} is not a whole number", text)
     return int(text)
+
+
+def whole_numbers(columns: Sequence, ranges: Mapping[int, range] = {}) -> list[pa.Array] | None:
+    """Columns of text as [`whole_number`] reads each value; `None` where one is no plain number.
+
+    Args:
+        ranges: where the values of some columns, by number, must lie.
+    """
+    found = []
+    for at, column in enumerate(columns):
+        column = column if isinstance(column, pa.Array) else pa.array(column, pa.string())
+        if not pc.all(pc.ascii_is_decimal(column)).as_py() or pc.max(pc.binary_length(column)).as_py() > MAX_DIGITS:
+            return None
+        found.append(column.cast(pa.int64()))
+        extremes = pc.min_max(found[-1]).as_py()
+        if at in ranges and not {extremes["min"], extremes["max"]} <= set(ranges[at]):
+            return None
+    return found
 
 
 TIDY = {

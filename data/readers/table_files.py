@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flip_ctr.data.readers.csv_files import BOM, BlankLines, CsvFormat, RawChunk, is_text, shown, text_lines
+from flip_ctr.data.readers.csv_files import BOM, CsvFormat, LinesFormat, RawChunk, shown
 from flip_ctr.data.readers.download import fetch_files, is_address
 from flip_ctr.data.readers.raw_files import (
     BLOCK_BYTES,
@@ -29,7 +29,6 @@ from flip_ctr.data.readers.raw_files import (
     LineLog,
     MalformedLine,
     RowChunk,
-    byte_blocks,
     open_raw,
     texts_at,
 )
@@ -95,7 +94,9 @@ class JsonFormat:
         """The columns of the first objects and the types of their values, None where they are null or have none of the
         five."""
         found: dict[str, set] = {}
-        for _, _, row in next(self._blocks(path), [])[:PEEKED_LINES]:
+        log = LineLog(1.0, files={path.name: LineLog.entry()})
+        _, _, rows = next(self._blocks(path.name, path, log), ((), (), ()))
+        for row in rows[:PEEKED_LINES]:
             for name, value in row.items() if isinstance(row, dict) else ():
                 found.setdefault(name, set()).add(_json_type(value))
         return {name: _common_type(kinds) for name, kinds in found.items()}
@@ -105,65 +106,56 @@ class JsonFormat:
         if not self._is_array(path):
             return texts_at(path, numbers, self.encoding)
         wanted = set(numbers)
-        return (shown(text) for block in self._blocks(path) for number, text, _ in block if number in wanted)
+        return (
+            shown(text)
+            for numbers, texts, _ in array_blocks(path, self.encoding)
+            for number, text in zip(numbers, texts)
+            if number in wanted
+        )
 
     def _is_array(self, path) -> bool:
         with open_raw(path) as file, contextlib.suppress(DamagedFile):  # which is said, with its line, when it is read
             return file.read(4_096).removeprefix(BOM).lstrip()[:1] == b"["
         return False
 
-    def _blocks(self, path) -> Iterator[list[tuple[int, str, Any]]]:
-        """Numbers, texts and values of lines, or of the objects of an array; `MalformedLine` as the value of what is
-        no object."""
-        if self._is_array(path):
-            yield from array_blocks(path, self.encoding)
+    def _blocks(self, name: str, path, log: LineLog) -> Iterator[tuple[Sequence[int], list[str], list]]:
+        """Numbers, texts and values of lines, or of the objects of an array; `MalformedLine` as the value of a line
+        that has none."""
+        if not self._is_array(path):
+            for chunk in LinesFormat(self.encoding).chunks(name, path, (), log):
+                yield chunk.lines, chunk.columns[0], [_json_value(line) for line in chunk.columns[0]]
             return
-        for first, block in byte_blocks(path):
-            lines, broken = text_lines(block.removeprefix(BOM) if first == 1 else block, self.encoding)
-            yield [(first + at, line, self._value(line, broken)) for at, line in enumerate(lines)]
-
-    def _value(self, line: str, broken: bool) -> Any:
-        try:
-            if broken and not is_text(line):
-                raise MalformedLine(f"bytes that are not {self.encoding}", line)
-            return _json_object(line)
-        except MalformedLine as error:
-            return error
+        for numbers, texts, values in array_blocks(path, self.encoding):
+            log.files[name]["lines"] += len(numbers)
+            yield numbers, texts, values
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         """The wanted columns of a file; lines that are no JSON object go to the log."""
-        blank, width = BlankLines(name, log), len(sources)
+        width = len(sources)
         pick = itemgetter(*sources) if width > 1 else lambda row: (row[sources[0]],)
-        for block in self._blocks(path):
-            values, numbers, texts = [], [], []
-            for number, line, row in block:
+        for numbers, texts, rows in self._blocks(name, path, log):
+            values, kept = [], []
+            for at, row in enumerate(rows):
                 if not isinstance(row, dict):
-                    if line.isspace():
-                        blank.add(number)
-                        continue
-                    blank.settle(number)
-                    log.files[name]["lines"] += 1
                     reason = row.reason if isinstance(row, MalformedLine) else "not a JSON object of columns"
-                    log.reject(name, number, MalformedLine(reason, shown(line.strip())), shown(line))
+                    text = shown(texts[at])
+                    log.reject(name, numbers[at], MalformedLine(reason, text.strip()), text)
                     continue
                 try:
                     values += pick(row)
                 except KeyError:  # a column that is not there is null
                     values += [row.get(source) for source in sources]
-                numbers.append(number)
-                texts.append(line)
-            if numbers:
-                blank.settle(numbers[-1])
-                log.files[name]["lines"] += len(numbers)
+                kept.append(at)
+            if kept:
                 columns = [values[place::width] for place in range(width)]
-                yield RawChunk(numbers, columns, lambda row: shown(texts[row]))
+                yield RawChunk([numbers[at] for at in kept], columns, lambda row: shown(texts[kept[row]]))
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def array_blocks(path, encoding: str) -> Iterator[list[tuple[int, str, Any]]]:
-    """The values of a file that is one JSON array, each with its number from 1 and its text, some at a time.
+def array_blocks(path, encoding: str) -> Iterator[tuple[Sequence[int], list[str], list]]:
+    """Numbers from 1, texts and values of the elements of a file that is one JSON array, some at a time.
 
     Raises:
         ValueError: it is broken, or ends too early; names the line.
@@ -181,7 +173,7 @@ def array_blocks(path, encoding: str) -> Iterator[list[tuple[int, str, Any]]]:
 
     with open_raw(path) as file:
         while True:
-            data, found = file.read(BLOCK_BYTES), []
+            data, texts, values = file.read(BLOCK_BYTES), [], []
             line += text.count("\n", 0, at)
             text, at = text[at:] + decode(data, not data), 0
             while (at := _SPACE.match(text, at).end()) < len(text):
@@ -199,11 +191,12 @@ def array_blocks(path, encoding: str) -> Iterator[list[tuple[int, str, Any]]]:
                     raise broken(f"no JSON value ({getattr(error, 'msg', error)})") from None
                 if end == len(text) and data:  # a number may go on
                     break
-                number += 1
-                found.append((number, text[at:end], value))
+                texts.append(text[at:end])
+                values.append(value)
                 at, signs, value_next = end, ",]", False
-            if found:
-                yield found
+            if values:
+                number += len(values)
+                yield range(number + 1 - len(values), number + 1), texts, values
             if not data:
                 break
     if signs or value_next:
@@ -213,22 +206,18 @@ def array_blocks(path, encoding: str) -> Iterator[list[tuple[int, str, Any]]]:
 _scan_json = json.JSONDecoder().scan_once
 
 
-def _json_object(line: str) -> dict:
-    """The object on a line; `MalformedLine` where there is none, or anything beside it."""
+def _json_value(line: str) -> Any:
+    """The value on a line; `MalformedLine` where there is none, or anything beside it."""
     try:
         try:
-            row, end = _scan_json(line, 0)
+            value, end = _scan_json(line, 0)
         except StopIteration:  # space before it, or broken: `loads` says where
-            row, end = json.loads(line), len(line)
+            value, end = json.loads(line), len(line)
     except json.JSONDecodeError as error:
-        raise MalformedLine(f"broken JSON: {error.msg}", line) from None
+        return MalformedLine(f"broken JSON: {error.msg}", line)
     except (ValueError, RecursionError):  # a number of more than 4,300 digits
-        raise MalformedLine("JSON that is nested too deep, or holds too long a number", line) from None
-    if line[end:].strip():
-        raise MalformedLine("text behind a JSON object", line)
-    if not isinstance(row, dict):
-        raise MalformedLine("not a JSON object of columns", line)
-    return row
+        return MalformedLine("JSON that is nested too deep, or holds too long a number", line)
+    return MalformedLine("text behind a JSON object", line) if line[end:].strip() else value
 
 
 def _json_type(value) -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_ctr.data.readers.raw_files import MalformedLine
+from flip_ctr.data.readers.raw_files import MalformedLine, whole_numbers
 from flip_ctr.modeling_flip.columns_flip import canonical_value
 from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
 
@@ -133,6 +133,9 @@ def _cast(raw: pa.Array, column: TableColumn) -> pa.Array | None:
         return None
     if column.type == "int" and pa.types.is_integer(kind):
         return raw.cast(pa.int64())
+    if column.type == "int" and pa.types.is_string(kind) and not column.nulls and len(raw):
+        done = whole_numbers([raw])
+        return done and done[0]
     if column.type == "bool" and pa.types.is_boolean(kind):
         return raw
     if column.type == "float" and kind == pa.float64():

@@ -205,7 +205,7 @@ def test_cold_items_are_counted_as_unseen(tmp_path):
 def test_malformed_lines_are_counted_with_number_and_reason(tmp_path):
     ratings = rating_rows()
     bad = {
-        3: ["1::2::5", "3 fields, not 4 separated by '::'"],
+        3: ["1::2::5", "values: 3 for 4 columns"],
         5: ["1::x::5::0", "movie id is not a whole number"],
         7: ["1::2::6::0", "rating is not a whole number from 1 to 5"],
         9: ["1::2::::0", "rating is not a whole number from 1 to 5"],
@@ -225,7 +225,7 @@ def test_malformed_lines_are_counted_with_number_and_reason(tmp_path):
     rejected = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
     assert [list(one.values()) for one in rejected] == [["ratings.dat", n, bad[n][1], bad[n][0]] for n in sorted(bad)]
     summary = prepare.summary(report)
-    assert "ratings.dat, line 3: 3 fields" in summary and "5 more malformed lines" in summary
+    assert "ratings.dat, line 3: values: 3 for 4" in summary and "5 more malformed lines" in summary
 
 
 def test_every_rejected_line_is_written_not_only_the_first_hundred(tmp_path):
@@ -248,7 +248,9 @@ def test_too_many_malformed_lines_are_an_error_and_leave_nothing(tmp_path):
     ratings = rating_rows()
     ratings[41] = ["torn line"]
     raw = write_1m(tmp_path / "raw", ratings)
-    with pytest.raises(ValueError, match="ratings.dat: 1 of 600 lines .* 0.001667; --max_malformed.* line 42: 1 field"):
+    with pytest.raises(
+        ValueError, match="ratings.dat: 1 of 600 lines .* 0.001667; --max_malformed.* line 42: values: 1 for 4 columns"
+    ):
         run("ml-1m", raw, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
     assert run("ml-1m", raw, tmp_path / "out", max_malformed_share=0.01)["malformed"] == 1

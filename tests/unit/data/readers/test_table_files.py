@@ -258,9 +258,11 @@ def test_json_numbers_that_are_none_are_null_or_rejected(tmp_path):
 @pytest.mark.parametrize("size", [1, 7, 2**21])
 def test_a_json_array(tmp_path, monkeypatch, size):
     monkeypatch.setattr(table_files, "BLOCK_BYTES", size)
-    text = '\ufeff [ {"a": 1, "t": "x"},\n\n {"a": 12345678901234567890}, 7,{"t":\n "[\u00e9\\"]"}'
-    text += ', {"a": "x"},\r\n{"a": 5}]\n '
-    path = json_file(tmp_path, text)
+    first, second = (
+        '{"a": 1, "t": "x"},\n\n {"a": 12345678901234567890}',
+        '{"t":\n "[\u00e9\\"]"}, {"a": "x"},\r\n{"a": 5}',
+    )
+    path = json_file(tmp_path, f"\ufeff [ {first}, 7,{second}]\n ")
     rows = [(1, 1, "x"), (4, None, '[\u00e9"]'), (6, 5, None)]
     rejected = [
         (2, "a does not fit into 64 bits", "12345678901234567890"),
