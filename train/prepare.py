@@ -24,6 +24,7 @@ from flip_ctr.data.datasets.table_schema import read_schema
 from flip_ctr.data.prepare.dataset_card import dataset_card
 from flip_ctr.data.prepare.dataset_folder import (
     REJECTED_NAME,
+    check_account,
     check_output_dir,
     new_dataset_folder,
     write_items,
@@ -150,6 +151,7 @@ def run(args: PrepareArguments) -> dict:
             "raw_files": log.files,
             "notes": list(source.notes),
         }
+        check_account(report)
         picture = plot_dataset(report, schema, folder)
         write_texts(folder, schema, report, dataset_card(schema, report, source.card_facts, picture is not None))
     return report

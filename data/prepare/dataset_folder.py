@@ -166,6 +166,16 @@ def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
             writer.write_batch(batch.select(schema.names).cast(schema))
 
 
+def check_account(report: dict) -> None:
+    """`ValueError` where a row that was read is neither in a split, nor support, nor dropped, nor rejected."""
+    found = report["rows_kept"] + report["malformed"] + sum(report["dropped"].values())
+    found += report.get("support", {"rows": 0})["rows"]
+    if found != report["rows_read"]:
+        raise ValueError(
+            f"{report['rows_read']:,} rows were read, and {found:,} are accounted for: this is a fault of prepare."
+        )
+
+
 def write_items(folder: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
     """Writes `items.parquet`, see `histories.items_of`."""
     with pq.ParquetWriter(folder / ITEMS_NAME, schema) as writer:

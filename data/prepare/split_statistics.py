@@ -54,7 +54,6 @@ def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
             values = single.filter(single.value.notnull()).union(
                 empty.mutate(value=ibis.null(full.value.type().value_type))
             )
-        values = values.mutate(value=values.value.cast("string"))
         per_value = values.group_by("value").agg(
             **{f"n_{code}": (values._split == code).cast("int64").sum() for code in range(len(SPLITS))}
         )

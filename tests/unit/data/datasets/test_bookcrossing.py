@@ -232,6 +232,7 @@ def test_every_line_is_kept_dropped_or_rejected(tmp_path):
     report = run(write_raw(tmp_path / "raw", ratings), tmp_path / "out", max_malformed_share=0.02)
     left = [line for number, line in enumerate(ratings, 2) if number not in bad | unused]
     implicit = sum(line.endswith('"0"') for line in left)
+    assert (tmp_path / "raw" / RATINGS_FILE).read_bytes().count(b"\n") == report["rows_read"] + 1  # and the header
     assert report["rows_read"] == len(ratings) and report["malformed"] == len(bad)
     assert report["dropped"] == {
         f"user is not in {USERS_FILE}": 1,

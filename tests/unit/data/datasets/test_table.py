@@ -51,6 +51,35 @@ def folder(tmp_path):
 
 # --- what becomes of rows
 
+DIRT = {
+    "csv": [b'1,i2,4,"1', b"1,i2", b"", b'1,i2,"x" y,1', b"1,i2,4,1,2,3,4,5,6,7,8,9", b"x,i2,4,1,5,z,\xff,a,1,true"],
+    "tsv": [b'1\ti2\t4\t"1', b"1\ti2", b"", b"1,i2,4,1", b"x\ti2\t4\t1\t5\tz\ty\ta\t1\ttrue\r"],
+    "jsonl": [b'{"uid": 1', b"[1]", b"", b"{}}", b'{"uid": 1, "title": "\xff"}', b'{"uid": "x"}', b'{"uid": 1e999}'],
+}
+
+
+@pytest.mark.parametrize("kind", DIRT)
+def test_every_line_of_a_dirty_file_is_in_a_split_dropped_or_rejected(tmp_path, kind):
+    path = tmp_path / f"clicks.{kind}"
+    if kind == "jsonl":
+        write_jsonl(path, event_rows())
+    else:
+        write_csv(path, event_rows(), delimiter="\t" if kind == "tsv" else ",")
+    # dirt between records, and behind the last one
+    records = path.read_bytes().replace(b"enfants\n", b"enfants~").split(b"\n")
+    for number, line in enumerate(DIRT[kind] * 3):
+        records.insert(7 + number * 31, line)
+    path.write_bytes(b"\n".join([*records[:-1], DIRT[kind][0]]).replace(b"enfants~", b"enfants\n"))
+    lines = path.read_bytes().count(b"\n") + (kind == "jsonl")  # the last line has no end; the header is none of them
+    changes = {"files": path.name, "drop": {"i1": "item_id == 'i1'"}, "sample_weight": ...}
+    report = run(tmp_path, options={"max_malformed_share": 0.1}, **changes)
+    rows, dropped = all_rows(tmp_path / "out"), report["dropped"]["i1"]
+    of_two_lines = sum("\u00e9" in row["title"] for row in rows) + dropped  # i1 has such a title
+    of_two_lines *= kind != "jsonl"
+    rejected_lines = sum(text.count("\n") + 1 for *_, text in rejected(tmp_path / "out"))
+    assert len(rows) + dropped + of_two_lines + rejected_lines == lines
+    assert adds_up(report) and report["malformed"] > 3 * len(DIRT[kind]) and 0 < dropped <= USERS
+
 
 def test_a_table_becomes_a_dataset_folder(clean):
     folder, report = clean.folder, clean.report
