@@ -252,18 +252,12 @@ def _placed(table: pa.Table, split: str, seed: int, past: History | None) -> tup
 
 
 def catalogue_card(schema: DatasetSchema, report: dict) -> str:
-    """The dataset card, with the front matter by which `datasets.load_dataset(folder)` finds the splits."""
+    """The dataset card; for its front matter see `dataset_card`."""
     front_matter = {
         "pretty_name": "Generated catalogue of the flip-ctr demo",
         "license": "cc0-1.0",
         "task_categories": ["tabular-classification"],
         "tags": ["click-through-rate", "synthetic", "flip-ctr"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]],
-            }
-        ],
     }
     rule = schema.protocol.get("history")
     history = f"* **Histories** (`{HISTORY}`): {rule}.\n" if rule else ""

@@ -8,7 +8,8 @@ from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSch
 
 
 def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has_picture: bool = False) -> str:
-    """The dataset card, with the front matter by which `datasets.load_dataset(folder)` finds the splits.
+    """The dataset card. Its front matter names no files: `datasets.load_dataset(folder)` finds the splits by the names
+    in `data/`, and then tells folders apart by their files; of named patterns it takes two folders of one name for one.
 
     Args:
         report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see
@@ -19,14 +20,12 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
         has_picture: whether `dataset.png` lies in the folder.
     """
     title = facts.get("title", schema.dataset)
-    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in report["splits"]]
     front_matter = {
         "pretty_name": title,
         **({"license": "other", "license_name": schema.dataset} if "licence" in facts else {}),
         **({"license_link": facts["licence_link"]} if "licence" in facts and "licence_link" in facts else {}),
         "task_categories": ["tabular-classification"],
         "tags": ["click-through-rate", "recommendation", "flip-ctr"],
-        "configs": [{"config_name": "default", "data_files": files}],
     }
     splits, protocol = report["splits"], schema.protocol
     keys = [field for field in schema.fields if field.key]

@@ -334,7 +334,7 @@ def test_load_dataset_takes_no_rejected_line_for_a_row(tmp_path):
 
     report = run(write_raw(tmp_path / "raw", [*rating_lines(), f'"999";"{isbn(1)}";"5"']), tmp_path / "out")
     rows = {name: one["rows"] for name, one in report["splits"].items()}
-    for card in (True, False):  # neither with the card's list of files nor by the names of files
+    for card in (True, False):  # neither with the card nor without
         if not card:
             (tmp_path / "out" / "README.md").unlink()
         dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / f"cache-{card}"))

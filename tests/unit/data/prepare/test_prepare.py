@@ -84,6 +84,28 @@ def test_load_dataset_reads_the_folder(tmp_path, plain):
         n: one["rows"] for n, one in plain.report["splits"].items()
     }
     assert dataset["train"].column_names == COLUMNS
+    assert list(dataset) == ["train", "validation", "test"]
+
+
+def test_load_dataset_tells_folders_of_one_name_apart(tmp_path, plain):
+    """The cache of `datasets` knows a folder that names its files by that name alone, and gave another's rows."""
+    from datasets import load_dataset
+
+    def load(folder):
+        rows = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+        assert {name: part.num_rows for name, part in rows.items()} == {
+            name: read_split(folder, name).num_rows for name in rows
+        }
+        return rows["train"].to_list()
+
+    for place in ("1", "2"):
+        shutil.copytree(plain.out, tmp_path / place / "D")
+    run("ml-1m", plain.raw, tmp_path / "2" / "D", split_seed=7, overwrite_output_dir=True)
+    pq.write_table(pa.table({"movie_id": [1]}), tmp_path / "2" / "D" / "items.parquet")  # as with histories: no split
+    first, second = load(tmp_path / "1" / "D"), load(tmp_path / "2" / "D")
+    assert first != second
+    run("ml-1m", plain.raw, tmp_path / "1" / "D", split_seed=7, overwrite_output_dir=True)
+    assert load(tmp_path / "1" / "D") == second
 
 
 def test_large_splits_are_many_shards_with_the_same_rows(tmp_path, plain, monkeypatch):
@@ -123,7 +145,7 @@ def test_card_states_what_was_done(tmp_path):
     report = run("ml-100k", write_100k(tmp_path / "raw"), tmp_path / "out", split="time")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     front_matter = yaml.safe_load(card.split("---\n")[1])
-    assert [one["split"] for one in front_matter["configs"][0]["data_files"]] == ["train", "validation", "test"]
+    assert front_matter["tags"] == ["click-through-rate", "recommendation", "flip-ctr"]
     assert f"| train | {report['splits']['train']['rows']} |" in card
     for statement in ("ratings of 3 are dropped", "ordered by timestamp", "not redistribute", "harper2015movielens"):
         assert statement in " ".join(card.replace("*", "").split())
