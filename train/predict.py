@@ -48,6 +48,7 @@ def run(args: PredictArguments) -> dict[str, int]:
         for batch, scores in scored_batches(accelerator, model, rows, args.per_device_eval_batch_size, total):
             writer.write(batch.rows, score_columns(batch, scores, added))
             scored += len(batch.known)
+    accelerator.wait_for_everyone()  # for the output, which one process writes
     counts = {"rows": total, "scored": scored}
     return report(counts, args.output) if accelerator.is_main_process else counts
 
