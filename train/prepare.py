@@ -68,6 +68,7 @@ def open_source(args: PrepareArguments) -> Source:
         args.click_threshold,
         args.dropped_ratings,
         args.ids_in_prompt,
+        args.later_counts,
         split=args.split,
         seed=args.split_seed,
         ratios=tuple(args.ratios or RATIOS),

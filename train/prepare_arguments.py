@@ -15,6 +15,7 @@ OF_RATINGS = {
     "click_threshold": "`label` of the schema",
     "ids_in_prompt": "`sides` of the schema's fields",
     "preset": "`sides` of the schema's fields",
+    "later_counts": "what stands in the schema's `fields`",
     "statistics": "`statistics` of the schema",
     "history": "`history` of the schema",
     "support_rows": "`support_rows` of the schema",
@@ -98,10 +99,16 @@ class RowOptions(Options):
 class PromptOptions(Options):
     title = "Prompts"
 
-    preset: str | None = option(None, "named settings: paper puts the ids into the prompt", choices=preset_names())
+    preset: str | None = option(
+        None, "named settings: paper puts the ids into the prompt, and keeps later counts", choices=preset_names()
+    )
     ids_in_prompt: bool = by_case(
         "put the ids into the prompt, and fields that name a person: MovieLens' zip code, BookCrossing's location (as "
         "the paper does)"
+    )
+    later_counts: bool = by_case(
+        "keep fields that count what came after a row too, and its own rating among it: GoodReads' average rating and "
+        "number of reviews (as the paper does)"
     )
     tokenizer_name: str | None = option(
         None, "a PLM (path or hub id) whose tokens the card counts the prompts in; words when not given", model=True

@@ -352,5 +352,6 @@ DATASETS = {
         unique=True,
         again_reason="user has this book on an earlier line",
         described_at=PAGE,
+        later_counts=("average_rating", "text_reviews_count"),
     )
 }

@@ -28,7 +28,7 @@ from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS, TableFiles, rea
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
-from flip_ctr.data.readers.raw_files import LineLog, open_raw, raw_lines
+from flip_ctr.data.readers.raw_files import LineLog, byte_blocks, open_raw
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, sample
 
 SAMPLE_ROWS, SAMPLE_FILES = 20_000, 8
@@ -206,7 +206,12 @@ def _cut_parquet(reader: ParquetFormat, path: Path, target: Path, rows: int) -> 
 
 def _cut_lines(path: Path, target: Path, rows: int) -> bool:
     """Writes the first lines of a text, and says whether these are all."""
-    lines = list(islice(raw_lines(path), rows + 2))
+    lines: list[bytes] = []
+    for _, block in byte_blocks(path):
+        lines += block.splitlines(keepends=True)
+        if len(lines) >= rows + 2:
+            break
+    del lines[rows + 2 :]
     complete = len(lines) < rows + 2
     text = b"".join(lines)
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -34,6 +34,7 @@ class RawDataset:
         in_folder: for a dataset whose files differ from folder to folder: the folder to those of the above that its
             files decide, which take the place of what stands here.
         notes: what of the dataset a folder lacks, for people.
+        later_counts: fields that count what came after a row too, its own rating among it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RawDataset:
     described_at: str | None = None
     in_folder: Callable[..., dict] | None = None
     notes: tuple[str, ...] = ()
+    later_counts: tuple[str, ...] = ()
 
     def of(self, folder) -> "RawDataset":
         """The dataset as the files of a folder make it.
@@ -106,6 +108,7 @@ def ratings_source(
     click_threshold: int,
     dropped: Sequence[int],
     ids_in_prompt: bool,
+    later_counts: bool = False,
     *,
     split: str,
     seed: int,
@@ -121,6 +124,7 @@ def ratings_source(
         click_threshold: a rating of at least this is a click.
         dropped: ratings that are no part of the dataset.
         ids_in_prompt: whether ids, and fields that name a person, are in the prompt.
+        later_counts: whether the dataset's fields that count later ratings are kept.
         split, seed, ratios: see `splits`.
         statistics: see [`read_statistics`].
         history, support_rows: see [`read_history`].
@@ -131,7 +135,7 @@ def ratings_source(
     """
     raw = raw.of(folder)
     check_split(split, owner=raw.files[0], user=raw.user, item=raw.item, time=raw.time)
-    fields = raw.fields(ids_in_prompt)
+    fields = [one for one in raw.fields(ids_in_prompt) if later_counts or one.name not in raw.later_counts]
     rates = read_statistics(statistics, fields, "--statistics")
     columns = tuple([one.name for one in fields] + ([raw.time] if raw.time else []))
     past = read_history(history, support_rows, fields, split=split, user=raw.user, item=raw.item, columns=columns)

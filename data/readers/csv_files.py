@@ -157,12 +157,12 @@ class CsvFormat:
                 if quoted or SIGN.encode() in text:
                     return None
                 text, delimiter = text.replace(delimiter.encode(), SIGN.encode()), SIGN
-            columns = _arrow_csv(text, width, places, delimiter, self.quote if quoted else False)
+            columns = _arrow_csv(text, width, places or [0], delimiter, self.quote if quoted else False)
         except (pa.ArrowInvalid, UnicodeDecodeError):  # too few or too many values, bytes of another encoding
             return None
         if len(columns[0]) != count:
             return None
-        return RawChunk(range(first, first + count), columns, _LazyLines(block, self.encoding))
+        return RawChunk(range(first, first + count), columns[: len(places)], _LazyLines(block, self.encoding))
 
     @cached_property
     def _record(self) -> str:

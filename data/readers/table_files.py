@@ -103,7 +103,7 @@ class JsonFormat:
 
     def texts(self, path, numbers: Iterable[int]) -> Iterator[str]:
         """The lines, or objects of an array, of these numbers, which rise."""
-        if not self._is_array(path):
+        if not self.is_array(path):
             return texts_at(path, numbers, self.encoding)
         wanted = set(numbers)
         return (
@@ -113,7 +113,8 @@ class JsonFormat:
             if number in wanted
         )
 
-    def _is_array(self, path) -> bool:
+    def is_array(self, path) -> bool:
+        """Whether a file is one array of objects."""
         with open_raw(path) as file, contextlib.suppress(DamagedFile):  # which is said, with its line, when it is read
             return file.read(4_096).removeprefix(BOM).lstrip()[:1] == b"["
         return False
@@ -121,13 +122,26 @@ class JsonFormat:
     def _blocks(self, name: str, path, log: LineLog) -> Iterator[tuple[Sequence[int], list[str], list]]:
         """Numbers, texts and values of lines, or of the objects of an array; `MalformedLine` as the value of a line
         that has none."""
-        if not self._is_array(path):
+        if not self.is_array(path):
             for chunk in LinesFormat(self.encoding).chunks(name, path, (), log):
-                yield chunk.lines, chunk.columns[0], [_json_value(line) for line in chunk.columns[0]]
+                yield chunk.lines, chunk.columns[0], [self.value(line) for line in chunk.columns[0]]
             return
         for numbers, texts, values in array_blocks(path, self.encoding):
             log.files[name]["lines"] += len(numbers)
             yield numbers, texts, values
+
+    def value(self, line: str) -> Any:
+        """The value on a line; `MalformedLine` where there is none, or anything beside it."""
+        try:
+            try:
+                value, end = _scan_json(line, 0)
+            except StopIteration:  # space before it, or broken: `loads` says where
+                value, end = json.loads(line), len(line)
+        except json.JSONDecodeError as error:
+            return MalformedLine(f"broken JSON: {error.msg}", line)
+        except (ValueError, RecursionError):  # a number of more than 4,300 digits
+            return MalformedLine("JSON that is nested too deep, or holds too long a number", line)
+        return MalformedLine("text behind a JSON object", line) if line[end:].strip() else value
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         """The wanted columns of a file; lines that are no JSON object go to the log."""
@@ -204,20 +218,6 @@ def array_blocks(path, encoding: str) -> Iterator[tuple[Sequence[int], list[str]
 
 
 _scan_json = json.JSONDecoder().scan_once
-
-
-def _json_value(line: str) -> Any:
-    """The value on a line; `MalformedLine` where there is none, or anything beside it."""
-    try:
-        try:
-            value, end = _scan_json(line, 0)
-        except StopIteration:  # space before it, or broken: `loads` says where
-            value, end = json.loads(line), len(line)
-    except json.JSONDecodeError as error:
-        return MalformedLine(f"broken JSON: {error.msg}", line)
-    except (ValueError, RecursionError):  # a number of more than 4,300 digits
-        return MalformedLine("JSON that is nested too deep, or holds too long a number", line)
-    return MalformedLine("text behind a JSON object", line) if line[end:].strip() else value
 
 
 def _json_type(value) -> str | None:

@@ -177,6 +177,7 @@ def write_csv(folder: Path, rows=None, **other) -> Path:
 
 
 def run(data_dir, output_dir, **options) -> dict:
+    options = {"later_counts": True} | options
     return prepare.run(PrepareArguments("goodreads", str(output_dir), str(data_dir), **options))
 
 
@@ -240,6 +241,18 @@ def test_rows_are_typed_and_fields_are_the_papers(clean):
         "text_reviews_count": "numeric",
         "num_pages": "numeric",
     }
+
+
+def test_what_counts_later_ratings_is_kept_only_when_asked(clean):
+    def fields(**options) -> list[str]:
+        return [
+            one.name
+            for one in prepare.open_source(PrepareArguments("goodreads", "o", str(clean.raw), **options)).fields
+        ]
+
+    later = ["average_rating", "text_reviews_count"]
+    assert fields() == [name for name in FIELDS if name not in later]
+    assert fields(later_counts=True) == fields(preset="paper") == FIELDS
 
 
 def test_csv_and_json_give_the_same_rows_but_for_the_time(tmp_path, clean):
