@@ -11,7 +11,15 @@ accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import FinetuneArguments
-from flip_ctr.train.loop.loaders import check_clicks, encode_split, log_unknown_keys, training_loader, training_split
+from flip_ctr.train.loop.loaders import (
+    check_clicks,
+    encode_split,
+    has_split,
+    log_unknown_keys,
+    say_no_validation,
+    training_loader,
+    training_split,
+)
 from flip_ctr.train.loop.run import recipe, start
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.loop.training_loop import train
@@ -52,8 +60,13 @@ def run(args: FinetuneArguments) -> dict:
 
     # 2. Rows
     train_rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
-    eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
-    test_rows = SplitRows(args.dataset_dir, "test", args.max_eval_samples, args.seed)
+    held_out = {
+        name: SplitRows(args.dataset_dir, name, args.max_eval_samples, args.seed)
+        for name in ("validation", "test")
+        if has_split(args.dataset_dir, name)
+    }
+    if "validation" not in held_out:
+        say_no_validation(args)
     schema = train_rows.schema
     if args.model_name_or_path is not None:
         check_model("model_name_or_path", args.model_name_or_path)
@@ -73,14 +86,15 @@ def run(args: FinetuneArguments) -> dict:
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
     processor = without_unread_history(model, processor)
-    check_clicks(processor, {"train": train_rows, "validation": eval_rows, "test": test_rows})
+    check_clicks(processor, {"train": train_rows, **held_out})
     if from_checkpoint or args.id_model is not None:
-        log_unknown_keys(processor, {"training": train_rows, "test": test_rows})
+        log_unknown_keys(processor, {"training": train_rows} | {n: rows for n, rows in held_out.items() if n == "test"})
     model = ready_to_train(model, processor, args)
     prompts = args.strategy != "id"
     train_set = training_split(accelerator, processor, train_rows, args, prompts)
     # the test split too: a value in it that cannot be read is found now, and not after training
-    eval_set, test_set = (encode_split(accelerator, processor, rows, prompts) for rows in (eval_rows, test_rows))
+    sets = {name: encode_split(accelerator, processor, rows, prompts) for name, rows in held_out.items()}
+    eval_set, test_set = sets.get("validation"), sets.get("test")
     logger.info(f"{args.strategy}: {train_set.num_rows:,} training rows")
 
     # 4. Train; validation decides what is kept
@@ -88,6 +102,8 @@ def run(args: FinetuneArguments) -> dict:
     loader = training_loader(train_set, collator, accelerator, args)
 
     def evaluate() -> dict[str, float]:
+        if eval_set is None:
+            return {}
         scores = score(accelerator, model, eval_set, args.per_device_eval_batch_size)
         metrics = click_metrics(scores["logits"], eval_set.labels, eval_set.users)
         return {f"eval_{name}": value for name, value in metrics.items()}
@@ -98,19 +114,21 @@ def run(args: FinetuneArguments) -> dict:
         loader,
         args,
         evaluate,
-        criterion,
+        None if eval_set is None else criterion,
         patience=args.early_stopping_patience,
         on_best=lambda: save(accelerator, model, processor, args, record),
     )
 
-    # 5. The test split, once, with the best checkpoint
+    # 5. The test split, once, with the best checkpoint: without validation the last
+    if eval_set is None:
+        save(accelerator, model, processor, args, record)
     best = best_model(accelerator, model, processor, args, record)
-    scores = score(accelerator, best, test_set, args.per_device_eval_batch_size)
-    test = score_metrics(scores, test_set.labels, test_set.users, "test")
+    scores = None if test_set is None else score(accelerator, best, test_set, args.per_device_eval_batch_size)
+    test = {} if scores is None else score_metrics(scores, test_set.labels, test_set.users, "test")
 
     # 6. Results
     evaluations = [entry for entry in history if "eval_auc" in entry]
-    chosen = max(evaluations, key=criterion)
+    chosen = max(evaluations, key=criterion) if evaluations else history[-1]
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
     results |= test | {
         "best_step": chosen["step"],
@@ -123,7 +141,8 @@ def run(args: FinetuneArguments) -> dict:
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
-        plot_reliability(scores["logits"], test_set.labels, args.output_dir)
+        if scores is not None:
+            plot_reliability(scores["logits"], test_set.labels, args.output_dir)
         write_card(args.output_dir, record, plain(best), processor, schema, args.dataset_dir, train_rows, results)
     accelerator.end_training()
 

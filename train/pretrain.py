@@ -10,7 +10,14 @@ import torch
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import PretrainArguments
-from flip_ctr.train.loop.loaders import encode_split, make_loader, training_loader, training_split
+from flip_ctr.train.loop.loaders import (
+    encode_split,
+    has_split,
+    make_loader,
+    say_no_validation,
+    training_loader,
+    training_split,
+)
 from flip_ctr.train.loop.prompt_states import PromptReader, read_ahead
 from flip_ctr.train.loop.run import recipe, start
 from flip_ctr.train.loop.training_loop import train
@@ -38,7 +45,11 @@ def run(args: PretrainArguments) -> dict:
 
     # 2. Rows and vocabularies: the training split only
     train_rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
-    eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    eval_rows = None
+    if has_split(args.dataset_dir, "validation"):
+        eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+    else:
+        say_no_validation(args)
     schema = train_rows.schema
     if args.model_name_or_path is not None:
         check_model("model_name_or_path", args.model_name_or_path)
@@ -62,23 +73,26 @@ def run(args: PretrainArguments) -> dict:
         for rates in ((args.unk_rate, args.cold_rate), (0.0, 0.0))
     )
     train_set = training_split(accelerator, reader, train_rows, args, args.pretrains_text)
-    eval_set = encode_split(accelerator, reader, eval_rows, args.pretrains_text)
-    if len(eval_set) < accelerator.num_processes:
+    eval_set = None if eval_rows is None else encode_split(accelerator, reader, eval_rows, args.pretrains_text)
+    if eval_set is not None and len(eval_set) < accelerator.num_processes:
         raise ValueError(
             f"the split 'validation' has {len(eval_set)} rows for {accelerator.num_processes} processes; each needs one"
         )
-    tokens = f"; {eval_set.mean_tokens:.1f} tokens a row on average" if args.pretrains_text else "; no text"
+    counted = f"; {eval_set.mean_tokens:.1f} tokens a row on average" if eval_set is not None else ""
+    tokens = counted if args.pretrains_text else "; no text"
     logger.info(f"{train_set.num_rows:,} training rows{tokens}")
 
     # 4. Model, and batches
     model = ready_to_train(new_pretraining_model(processor, args, train_set), processor, args)
     loader = training_loader(train_set, collator, accelerator, args)
     # negatives of a random batch, as in training
-    eval_loader = make_loader(eval_set, eval_collator, args.per_device_train_batch_size, accelerator, complete=True)
+    eval_loader = None
+    if eval_set is not None:
+        eval_loader = make_loader(eval_set, eval_collator, args.per_device_train_batch_size, accelerator, complete=True)
 
     # 5. Train
     def evaluate() -> dict[str, float]:
-        return evaluate_alignment(accelerator, model, eval_loader)
+        return {} if eval_loader is None else evaluate_alignment(accelerator, model, eval_loader)
 
     history = train(accelerator, model, loader, args, evaluate)
 

@@ -2,6 +2,7 @@
 """The rows of a run: splits that are encoded or streamed, checked, and made into batches for this process."""
 
 import logging
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,22 @@ from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 
 logger = logging.getLogger("flip_ctr")
+
+
+def has_split(dataset_dir: str, split: str) -> bool:
+    """Whether a dataset folder has a split; what is no folder has all, so that reading it says what is wrong."""
+    data = Path(dataset_dir) / "data"
+    return not data.is_dir() or any(data.glob(f"{split}-*.parquet"))
+
+
+def say_no_validation(args: TrainArguments) -> None:
+    """Logs that nothing is chosen by validation. `ValueError` where the run asks for that."""
+    if "early_stopping_patience" in args.given:
+        raise ValueError(
+            f"--early_stopping_patience needs validation rows, which {args.dataset_dir} has not; leave it out, or "
+            "prepare the dataset with some (--ratios 8 1 1)"
+        )
+    logger.warning(f"{args.dataset_dir} has no split 'validation': the last model is kept, and none is chosen by it")
 
 
 def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:

@@ -54,7 +54,8 @@ def train(
     """The training loop. Returns the history, which is also kept in `history.json`.
 
     Args:
-        evaluate: measures the model on validation; called every `--eval_steps` or epoch.
+        evaluate: measures the model on validation, called every `--eval_steps` or epoch; gives nothing where there are
+            no such rows.
         criterion: what `evaluate` returns -> a number, the larger the better; None keeps no best.
         on_best: called after an evaluation that improved on all before.
         patience: stop after so many evaluations without improvement.
@@ -198,16 +199,11 @@ def _train(
                     if not all(math.isfinite(value) for name, value in metrics.items() if name.endswith("loss")):
                         finite.watch(torch.tensor(math.nan, device=accelerator.device), step)
                         stop_unless_finite(weights=False)
-                    record(
-                        {
-                            "step": step,
-                            "epoch": step / steps_per_epoch,
-                            **metrics,
-                            "seconds": time.perf_counter() - started,
-                        }
-                    )
+                    if metrics:  # none without validation rows
+                        at = {"step": step, "epoch": step / steps_per_epoch}
+                        record(at | metrics | {"seconds": time.perf_counter() - started})
                     write_json(accelerator, args.output_dir, HISTORY_FILE, history)
-                    if accelerator.is_main_process:
+                    if metrics and accelerator.is_main_process:
                         bar.write(f"epoch {step / steps_per_epoch:.2f}: {in_words(metrics)}")
                     if "eval_auc" in metrics:
                         shown["auc"] = f"{metrics['eval_auc']:.4f}"

@@ -275,7 +275,7 @@ def _number(value) -> str:
 
 
 def _metrics(results: dict) -> str:
-    if "eval_auc" in results:
+    if "eval_auc" in results or "test_auc" in results:
         names = {name: title for name, (title, _) in METRICS.items()} | ALONE | {"rows": "rows"}
         cells = {name: [results.get(f"{split}_{name}") for split in ("eval", "test")] for name in names}
         rows = [
