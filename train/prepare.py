@@ -99,13 +99,15 @@ def run(args: PrepareArguments) -> dict:
             # 2. Raw files to typed tables, these to labelled rows in splits.
             prepared = prepare_rows(engine, source.tables, plan, log)
             statistics = split_statistics(prepared.rows, source.fields, engine.fetch)
-            check_splits(statistics, source.fields, plan.split, source.label_rule, source.way_out)
+            check_splits(statistics, source.fields, plan.split, source.label_rule, source.way_out, plan.asked)
+            there = [name for name in SPLITS if statistics[name]["rows"] or name in plan.asked]
+            statistics = {name: statistics[name] for name in there}
             prompts = entity_prompts(prepared.rows, source.fields, engine.fetch)
             lengths = history_lengths(prepared.rows, engine.fetch) if plan.history else None
 
             # 3. The shards, and every line that became no row.
-            for code, name in enumerate(SPLITS):
-                write_split(folder, name, prepared.split(code), prepared.schema, statistics[name]["rows"])
+            for name in there:
+                write_split(folder, name, prepared.split(SPLITS.index(name)), prepared.schema, statistics[name]["rows"])
             if plan.history:
                 write_items(folder, prepared.item_batches(), prepared.items_schema)
             log.close()
@@ -122,14 +124,16 @@ def run(args: PrepareArguments) -> dict:
                 "label_rule": source.label_rule,
                 **source.protocol,
                 "split": plan.split,
-                "split_rule": SPLIT_RULES[plan.split].format(
+                "split_rule": plan.own_split.rule
+                if plan.own_split
+                else SPLIT_RULES[plan.split].format(
                     row_key="|".join(plan.row_key), item=plan.item, user=plan.user, time=plan.time
                 ),
                 "split_seed": plan.seed,
-                "ratios": list(plan.ratios),
+                **({} if plan.own_split else {"ratios": list(plan.ratios)}),
                 "row_key": list(plan.row_key),
-                **({"statistics": statistics_rule(plan.split)} if plan.statistics else {}),
-                **({"history": history_rule(plan.split, plan.history)} if plan.history else {}),
+                **({"statistics": statistics_rule(plan.order)} if plan.statistics else {}),
+                **({"history": history_rule(plan.order, plan.history)} if plan.history else {}),
             },
         )
         events = [log.files[name] for name in source.events.files]
@@ -146,7 +150,7 @@ def run(args: PrepareArguments) -> dict:
             **({"history_lengths": lengths} if lengths else {}),
             "entity_prompts": prompts,
             "prompt_lengths": prompt_lengths(
-                {name: shard_paths(folder, name) for name in SPLITS}, source.fields, args.tokenizer_name
+                {name: shard_paths(folder, name) for name in there}, source.fields, args.tokenizer_name
             ),
             "events_files": list(source.events.files),
             "raw_files": log.files,

@@ -61,9 +61,10 @@ class RowOptions(Options):
     split_seed: int | None = option(None, "part of what is hashed; 42 when neither this nor a schema says")
     ratios: list[int] | None = option(
         None,
-        "three whole numbers, the shares of train, validation and test; 8 1 1 when neither this nor a schema says",
+        "three whole numbers, the shares of train, validation and test; 8 1 1 when neither this nor a schema says. A "
+        "split of 0 is left out",
         length=3,
-        at_least=1,
+        at_least=0,
     )
     drop_ratings: str | None = option(
         None,
@@ -160,6 +161,9 @@ class PrepareArguments(TableOptions, RowOptions, PromptOptions, EngineOptions):
             raise ValueError(f"--dataset must be one of {', '.join(DATASETS)}.")
         if self.output_dir is None:
             raise ValueError("--output_dir is needed: the dataset folder to write.")
+        if self.ratios is not None and self.ratios[0] == 0:
+            shares = " ".join(map(str, self.ratios))
+            raise ValueError(f"--ratios: the first share, that of train, must be above 0; got {shares}.")
         if self.dataset != TABLE:
             self._refuse(OF_TABLES, f"--dataset {self.dataset}")
             self._check_ratings()

@@ -28,11 +28,13 @@ from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS, TableFiles, rea
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
-from flip_ctr.data.readers.raw_files import LineLog, byte_blocks, open_raw
+from flip_ctr.data.readers.hive_partitions import FOLDER, with_partitions
+from flip_ctr.data.readers.raw_files import LineLog, open_raw, raw_lines
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, sample
 
 SAMPLE_ROWS, SAMPLE_FILES = 20_000, 8
 FRAME_FILE = "table.parquet"
+MOST_NAMED = 3  # files that a schema names one by one
 
 
 def infer_schema(data: Any, rows: int = SAMPLE_ROWS) -> str:
@@ -78,16 +80,23 @@ def write_schema(files: Sequence[str], target: str | Path, rows: int = SAMPLE_RO
 def _guess(data: Any, rows: int, folder: Path) -> "_Checked":
     with tempfile.TemporaryDirectory(prefix="flip-ctr-") as work:
         if isinstance(data, str | Path | list | tuple):
-            paths = find_files(
-                [str(one) for one in ([data] if isinstance(data, str | Path) else data)], Path(), "--infer_schema"
-            )
+            patterns = [str(one) for one in ([data] if isinstance(data, str | Path) else data)]
+            paths = find_files(patterns, Path(), "--infer_schema")
             samples = _Samples(Path(work), rows)
             for path in paths:
-                samples.add(path, Path(os.path.relpath(path, folder)).as_posix())
+                samples.add(path, _relative(path, folder))
+            for group in samples.groups if len(paths) > MOST_NAMED else ():
+                for pattern in patterns:  # in the place of very many files
+                    if group.files == [_relative(path, folder) for path in find_files([pattern], Path(), "")]:
+                        group.files = [_relative(Path(pattern).expanduser(), folder)]
         else:
             samples = _Samples(Path(work), rows)
             samples.add_frame(data)
         return _Checked(samples)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 # --- samples
@@ -121,15 +130,16 @@ class _Samples:
     def add(self, path: Path, shown: str) -> None:
         """Adds the rows of a file, which the schema calls as `shown`."""
         number = sum(map(len, self.paths))
-        (self.work / str(number)).mkdir()
-        cut = self.work / str(number) / path.name.removesuffix(".gz")
+        hive = [folder for folder in path.absolute().parts[:-1] if FOLDER.fullmatch(folder)]
+        cut = self.work.joinpath(str(number), *hive, path.name.removesuffix(".gz"))
+        cut.parent.mkdir(parents=True)
         with open_raw(path) as file:
             start = file.read(4)
         kind, said = ENDINGS.get(Path(cut.name).suffix.lower()), {}
         if kind == "parquet" or (kind is None and start == b"PAR1"):
             said = {} if kind else {"format": "parquet"}
-            reader: TableFormat = ParquetFormat()
-            complete = _cut_parquet(reader, path, cut, self.rows)
+            complete = _cut_parquet(path, cut, self.rows)
+            reader: TableFormat = with_partitions(ParquetFormat(), cut)
         else:
             complete = _cut_lines(path, cut, self.rows)
             try:
@@ -195,8 +205,9 @@ def _arrow_table(frame: Any) -> pa.Table:
     return pa.table(frame)
 
 
-def _cut_parquet(reader: ParquetFormat, path: Path, target: Path, rows: int) -> bool:
+def _cut_parquet(path: Path, target: Path, rows: int) -> bool:
     """Writes some rows of a Parquet file, and says whether these are all."""
+    reader = ParquetFormat()
     schema = reader.schema(path)
     parts = [pa.RecordBatch.from_arrays(arrays, schema=schema) for arrays in reader.spread(path, schema.names, rows)]
     table = pa.Table.from_batches(parts, schema)
@@ -206,12 +217,7 @@ def _cut_parquet(reader: ParquetFormat, path: Path, target: Path, rows: int) -> 
 
 def _cut_lines(path: Path, target: Path, rows: int) -> bool:
     """Writes the first lines of a text, and says whether these are all."""
-    lines: list[bytes] = []
-    for _, block in byte_blocks(path):
-        lines += block.splitlines(keepends=True)
-        if len(lines) >= rows + 2:
-            break
-    del lines[rows + 2 :]
+    lines = list(islice(raw_lines(path), rows + 2))
     complete = len(lines) < rows + 2
     text = b"".join(lines)
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

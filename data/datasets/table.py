@@ -17,6 +17,7 @@ from flip_ctr.data.datasets.raw_dataset import Source
 from flip_ctr.data.datasets.table_schema import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles, TableSchema
 from flip_ctr.data.prepare.histories import read_history
 from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan
+from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
 from flip_ctr.data.prepare.statistics import INNER, read_statistics, statistic_fields
@@ -104,7 +105,12 @@ def table_source(
         FileNotFoundError: no file fits a pattern.
         ValueError: files of a table differ, a column is nowhere or in two tables, or a type does not fit.
     """
+    if split is not None:  # which wins over the schema's
+        schema = replace(schema, own_split=None, split_files={})
     tables = _open_tables(schema, data_dir, data_files)
+    if schema.split_files:
+        files = _split_of_files(schema, tables[0], data_dir, data_files)
+        schema = replace(schema, own_split=OwnSplit(files=files, asked=tuple(schema.split_files)))
     label = f"`{schema.label}`" if any(schema.label in table.columns for table in tables) else schema.label
     schema = replace(schema, label=_plain(label))
     places = _place_columns(schema, tables)
@@ -179,6 +185,23 @@ def _reading(schema: TableSchema, tables: list[_Table]) -> dict:
             described[-1] |= {"name": side.name, "on": side.on, "columns": taken} | rules
     events, *sides = described
     return events | ({"joins": sides} if sides else {})
+
+
+def _split_of_files(schema: TableSchema, events: _Table, data_dir, data_files) -> dict[str, str]:
+    """The files of the events, each with the split of its rows."""
+    if data_files is not None:
+        raise schema.error(
+            "`files` names files of each split, and --data_files those of none; say the --split of those"
+        )
+    base = Path(data_dir).expanduser() if data_dir is not None else schema.path.parent
+    found: dict[str, str] = {}
+    for split, patterns in schema.split_files.items():
+        paths = set(find_files(patterns, base, f"{schema.path}: `files`, {split}"))
+        for name in (name for name, path in events.paths.items() if path in paths):
+            if name in found:
+                raise schema.error(f"`files`: {name} is of {found[name]} and of {split}; a row is of one split")
+            found[name] = split
+    return found
 
 
 def _plain(rule: str) -> str:
@@ -296,6 +319,7 @@ def _needed(schema: TableSchema) -> dict[str, tuple[str, str]]:
     needed = {one.name: (f"`fields`, '{one.name}'", schema.columns[one.name]) for one in schema.fields}
     named = [(f"`{key}`", getattr(schema, key)) for key in ("sample_weight", "user", "item", "time")]
     named += [("`row_key`", name) for name in schema.row_key or ()]
+    named += [("`split`", schema.own_split.column)] if schema.own_split is not None else []
     named += [(key, name) for key, rule in _rules(schema).items() for name in rule.columns]
     named += [(f"`joins`, {join.name}, `on`", name) for join in schema.joins for name in join.on]
     for key, name in named:
@@ -478,7 +502,11 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
             "with `key: true`"
         )
     split = split or schema.split or "random"
-    check_split(split, owner=schema.path.name, user=user, item=item, time=time)
+    own = schema.own_split
+    if own is None:
+        check_split(split, owner=schema.path.name, user=user, item=item, time=time)
+    else:
+        split = own.name
     extra = [name for name in (user, item, time, schema.sample_weight) if name is not None]
     columns = tuple(dict.fromkeys([*(one.name for one in schema.fields), *extra]))
     history = read_history(
@@ -493,12 +521,14 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
     )
     hashed = {*row_key, *(getattr(schema, need) for need in NEEDS.get(split, ()) if need != "time")}
     hashed |= {user, item} if history else set()
+    hashed |= {own.column} if own is not None and own.column is not None else set()
     lists = {one.name for one in schema.fields if one.is_multi_valued}
     for name in hashed:
         if types[name] not in KEY_TYPES or name in lists:
             kind = "a list" if name in lists else f"of type {types[name]}"
             raise schema.error(
-                f"'{name}' is {kind} and cannot identify a row, user or item; `row_key` and keys must be string or int"
+                f"'{name}' is {kind} and cannot identify a row, user, item or split; `row_key` and keys must be string "
+                "or int"
             )
     if time is not None and (types[time] in ("string", "bool") or time in lists):
         raise schema.error(
@@ -520,6 +550,7 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         split=split,
         seed=seed if seed is not None else SEED if schema.split_seed is None else schema.split_seed,
         ratios=tuple(ratios or schema.ratios or RATIOS),
+        own_split=own,
         statistics=read_statistics(schema.statistics, schema.fields, f"{schema.path}: `statistics`"),
         history=history,
     )

@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
+from flip_ctr.data.prepare.own_splits import OwnSplit, read_split, read_split_files
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import SPLIT_RULES
 from flip_ctr.data.readers.csv_files import CsvFormat
+from flip_ctr.data.readers.hive_partitions import with_partitions
 from flip_ctr.data.readers.literal_lines import LiteralFormat
 from flip_ctr.data.readers.raw_files import kind_of
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat
@@ -67,7 +69,8 @@ class TableFiles:
 
     def described(self) -> dict[str, Any]:
         """How the files are read, by the keys of a schema; what is so by default is left out."""
-        said = {"format": self.format, "null_values": sorted(self.null_values), "types": self.types | self.time_formats}
+        types = self.types | {name: form for name, form in self.time_formats.items() if name in self.types}
+        said = {"format": self.format, "null_values": sorted(self.null_values), "types": types}
         encoding = {"encoding": self.encoding} if self.encoding != "utf-8" else {}
         return {key: value for key, value in said.items() if value} | self.csv | encoding
 
@@ -80,12 +83,13 @@ class TableFiles:
                 f"`format` must say which of {', '.join(FORMATS)} {path} is: its ending {suffix!r} does not tell"
             )
         if kind in ("csv", "tsv"):
-            return CsvFormat(**({"delimiter": "\t"} if kind == "tsv" else {}) | self.csv, encoding=self.encoding)
+            usual = {"delimiter": "\t"} if kind == "tsv" else {}
+            return with_partitions(CsvFormat(**usual | self.csv, encoding=self.encoding), path)
         if self.csv:
             raise ValueError(f"`{next(iter(self.csv))}` has no effect on {path}, which is {kind}: leave it out")
         if kind == "parquet":
-            return ParquetFormat()
-        return LiteralFormat(self.encoding) if kind == "python" else JsonFormat(self.encoding)
+            return with_partitions(ParquetFormat(), path)
+        return with_partitions((LiteralFormat if kind == "python" else JsonFormat)(self.encoding), path)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ class TableSchema:
         row_key: columns that identify a row; found out when `None`.
         unique: whether of rows with the same key only the first counts.
         split, split_seed, ratios: see `splits`; `None` where the schema does not say.
+        own_split: a split that the data brings, without the names of its files.
+        split_files: where the files bring the split, the paths or patterns of each.
         statistics: what rows share, as `user_id` or `user_id+genre`, whose click rates are added.
         history: most entries of a row's history; no histories are added when `None`.
         support_rows: see `histories`.
@@ -143,6 +149,8 @@ class TableSchema:
     split: str | None = None
     split_seed: int | None = None
     ratios: tuple[int, ...] | None = None
+    own_split: OwnSplit | None = None
+    split_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     statistics: tuple[str, ...] = ()
     history: int | None = None
     support_rows: int = 0
@@ -202,7 +210,7 @@ def read_schema(path: str | Path) -> TableSchema:
 
 
 def _schema(path: Path, values: dict) -> TableSchema:
-    own = {one.name for one in fields(TableSchema)} - {"path", "events", "facts"}
+    own = {one.name for one in fields(TableSchema)} - {"path", "events", "facts", "own_split", "split_files"}
     files = {"files", "format", "encoding", "null_values", "types", *CSV_KEYS}
     _check_keys(values, own | files | set(FACTS), needed=("name", "files", "label", "fields"))
     name = _text(values, "name")
@@ -212,9 +220,25 @@ def _schema(path: Path, values: dict) -> TableSchema:
         raise ValueError(
             f"`label` must be a column of 0, 1, true or false, or a rule such as `rating >= 4`; got {values['label']!r}"
         )
+    own_split, split_files = None, {}
+    if isinstance(values["files"], dict):
+        what = "a path or pattern such as train/*.csv, or a list of them"
+        files_of = read_split_files(values["files"])
+        split_files = {split: _texts(files_of, split, what, "`files`, ") for split in files_of}
+        values = values | {"files": [one for some in split_files.values() for one in some]}
+        own_split = OwnSplit()
+        if values.get("split") is not None:
+            raise ValueError(
+                f"`files` names the files of each split, so that `split` must be left out; got {values['split']!r}"
+            )
+    elif isinstance(values.get("split"), dict):
+        own_split = read_split(values["split"])
+        values = values | {"split": None}
     return TableSchema(
         path=path,
         name=name,
+        own_split=own_split,
+        split_files=split_files,
         events=read_files(values, EVENTS, ""),
         label=_text(values, "label", "a column of 0, 1, true or false, or a rule such as `rating >= 4`"),
         fields=_fields(values["fields"]),
@@ -234,13 +258,14 @@ def _schema(path: Path, values: dict) -> TableSchema:
 
 
 def check_ratios(owner: str, ratios: Any) -> tuple[int, ...]:
-    """Three positive whole numbers; `ValueError` where they are not."""
+    """Three whole numbers of at least 0, the first above it; `ValueError` where they are not."""
     whole = isinstance(ratios, list | tuple) and all(
-        isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in ratios
+        isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ratios
     )
-    if not whole or len(ratios) != 3:
+    if not whole or len(ratios) != 3 or ratios[0] == 0:
         raise ValueError(
-            f"{owner} must be three whole numbers above 0 for train, validation and test, such as 8 1 1; got {ratios!r}"
+            f"{owner} must be three whole numbers for train, validation and test, such as 8 1 1, that of train above 0 "
+            f"(a split of 0 is left out); got {ratios!r}"
         )
     return tuple(ratios)
 

@@ -4,7 +4,7 @@
 import yaml
 
 from flip_ctr.data.prepare.dataset_folder import ITEMS_NAME, PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
-from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
+from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
 
 
 def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has_picture: bool = False) -> str:
@@ -28,6 +28,7 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
         "tags": ["click-through-rate", "recommendation", "flip-ctr"],
     }
     splits, protocol = report["splits"], schema.protocol
+    held_out = [name for name in splits if name != "train"]
     keys = [field for field in schema.fields if field.key]
     rows = []
     for name, one in splits.items():
@@ -42,13 +43,13 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
             " + ".join(field.sides),
             splits["train"]["fields"][field.name]["values"],
             sum(one["fields"][field.name]["nulls"] for one in splits.values()),
-            *(f"{100 * splits[name]['fields'][field.name]['unseen_share']:.2f} %" for name in SPLITS[1:]),
+            *(f"{100 * splits[name]['fields'][field.name]['unseen_share']:.2f} %" for name in held_out),
         ]
         for field in schema.fields
         if not field.is_history
     ]
     column_header = ["column", "type", "entity", "views", "values in train", "nulls"]
-    column_header += [f"unseen in {name}" for name in SPLITS[1:]]
+    column_header += [f"unseen in {name}" for name in held_out]
     values = f"\n{facts['values']}\n" if "values" in facts else ""
     accounts = [["rows read", report["rows_read"]]]
     accounts += [[f"dropped: {rule}", count] for rule, count in report["dropped"].items()]
@@ -70,7 +71,7 @@ could not be
 read or used, with file, line, reason and text.
 
 * **Label** `{schema.label}`: {protocol["label_rule"]}.
-* **Split** `{protocol["split"]}`, {":".join(map(str, protocol["ratios"]))}, seed {protocol["split_seed"]}:
+* **Split** `{protocol["split"]}`{_ratios(protocol)}:
   {protocol["split_rule"]}.
 {_statistics(protocol)}{_history(schema)}{picture}
 ## Splits
@@ -88,6 +89,11 @@ of its values).
 
 {markdown_table(["", "rows"], accounts)}
 {"".join(ends)}"""
+
+
+def _ratios(protocol: dict) -> str:
+    """The shares and the seed of a split, where the data does not bring it."""
+    return f", {':'.join(map(str, protocol['ratios']))}, seed {protocol['split_seed']}" if "ratios" in protocol else ""
 
 
 def _statistics(protocol: dict) -> str:

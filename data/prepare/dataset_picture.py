@@ -7,7 +7,7 @@ import numpy as np
 
 from flip_ctr.data.prepare.dataset_folder import PICTURE_NAME
 from flip_ctr.data.prepare.figures import COLORS, GRID, INK, MUTED, pyplot, save, titles_and_legends
-from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
 
 
 def plot_dataset(report: dict, schema: DatasetSchema, folder: Path) -> str | None:
@@ -35,8 +35,8 @@ def plot_dataset(report: dict, schema: DatasetSchema, folder: Path) -> str | Non
 
 
 def _rows(axis, splits: dict) -> None:
-    rows, clicks = ([splits[name][what] for name in SPLITS] for what in ("rows", "clicks"))
-    places = np.arange(len(SPLITS))
+    rows, clicks = ([splits[name][what] for name in splits] for what in ("rows", "clicks"))
+    places = np.arange(len(splits))
     axis.bar(places, rows, color=GRID, width=0.62, label="no click")
     axis.bar(places, clicks, color=COLORS[0], width=0.62, label="click")
     for place, count, clicked in zip(places, rows, clicks):
@@ -49,7 +49,7 @@ def _rows(axis, splits: dict) -> None:
             color=INK,
             fontsize=8,
         )
-    axis.set_xticks(places, SPLITS)
+    axis.set_xticks(places, list(splits))
     axis.margins(y=0.22)
     axis.yaxis.set_major_formatter(
         lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
@@ -60,7 +60,7 @@ def _rows(axis, splits: dict) -> None:
 
 def _unseen(axis, splits: dict, fields: list[str]) -> None:
     places = np.arange(len(fields))[::-1]
-    for number, name in enumerate(SPLITS[1:]):
+    for number, name in enumerate(name for name in splits if name != "train"):
         shares = [100 * splits[name]["fields"][field]["unseen_share"] for field in fields]
         axis.barh(places + 0.18 - 0.36 * number, shares, height=0.34, color=COLORS[number], label=name)
         for place, share in zip(places, shares):

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.histories import HISTORY, History, items_of, support_counts, with_histories, with_support
+from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
-from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, text_key, with_split
+from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, text_key, with_digest, with_split
 from flip_ctr.data.prepare.statistics import Statistic, with_statistics
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.data.readers.raw_files import (
@@ -70,6 +71,7 @@ class Plan:
         weight: column of the sample weight: a row without one, or with one below 0, is malformed.
         required: more columns that must not be null.
         split, seed, ratios: see `splits`.
+        own_split: a split that the data brings instead.
         statistics: whose columns are added, see `statistics`.
         history: the column of histories to add, see `histories`.
     """
@@ -90,13 +92,30 @@ class Plan:
     split: str = "random"
     seed: int = SEED
     ratios: Sequence[int] = RATIOS
+    own_split: OwnSplit | None = None
     statistics: tuple[Statistic, ...] = ()
     history: History | None = None
+
+    @property
+    def order(self) -> str:
+        """The split after whose rule statistics and histories count rows: of one that the data brings those before a
+        row where there is a time, and else as of a random one."""
+        return self.split if self.own_split is None else "random" if self.time is None else "time"
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The splits that are to have rows."""
+        if self.own_split is not None:
+            return self.own_split.asked
+        if self.split == "leave_last_out":
+            return SPLITS
+        return tuple(name for name, ratio in zip(SPLITS, self.ratios) if ratio)
 
     @property
     def needed(self) -> tuple[str, ...]:
         """Columns without which a row has no place in a split, or none in the dataset."""
         extra = [getattr(self, need) for need in NEEDS.get(self.split, ())]
+        extra += [self.own_split.column] if self.own_split and self.own_split.column else []
         return tuple(dict.fromkeys([*self.row_key, *extra, *([self.weight] if self.weight else []), *self.required]))
 
 
@@ -182,6 +201,10 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         named = [rule.of_rows(rows).fill_null(False) for rule in rules if column in rule.columns]
         # a rule such as `user_id is null` drops such rows: then they are not malformed
         reasons.insert(place, (rows[column].isnull() & ~ibis.or_(*named), reason, ibis.literal("")))
+        if plan.own_split and column == plan.own_split.column:
+            kinds[plan.own_split.reason] = "malformed"
+            other = rows[column].notnull() & plan.own_split.code(rows, {}).isnull() & ~ibis.or_(*named)
+            reasons.append((other, plan.own_split.reason, text_key(rows, column)))
     if plan.weight:
         reason = f"{plan.weight} is below 0"
         kinds[reason] = "malformed"
@@ -211,19 +234,16 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     rows = rows.mutate(_kept=rows._reason.isnull() & rows._drop.isnull())
     # where a row belongs is found without the columns that nothing asks, which windows would carry along
     asked = [name for name in (*plan.row_key, plan.user, plan.item, plan.time) if name]
-    placed = with_split(
-        rows.select("_row", "_kept", *dict.fromkeys(asked)),
-        plan.split,
-        plan.seed,
-        plan.ratios,
-        row_key=plan.row_key,
-        order="_row",
-        group="_kept",
-        user=plan.user,
-        item=plan.item,
-        time=plan.time,
-    ).select("_row", "_split", "_digest")
-    rows = rows.inner_join(placed, "_row")
+    placed, by = rows.select("_row", "_kept", *dict.fromkeys(asked)), {"order": "_row", "group": "_kept"}
+    if plan.own_split is None:
+        names = {"user": plan.user, "item": plan.item, "time": plan.time}
+        placed = with_split(placed, plan.split, plan.seed, plan.ratios, row_key=plan.row_key, **by, **names)
+        rows = rows.inner_join(placed.select("_row", "_split", "_digest"), "_row")
+    else:
+        placed = with_digest(placed, plan.seed, row_key=plan.row_key, **by)
+        rows = rows.inner_join(placed.select("_row", "_digest"), "_row")
+        numbers = {name: log.number(name) for name in plan.own_split.files}
+        rows = rows.mutate(_split=plan.own_split.code(rows, numbers))
     internal = ("_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split", "_digest")
     rows = engine.keep(rows.select(*internal, *plan.columns, LABEL), "placed")
 
@@ -242,7 +262,8 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     if plan.weight:
         _check_weights(engine, kept, plan.weight)
     if plan.statistics:
-        columns = {name: getattr(plan, name) for name in ("split", "seed", "row_key", "user", "item", "time")}
+        columns = {name: getattr(plan, name) for name in ("seed", "row_key", "user", "item", "time")}
+        columns["split"] = plan.order
         kept = engine.keep(with_statistics(engine, kept, plan.statistics, label=LABEL, **columns), "kept")
         for statistic in plan.statistics:
             types |= {statistic.rate: pa.float64(), statistic.count: pa.int64()}
@@ -258,7 +279,7 @@ def _add_histories(prepared: PreparedRows, history: History, plan: Plan) -> None
     engine, kept = prepared.engine, prepared.rows
     prepared.items = items_of(kept, history)
     marked = with_support(kept, history, plan.time)
-    columns = {"split": plan.split, "seed": plan.seed, "time": plan.time}
+    columns = {"split": plan.order, "seed": plan.seed, "time": plan.time}
     rows = engine.keep(with_histories(marked, history, label=LABEL, **columns), "histories")
     if history.support_rows:
         prepared.support = support_counts(rows, history, engine.fetch)

@@ -110,17 +110,27 @@ def _distinct_count(rows: ir.Table, columns: Sequence[str], entity: str, what: s
 
 
 def check_splits(
-    statistics: dict[str, dict], fields: Sequence[FlipField], split: str, label_rule: str, way_out: str
+    statistics: dict[str, dict],
+    fields: Sequence[FlipField],
+    split: str,
+    label_rule: str,
+    way_out: str,
+    asked: Sequence[str] = SPLITS,
 ) -> None:
     """`ValueError` where a split has one class only, as no AUC exists without both, or a field is null in all training
     rows.
 
     Args:
         label_rule: what a click is, and `way_out`, how to change that, for the message.
+        asked: the splits that are to have rows.
     """
     rows, clicks = (sum(one[name] for one in statistics.values()) for name in ("rows", "clicks"))
     counts = {f"what is left ({label_rule})": (rows, clicks)}
-    counts |= {f"split '{name}' of --split {split}": (one["rows"], one["clicks"]) for name, one in statistics.items()}
+    counts |= {
+        f"split '{name}' of --split {split}": (one["rows"], one["clicks"])
+        for name, one in statistics.items()
+        if one["rows"] or name in asked
+    }
     for owner, (rows, clicks) in counts.items():
         if not 0 < clicks < rows:
             raise ValueError(

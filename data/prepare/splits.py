@@ -44,7 +44,7 @@ NEEDS = {
 
 def split_bounds(ratios: Sequence[int]) -> list[str]:
     """The digests at which all parts but the first begin (validation and test, say), as eight hexadecimal digits;
-    `ratios` are whole numbers."""
+    `ratios` are whole numbers above 0."""
     total = sum(ratios)
     return [f"{sum(ratios[:i]) * 2**32 // total:08x}" for i in range(1, len(ratios))]
 
@@ -82,8 +82,21 @@ def md5_of(seed: int, *parts: ir.StringValue | str) -> ir.StringValue:
 
 def by_digest(digest: ir.StringValue, ratios: Sequence[int]) -> ir.IntegerValue:
     """Which of several parts of these sizes a digest falls in, from 0: of `SPLITS`, say."""
-    start, bounds = digest.substr(0, 8), split_bounds(ratios)
-    return ibis.cases(*((start < bound, part) for part, bound in enumerate(bounds)), else_=len(bounds))
+    parts = [part for part, ratio in enumerate(ratios) if ratio]
+    start, bounds = digest.substr(0, 8), split_bounds([ratios[part] for part in parts])
+    cases = [(start < bound, part) for part, bound in zip(parts, bounds)]
+    return ibis.cases(*cases, else_=parts[-1]) if cases else ibis.literal(parts[-1])
+
+
+def with_digest(
+    table: ir.Table, seed: int, *, row_key: Sequence[str], order: str, group: str | None = None
+) -> ir.Table:
+    """The table with a column `_digest`, see [`with_split`]."""
+    own = [] if group is None else [group]
+    table = table.mutate(_rank=ibis.row_number().over(group_by=[*own, *row_key], order_by=order))
+    return table.mutate(
+        _digest=md5_of(seed, *(text_key(table, column) for column in row_key), table._rank.cast("string"))
+    ).drop("_rank")
 
 
 def with_split(
@@ -105,7 +118,7 @@ def with_split(
     Args:
         split: one of `SPLIT_RULES`. `cold_items` and `cold_users` split entities, so that their ratios hold for items
             or users.
-        ratios: whole numbers, one a split.
+        ratios: whole numbers, one a split; a split of 0 gets no rows.
         row_key: columns that identify a row, in the order in which they are hashed.
         order: column of running numbers: of rows with the same key the first has duplicate rank 0, the second 1, ...
         group: a column of true and false; rows are counted and ordered only among those that have the same.
@@ -116,10 +129,7 @@ def with_split(
     """
     check_split(split, user=user, item=item, time=time)
     own = [] if group is None else [group]
-    table = table.mutate(_rank=ibis.row_number().over(group_by=[*own, *row_key], order_by=order))
-    table = table.mutate(
-        _digest=md5_of(seed, *(text_key(table, column) for column in row_key), table._rank.cast("string"))
-    ).drop("_rank")
+    table = with_digest(table, seed, row_key=row_key, order=order, group=group)
     if split in ("cold_items", "cold_users"):
         entity, column = ("item", item) if split == "cold_items" else ("user", user)
         return table.mutate(_split=by_digest(md5_of(seed, entity, text_key(table, column)), ratios).cast("int8"))

@@ -208,9 +208,16 @@ def test_template_and_budgets_must_fit(rows, max_length, model_max_length, limit
     tokenizer = tiny.wordpiece()
     tokenizer.model_max_length = model_max_length
     with pytest.raises(
-        ValueError, match=f"budgets .age 4, zip_code 8, title 12, genre 12.*maximum of {limit} tokens; lower"
+        ValueError, match=f"of its 4 fields .age 4, zip_code 8, title 12, genre 12.*maximum of {limit} tokens; lower"
     ):
         FlipProcessor.from_dataset(rows, tiny.FIELDS, tokenizer, max_length=max_length)
+
+
+def test_a_template_alone_may_be_too_long(rows):
+    with pytest.raises(
+        ValueError, match="tokens; take fields out of the prompt, by --prompt_fields or by `sides: .id.`"
+    ):
+        FlipProcessor.from_dataset(rows, tiny.FIELDS, tiny.wordpiece(), max_length=20)
 
 
 def test_a_plm_needs_a_text_field(tokenizer):

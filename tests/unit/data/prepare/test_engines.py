@@ -14,6 +14,7 @@ import raw_movielens as movielens
 import raw_table as own_table
 
 from flip_ctr.data.prepare.engines import ENGINES, Engine
+from flip_ctr.data.prepare.own_splits import OwnSplit, read_split
 from flip_ctr.data.prepare.split_statistics import entity_prompts
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
 from flip_ctr.modeling_flip.fields_flip import FlipField
@@ -89,6 +90,28 @@ def test_spark_places_each_row_where_duckdb_does(tmp_path, spark, split):
             rows = with_split(engine.read(tmp_path / "rows.parquet"), split, 3, (8, 1, 1), order="_row", **columns)
             placed.append(engine.fetch(rows.order_by("_row").select("_split"))["_split"].to_pylist())
     assert placed[0] == placed[1] and set(placed[0]) == {0, 1, 2}
+
+
+@needs_spark
+def test_spark_reads_splits_that_the_data_brings_as_duckdb_does(tmp_path, spark):
+    words = ["Train", " VAL ", "dev", "test", None, "other"]
+    table = {"text": words, "number": [0, 1, 2, 3, None, 4], "flag": [True, False, True, False, None, True]}
+    table |= {"_row": list(range(6)), "_file": pa.array([0, 0, 1, 1, 2, 2], pa.int32())}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    splits = [
+        read_split({"column": "text"}),
+        read_split({"column": "number", "train": [0, 1], "test": [3]}),
+        read_split({"column": "flag", "train": [False], "validation": True}),
+        OwnSplit(files={"a": "train", "b": "test", "c": "validation"}),
+    ]
+    placed = []
+    for name in ENGINES:
+        with Engine(name, tmp_path) as engine:
+            rows = engine.read(tmp_path / "rows.parquet")
+            codes = {f"s{at}": one.code(rows, {"a": 0, "b": 1, "c": 2}) for at, one in enumerate(splits)}
+            placed.append(engine.fetch(rows.order_by("_row").select(**codes)).to_pydict())
+    expected = {"s0": [0, 1, 1, 2, None, None], "s1": [0, 0, None, 2, None, None]}
+    assert placed[0] == placed[1] == expected | {"s2": [1, 0, 1, 0, None, 1], "s3": [0, 0, 2, 2, 1, 1]}
 
 
 @pytest.mark.parametrize("name", ["duckdb", pytest.param("pyspark", marks=needs_spark)])
