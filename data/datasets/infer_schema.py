@@ -5,12 +5,12 @@ What is written has gone through `prepare` itself, with the rows of the sample: 
 """
 
 import codecs
+import io
 import os
 import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
 from flip_ctr.data.readers.hive_partitions import FOLDER, with_partitions
-from flip_ctr.data.readers.raw_files import LineLog, open_raw, raw_lines
-from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, sample
+from flip_ctr.data.readers.raw_files import PACKED_NAME, LineLog, byte_blocks, kind_of, open_raw
+from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, array_blocks, find_files, sample
 
 SAMPLE_ROWS, SAMPLE_FILES = 20_000, 8
 FRAME_FILE = "table.parquet"
@@ -131,17 +131,18 @@ class _Samples:
         """Adds the rows of a file, which the schema calls as `shown`."""
         number = sum(map(len, self.paths))
         hive = [folder for folder in path.absolute().parts[:-1] if FOLDER.fullmatch(folder)]
-        cut = self.work.joinpath(str(number), *hive, path.name.removesuffix(".gz"))
+        cut = self.work.joinpath(str(number), *hive, PACKED_NAME.sub("", path.name))
         cut.parent.mkdir(parents=True)
         with open_raw(path) as file:
-            start = file.read(4)
-        kind, said = ENDINGS.get(Path(cut.name).suffix.lower()), {}
-        if kind == "parquet" or (kind is None and start == b"PAR1"):
+            start = file.read(4_096)
+        kind, said = ENDINGS.get(kind_of(path)), {}
+        if kind == "parquet" or (kind is None and start.startswith(b"PAR1")):
             said = {} if kind else {"format": "parquet"}
             complete = _cut_parquet(path, cut, self.rows)
             reader: TableFormat = with_partitions(ParquetFormat(), cut)
         else:
-            complete = _cut_lines(path, cut, self.rows)
+            is_array = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" and kind not in ("csv", "tsv")
+            complete = (_cut_array if is_array else _cut_lines)(path, cut, self.rows)
             try:
                 reader, said = _text_format(path, cut, kind)
             except ValueError as error:
@@ -215,9 +216,26 @@ def _cut_parquet(path: Path, target: Path, rows: int) -> bool:
     return pq.read_metadata(path).num_rows == len(table)
 
 
+def _cut_array(path: Path, target: Path, rows: int) -> bool:
+    """Writes the first objects of a JSON array, and says whether these are all."""
+    objects: list[str] = []
+    for _, texts, _ in array_blocks(path, "utf-8"):
+        objects += texts
+        if len(objects) > rows:
+            break
+    text = "[" + ",\n".join(objects[:rows]) + "]"
+    target.write_bytes(text.encode("utf-8", "surrogateescape"))
+    return len(objects) <= rows
+
+
 def _cut_lines(path: Path, target: Path, rows: int) -> bool:
     """Writes the first lines of a text, and says whether these are all."""
-    lines = list(islice(raw_lines(path), rows + 2))
+    lines: list[bytes] = []
+    for _, block in byte_blocks(path):
+        lines += io.BytesIO(block)
+        if len(lines) >= rows + 2:
+            break
+    lines = lines[: rows + 2]
     complete = len(lines) < rows + 2
     text = b"".join(lines)
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -235,7 +253,7 @@ def _text_format(path: Path, cut: Path, kind: str | None) -> tuple[TableFormat, 
     """How a text is to be read, and what a schema must say of that."""
     text, said = cut.read_bytes(), {}
     if kind is None:
-        kind = said["format"] = "jsonl" if text.lstrip().startswith(b"{") else "csv"
+        kind = said["format"] = "jsonl" if text.lstrip()[:1] in (b"{", b"[") else "csv"
     if kind == "jsonl" and re.match(rb"\s*\{\s*'", text):  # what Python prints of a dict
         kind = said["format"] = "python"
     encoding = "utf-8"

@@ -85,7 +85,7 @@ def _malformed(reader: CsvFormat, path: Path) -> int:
     log = LineLog(1.0)
     log.files[path.name] = LineLog.entry()
     try:
-        for _ in reader.chunks(path.name, path, [], log):
+        for _ in reader.chunks(path.name, path, reader.columns(path)[:1], log):
             pass
     except ValueError:  # no header
         return 2**62

@@ -44,8 +44,9 @@ class _Partitioned:
         return more | own
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
-        own, values = set(self._inner.columns(path)), partition_values(path)
-        inner = [source for source in sources if source in own or source not in values]
+        own, values = self._inner.columns(path), partition_values(path)
+        # a file is read by some column of its own, where none of them is asked for
+        inner = [source for source in sources if source in own or source not in values] or own[:1]
         for chunk in self._inner.chunks(name, path, inner, log):
             found = dict(zip(inner, chunk.columns))
             rows = len(chunk.lines)
