@@ -12,7 +12,7 @@ import os
 
 import pyarrow as pa
 
-from flip_ctr.data.datasets.raw_rows import RowBatch
+from flip_ctr.data.readers.raw_rows import RowBatch
 from flip_ctr.data.readers.row_files import RowWriter, file_format, lists_as_text, table_of
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.train.arguments import PredictArguments

@@ -24,10 +24,11 @@ from flip_ctr.data.datasets.schema_guess import (
 )
 from flip_ctr.data.datasets.sniff_csv import sniff_csv
 from flip_ctr.data.datasets.table import table_source
-from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS, TableFiles, read_schema
+from flip_ctr.data.datasets.table_schema import read_schema
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
+from flip_ctr.data.readers.described_tables import ENDINGS, EVENTS, TableFiles
 from flip_ctr.data.readers.hive_partitions import FOLDER, with_partitions
 from flip_ctr.data.readers.raw_files import PACKED_NAME, LineLog, byte_blocks, kind_of, open_raw
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, array_blocks, find_files, sample

@@ -14,13 +14,14 @@ import ibis
 import pyarrow as pa
 
 from flip_ctr.data.datasets.raw_dataset import Source
-from flip_ctr.data.datasets.table_schema import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles, TableSchema
+from flip_ctr.data.datasets.table_schema import TableSchema
 from flip_ctr.data.prepare.histories import read_history
 from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan
 from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
 from flip_ctr.data.prepare.statistics import INNER, read_statistics, statistic_fields
+from flip_ctr.data.readers.described_tables import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles
 from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, read_table
 from flip_ctr.data.readers.table_values import TableColumn

@@ -15,8 +15,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.datasets.raw_rows import RawRows, RowBatch
 from flip_ctr.data.readers.events import EventLog, event_fields
+from flip_ctr.data.readers.raw_rows import RawRows, RowBatch
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.fields_flip import CLICKED, fields_of_items
 from flip_ctr.modeling_flip.histories_flip import read_histories

@@ -13,9 +13,9 @@ import pytest
 from raw_table import event_rows, run, without, write_csv, write_joined, write_jsonl
 
 from flip_ctr import FlipField
-from flip_ctr.data.datasets.raw_rows import RawRows
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.data.readers.raw_rows import RawRows
 
 
 def prepared(folder: Path, schema: DatasetSchema) -> dict[tuple, dict]:

@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_ctr.data.datasets.table_schema import ENDINGS, EVENTS, SideTable, TableFiles, read_files, read_joins
 from flip_ctr.data.readers.csv_files import CsvFormat, clean_name
+from flip_ctr.data.readers.described_tables import ENDINGS, EVENTS, SideTable, TableFiles, read_files, read_joins
 from flip_ctr.data.readers.raw_files import LineLog, RejectedLine, byte_blocks
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, find_files
 from flip_ctr.data.readers.table_values import TableColumn, typed_column
