@@ -12,9 +12,12 @@ from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from .columns_flip import Column, Value, read_columns
+from .columns_flip import Column, read_columns
 from .configuration_flip import FlipConfig  # noqa: F401  which says what transformers is needed
+from .containers_flip import UnknownContainer  # noqa: F401
 from .fields_flip import NULL_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID, FlipField, read_fields, slot_fields
+from .rows_flip import RawRows  # noqa: F401
+from .values_flip import Value
 
 HASH_KEY_VARIABLE = "FLIP_HASH_KEY"
 VOCABULARY_FILE = "vocabularies.txt"
@@ -94,9 +97,8 @@ def hash_bucket(value: str, num_buckets: int) -> int:
 
 
 def numbers(values: Sequence[str]) -> np.ndarray:
-    """Canonical values of numbers as float64; integers beyond its range are its largest numbers."""
-    limit = np.finfo(np.float64).max
-    return np.clip(np.array([float(value) for value in values], np.float64), -limit, limit)
+    """Canonical values of numbers as float64."""
+    return np.array([float(value) for value in values], np.float64)
 
 
 def bucket_boundaries(counts: Mapping[str | None, int], field: FlipField) -> list[float]:
@@ -310,7 +312,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return [self._hash(key, field, value) for value in values]
 
     def read(self, rows: Any) -> dict[str, Column]:
-        """The fields' columns of rows in any form of [`raw_columns`]; errors name column and row (`ValueError`)."""
+        """The fields' columns of rows in any form of [`RawRows`]; errors name column and row (`ValueError`)."""
         return read_columns(rows, read_fields(self.fields))
 
     def encode(self, columns: Mapping[str, Column], names: Collection[str] | None = None) -> np.ndarray:

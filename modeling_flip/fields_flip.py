@@ -18,7 +18,7 @@ BUCKETINGS = ("quantile", "log")
 NUMERIC_BUCKETS = 32
 CLICKED = "clicked"  # what an entry of a history says beside its item
 # what the files of a field are like: left out of its JSON form where nothing is said of them
-OF_FILES = ("column", "null_values")
+OF_FILES = ("column", "null_values", "decimal")
 # attributes of a field that only these kinds have; for another kind a value that is not the default is an error
 OF_KINDS = {
     "max_values": ("multi-valued", "history"),
@@ -114,6 +114,7 @@ SETTINGS = {
     "bucketing": Allowed(str, choices=BUCKETINGS),
     "history_of": Allowed(str),
     "column": Allowed(str),
+    "decimal": Allowed(str, choices=(".", ",")),
     "vocab_size": Allowed(int, at_least=0, optional=True),
 }
 
@@ -142,15 +143,20 @@ class FlipField:
         max_values: slots of a multi-valued field in `feature_ids`; of a row's values only the first so many are on the
             ID side (in the prompt all are, within `max_tokens`). Of a history the last so many entries are read.
         separator: where text (of a CSV file, say) is split into the values of a multi-valued field. A list is never
-            split.
+            split, nor is text that is a list as JSON, Python or numpy print it (`["a", "b"]`, `['a', 'b']`, `[1, 2]`)
+            or a set as Python or Postgres do (`{a,"b, c"}`): it has its values. Text that merely begins with a bracket
+            (`[REC] 2`) is text.
         num_buckets: ids for the values of a `numeric` field (32 when None; fewer where the training rows have fewer
             distinct numbers) or a `hashed` one (to be given); with it the values of a `multi-valued` field are hashed
             too, and have no vocabulary.
         bucketing: bounds of numeric buckets: `quantile`, equal shares of the training rows, or `log`, even steps of
             `sign(x) * log1p(|x|)` between the smallest and the largest number of the training rows.
         history_of: of a history the field whose values its entries have: the key of an item.
-        column: what raw rows call the field, which are read under either name; the field's own name when empty.
-        null_values: texts that mean null in raw rows, beside the empty one.
+        column: what raw rows call the field, which are read under either name; the field's own name when empty. Names
+            are compared in NFC and without superfluous spaces.
+        null_values: texts that mean null in raw rows, beside the empty one; one that is a number means it as a number
+            too. Of a multi-valued field they are the whole text, or single values.
+        decimal: what stands before the decimals of a number in text, `.` or `,`, of type `int` or `float`.
         vocab_size: number of feature ids, reserved ones included; known once a vocabulary was built.
 
     Raises:
@@ -174,6 +180,7 @@ class FlipField:
     history_of: str = ""
     column: str = ""
     null_values: tuple[str, ...] = ()
+    decimal: str = "."
     vocab_size: int | None = None
 
     def __post_init__(self):
@@ -216,6 +223,8 @@ class FlipField:
             if self.type not in ("int", "float"):
                 raise ValueError(f"{owner}: `type` must be 'int' or 'float' for kind 'numeric'; got {self.type!r}.")
             self.num_buckets = NUMERIC_BUCKETS if self.num_buckets is None else self.num_buckets
+        if self.decimal != "." and self.type not in ("int", "float"):
+            raise ValueError(f"{owner}: `decimal` is of type 'int' or 'float'; got {self.decimal!r} for {self.type!r}.")
         if self.kind == "hashed" and self.num_buckets is None:
             raise ValueError(
                 f"{owner}: `num_buckets` must say into how many buckets kind 'hashed' puts the values; got None."
@@ -223,6 +232,11 @@ class FlipField:
         if not isinstance(self.separator, str) or not self.separator:
             raise ValueError(
                 f"{owner}: `separator` must be the text between two values, such as ',' or '|'; got {self.separator!r}."
+            )
+        if self.is_multi_valued and self.decimal == "," and "," in self.separator:
+            raise ValueError(
+                f"{owner}: `separator` must not hold the comma of `decimal`; say another one, such as ';', or leave "
+                f"`decimal` out; got {self.separator!r}."
             )
 
     @classmethod

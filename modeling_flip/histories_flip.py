@@ -6,21 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from .columns_flip import (
-    NULL_TYPES,
-    Column,
-    RowError,
-    Value,
-    canonical_label,
-    distinct_rows,
-    names_by_kind,
-    raw_columns,
-    read_columns,
-)
+from .columns_flip import Column, RowError, distinct_rows, read_columns
+from .containers_flip import plain_column
 from .fields_flip import CLICKED, PAD_ID, FlipField, fields_of_items, history_field
+from .rows_flip import RawRows, column_of, named_columns
+from .values_flip import NULL_TYPES, Value, canonical_label
 
 NO_ENTRY, NOT_CLICKED, IS_CLICKED = 0, 1, 2  # of `history_outcomes`
 NO_ITEM = -1
+NULL_HISTORY = "null, and the schema forbids nulls here; [] where nothing was before"
 
 
 class HistoryItems:
@@ -44,7 +38,7 @@ class HistoryItems:
 
     @classmethod
     def read(cls, rows: Any, fields: Sequence[FlipField]) -> "HistoryItems":
-        """From a table with a row an item, in any form of [`raw_columns`]; `fields` are those of a row."""
+        """From a table with a row an item, in any form of [`RawRows`]; `fields` are those of a row."""
         history = history_field(fields)
         assert history is not None
         return cls(read_columns(rows, fields_of_items(fields)), history.history_of)
@@ -89,7 +83,7 @@ class Histories:
 def read_histories(
     rows: Any, fields: Sequence[FlipField], items: HistoryItems | None = None, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Column]]:
-    """The histories of rows in any form of [`raw_columns`]: of each the last entries.
+    """The histories of rows in any form of [`RawRows`]: of each the last entries.
 
     Args:
         fields: of a row.
@@ -105,14 +99,13 @@ def read_histories(
     field, of_item = history_field(fields), fields_of_items(fields)
     assert field is not None
     wanted = of_item if items is None else [one for one in of_item if one.name == field.history_of]
-    single = names_by_kind(fields)[0][:1]  # which tells a row from a dict of columns
-    raw = raw_columns(rows, [field.name], single, [field.name])[field.name]
-    lengths, entries = _entries(raw, field, [*(one.name for one in wanted), CLICKED])
+    clicked = FlipField(CLICKED, "float", nullable=False)
+    raw = RawRows.of(rows, fields).columns([field])[field.name]
+    lengths, entries = _entries(raw, field, [*wanted, clicked])
     row_of = np.repeat(np.arange(len(lengths)), lengths)
     try:
-        outcomes = Column.read(entries[CLICKED], FlipField(CLICKED, "float", nullable=False), canonical_label).map(
-            {"0": NOT_CLICKED, "1": IS_CLICKED}, NO_ENTRY
-        )
+        said = Column.read(entries.columns([clicked])[CLICKED], clicked, canonical_label)
+        outcomes = said.map({"0": NOT_CLICKED, "1": IS_CLICKED}, NO_ENTRY)
         if (outcomes == NO_ENTRY).any():
             raise RowError(CLICKED, int((outcomes == NO_ENTRY).argmax()), "expected 0 or 1")
         columns = read_columns(entries, wanted)
@@ -145,34 +138,38 @@ def only_named(items: np.ndarray, columns: dict[str, Column]) -> tuple[np.ndarra
     return renumbered, {name: column.take(used) for name, column in columns.items()}
 
 
-def _entries(raw: Any, field: FlipField, names: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    """How many entries of each row are read, and columns of those of all rows.
+def _entries(raw: Any, field: FlipField, wanted: Sequence[FlipField]) -> tuple[np.ndarray, RawRows]:
+    """How many entries of each row are read, and those of all rows.
 
     Args:
-        names: what an entry must have.
+        wanted: what an entry must have.
     """
-    if hasattr(raw, "combine_chunks"):  # Arrow
+    raw = plain_column(raw)
+    if hasattr(raw, "combine_chunks"):
         raw = raw.combine_chunks()
-    if getattr(getattr(getattr(raw, "type", None), "value_type", None), "num_fields", 0) and raw.null_count == 0:
+    needs = ", ".join(one.name for one in wanted)
+    if getattr(getattr(getattr(raw, "type", None), "value_type", None), "num_fields", 0):
         # lists of structs: no row becomes a Python object
-        lengths = raw.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        if raw.null_count and not field.nullable:
+            row = int(np.flatnonzero(raw.is_null().to_numpy(zero_copy_only=False))[0])
+            raise RowError(field.name, row, NULL_HISTORY)
+        lengths = raw.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         ends = np.repeat(lengths.cumsum(), lengths)
         flat = raw.flatten()
         kind = flat.type
         parts = flat.take(np.flatnonzero(ends - np.arange(len(ends)) <= field.max_values)).flatten()
         have = [kind.field(number).name for number in range(kind.num_fields)]
-        lacking = next((name for name in names if name not in have), None)
-        if lacking is not None:
-            raise ValueError(
-                f"column '{field.name}': an entry needs {', '.join(names)}; the entries have {', '.join(have)}."
-            )
-        return np.minimum(lengths, field.max_values), {name: parts[have.index(name)] for name in names}
+        if _lacking(have, wanted):
+            raise ValueError(f"column '{field.name}': an entry needs {needs}; the entries have {', '.join(have)}.")
+        entries = RawRows(have, lambda names: [parts[have.index(name)] for name in names])
+        return np.minimum(lengths, field.max_values), entries
     listed = raw.to_pylist() if hasattr(raw, "to_pylist") else list(raw)
     kept: list[list[Mapping]] = []
+    known: dict[tuple, str | None] = {}  # the names of an entry -> what it lacks
     for row, value in enumerate(listed):
         if type(value).__name__ in NULL_TYPES or (isinstance(value, float) and value != value):
             if not field.nullable:
-                raise RowError(field.name, row, "null, and the schema forbids nulls here; [] where nothing was before")
+                raise RowError(field.name, row, NULL_HISTORY)
             value = []
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__"):
             raise RowError(field.name, row, f"a history is a list of entries, got {value!r}")
@@ -182,10 +179,16 @@ def _entries(raw: Any, field: FlipField, names: Sequence[str]) -> tuple[np.ndarr
                 raise RowError(
                     field.name, row, f"an entry is a dict with {field.history_of} and {CLICKED}, got {entry!r}"
                 )
-            lacking = next((name for name in names if name not in entry), None)
-            if lacking is not None:
-                raise RowError(field.name, row, f"an entry needs {', '.join(names)}; one has no '{lacking}'")
-    entries = [entry for value in kept for entry in value]
-    return np.array([len(value) for value in kept], np.int64), {
-        name: [entry[name] for entry in entries] for name in names
-    }
+            names = tuple(entry)
+            if names not in known:
+                known[names] = _lacking(names, wanted)
+            if known[names]:
+                raise RowError(field.name, row, f"an entry needs {needs}; one has no '{known[names]}'")
+    entries = RawRows.of([entry for value in kept for entry in value])
+    return np.array([len(value) for value in kept], np.int64), entries
+
+
+def _lacking(names: Sequence, wanted: Sequence[FlipField]) -> str | None:
+    """The first field that an entry of these names lacks."""
+    named = named_columns(names)
+    return next((field.name for field in wanted if column_of(field, named) is None), None)

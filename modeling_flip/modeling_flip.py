@@ -23,6 +23,7 @@ from transformers import AutoModel, PreTrainedModel
 from .base_flip import FlipPreTrainedModel
 from .columns_flip import Column  # noqa: F401
 from .configuration_flip import FlipConfig, is_decoder
+from .containers_flip import UnknownContainer  # noqa: F401
 from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
 from .fields_flip import FlipField, check_choice  # noqa: F401
 from .gather_flip import share_of_total
@@ -69,8 +70,10 @@ from .prompts_flip import (
     integer_keys,
     prompt_keys,
 )
+from .rows_flip import RawRows  # noqa: F401
 from .target_attention_flip import FlipTargetAttention  # noqa: F401
 from .tower_code_flip import save_tower_code  # noqa: F401
+from .values_flip import Value  # noqa: F401
 # isort: on
 
 MLM_POSITIONS_MULTIPLE = 64

@@ -2,15 +2,19 @@
 """`pipeline("click-through-rate")`: rows as people have them -> click probabilities."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import Pipeline
 
-from .columns_flip import is_one_row, names_by_kind
-from .fields_flip import FlipField  # noqa: F401  transformers before 5.9 copies what is imported here, and no more
+from .columns_flip import RowError
+
+# transformers before 5.9 copies what is imported here, and no more
+from .containers_flip import UnknownContainer  # noqa: F401
+from .fields_flip import FlipField  # noqa: F401
+from .rows_flip import row_batches
+from .values_flip import Value  # noqa: F401
 
 DEFAULT_BATCH_SIZE = 256
 # name of the score in the model's output -> its name in an answer
@@ -51,10 +55,10 @@ class ClickThroughRatePipeline(Pipeline):
     ) -> dict | list[dict] | Iterator[dict]:
         """
         Args:
-            rows: one row as a dict (single-valued fields are scalars in it) or a pandas Series; a list of such dicts, a
-                dict of columns, a pandas or Arrow table, or a `datasets` dataset; or a generator or other stream of
-                dicts (a streaming `datasets` dataset), of which only one batch is in memory. Columns that are no field
-                of the model are ignored.
+            rows: one row as a dict (single-valued fields are scalars in it) or a pandas Series; or rows in any other
+                form that the processor takes, see [`FlipProcessor.__call__`]. Of a stream (a generator of rows or
+                tables, a reader of Arrow batches, a streaming `datasets` dataset) only one batch is in memory. Columns
+                that are no field of the model are ignored.
             batch_size: rows the model takes at once; the pipeline's own when not given, or 256.
             items: the items that histories name, one a row, in the same forms; not needed where the entries of the
                 histories have all fields of their item.
@@ -71,15 +75,22 @@ class ClickThroughRatePipeline(Pipeline):
         batch_size = next(size for size in (batch_size, self._batch_size, DEFAULT_BATCH_SIZE) if size is not None)
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
-        if is_one_row(rows, *names_by_kind(self.processor.feature_extractor.all_fields)):
-            return self._score(rows, batch_size, items)[0]
-        is_stream = isinstance(rows, Iterator) or (hasattr(rows, "__iter__") and not hasattr(rows, "__len__"))
-        return self._stream(rows, batch_size, items) if is_stream else self._score(rows, batch_size, items)
+        batches = row_batches(rows, batch_size)
+        if batches is not None:
+            return self._stream(batches, batch_size, items)
+        rows = self.processor.read_rows(rows)
+        answers = self._score(rows, batch_size, items)
+        return answers[0] if rows.is_one_row else answers
 
-    def _stream(self, rows: Iterable[Mapping], batch_size: int, items: Any) -> Iterator[dict]:
-        iterator, items = iter(rows), self.processor.read_items(items)
-        while batch := list(islice(iterator, batch_size)):
-            yield from self._score(batch, batch_size, items)
+    def _stream(self, batches: Iterable, batch_size: int, items: Any) -> Iterator[dict]:
+        items, done = self.processor.read_items(items), 0
+        for batch in batches:
+            try:
+                answers = self._score(batch, batch_size, items)
+            except RowError as error:  # rows are counted in the stream
+                raise RowError(error.column, done + error.row, error.reason) from None
+            yield from answers
+            done += len(answers)
 
     def _score(self, rows: Any, batch_size: int, items: Any) -> list[dict]:
         # each distinct value is encoded once for all rows; rows of similar length share a batch

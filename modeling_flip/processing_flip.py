@@ -18,12 +18,15 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
-from .columns_flip import Column, RowError, Value, canonical_label, raw_columns, read_columns
+from .columns_flip import Column, RowError, read_columns
 from .configuration_flip import PROMPTS  # which also says what transformers is needed
+from .containers_flip import UnknownContainer  # noqa: F401
 from .feature_extraction_flip import FlipFeatureExtractor, count_rows
 from .fields_flip import CountedFields, FlipField, check_choice, fields_of_items, history_entity, history_field
 from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
+from .rows_flip import RawRows
+from .values_flip import Value, canonical_label
 
 MAX_CACHED_VALUES = 100_000
 MOST_LISTED = 20  # fields in an error
@@ -391,9 +394,11 @@ class FlipProcessor(ProcessorMixin):
         """Rows -> a batch of model inputs. Never masks anything.
 
         Args:
-            rows: a dict of columns, one row as a dict (single-valued fields are scalars in it), a list of dicts, a
-                pandas or Arrow table, or a `datasets` dataset or batch; columns that are no field are ignored. A
-                multi-valued field has a list in each row, or text with its separators.
+            rows: a dict of columns; one row as a dict (single-valued fields are scalars in it) or a pandas Series; a
+                list of such rows; a pandas, polars or Arrow table, a DuckDB relation, or anything else that has an
+                Arrow stream; a `datasets` dataset or batch; or an iterator of rows. A column has the name of its
+                field, or of the field's `column`; columns that are no field are ignored. A multi-valued field has a
+                list in each row, or text, see [`FlipField`].
             return_tensors: `"pt"`, or `"np"` or `None` for arrays.
             items: the items that the rows' histories name, with all fields of an item, as `read_items` takes them, or
                 what it returns, where there are many calls; not needed where the entries of the histories have these
@@ -409,6 +414,7 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: a column is missing, or a value has another type: names column and row.
         """
+        rows = self.read_rows(rows)
         encoded = self.encode(rows, cached=True, items=items)
         batch = encoded.batch(np.arange(len(encoded)))
         index = batch.pop("prompt_index", None)
@@ -421,6 +427,10 @@ class FlipProcessor(ProcessorMixin):
             batch["sample_weight"] = weights
         return BatchFeature(batch, tensor_type=return_tensors)
 
+    def read_rows(self, rows: Any) -> RawRows:
+        """Rows in any form that `__call__` takes, whose columns can then be asked for many times."""
+        return RawRows.of(rows, self.feature_extractor.all_fields)
+
     def encode(self, rows: Any, prompts: bool = True, cached: bool = False, items: Any = None) -> EncodedRows:
         """Rows in any form that `__call__` takes -> [`EncodedRows`], each distinct value encoded once.
 
@@ -429,6 +439,7 @@ class FlipProcessor(ProcessorMixin):
             cached: keep the tokens of values for the next call (for few rows at a time).
             items: as of `__call__`.
         """
+        rows = self.read_rows(rows)
         columns = self.feature_extractor.read(rows)
         feature_ids = self.feature_extractor.encode(columns)
         of_rows: RowPrompts | EntityPrompts | None = None
@@ -454,18 +465,19 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: a label is not 0 or 1, or a weight is not a number of at least 0; names column and row.
         """
-        optional = [self.label] + ([self.weight] if self.weight else [])
-        columns = raw_columns(rows, [], optional)
+        label = FlipField(self.label, "float")
+        weight = FlipField(self.weight, "float", nullable=False) if self.weight else None
+        columns = self.read_rows(rows).columns([], [label, *([weight] if weight else [])])
         labels = weights = None
         if self.label in columns:
-            column = Column.read(columns[self.label], FlipField(self.label, "float"), canonical_label)
+            column = Column.read(columns[self.label], label, canonical_label)
             labels = column.map({"0": 0, "1": 1}, -1)
             if (labels < 0).any():
                 row = int((labels < 0).argmax())
                 value = column.values[column.codes[row]]
                 raise RowError(self.label, row, f"a label must be 0 or 1, got {value}")
-        if self.weight in columns:
-            column = Column.read(columns[self.weight], FlipField(self.weight, "float", nullable=False))
+        if weight is not None and self.weight in columns:
+            column = Column.read(columns[self.weight], weight)
             weights = np.array([float(str(value)) for value in column.values], np.float32)[column.codes]
             if (weights < 0).any():
                 row = int((weights < 0).argmax())

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .columns_flip import Column, Value, distinct_rows
+from .columns_flip import Column, distinct_rows
 from .histories_flip import Histories
+from .values_flip import Value
 
 NO_FIELD = -1  # template and special tokens, and padding, belong to no field
 

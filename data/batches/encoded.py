@@ -53,6 +53,7 @@ class EncodedDataset(Dataset):
             self._folder = cached_split(processor, rows, prompts)
             self._map()
         else:
+            rows = processor.read_rows(rows)
             self.encoded = processor.encode(rows, prompts, items=items)
             self.labels, self.weights = processor.read_targets(rows)
 

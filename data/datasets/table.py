@@ -122,6 +122,7 @@ def table_source(
     for name, (table, source) in places.items():
         described = next((one for one in schema.fields if one.name == name), None)
         separator = described.separator if described is not None and described.is_multi_valued else None
+        decimal = described.decimal if described is not None else "."
         said = described is not None or source in table.files.types
         hint = "" if said else f" (or say another type than {types[name]} in `types`)"
         if not said and types[name] == "bool" and name in Rule(schema.label).columns:
@@ -134,6 +135,7 @@ def table_source(
             table.files.null_values,
             hint,
             table.files.time_formats.get(source) if types[name] == "timestamp" else None,
+            decimal,
         )
     _check_rules(schema, tables)
     joins = [_join(schema, tables, join, types) for join in schema.joins]

@@ -10,7 +10,6 @@ import codecs
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, RawTable, byte_blocks, line_table, texts_at
+from flip_ctr.modeling_flip.values_flip import clean_name
 
 BOM = codecs.BOM_UTF8
 UNCLOSED = "a quote that does not end, or text behind a closing quote"
@@ -44,11 +44,6 @@ class RawChunk:
 def is_separator_line(line: str) -> bool:
     """Whether a first line only tells a spreadsheet what separates values: `sep=;`."""
     return re.fullmatch(r'"?sep=(.|\\t)"?\s*', line) is not None
-
-
-def clean_name(name: str) -> str:
-    """A column's name in the form in which names are compared."""
-    return unicodedata.normalize("NFC", " ".join(name.split()))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ ASCII, digits, columns that have the type already), it does the work; everything
 itself.
 """
 
+import contextlib
 import datetime
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flip_ctr.data.readers.raw_files import MalformedLine, whole_numbers
-from flip_ctr.modeling_flip.columns_flip import canonical_value
 from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
+from flip_ctr.modeling_flip.values_flip import UnfitValue, canonical_value, clean_name, null_forms, split_values
 
 TYPES = (*FIELD_TYPES, "timestamp")  # a timestamp is no field, but orders rows, and rules compare it
 ARROW_TYPES = {
@@ -49,10 +51,12 @@ class TableColumn:
         name: its name there.
         source: its name in the files.
         type: one of `TYPES`.
-        separator: where text is split into the values of a multi-valued column; `None` for a column of single values.
-        nulls: texts that mean null, beside the empty one.
+        separator: where text is split into the values of a multi-valued column, see [`split_values`]; `None` for a
+            column of single values.
+        nulls: texts that mean null, beside the empty one; one that is a number means it as a number too.
         hint: what to do where a value is not of the type, for people.
         time_format: how a timestamp is written, in the signs of `strptime` (`%d/%m/%Y`); ISO 8601 when `None`.
+        decimal: what stands before the decimals of a number in text, `.` or `,`.
     """
 
     name: str
@@ -62,11 +66,26 @@ class TableColumn:
     nulls: frozenset[str] = frozenset()
     hint: str = ""
     time_format: str | None = None
+    decimal: str = "."
 
     @property
     def words(self) -> str:
         """What a value of it is."""
         return f"a time as {self.time_format} writes it" if self.time_format else WORDS[self.type]
+
+    @cached_property
+    def null_forms(self) -> frozenset[str]:
+        """What the `nulls` are as text and in their canonical form."""
+        return null_forms(self.nulls, "string" if self.type == "timestamp" else self.type, self.decimal)
+
+    @cached_property
+    def null_values(self) -> pa.Array:
+        """Those of them that are values of the type, and no text."""
+        values = []
+        for form in self.null_forms if self.type in ("int", "float", "bool") else ():
+            with contextlib.suppress(ValueError):
+                values.append(_of_canonical(canonical_value(form, self.type), self.type))
+        return pa.array(values, ARROW_TYPES[self.type])
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -81,10 +100,20 @@ def typed_column(raw: "pa.Array | Sequence", column: TableColumn) -> tuple[pa.Ar
     Args:
         raw: the values as a file has them: an Arrow array, or Python values of any types.
     """
+    values, wrong = _typed(raw, column)
+    if values.type == pa.float64():
+        values = pc.add(values, 0.0)  # -0.0 is 0.0
+    if len(column.null_values) and column.separator is None:
+        values = pc.if_else(pc.is_in(values, column.null_values), pa.scalar(None, values.type), values)
+    return values, wrong
+
+
+def _typed(raw: "pa.Array | Sequence", column: TableColumn) -> tuple[pa.Array, dict[int, MalformedLine]]:
+    """As [`typed_column`], where a number that means null is a number."""
     if not isinstance(raw, pa.Array):
         raw = _as_array(raw)
     if isinstance(raw, pa.Array):
-        raw = _plain_array(raw)
+        raw = _plain_array(raw, column)
         done = _cast(raw, column)
         if done is not None:
             return done, {}
@@ -108,18 +137,15 @@ def _as_array(values: Sequence) -> "pa.Array | Sequence":
         return values
 
 
-def _plain_array(raw: pa.Array) -> pa.Array:
-    """The same values without an encoding of theirs; decimals, and numbers of 64 bits
+def _plain_array(raw: pa.Array, column: TableColumn) -> pa.Array:
+    """The same values without an encoding of theirs; decimals where numbers are wanted, and numbers of 64 bits
     without a sign, as text, which has all their digits."""
     kind = raw.type
     if pa.types.is_dictionary(kind):
-        return _plain_array(raw.dictionary_decode())
-    if (
-        pa.types.is_decimal(kind)
-        or kind == pa.uint64()
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-    ):
+        return _plain_array(raw.dictionary_decode(), column)
+    if kind == pa.uint64() or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return raw.cast(pa.string())
+    if pa.types.is_decimal(kind) and column.type in ("int", "float") and column.decimal == ".":
         return raw.cast(pa.string())
     return raw
 
@@ -157,11 +183,11 @@ def _typed_dictionary(distinct: pa.Array, column: TableColumn) -> tuple[pa.Array
         short = pa.types.is_float32(distinct.type) or pa.types.is_float16(distinct.type)
         return _typed_values(list(distinct.to_numpy(zero_copy_only=False)) if short else distinct.to_pylist(), column)
     distinct = pc.if_else(
-        pc.is_in(distinct, pa.array([*column.nulls, ""], pa.string())), pa.scalar(None, pa.string()), distinct
+        pc.is_in(distinct, pa.array([*column.null_forms, ""], pa.string())), pa.scalar(None, pa.string()), distinct
     )
     plain = (
         pc.match_substring_regex(distinct, PLAIN[column.type])
-        if column.type in PLAIN
+        if column.type in PLAIN and column.decimal == "."
         else pa.array([None] * len(distinct), pa.bool_())
     )
     plain = pc.or_kleene(plain, distinct.is_null()).fill_null(False)
@@ -204,44 +230,42 @@ def _typed_value(value: Any, column: TableColumn, known: dict) -> Any:
 def _typed_list(value: Any, column: TableColumn, known: dict) -> list | None:
     """The values of a multi-valued column in order, without nulls and repetitions; None where there are none."""
     if isinstance(value, str):
-        value = [] if " ".join(value.split()) in column.nulls else value.split(column.separator)
+        value = [] if clean_name(value) in column.null_forms else split_values(value, column.separator)
     values = value if isinstance(value, list | tuple | np.ndarray) else [value]
     kept = dict.fromkeys(_typed_value(one, column, known) for one in values)
     return [one for one in kept if one is not None] or None
 
 
 def _convert(value: Any, column: TableColumn) -> Any:
-    if isinstance(value, str) and column.nulls and " ".join(value.split()) in column.nulls:
+    if isinstance(value, str) and column.nulls and clean_name(value) in column.null_forms:
         return None
     if column.type == "timestamp":
         return _time(value, column)
     try:
-        text = canonical_value(value, column.type)
+        text = canonical_value(value, column.type, column.decimal)
+    except UnfitValue as error:
+        return MalformedLine(f"{column.source} {error.reason}", _shown(value))
     except ValueError:
         return _of_another_type(value, column)
-    if text is None:
-        return None
-    if column.type == "int":
-        number = int(text)
-        return (
-            number if -(2**63) <= number < 2**63 else MalformedLine(f"{column.source} does not fit into 64 bits", text)
-        )
-    if column.type != "string":
-        return text == "true" if column.type == "bool" else float(text)
-    if "\0" in text:
-        return MalformedLine(f"{column.source} holds a NUL byte", text)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return MalformedLine(f"{column.source} holds half of a character", ascii(text))
-    return text
+    return None if text is None or text in column.null_forms else _of_canonical(text, column.type)
+
+
+def _of_canonical(text: str, type_name: str) -> Any:
+    """The Python value of a canonical form."""
+    kinds = {"int": int, "float": float, "bool": lambda word: word == "true"}
+    return kinds.get(type_name, str)(text)
+
+
+def _shown(value: Any) -> str:
+    """A value as text; JSON may hold half characters, which no file takes."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _time(value: Any, column: TableColumn) -> datetime.datetime | None | MalformedLine:
     if column.time_format and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # 20240301
-    text = canonical_value(value, "string") if value is None or isinstance(value, str) or value != value else ""
     try:
+        text = canonical_value(value, "string") if value is None or isinstance(value, str) or value != value else ""
         return read_time(text, column.time_format) if text is not None else None
     except (ValueError, OverflowError):
         return _of_another_type(value, column)
@@ -269,9 +293,7 @@ def read_time(text: str, time_format: str | None = None) -> datetime.datetime:
 def _of_another_type(value: Any, column: TableColumn) -> MalformedLine:
     """What is said of a value that is not of the column's type. The value is not part of the reason, by which lines are
     counted."""
-    shown = (
-        str(value).encode("utf-8", "backslashreplace").decode()
-    )  # JSON may hold half characters, which no file takes
+    shown = _shown(value)
     if isinstance(value, str) or (isinstance(value, float) and column.type == "int"):
         return MalformedLine(f"{column.source} is not {column.words}{column.hint}", shown)
     kind = (

@@ -20,11 +20,11 @@ import flip_ctr
 from flip_ctr.data.prepare.dataset_folder import CARD_NAME, REPORT_NAME, markdown_table
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.modeling_flip.columns_flip import canonical_value
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY, PIPELINE_TASK, FlipConfig
 from flip_ctr.modeling_flip.fields_flip import CLICKED, NUM_RESERVED_IDS, fields_of_items
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.values_flip import canonical_value
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, is_flip_checkpoint
 from flip_ctr.train.option_groups import OBJECTIVES

@@ -13,7 +13,8 @@ import tiny
 from transformers import AutoProcessor
 
 from flip_ctr import FlipFeatureExtractor, FlipField, FlipProcessor
-from flip_ctr.modeling_flip.columns_flip import Column, canonical_value
+from flip_ctr.modeling_flip.columns_flip import Column
+from flip_ctr.modeling_flip.values_flip import canonical_value
 
 NULLS = [None, float("nan"), np.nan, np.float32("nan"), pd.NA, pd.NaT, "", "  \t "]
 
@@ -67,7 +68,9 @@ def test_nulls(type_name):
         ("bool", 1.0),
         ("bool", None.__class__),
         ("int", datetime.date(2020, 1, 1)),
-        ("float", decimal.Decimal("1.5")),
+        ("string", decimal.Decimal("1.5")),
+        ("bool", decimal.Decimal(1)),
+        ("int", decimal.Decimal("1.5")),
         ("int", [1]),
         ("int", {"a": 1}),
     ],
@@ -202,7 +205,7 @@ def test_wrong_values_name_column_and_row(processor, rows, form):
 @pytest.mark.parametrize("form", ["dict of columns", "pandas", "arrow", "datasets"])
 def test_missing_columns_are_named(processor, rows, form):
     short = [{name: value for name, value in row.items() if name not in ("title", "age")} for row in rows]
-    with pytest.raises(ValueError, match="'age', 'title' missing; the rows have: user_id, zip_code"):
+    with pytest.raises(ValueError, match="'age', 'title' missing; the rows have: 'user_id', 'zip_code'"):
         processor(FORMS[form](short))
 
 

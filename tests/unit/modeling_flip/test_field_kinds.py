@@ -17,9 +17,10 @@ from transformers import AutoProcessor
 from flip_ctr import FlipConfig, FlipFeatureExtractor, FlipField, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.modeling_flip.columns_flip import Column, is_one_row, read_columns
+from flip_ctr.modeling_flip.columns_flip import Column, read_columns
 from flip_ctr.modeling_flip.feature_extraction_flip import add_counts, hash_bucket
 from flip_ctr.modeling_flip.fields_flip import read_fields
+from flip_ctr.modeling_flip.rows_flip import is_one_row
 
 ROWS = tiny.kind_rows()
 LISTS = FlipField("g", kind="multi-valued", max_values=3)
@@ -254,7 +255,7 @@ def test_a_list_in_a_single_valued_field_is_refused():
     ],
 )
 def test_what_one_row_is(rows, one):
-    assert is_one_row(rows, ["f"], ["g"]) == one
+    assert is_one_row(rows, [FlipField("f"), FlipField("g", kind="multi-valued")]) == one
 
 
 def test_one_row_may_hold_lists(kind_processor):
@@ -338,9 +339,11 @@ def test_numbers_without_a_spread_share_a_bucket(bucketing):
         assert ids_of([field], {"x": train}, {"x": [1, 5, 9, None]}) == [[4], [4], [4], [3]]
 
 
-def test_integers_that_no_float_holds_are_numbers_too():
+def test_integers_beyond_64_bits_are_refused_as_prepare_refuses_them():
     field = FlipField("x", "int", kind="numeric", num_buckets=2)
-    assert ids_of([field], {"x": [1, 2, "9" * 400]}, {"x": [0, "8" * 500]}) == [[4], [5]]
+    assert ids_of([field], {"x": [1, 2, 2**63 - 1]}, {"x": [0, -(2**63)]}) == [[4], [4]]
+    with pytest.raises(ValueError, match="column 'x', row 1: 9223372036854775808 does not fit into 64 bits"):
+        ids_of([field], {"x": [1, 2]}, {"x": [0, 2**63]})
 
 
 def test_what_is_learned_comes_from_the_training_rows_alone(kind_processor):
