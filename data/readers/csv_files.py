@@ -146,8 +146,10 @@ class CsvFormat:
         try:
             text = block if self._is_utf8 else block.decode(self.encoding).encode()
             quoted, delimiter = self.quote is not None and self.quote.encode() in text, self.delimiter
-            if quoted and not pc.all(pc.match_substring_regex(_arrow_csv(text, 1, [0], SIGN)[0], self._record)).as_py():
-                return None
+            if quoted:
+                record = f"^{self._value}(?:{re.escape(delimiter)}{self._value})*$"
+                if not pc.all(pc.match_substring_regex(_arrow_csv(text, 1, [0], SIGN)[0], record)).as_py():
+                    return None
             if len(delimiter.encode()) > 1:  # Arrow takes a single byte
                 if quoted or SIGN.encode() in text:
                     return None
@@ -160,11 +162,10 @@ class CsvFormat:
         return RawChunk(range(first, first + count), columns[: len(places)], _LazyLines(block, self.encoding))
 
     @cached_property
-    def _record(self) -> str:
-        """Regular expression of a line that is a whole record."""
+    def _value(self) -> str:
+        """Regular expression of a value."""
         quote, delimiter = re.escape(self.quote), re.escape(self.delimiter)
-        value = f"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|[^{quote}{delimiter}][^{delimiter}]*)?"
-        return f"^{value}(?:{delimiter}{value})*$"
+        return f"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|[^{quote}{delimiter}][^{delimiter}]*)?"
 
     def why(self, error: csv.Error, line: str, names: list[str]) -> str:
         """What is wrong with the first line of what is no record."""
@@ -181,10 +182,7 @@ class CsvFormat:
 
     def _unclosed(self, line: str) -> int:
         """The number of the value whose quote is wrong, on the first line of a record."""
-        quote, delimiter = re.escape(self.quote), re.escape(self.delimiter)
-        value = re.compile(
-            rf"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}|(?!{quote})[^{delimiter}]*)(?:{delimiter}|$)"
-        )
+        value = re.compile(rf"{self._value}(?:{re.escape(self.delimiter)}|$)")
         at, start, text = 0, 0, line.rstrip("\r\n")
         while (match := value.match(text, start)) and match.end() > start:
             at, start = at + 1, match.end()

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -319,13 +320,16 @@ def write_typed(table: RawTable, target: Path, log: LineLog) -> int:
     """Reads a raw table into one Parquet file, its columns and `PLACE_COLUMNS`; returns the number of rows."""
     rows = 0
     schema = pa.schema(PLACE_COLUMNS | table.columns)
-    with pq.ParquetWriter(target, schema) as writer:
+    texts = [
+        name for name, kind in table.columns.items() if not pa.types.is_primitive(kind)
+    ]  # a dictionary is for them
+    with pq.ParquetWriter(target, schema, use_dictionary=texts) as writer:
         for chunk in table.read(log):
-            count = len(chunk.lines)
+            count, lines = len(chunk.lines), chunk.lines
             places = [
-                pa.array(range(rows, rows + count), PLACE_COLUMNS["_row"]),
+                pa.array(np.arange(rows, rows + count), PLACE_COLUMNS["_row"]),
                 pa.repeat(pa.scalar(log.number(chunk.file), PLACE_COLUMNS["_file"]), count),
-                pa.array(chunk.lines, PLACE_COLUMNS["_line"]),
+                pa.array(np.arange(lines.start, lines.stop) if isinstance(lines, range) else lines, pa.int64()),
             ]
             writer.write_batch(pa.RecordBatch.from_arrays([*places, *chunk.columns], schema=schema))
             rows += count
