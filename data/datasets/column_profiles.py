@@ -167,8 +167,10 @@ def _lists(present: list) -> list[list] | None:
 
 
 def _written_list(text: str) -> list | None:
-    """`["a", "b"]`, `['a', 'b']` and `{a,b}` as a list."""
+    """`["a", "b"]`, `['a', 'b']`, `{a,b}` and numpy's `[1 2]` as a list."""
     value = _read(text)
+    if text[0] == "[" and value is None and all(map(FLOAT.fullmatch, text[1:-1].split())):
+        value = text[1:-1].split()
     if text[0] == "{" and value is None and ":" not in text:
         value = [one.strip().strip('"') for one in text[1:-1].split(",") if one.strip()]
     return list(value) if isinstance(value, list | set) else None

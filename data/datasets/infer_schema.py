@@ -287,7 +287,9 @@ class _Checked:
     def __init__(self, samples: _Samples):
         samples.profile()
         self._samples = samples
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(samples.groups[0].files[0]).name.split(".")[0]).strip("._-")
+        # of many files the folder, or what it lies in: neither a pattern nor a partition
+        parts = [part for part in Path(samples.groups[0].files[0]).parts if not re.search(r"[*?=]", part)]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1].split(".")[0] if parts else "").strip("._-")
         guess = SchemaGuess(samples.groups, name or "my-table")
         guess.settle_notes()
         refused = self._refusal(guess)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import random
 
 import pandas as pd
@@ -496,6 +497,7 @@ def test_times_are_written_so_that_prepare_reads_them(tmp_path):
     [
         (["['a', 'b']", '["a"]', "{a,b}"], ("string", "", ".")),
         (["[1, 2]", "[3]"], ("int", "", ".")),
+        (["[0.1 2]", "[3 4]"], ("float", "", ".")),
         (["3,5", "12,25", "7"], ("float", None, ",")),
         (["1,234", "12,500"], ("string", None, ".")),
         (["[{'a': 1}]"], ("object", "", ".")),
@@ -535,6 +537,29 @@ def test_frames_of_any_kind(tmp_path):
         infer.infer_schema(frame.assign(m=[1, "a"] * 100))
     with pytest.raises(TypeError, match="takes a frame of pandas or polars, an Arrow table, or the path.* got int"):
         infer.infer_schema(7)
+
+
+def test_json_arrays_and_folders_that_hold_columns(tmp_path):
+    some = rows()
+    for count in (200, 20):  # the whole file, and its first objects
+        (tmp_path / "clicks.json").write_text(json.dumps(some, indent=1))
+        schema = yaml.safe_load(infer.infer_schema(tmp_path / "clicks.json", count))
+        assert (schema["label"], schema["user"], schema["files"]) == (
+            "clicked",
+            "user_id",
+            relative(tmp_path / "clicks.json"),
+        )
+    for day in range(4):
+        (tmp_path / f"c/date=2024-03-0{day + 1}").mkdir(parents=True)
+        write_csv(tmp_path / f"c/date=2024-03-0{day + 1}/part.csv", some[day::4])
+    text = infer.infer_schema(f"{tmp_path}/c/*/*.csv")
+    schema = yaml.safe_load(text)
+    assert (schema["name"], schema["time"], schema["types"]) == ("c", "date", {"date": "timestamp"})
+    assert schema["files"] == relative(tmp_path / "c/*/*.csv") and "refuses" not in text
+
+
+def relative(path) -> str:
+    return os.path.relpath(path).replace(os.sep, "/")
 
 
 def test_what_prepare_refuses_is_said(tmp_path):
