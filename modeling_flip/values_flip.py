@@ -75,13 +75,15 @@ def canonical_value(value: Any, type_name: str, decimal: str = ".") -> str | Non
             result = _number(value, type_name, decimal)
     if result is None:
         wanted = "text" if type_name == "string" else type_name
-        raise ValueError(f"expected {wanted}, got {type(value).__name__} {value!r}{_hint(value, type_name, decimal)}")
+        hint = decimal_hint(value, type_name, decimal)
+        if type_name == "string" and isinstance(value, NUMBERS):
+            hint = "; read the file with the schema's types, so that leading zeros survive"
+        raise ValueError(f"expected {wanted}, got {type(value).__name__} {value!r}{hint}")
     return result
 
 
-def _hint(value: Any, type_name: str, decimal: str) -> str:
-    if type_name == "string" and isinstance(value, NUMBERS):
-        return "; read the file with the schema's types, so that leading zeros survive"
+def decimal_hint(value: Any, type_name: str, decimal: str) -> str:
+    """What to do about text that is no number, but may be one with another decimal sign; empty for another value."""
     if type_name in ("int", "float") and isinstance(value, str) and re.fullmatch(r"[+-]?\d*[.,]\d+", value):
         if decimal == "." and "," in value:
             return '; `decimal: ","` of the field says that a comma stands before the decimals'

@@ -222,7 +222,7 @@ class RawRows:
         for name, source in join.columns.items():
             if name in self._columns:
                 own = self._columns[name]
-                columns.append(TableColumn(name, source, own.type, own.separator, join.null_values))
+                columns.append(replace(own, source=source, nulls=join.null_values))
         parts: dict[str, list[pa.Array]] = {column.name: [] for column in columns}
         for path in find_files(list(patterns), Path(), f"--side {join.name}"):
             for values in self._side_parts(join, path, columns):
@@ -404,7 +404,9 @@ def _check_encoding(table_format: TableFormat, path: Path) -> None:
 
 def _column_of(one: FlipField) -> TableColumn:
     separator = one.separator if one.is_multi_valued else None
-    return TableColumn(one.name, one.column or one.name, one.type, separator, frozenset(one.null_values))
+    return TableColumn(
+        one.name, one.column or one.name, one.type, separator, frozenset(one.null_values), decimal=one.decimal
+    )
 
 
 def _keys(arrays: Sequence[pa.Array]) -> np.ndarray:

@@ -20,7 +20,14 @@ import pyarrow.compute as pc
 
 from flip_ctr.data.readers.raw_files import MalformedLine, whole_numbers
 from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
-from flip_ctr.modeling_flip.values_flip import UnfitValue, canonical_value, clean_name, null_forms, split_values
+from flip_ctr.modeling_flip.values_flip import (
+    UnfitValue,
+    canonical_value,
+    clean_name,
+    decimal_hint,
+    null_forms,
+    split_values,
+)
 
 TYPES = (*FIELD_TYPES, "timestamp")  # a timestamp is no field, but orders rows, and rules compare it
 ARROW_TYPES = {
@@ -295,7 +302,8 @@ def _of_another_type(value: Any, column: TableColumn) -> MalformedLine:
     counted."""
     shown = _shown(value)
     if isinstance(value, str) or (isinstance(value, float) and column.type == "int"):
-        return MalformedLine(f"{column.source} is not {column.words}{column.hint}", shown)
+        hint = column.hint or decimal_hint(clean_name(str(value)), column.type, column.decimal)
+        return MalformedLine(f"{column.source} is not {column.words}{hint}", shown)
     kind = (
         "a list"
         if isinstance(value, list | tuple | np.ndarray)

@@ -16,6 +16,7 @@ import tiny
 import yaml
 from raw_table import ITEMS, SCHEMA, USERS, event_rows, run, without, write_csv, write_joined, write_jsonl, write_schema
 
+from flip_ctr import FlipProcessor
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import cli, prepare
@@ -537,6 +538,30 @@ def test_files_of_one_table_that_differ_are_named(folder):
         ValueError, match="schema.yaml: 'Zip Code' is int in zip.parquet, and cannot be read as string: say type int"
     ):
         run(folder, files="zip.parquet")
+
+
+def test_the_processor_reads_raw_text_as_prepare_did(folder):
+    """Decimal commas, lists in text, words that mean null, and the files' own names of columns."""
+
+    def written(row: dict) -> dict:
+        price = -1 if row["price"] is None else str(row["price"]).replace(".", ",")
+        return row | {"price": price, "tags": json.dumps(row["tags"]) if row["tags"] else "n/a"}
+
+    raw = [written(row) for row in event_rows()]
+    write_csv(folder / "clicks.csv", raw)
+    fields = [one | ({"decimal": ","} if one["name"] == "price" else {}) for one in SCHEMA["fields"]]
+    report = run(folder, fields=fields, null_values=["-1", "n/a"])
+    assert report["malformed"] == 0 and {row["price"] for row in all_rows(folder / "out")} == {0.1, 25, None, 0.001, 7}
+    schema = DatasetSchema.load(folder / "out")
+    prepared = read_split(folder / "out", "train")
+    processor = FlipProcessor.from_dataset(prepared, schema.fields)
+    numbers = {(row["uid"], row["item_id"]): row for row in raw}
+    same = [numbers[row["user_id"], row["item_id"]] for row in prepared.to_pylist()]
+    expected = processor(prepared)["feature_ids"]
+    assert (processor(same)["feature_ids"] == expected).all()
+    assert (expected != 2).all()  # no [UNK]
+    with pytest.raises(ValueError, match='price is not a number; `decimal: ","` of the field says that a comma'):
+        run(folder, "other", null_values=["-1", "n/a"])
 
 
 def test_labels_of_one_class_and_null_columns_are_refused(folder):
