@@ -66,7 +66,7 @@ def canonical_value(value: Any, type_name: str, decimal: str = ".") -> str | Non
     if type_name == "string":
         if isinstance(value, str):
             return _whole_text(value)
-        if isinstance(value, int | np.integer) and value not in INT64:
+        if isinstance(value, int | np.integer) and int(value) not in INT64:  # of numpy's, a range tries all its numbers
             return str(value)  # which no column of whole numbers has made of text with leading zeros
     elif type_name == "bool":
         result = _bool(value)

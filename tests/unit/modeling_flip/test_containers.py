@@ -284,6 +284,15 @@ def test_what_holds_no_such_value_is_refused(raw, kind, message):
         Column.read(raw, FlipField("f", kind))
 
 
+@pytest.mark.parametrize("form", [np.asarray, pa.array, pd.Series, torch.tensor])
+def test_unsigned_ids_of_64_bits_are_text(form):
+    ids = np.array([2**63 + 1, 7, 2**64 - 1], np.uint64)
+    assert Column.read(form(ids), FlipField("f")).values == ["9223372036854775809", "7", "18446744073709551615"]
+    assert Column.read([2**63 + 1, "7"], FlipField("f")).values == ["9223372036854775809", "7"]
+    with pytest.raises(ValueError, match="row 0: .*9223372036854775809.* does not fit into 64 bits"):
+        Column.read(form(ids), FlipField("f", "int"))
+
+
 # --- rows
 
 
