@@ -3,7 +3,8 @@
 silence.
 
 Blocks of lines that are a record each go through Arrow; records of several lines and broken ones are read record by
-record.
+record. DuckDB's reader cannot take their place: it does not say on which line a row stands, skips blank lines, refuses
+a whole file for mixed line ends, and gives the first part of a packed file that is cut off as if that were all.
 """
 
 import codecs
