@@ -80,8 +80,9 @@ class CsvFormat:
         return {}
 
     def texts(self, path, numbers: Iterable[int]) -> Iterator[str]:
-        """The lines of these numbers, which rise."""
-        return texts_at(path, numbers, self.encoding)
+        """The records that begin at the lines of these numbers, which rise."""
+        log = LineLog(1.0, files={path.name: LineLog.entry()})
+        return texts_of(self.chunks(path.name, path, self.columns(path)[:1], log), numbers)
 
     def _blocks(self, path) -> Iterator[tuple[int, bytes]]:
         for number, block in byte_blocks(path):
@@ -188,6 +189,19 @@ class CsvFormat:
         while (match := value.match(text, start)) and match.end() > start:
             at, start = at + 1, match.end()
         return at
+
+
+def texts_of(chunks: Iterable[RawChunk], numbers: Iterable[int]) -> Iterator[str]:
+    """The texts of the rows of these numbers, which rise."""
+    wanted = iter(numbers)
+    number = next(wanted, None)
+    for chunk in chunks:
+        if number is None:
+            return
+        for row, line in enumerate(chunk.lines if number <= chunk.lines[-1] else ()):
+            if line == number:
+                yield chunk.text(row)
+                number = next(wanted, None)
 
 
 SIGN = "\x1f"  # which text does not hold; a block that does is read record by record

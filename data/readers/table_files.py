@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flip_ctr.data.readers.csv_files import BOM, CsvFormat, LinesFormat, RawChunk, shown
+from flip_ctr.data.readers.csv_files import BOM, CsvFormat, LinesFormat, RawChunk, shown, texts_of
 from flip_ctr.data.readers.download import fetch_files, is_address
 from flip_ctr.data.readers.raw_files import (
     BLOCK_BYTES,
@@ -30,7 +30,6 @@ from flip_ctr.data.readers.raw_files import (
     MalformedLine,
     RowChunk,
     open_raw,
-    texts_at,
 )
 from flip_ctr.data.readers.table_values import TableColumn, typed_column
 
@@ -103,15 +102,9 @@ class JsonFormat:
 
     def texts(self, path, numbers: Iterable[int]) -> Iterator[str]:
         """The lines, or objects of an array, of these numbers, which rise."""
-        if not self.is_array(path):
-            return texts_at(path, numbers, self.encoding)
-        wanted = set(numbers)
-        return (
-            shown(text)
-            for numbers, texts, _ in array_blocks(path, self.encoding)
-            for number, text in zip(numbers, texts)
-            if number in wanted
-        )
+        log = LineLog(1.0, files={path.name: LineLog.entry()})
+        chunks = self if self.is_array(path) else LinesFormat(self.encoding)
+        return texts_of(chunks.chunks(path.name, path, [""], log), numbers)
 
     def is_array(self, path) -> bool:
         """Whether a file is one array of objects."""

@@ -266,13 +266,24 @@ def test_a_json_array(tmp_path, monkeypatch, size):
     path = json_file(tmp_path, f"\ufeff [ {first}, 7,{second}]\n ")
     rows = [(1, 1, "x"), (4, None, '[\u00e9"]'), (6, 5, None)]
     rejected = [
-        (2, f"a {BEYOND}", "12345678901234567890"),
+        (
+            2,
+            "a does not fit into 64 bits; with `type: string`, and as text, it keeps all digits",
+            "12345678901234567890",
+        ),
         (3, "not a JSON object of columns", "7"),
         (5, "a is not a whole number", "x"),
     ]
     assert read(path, JsonFormat()) == (rows, rejected)
     assert JsonFormat().columns(path)[:1] == ["a"]
-    assert list(JsonFormat().texts(path, iter([3, 5]))) == ["7", '{"a": "x"}']
+    assert list(JsonFormat().texts(path, iter([4, 5]))) == ['{"t":\n "[\u00e9\\"]"}', '{"a": "x"}']
+
+
+def test_texts_of_rows_that_the_engine_rejects(tmp_path, blocks):
+    path = csv_file(tmp_path, b'a,t\n1,x\n2\n3,"y\n\nz"\n4,u\n5,"v\nw"')
+    assert list(CsvFormat().texts(path, iter([2, 4, 8]))) == ["1,x", '3,"y\n\nz"', '5,"v\nw"']
+    path = json_file(tmp_path, '{"a": 1}', "x", '{"a": 3}', '{"a": 4}')
+    assert list(JsonFormat().texts(path, iter([1, 3]))) == ['{"a": 1}', '{"a": 3}']
 
 
 @pytest.mark.parametrize(
