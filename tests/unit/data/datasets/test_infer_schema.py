@@ -17,6 +17,7 @@ from flip_ctr.data.datasets.column_profiles import is_digit_time, profile
 from flip_ctr.data.datasets.infer_schema import write_schema
 from flip_ctr.data.datasets.schema_guess import Group, SchemaGuess, same_key
 from flip_ctr.data.datasets.table_schema import read_schema
+from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.csv_files import CsvFormat
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import cli, prepare
@@ -518,6 +519,23 @@ def test_times_are_written_so_that_prepare_reads_them(tmp_path):
 def test_forms_of_values(values, expected):
     found = profile("c", values)
     assert (found.type, found.separator, found.decimal) == expected
+
+
+def test_lists_and_decimal_commas_in_text_prepare(tmp_path):
+    some = rows(
+        tags=lambda _, n: str(["a", "b"][: 1 + n % 2]),
+        price=lambda _, n: f"{n % 9},5",
+        ids=lambda _, n: f"[{n % 4}, 7]",
+    )
+    text, schema = inferred(tmp_path, "sep=;\n" + csv_text(some, ";"))
+    fields = {one["name"]: one for one in schema["fields"]}
+    assert fields["price"]["decimal"] == "," and "refuses" not in text
+    assert (fields["tags"]["kind"], fields["ids"]["type"]) == ("multi-valued", "int")
+    (tmp_path / "s.yaml").write_text(text.replace(relative(tmp_path / "clicks.csv"), "clicks.csv"))
+    prepare.run(PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "s.yaml")))
+    found = read_split(tmp_path / "out", "train").to_pydict()
+    assert set(map(tuple, found["tags"])) == {("a",), ("a", "b")} and 0.5 in found["price"]
+    assert {one[-1] for one in found["ids"]} == {7}
 
 
 def test_frames_of_any_kind(tmp_path):

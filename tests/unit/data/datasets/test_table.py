@@ -433,7 +433,7 @@ WRONG = [
     ({"split": "weekly"}, "`split` must be one of random, time"),
     ({"split": "time", "time": ...}, "--split time: schema.yaml has no column of times; use --split random"),
     ({"split_seed": "x"}, "`split_seed` must be a whole number"),
-    ({"ratios": [8, 1]}, "`ratios` must be three whole numbers above 0"),
+    ({"ratios": [8, 1]}, "`ratios` must be three whole numbers for train, validation and test"),
     ({"unique": "yes"}, "`unique` must be one of true, false; got 'yes'"),
     ({"row_key": "price"}, "'price' is of type float and cannot identify a row"),
     ({"row_key": ["tags"]}, "'tags' is a list and cannot identify a row"),
