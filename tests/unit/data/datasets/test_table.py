@@ -564,6 +564,16 @@ def test_the_processor_reads_raw_text_as_prepare_did(folder):
         run(folder, "other", null_values=["-1", "n/a"])
 
 
+def test_what_stands_in_place_of_names_is_shown_in_one_line(folder):
+    """Of a file without a header, or a damaged one, the columns may be anything."""
+    (folder / "clicks.csv").write_text(f"uid,{'x' * 100_000},a\x1b[31m," + ",".join(map(str, range(500))) + "\n1\n")
+    with pytest.raises(
+        ValueError, match=r"clicks.csv has uid, x{60}\.\.\., a\\x1b\[31m, 0, .*, and 443 more\.$"
+    ) as found:
+        run(folder)
+    assert len(str(found.value)) < 600
+
+
 def test_labels_of_one_class_and_null_columns_are_refused(folder):
     with pytest.raises(ValueError, match="600 rows, 600 of them clicks.*`label` and `drop` in schema.yaml"):
         run(folder, label="stars >= 1", drop=...)
