@@ -4,7 +4,8 @@
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
@@ -23,6 +25,14 @@ from .tower_code_flip import save_tower_code
 logger = logging.get_logger(__name__)
 
 ALIGNMENT = 64  # bytes; what torch's own CPU allocator gives
+
+
+def require_config(config: Any) -> None:
+    """Raises `TypeError` where a model is given something else in the place of its configuration."""
+    if not isinstance(config, PreTrainedConfig):
+        raise TypeError(
+            f"`config` must be a FlipConfig; got {config!r}. `from_pretrained` loads a checkpoint by its name."
+        )
 
 
 class FlipPreTrainedModel(PreTrainedModel):
@@ -62,10 +72,20 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, from safetensors only (no pickle on the way); see [`_align_memory`] for what is added."""
+        """As in transformers, from safetensors only (no pickle on the way); see [`_align_memory`] for what is added.
+
+        Raises:
+            OSError: there is no such checkpoint, or its file of weights is damaged.
+            ValueError: its weights are of other shapes than its configuration says.
+        """
         kwargs.setdefault("use_safetensors", True)
         try:
-            loaded = super().from_pretrained(*args, **kwargs)
+            with naming_weights(str(args[0]) if args else ""):
+                loaded = super().from_pretrained(*args, **kwargs)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):  # the shapes stand in a report that is only logged
+                raise
+            raise ValueError(f"{args[0]}: {cls._mismatch(*args, **kwargs)}") from None
         except OSError as error:
             if args and os.path.isfile(os.path.join(str(args[0]), "adapter_config.json")):
                 raise OSError(
@@ -78,6 +98,17 @@ class FlipPreTrainedModel(PreTrainedModel):
         if model.base_model.text_field is not None:  # loading makes parameters anew
             model.base_model.text_encoder.requires_grad_(False)
         return loaded
+
+    @classmethod
+    def _mismatch(cls, *args, **kwargs) -> str:
+        """What weights of a checkpoint have other shapes than its configuration says."""
+        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        keys = sorted(super().from_pretrained(*args, **kwargs)[1]["mismatched_keys"])
+        shown = "; ".join(f"{name} is {list(have)}, not {list(wanted)}" for name, have, wanted in keys[:3])
+        return (
+            f"{len(keys)} weights have other shapes than config.json says (`vocab_size` of its fields, sizes of the "
+            f"ID tower): {shown}. They are not of this configuration."
+        )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this
@@ -110,15 +141,24 @@ class FlipPreTrainedModel(PreTrainedModel):
                 float32 when not given, as that of the new weights, in whatever type the PLM was published.
 
         [`FlipForPretraining`] also takes over the PLM's own MLM head where the checkpoint has one.
+
+        Raises:
+            OSError: there is no such PLM, or its file of weights is damaged.
+            ValueError: it is a FLIP checkpoint.
         """
         config = copy.deepcopy(config)
         kwargs.setdefault("dtype", torch.float32)
         mlm_model = None
-        if cls._takes_mlm_head and config.mlm_weight > 0:
-            mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)
-        text_encoder: Any = (
-            mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
-        )
+        with naming_weights(str(text_model_name_or_path)):
+            if cls._takes_mlm_head and config.mlm_weight > 0:
+                mlm_model = _load_with_mlm_head(text_model_name_or_path, **kwargs)
+            text_encoder: Any = (
+                mlm_model.base_model if mlm_model else AutoModel.from_pretrained(text_model_name_or_path, **kwargs)
+            )
+        if text_encoder.config.model_type == FlipConfig.model_type:
+            raise ValueError(
+                f"{text_model_name_or_path} is a FLIP checkpoint, not a PLM; {cls.__name__}.from_pretrained loads it."
+            )
         config.text_config = text_encoder.config
         model = cls(config, text_encoder=text_encoder)
         if mlm_model is not None and not model.mlm_head.load_plm_head(mlm_model):
@@ -179,6 +219,18 @@ class FlipPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.get_input_embeddings()  # an ID-only model has none: say so
         self.base_model.text_encoder.set_input_embeddings(value)
+
+
+@contextmanager
+def naming_weights(name: str) -> Iterator[None]:
+    """Inside, a damaged file of weights is an `OSError` that names the checkpoint: safetensors' own names neither file
+    nor folder."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # by name: safetensors is not imported here
+            raise
+        raise OSError(f"{name}: the weights (.safetensors) are damaged or cut off: {error}.") from error
 
 
 def _align_memory(model: nn.Module) -> None:

@@ -201,7 +201,15 @@ class FlipConfig(PreTrainedConfig):
         if isinstance(text_config, dict):
             if "model_type" not in text_config:
                 raise ValueError("FlipConfig: `text_config` has no `model_type`, such as 'bert'.")
-            text_config = AutoConfig.for_model(**text_config)
+            try:
+                text_config = AutoConfig.for_model(**text_config)
+            except ValueError as error:
+                if "Unrecognized model identifier" not in str(error):
+                    raise
+                raise ValueError(
+                    f"FlipConfig: `text_config` is of the `model_type` {text_config['model_type']!r}, which "
+                    f"transformers {transformers.__version__} does not know."
+                ) from None
         self.text_config = text_config  # None stays None: a default one would be a BERT
         self.fields = [field.to_dict() for field in read_fields(fields)]
         # from a processor to a new model, and no further: never saved
@@ -252,6 +260,18 @@ class FlipConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         self.decide_text_pooling()
         self.check()
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers. `ValueError` where the configuration there is that of another model."""
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kind = values.get("model_type", cls.model_type) if isinstance(values, dict) else None
+        if kind != cls.model_type:
+            what = "no configuration" if kind is None else f"the configuration of a {kind!r} model"
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its config.json holds {what}, not that of a {cls.model_type!r} one."
+            )
+        return values, kwargs
 
     def decide_text_pooling(self) -> None:
         """Sets `text_pooling` by the PLM where it was left open and there is a `text_config`."""

@@ -2,7 +2,7 @@
 """The fields of a row, and the feature ids that every field's vocabulary starts with."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -242,9 +242,13 @@ class FlipField:
     @classmethod
     def from_dict(cls, values: "dict | FlipField") -> "FlipField":
         """Reads a field from its JSON form. An unknown key is an error (`ValueError`), so that a typo is never
-        ignored."""
+        ignored, and so is what is no field at all (`TypeError`)."""
         if isinstance(values, FlipField):
             return values
+        if not isinstance(values, dict):
+            raise TypeError(f"`fields`: a field is a FlipField, or a dict with its `name`; got {values!r}.")
+        if "name" not in values:
+            raise ValueError(f"`fields`: a field needs the `name` of its column; got {values!r}.")
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"field {values.get('name')!r}: unknown key(s) {', '.join(unknown)}.")
@@ -304,9 +308,12 @@ def read_fields(values) -> list[FlipField]:
     """`FlipField`s from a list of dicts (or of `FlipField`s).
 
     Raises:
+        TypeError: these are no fields.
         ValueError: two fields have one column; there are two histories, or one of what is no key of an item, or of
             another type than the key; or a field of the item has the name of what an entry says.
     """
+    if not isinstance(values, Iterable | None) or isinstance(values, str | dict):
+        raise TypeError(f"`fields` must be a list of fields; got {values!r}.")
     result = [FlipField.from_dict(value) for value in values or []]
     names = [field.name for field in result]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -168,12 +168,34 @@ class FeatureEmbedding(nn.Embedding):
         parts = zip(embeds.split(sizes, dim=-2), feature_ids.split(sizes, dim=-1))
         return torch.cat([mean_of_values(part, ids) for part, ids in parts], dim=-2)
 
-    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+    def check(self, feature_ids: torch.Tensor) -> None:
+        """Raises `ValueError` where these are no feature ids of the model: of another form, or, on the CPU, beyond a
+        field's (looking would wait for a GPU, whose own assertion finds those that are beyond the table)."""
+        if not isinstance(feature_ids, torch.Tensor):
+            raise ValueError(f"`feature_ids` must be a tensor (B, {len(self.slot_fields)}); got {type(feature_ids)}.")
+        if feature_ids.ndim != 2 or feature_ids.is_floating_point():
+            raise ValueError(
+                f"`feature_ids` must be whole numbers (B, {len(self.slot_fields)}); got {feature_ids.dtype} of the "
+                f"shape {tuple(feature_ids.shape)}."
+            )
         if feature_ids.shape[-1] != len(self.slot_fields):
             raise ValueError(
                 f"feature_ids has {feature_ids.shape[-1]} columns, the model has {len(self.slot_fields)} slots of "
                 f"{len(self.field_sizes)} ID-side fields."
             )
+        if feature_ids.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        sizes = torch.tensor([self.field_sizes[field] for field in self.slot_fields])
+        wrong = (feature_ids < 0) | (feature_ids >= sizes)
+        if wrong.any():
+            row, slot = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"`feature_ids`: row {row} has {feature_ids[row, slot]} in column {slot}, of which the model has ids "
+                f"from 0 to {sizes[slot] - 1}. The processor must be the model's own."
+            )
+
+    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        self.check(feature_ids)
         embeds = super().forward(feature_ids + self.offsets)  # (B, S, D)
         if len(self.slot_fields) == len(self.field_sizes):
             return embeds

@@ -147,6 +147,13 @@ def _times(keys: torch.Tensor) -> torch.Tensor:
     return counts[places].float()
 
 
+def _check_all(right: torch.Tensor, values: torch.Tensor, message: str) -> None:
+    if values.device.type != "cpu":
+        torch._assert_async(right.all(), message)
+    elif not right.all():
+        raise ValueError(f"{message}; got {values[~right][0].item()}.")
+
+
 def click_loss(
     logits: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None, training: bool = False
 ) -> torch.Tensor:
@@ -158,19 +165,17 @@ def click_loss(
         training: with weights, the average of the processes' losses is the mean over the rows of all.
 
     Raises:
-        ValueError: labels or weights have another shape, or a label is neither 0 nor 1 (on a GPU, where looking would
-            wait for the device, a failed assertion of the device says so).
+        ValueError: labels or weights have another shape, a label is neither 0 nor 1, or a weight is below 0 (on a GPU,
+            where looking would wait for the device, a failed assertion of the device says so).
     """
     for name, values in (("labels", labels), ("sample_weight", sample_weight)):
         if values is not None and values.shape != logits.shape[:1]:
             raise ValueError(
                 f"`{name}` must have the shape ({len(logits)},), one number a row; got {tuple(values.shape)}."
             )
-    is_click = (labels == 0) | (labels == 1)
-    if labels.device.type != "cpu":
-        torch._assert_async(is_click.all(), "`labels` must be 0 (no click) or 1 (click)")
-    elif not is_click.all():
-        raise ValueError(f"`labels` must be 0 (no click) or 1 (click); got {labels[~is_click][0].item()}.")
+    _check_all((labels == 0) | (labels == 1), labels, "`labels` must be 0 (no click) or 1 (click)")
+    if sample_weight is not None:
+        _check_all(sample_weight >= 0, sample_weight, "`sample_weight` must be at least 0")
     targets = labels.float()[:, None].expand_as(logits)
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(1)
     if sample_weight is None:

@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 # A checkpoint carries what this file imports, and transformers before 5.9 follows no imports of imports: every file is
 # named here.
 # isort: off
-from .base_flip import FlipPreTrainedModel
+from .base_flip import FlipPreTrainedModel, require_config
 from .columns_flip import Column  # noqa: F401
 from .configuration_flip import FlipConfig, is_decoder
 from .containers_flip import UnknownContainer  # noqa: F401
@@ -136,7 +136,16 @@ class FlipModel(FlipPreTrainedModel):
         """Token ids and mask `(B, L)` -> last hidden states `(B, L, H)`."""
         if input_ids is None:
             raise ValueError("`input_ids` is needed: this model reads the textual view.")
-        return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        try:
+            return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        except IndexError as error:  # on the CPU; a GPU's own assertion says so
+            tokens = self.config.text_config.vocab_size
+            if input_ids.min() >= 0 and input_ids.max() < tokens:
+                raise
+            raise ValueError(
+                f"`input_ids` go from {input_ids.min()} to {input_ids.max()}, and the PLM has tokens from 0 to "
+                f"{tokens - 1}. The processor's tokenizer must be the PLM's own."
+            ) from error
 
     def pool(self, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """`(B, L, H)` -> the pooled state `(B, H)`: first token, last token, or mean over the tokens."""
@@ -168,6 +177,11 @@ class FlipModel(FlipPreTrainedModel):
         if input_ids is None:
             raise ValueError("`input_ids` is needed: this model reads the textual view.")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}; got "
+                f"{tuple(attention_mask.shape)}."
+            )
         if self.config.prompts == "entity" and prompt_index is None and input_ids.ndim == 3:
             (input_ids, attention_mask), prompt_index = distinct_prompts((input_ids, attention_mask))
         entities, given = len(self.entities), 0 if prompt_index is None else prompt_index.shape[-1]
@@ -333,6 +347,7 @@ class FlipForPretraining(FlipPreTrainedModel):
     _takes_mlm_head = True
 
     def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None):
+        require_config(config)
         if not (config.mlm_weight or config.mtm_weight or config.icl_weight):
             raise ValueError("FlipForPretraining: mlm_weight, mtm_weight and icl_weight are all 0; nothing to learn.")
         if config.text_is_field:
@@ -804,6 +819,7 @@ class FlipForCTR(FlipPreTrainedModel):
     """
 
     def __init__(self, config: FlipConfig, text_encoder: PreTrainedModel | None = None):
+        require_config(config)
         use_id, use_text = config.strategy != "plm", config.strategy != "id"
         if config.strategy == "id":
             config = copy.deepcopy(config)
@@ -865,6 +881,8 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.text_classifier is not None:
             text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled, history_outcomes)
             parts["text_logits"] = self.text_classifier(self.dropout(text_state)).float()
+        if len(parts) == 2 and len(id_state) != len(text_state):
+            raise ValueError(f"`feature_ids` has {len(id_state)} rows, and `input_ids` prompts of {len(text_state)}.")
         heads = list(parts.values())
         if self.fusion is None:
             logits = heads[0]

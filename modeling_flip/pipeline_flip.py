@@ -12,7 +12,7 @@ from .columns_flip import RowError
 
 # transformers before 5.9 copies what is imported here, and no more
 from .containers_flip import UnknownContainer  # noqa: F401
-from .fields_flip import FlipField  # noqa: F401
+from .fields_flip import FlipField, check_count  # noqa: F401
 from .rows_flip import row_batches
 from .values_flip import Value  # noqa: F401
 
@@ -73,8 +73,11 @@ class ClickThroughRatePipeline(Pipeline):
         """
         self._sanitize_parameters(**{name: value for name, value in kwargs.items() if name != "num_workers"})
         batch_size = next(size for size in (batch_size, self._batch_size, DEFAULT_BATCH_SIZE) if size is not None)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+        check_count("pipeline", "batch_size", batch_size, 1)
+        if self.processor is None:
+            raise ValueError(
+                "pipeline: `processor` is needed, which reads the rows; give the checkpoint's FlipProcessor."
+            )
         batches = row_batches(rows, batch_size)
         if batches is not None:
             return self._stream(batches, batch_size, items)

@@ -22,7 +22,16 @@ from .columns_flip import Column, RowError, read_columns
 from .configuration_flip import PROMPTS  # which also says what transformers is needed
 from .containers_flip import UnknownContainer  # noqa: F401
 from .feature_extraction_flip import FlipFeatureExtractor, count_rows
-from .fields_flip import CountedFields, FlipField, check_choice, fields_of_items, history_entity, history_field
+from .fields_flip import (
+    CountedFields,
+    FlipField,
+    check_choice,
+    check_count,
+    fields_of_items,
+    history_entity,
+    history_field,
+    read_fields,
+)
 from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
 from .rows_flip import RawRows
@@ -30,6 +39,7 @@ from .values_flip import Value, canonical_label
 
 MAX_CACHED_VALUES = 100_000
 MOST_LISTED = 20  # fields in an error
+OPTIONS = ("max_length", "label", "weight", "prompts")  # of `from_dataset`, which `__init__` takes
 CHECKED_ROWS = 256  # whose prompts are compared with the tokenizer's own ids
 
 
@@ -56,7 +66,8 @@ class FlipProcessor(ProcessorMixin):
         prompts: one prompt a `row`, or one for each `entity` of a row; as of the model's [`FlipConfig`].
 
     Raises:
-        ValueError: no text field for a tokenizer, or the template and the fields' budgets exceed `max_length`.
+        ValueError: no text field for a tokenizer, a tokenizer without tokens, or the template and the fields' budgets
+            exceed `max_length`.
     """
 
     _auto_class = "AutoProcessor"  # saving copies the code
@@ -90,6 +101,11 @@ class FlipProcessor(ProcessorMixin):
                 limit for limit in (max_length, tokenizer.model_max_length) if limit is not None and limit < 10**9
             ]
             self.max_length = min(limits) if limits else None
+            if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers makes one of nothing
+                raise ValueError(
+                    f"FlipProcessor: the tokenizer {type(tokenizer).__name__} of {tokenizer.name_or_path or 'no path'} "
+                    "has no tokens beside its special ones: its files (tokenizer.json) are missing."
+                )
             special = {
                 tokenizer.convert_tokens_to_ids(t): t for t in tokenizer.all_special_tokens if t != tokenizer.unk_token
             }
@@ -127,13 +143,22 @@ class FlipProcessor(ProcessorMixin):
             kwargs: `max_length`, `label`, `weight`, `prompts`.
 
         Raises:
-            ValueError: a column is missing or a value has another type; or the composed token ids of a sample of rows
-                differ from the tokenizer's own on the whole prompt.
+            TypeError: `fields` are none, or there is no such option.
+            ValueError: there are no rows or fields; a column is missing or a value has another type; or the composed
+                token ids of a sample of rows differ from the tokenizer's own on the whole prompt.
         """
-        schema = [FlipField.from_dict(field) for field in fields]
+        unknown = [name for name in kwargs if name not in OPTIONS]
+        if unknown:  # `__init__` ignores what a saved processor has beside its own
+            raise TypeError(f"FlipProcessor: there is no option `{unknown[0]}`; there are {', '.join(OPTIONS)}.")
+        check_count("FlipProcessor", "min_frequency", min_frequency, 1)
+        schema = read_fields(fields)
+        if not schema:
+            raise ValueError("FlipProcessor: `fields` must name at least one column; got none.")
         on_disk = hasattr(dataset, "map_parts")
         columns = {} if on_disk else read_columns(dataset, schema)
         counts = count_rows(dataset if on_disk else columns, schema)
+        if not on_disk and not len(next(iter(columns.values())).codes):
+            raise ValueError("FlipProcessor: there are no rows to learn the vocabularies from.")
         extractor = FlipFeatureExtractor.from_counts(counts, schema, min_frequency, hash_user_values)
         extractor.reading = reading or {}
         processor = cls(extractor, tokenizer, **kwargs)

@@ -87,6 +87,8 @@ class FlipCollator:
         cold_rate: float = 0.0,
         short_history_rate: float = 0.0,
     ):
+        if not hasattr(processor, "feature_extractor"):
+            raise TypeError(f"`processor` must be a FlipProcessor; got {processor!r}.")
         self.seed, self.epoch, self.processor = seed, 0, processor
         self.unk_rate, self.cold_rate, self.short_history_rate = unk_rate, cold_rate, short_history_rate
         self.id_fields = [field for field in processor.feature_extractor.all_fields if field.on_id_side]
@@ -205,8 +207,8 @@ class FlipPretrainingCollator(FlipCollator):
         if mask_unit not in MASK_UNITS:
             raise ValueError(f"mask_unit must be one of {', '.join(MASK_UNITS)}; got {mask_unit!r}.")
         for name, ratio in (("text_mask_ratio", text_mask_ratio), ("id_mask_ratio", id_mask_ratio)):
-            if ratio is not None and not 0 < ratio < 1:
-                raise ValueError(f"{name} must lie between 0 and 1; got {ratio}.")
+            if ratio is not None and not (isinstance(ratio, float | int) and 0 < ratio < 1):
+                raise ValueError(f"{name} must lie between 0 and 1; got {ratio!r}.")
         self.text_mask_ratio, self.id_mask_ratio, self.mask_unit = text_mask_ratio, id_mask_ratio, mask_unit
         self.num_noise = num_noise
         self.by_entity = processor.prompts == "entity" and not processor.id_only

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from flip_ctr.modeling_flip.base_flip import naming_weights
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.modeling_flip import FlipForPretraining, FlipModel
 from flip_ctr.train.arguments import TrainArguments
@@ -150,8 +151,13 @@ def check_checkpoint(folder: str) -> dict:
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
         raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json")
-    with open(path, encoding="utf-8") as file:
-        config = json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no configuration of a model: it holds {type(config).__name__}, not an object")
     if config.get("model_type") != FlipConfig.model_type or not config.get("architectures"):
         raise ValueError(
             f"{folder} is not a FLIP checkpoint: its config.json is of a {config.get('model_type')!r} model"
@@ -169,7 +175,8 @@ def without_heads(folder: str, config: dict) -> dict[str, bytes]:
     prefix, state = f"{FlipModel.base_model_prefix}.", {}
     for name in os.listdir(folder):
         if matches(name, ("model*.safetensors",)):
-            tensors = load_file(os.path.join(folder, name))
+            with naming_weights(os.path.join(folder, name)):
+                tensors = load_file(os.path.join(folder, name))
             state |= {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     module = config["auto_map"]["AutoModel"].split(".")[0]
     config = config | {"architectures": [FlipModel.__name__]}

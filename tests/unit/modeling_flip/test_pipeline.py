@@ -110,7 +110,7 @@ def test_a_single_value_among_columns_is_refused(scorer):
 
 
 def test_batches_without_rows_are_refused(scorer):
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1; got -1"):
+    with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1; got -1"):
         scorer(ROWS, batch_size=-1)
 
 
