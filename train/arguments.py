@@ -34,7 +34,7 @@ from flip_ctr.train.option_groups import (
     ScoringOptions,
     SpeedOptions,
 )
-from flip_ctr.train.options import Options, did_you_mean, option, required
+from flip_ctr.train.options import MAX_SEED, Options, did_you_mean, option, required
 from flip_ctr.train.prepare_arguments import PrepareArguments  # noqa: F401  all arguments are found here
 
 
@@ -267,7 +267,7 @@ class FuseArguments(LoadingOptions, ScoringOptions):
         "scalar", "scalar: one weight for all rows; gate: each row its own; raw: one without bounds", choices=FUSIONS
     )
     max_eval_samples: int | None = option(None, "fit and score on seeded random samples of so many rows", at_least=1)
-    seed: int = option(42, "seed of those samples, and of the folds")
+    seed: int = option(42, "seed of those samples, and of the folds", at_least=0, at_most=MAX_SEED)
 
 
 ROW_FILES = (
@@ -317,7 +317,7 @@ class EvaluateArguments(RowFileOptions, LoadingOptions, ScoringOptions):
         None, "folder for all_results.json and reliability.png; only printed when not given", path=True
     )
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows", at_least=1)
-    seed: int = option(42, "seed of that sample")
+    seed: int = option(42, "seed of that sample", at_least=0, at_most=MAX_SEED)
 
 
 @dataclass
@@ -372,7 +372,7 @@ class DemoArguments(Options):
     num_pretrain_epochs: float | None = option(None, "epochs of pretraining", above=0)
     num_train_epochs: float | None = option(None, "epochs of each fine-tuning", above=0)
     max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows", at_least=1)
-    seed: int = option(42, "seed of data, initialisation, order, masks and noise")
+    seed: int = option(42, "seed of data, initialisation, order, masks and noise", at_least=0, at_most=MAX_SEED)
     mixed_precision: str = option("no", "bf16 and fp16 are faster where the machine has them", choices=PRECISIONS)
 
     def check(self) -> None:

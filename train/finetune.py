@@ -68,8 +68,9 @@ def run(args: FinetuneArguments) -> dict:
     if "validation" not in held_out:
         say_no_validation(args)
     schema = train_rows.schema
-    if args.model_name_or_path is not None:
-        check_model("model_name_or_path", args.model_name_or_path)
+    for flag in ("model_name_or_path", "id_model"):
+        if getattr(args, flag) is not None:
+            check_model(flag, getattr(args, flag))
     record = training_record(args)
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch

@@ -6,7 +6,7 @@ Nothing here imports torch or transformers, so that `--help` and what is wrong w
 
 from dataclasses import dataclass
 
-from flip_ctr.train.options import Options, by_case, option, preset_names, required
+from flip_ctr.train.options import MAX_SEED, Options, by_case, option, preset_names, required
 
 OWN_DROPOUT = -1.0  # as --plm_dropout: the rates that the PLM has
 EMBEDDING_OPTIMIZERS = ("dense", "rowwise_adagrad", "lazy_adam")
@@ -50,7 +50,7 @@ class RunOptions(Options):
     output_dir: str = required("folder for the checkpoint, results and history", path=True)
     overwrite_output_dir: bool = option(False, OVERWRITE, private=True)
     preset: str | None = option(None, PRESET, choices=preset_names())
-    seed: int = option(42, "seed of initialisation, order, masks and noise")
+    seed: int = option(42, "seed of initialisation, order, masks and noise", at_least=0, at_most=MAX_SEED)
     custom_code: list[str] | None = option(None, CUSTOM_CODE, path=True)
 
 

@@ -10,6 +10,7 @@ import difflib
 import functools
 import itertools
 import json
+import math
 import operator
 import os
 import types
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 from flip_ctr.modeling_flip.fields_flip import BOUNDS
 
 PRESETS = Path(__file__).with_name("presets")
+MAX_SEED = 2**32 - 1  # of numpy, Python and torch together
 DEFAULTS = "defaults"  # the file of what holds without a preset
 ALL, ALWAYS = "all", "always"  # the section for every recipe, and the case that always holds
 
@@ -249,6 +251,8 @@ def _read_one(one: dataclasses.Field, kind: type, value: Any) -> Any:
     metadata = one.metadata
     try:
         value = _as_type(kind, value, metadata)
+        if kind is float and math.isinf(value):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         what = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
         raise ValueError(f"--{one.name} must be {what}; got {value!r}") from None

@@ -159,8 +159,12 @@ def _read_yaml(arguments: type, parser: OptionParser, path: str) -> dict[str, An
     try:
         with open(os.path.expanduser(path), encoding="utf-8") as file:
             settings = yaml.safe_load(file) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--config {path}: {error}") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = "" if isinstance(error, OSError) else "no YAML in UTF-8: "
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"--config {path}{where}: {what}{problem}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path}: expected `option: value` lines")
     fields, kinds = {one.name: one for one in dataclasses.fields(arguments)}, option_types(arguments)

@@ -36,7 +36,7 @@ from flip_ctr.data.prepare.dataset_picture import plot_dataset
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.histories import history_lengths, history_rule
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
-from flip_ctr.data.prepare.prompt_lengths import prompt_lengths
+from flip_ctr.data.prepare.prompt_lengths import PromptMeter, prompt_lengths
 from flip_ctr.data.prepare.split_statistics import check_splits, entity_prompts, split_statistics
 from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES
 from flip_ctr.data.prepare.statistics import statistics_rule
@@ -91,7 +91,7 @@ def run(args: PrepareArguments) -> dict:
     # 1. Nothing is read before it is clear that the result may be written.
     check_output_dir(args.output_dir, args.overwrite_output_dir)
     source = open_source(args)
-    plan = source.plan
+    plan, meter = source.plan, PromptMeter(source.fields, args.tokenizer_name)
 
     with new_dataset_folder(args.output_dir, args.overwrite_output_dir) as (folder, work):
         log = LineLog(args.max_malformed_share, sink=work / REJECTED_NAME)
@@ -149,9 +149,7 @@ def run(args: PrepareArguments) -> dict:
             "splits": statistics,
             **({"history_lengths": lengths} if lengths else {}),
             "entity_prompts": prompts,
-            "prompt_lengths": prompt_lengths(
-                {name: shard_paths(folder, name) for name in there}, source.fields, args.tokenizer_name
-            ),
+            "prompt_lengths": prompt_lengths({name: shard_paths(folder, name) for name in there}, meter),
             "events_files": list(source.events.files),
             "raw_files": log.files,
             "notes": list(source.notes),

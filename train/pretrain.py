@@ -51,8 +51,9 @@ def run(args: PretrainArguments) -> dict:
     else:
         say_no_validation(args)
     schema = train_rows.schema
-    if args.model_name_or_path is not None:
-        check_model("model_name_or_path", args.model_name_or_path)
+    for flag in ("model_name_or_path", "id_model"):
+        if getattr(args, flag) is not None:
+            check_model(flag, getattr(args, flag))
     check_mlm(args)
     record = training_record(args)
     if args.model_name_or_path is not None and is_flip_checkpoint(args.model_name_or_path):

@@ -99,7 +99,10 @@ def new_dataset_folder(output_dir: str | Path, overwrite: bool = False) -> Itera
         FileExistsError: see [`check_output_dir`].
     """
     output_dir = check_output_dir(output_dir, overwrite)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output_dir {output_dir} cannot be made: {error.strerror}: {error.filename}") from error
     # a sibling, so that a rename stays within one file system
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as temporary:
         partial, replaced, work = (Path(temporary) / name for name in ("new", "old", "work"))

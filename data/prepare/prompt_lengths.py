@@ -36,7 +36,8 @@ class PromptMeter:
     """
 
     def __init__(self, fields: Sequence[FlipField], tokenizer_name: str | None = None):
-        self.fields = [field for field in fields if field.on_text_side]
+        """`OSError` where there is no such tokenizer."""
+        self.fields, self.tokenizer_name = [field for field in fields if field.on_text_side], tokenizer_name
         self.processor = None
         if tokenizer_name:
             from transformers import AutoTokenizer
@@ -44,7 +45,10 @@ class PromptMeter:
             from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
             from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+            except (OSError, ValueError) as error:  # (a path that is no name of a repository is a ValueError)
+                raise OSError(f"--tokenizer_name {tokenizer_name}: {str(error).splitlines()[0]}") from error
             tokenizer.model_max_length = 10**30  # longer prompts are counted, not refused
             self.processor = FlipProcessor(FlipFeatureExtractor(self.fields), tokenizer)
 
@@ -65,13 +69,12 @@ class PromptMeter:
         return np.array(counts or [0], np.int64)[column.codes]
 
 
-def prompt_lengths(
-    files: dict[str, Sequence[Path]], fields: Sequence[FlipField], tokenizer_name: str | None = None
-) -> dict:
+def prompt_lengths(files: dict[str, Sequence[Path]], meter: PromptMeter) -> dict:
     """What the report says of the lengths of prompts, and what the picture shows.
 
     Args:
         files: shards of each split.
+        meter: of the fields.
 
     Returns:
         `unit`; `splits`: for each its sampled rows, and mean, median, 95th percentile and longest prompt, values cut to
@@ -79,10 +82,9 @@ def prompt_lengths(
         its `budget`, and (of tokens) the share of rows whose value is cut; `histogram`: `edges` and `rows` of the
         training split.
     """
-    meter = PromptMeter(fields, tokenizer_name)
     if not meter.fields:
         return {}
-    unit = f"tokens of {Path(tokenizer_name).name}" if tokenizer_name else "words and punctuation"
+    unit = f"tokens of {Path(meter.tokenizer_name).name}" if meter.tokenizer_name else "words and punctuation"
     budgets = np.array([field.max_tokens for field in meter.fields])
     report = {"unit": unit, "splits": {}, "fields": {}}
     for split, paths in files.items():
@@ -97,7 +99,7 @@ def prompt_lengths(
             for column, field in enumerate(meter.fields):
                 cut = (
                     {"cut_share": round(float((values[:, column] > field.max_tokens).mean()), 6)}
-                    if tokenizer_name
+                    if meter.tokenizer_name
                     else {}
                 )
                 report["fields"][field.name] = _summary(values[:, column]) | {"budget": field.max_tokens} | cut

@@ -23,8 +23,8 @@ def id_model_config(path: str) -> FlipConfig:
     """
     try:
         config = AutoConfig.from_pretrained(path)
-    except OSError as error:
-        raise OSError(f"--id_model {path}: {error}") from error
+    except (OSError, ValueError) as error:  # (a path that is no name of a repository is a ValueError)
+        raise OSError(f"--id_model {path}: {str(error).splitlines()[0]}") from error
     if config.model_type != FlipConfig.model_type:
         raise ValueError(f"--id_model {path} is a {config.model_type}, not a FLIP checkpoint with an ID tower")
     if not has_id_tower(config):

@@ -250,7 +250,7 @@ def test_values_are_checked_as_they_are_declared(given, message):
         ("- a\n- b\n", "expected `option: value` lines"),
         ("mlm_weight: null\n", "mlm_weight has no value; leave the line out"),
         ("learning-rte: 1\n", "there is no option learning-rte (did you mean learning_rate?)"),
-        ("seed: [1\n", "c.yaml: while parsing"),
+        ("seed: [1\n", "c.yaml, line 2: no YAML in UTF-8: expected"),
         ("seed: 1.5\n", "c.yaml: --seed must be a whole number; got 1.5"),
         ("learning_rate: fast\n", "--learning_rate must be a number; got 'fast'"),
         ("mask_unit: fields\n", "--mask_unit must be one of field, entity, token; got 'fields' (did you mean field?)"),
