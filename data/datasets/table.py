@@ -294,7 +294,7 @@ def _check_alike(reader: TableFormat, first: Path, columns: list[str], own: dict
 
 
 def _names(columns: Iterable[str]) -> str:
-    """The columns of a file for people: what stands there need not be names, where a file has no header or is damaged."""
+    """The columns of a file for people: where a file has no header, or a damaged one, they may be anything."""
     shown = [name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "..." for name in columns]
     more = [f"and {len(shown) - MOST_NAMES:,} more"] if len(shown) > MOST_NAMES else []
     text = ", ".join([*shown[:MOST_NAMES], *more])

@@ -123,8 +123,8 @@ class BrokenTable:
         return b"".join(line.data for line in self.lines)
 
     def whole(self) -> dict[int, dict]:
-        """Of a text file the number of the line where each clean row begins that is there as it was written, and nothing
-        before it on its line: `{line: row}`."""
+        """Of a text file the clean rows that are there as they were written, and nothing before them on their line, by
+        the number of that line."""
         found, number, fresh = {}, 1, True
         for line in self.lines:
             ended = line.data.endswith(b"\n") or line is self.lines[-1]

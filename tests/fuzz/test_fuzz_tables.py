@@ -33,7 +33,7 @@ def test_a_mutation_that_loses_a_line_would_be_found(tmp_path):
         lambda rows: {line: row for line, row in rows.items() if line != last},
         lambda rows: {line: row for line, row in rows.items() if line != first},
         lambda rows: rows | {last: rows[last] | {"key": "another"}},
-        lambda rows: {line: rows[first] for line in rows},
+        lambda rows: dict.fromkeys(rows, rows[first]),
         lambda rows: rows | {last + 1: rows[last]},
     ):
         changed = fuzz_tables.Read(change(dict(found.rows)), found.rejected, found.lines)
