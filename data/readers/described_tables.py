@@ -31,6 +31,7 @@ MISSING = {"reject": "malformed", "drop": "unused", "null": "null"}  # what a sc
 DUPLICATES = {"reject": "malformed", "first": "unused"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 CSV_KEYS = ("delimiter", "quote", "escape", "column_names")
+FILES = "a path or pattern such as clicks/*.csv, or a list of them"
 EVENTS = "events"
 EXAMPLE_TIME = datetime.datetime(2024, 3, 21, 14, 30, tzinfo=datetime.UTC)
 
@@ -76,7 +77,9 @@ class TableFiles:
             )
         if kind in ("csv", "tsv"):
             usual = {"delimiter": "\t"} if kind == "tsv" else {}
-            return with_partitions(CsvFormat(**usual | self.csv, encoding=self.encoding), path)
+            table_format = CsvFormat(**usual | self.csv, encoding=self.encoding)
+            _check_signs(table_format)
+            return with_partitions(table_format, path)
         if self.csv:
             raise ValueError(f"`{next(iter(self.csv))}` has no effect on {path}, which is {kind}: leave it out")
         if kind == "parquet":
@@ -140,7 +143,7 @@ def read_files(values: dict, name: str, owner: str) -> TableFiles:
     types = _types(values.get("types"), owner)
     return TableFiles(
         name=name,
-        files=read_texts(values, "files", "a path or pattern such as clicks/*.csv, or a list of them", owner),
+        files=read_texts(values, "files", FILES, owner),
         format=read_choice(values, "format", FORMATS, None, owner),
         csv=csv,
         encoding=encoding,
@@ -148,6 +151,20 @@ def read_files(values: dict, name: str, owner: str) -> TableFiles:
         types={column: "timestamp" if "%" in kind else kind for column, kind in types.items()},
         time_formats={column: kind for column, kind in types.items() if "%" in kind},
     )
+
+
+def _check_signs(table_format: CsvFormat) -> None:
+    """`ValueError` where two of delimiter, quote and escape are the same, or one ends a line."""
+    taken: dict[str, str] = {}
+    for key in ("delimiter", "quote", "escape"):
+        sign = getattr(table_format, key)
+        if sign is None:
+            continue
+        if any(end in sign for end in "\r\n\0"):
+            raise ValueError(f"`{key}` must not hold the end of a line, or a NUL byte; got {sign!r}")
+        if sign in taken:
+            raise ValueError(f"`{key}` and `{taken[sign]}` must not be the same; both are {sign!r}")
+        taken[sign] = key
 
 
 def _null_values(value: Any, owner: str) -> frozenset[str]:
@@ -196,7 +213,7 @@ def read_joins(values: Any) -> tuple[SideTable, ...]:
         )
         if "missing" in value and value["missing"] is None:  # as YAML reads `missing: null`
             value["missing"] = "null"
-        first = value["files"] if isinstance(value["files"], str) else (value["files"] or [""])[0]
+        first = read_texts(value, "files", FILES, owner)[0]
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(str(first)).name.split(".")[0]).strip("_") or f"side_{number}"
         name = read_text(value, "name", owner=owner) if value.get("name") is not None else stem
         if not NAME.fullmatch(name) or name in (EVENTS, *(one.name for one in result)):
