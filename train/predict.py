@@ -9,11 +9,12 @@ is in memory at a time.
 """
 
 import os
+from pathlib import Path
 
 import pyarrow as pa
 
-from flip_ctr.data.readers.raw_rows import RowBatch
 from flip_ctr.data.readers.row_files import RowWriter, file_format, lists_as_text, table_of
+from flip_ctr.data.readers.row_reader import RowBatch
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.train.arguments import PredictArguments
 from flip_ctr.train.loop.file_scoring import REASON, RowsToScore, added_columns, score_columns, scored_batches
@@ -66,6 +67,9 @@ def check_output(args: PredictArguments) -> None:
     file_format(args.output)
     if os.path.isdir(args.output) and args.engine != "pyspark":
         raise ValueError(f"--output {args.output} is a folder; name a file")
+    folder = next(parent for parent in Path(args.output).absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"--output {args.output}: {folder} is a file, and no folder")
     if os.path.exists(args.output) and not args.overwrite_output:
         raise ValueError(f"--output {args.output} is there already; choose another name or add --overwrite_output")
 

@@ -93,17 +93,21 @@ class CsvFormat:
         first = next(self._blocks(path), (1, b""))[1]
         if not first and self.column_names is None:
             raise ValueError(f"{path} is empty; expected a first line with the names of the columns.")
-        lines = text_lines(first, self.encoding)[0]
+        lines, broken = text_lines(first, self.encoding)
         skip = int(bool(lines) and is_separator_line(lines[0]))
         if self.column_names is not None:
             return list(self.column_names), skip
         records = self.records(lines, skip)
         try:
-            names = next(records)
+            names = next(records, None)
         except csv.Error:
             raise ValueError(
                 f"{path}, line 1: {UNCLOSED}, or lines that end in carriage returns; expected the names of the columns."
             ) from None
+        if names is None:
+            raise ValueError(f"{path} is empty; expected a line with the names of the columns.")
+        if broken and not all(map(is_text, names)):
+            raise ValueError(f"{path}, line {skip + 1} holds bytes that are not {self.encoding}: {shown(str(names))}")
         if not names or "\0" in "".join(names):
             what = "is blank" if not names else f"holds NUL bytes (it is no text, or not in {self.encoding})"
             raise ValueError(f"{path}, line 1 {what}; expected the names of the columns between {self.delimiter!r}.")

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
+from flip_ctr.modeling_flip.fields_flip import Allowed, FlipField, read_fields
 
 SCHEMA_NAME = "schema.json"
 FORMAT_VERSION = 1
@@ -39,6 +39,10 @@ class DatasetSchema:
     reading: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        if not isinstance(self.fields, list | tuple):
+            raise ValueError(f"`fields` must be a list of fields; got {self.fields!r}")
+        for name in ("dataset", "label", "user_column", "weight_column"):
+            Allowed(str, optional=name.endswith("_column")).check("the dataset's schema", name, getattr(self, name))
         self.fields = read_fields(self.fields)
 
     def to_dict(self) -> dict:

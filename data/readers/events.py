@@ -78,10 +78,10 @@ def event_fields(fields: Sequence[FlipField]) -> tuple[FlipField, FlipField]:
     """The history, and the key of whose history it is. `ValueError` where the model reads none, or has no such key."""
     history = history_field(fields)
     if history is None:
-        raise ValueError("events: the model reads no histories")
+        raise ValueError("--events: the model reads no histories")
     user = next((field for field in fields if field.key and field.entity == history.entity), None)
     if user is None:
-        raise ValueError(f"events: the model has no field that is the key of a {history.entity}")
+        raise ValueError(f"--events: the model has no field that is the key of a {history.entity}")
     return history, user
 
 

@@ -312,6 +312,11 @@ def line_table(
     return RawTable(name, columns, {path.name: path for path in paths}, read, table_format.texts)
 
 
+def one_line(error: Exception) -> str:
+    """What an error of a library says, without its line ends."""
+    return " ".join(str(error).split())
+
+
 def as_list(values: Sequence) -> Sequence:
     return values.to_pylist() if isinstance(values, pa.Array) else values
 

@@ -123,8 +123,11 @@ class RowWriter:
             self._file.write(b"".join(_json_line(row | one) for row, one in zip(objects, added, strict=True)))
             return
         table = table_of(rows, self.schema)
-        for name, values in more.items():
-            table = table.append_column(name, values)
+        if table.num_columns == 0:  # of lines of which none is an object
+            table = pa.table(more)
+        else:
+            for name, values in more.items():
+                table = table.append_column(name, values)
         if self.suffix == ".csv":
             table = lists_as_text(table, self.fields)
         if self._writer is None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
+from flip_ctr.data.readers.raw_files import one_line
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField, history_field
 
@@ -50,7 +51,7 @@ class Shard:
                 raw.seek(-8 - int.from_bytes(raw.read(4), "little"), 2)
                 footer = blake2b(raw.read(), digest_size=16).hexdigest()
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
+            raise ValueError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
         return cls(path, schema, groups, (path.name, stat.st_size, stat.st_mtime_ns, footer))
 
 
@@ -233,7 +234,7 @@ class SplitRows:
         except RowError as error:
             raise ValueError(f"{path}: {error}") from None
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
+            raise ValueError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
 
     # --- what the rows are known by
 
@@ -294,7 +295,7 @@ class SplitRows:
                 if done >= last:
                     return
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"split '{self.split}', {shard.path}: {error}") from error
+            raise ValueError(f"split '{self.split}', {shard.path}: {one_line(error)}") from error
 
     def parts(self, columns: Sequence[str] | None = None, size: int = PART_ROWS) -> Iterator[tuple[int, pa.Table]]:
         """All rows in order: yields (number of the first row, part)."""

@@ -29,6 +29,7 @@ from flip_ctr.data.readers.raw_files import (
     LineLog,
     MalformedLine,
     RowChunk,
+    one_line,
     open_raw,
 )
 from flip_ctr.data.readers.table_values import TableColumn, typed_column
@@ -127,11 +128,13 @@ class JsonFormat:
         """The value on a line; `MalformedLine` where there is none, or anything beside it."""
         try:
             try:
-                value, end = _scan_json(line, 0)
-            except StopIteration:  # space before it, or broken: `loads` says where
-                value, end = json.loads(line), len(line)
+                value, end = _JSON.scan_once(line, 0)
+            except StopIteration:  # space before it, or broken: `decode` says where
+                value, end = _JSON.decode(line), len(line)
         except json.JSONDecodeError as error:
             return MalformedLine(f"broken JSON: {error.msg}", line)
+        except MalformedLine as error:
+            return MalformedLine(error.reason, line)
         except (ValueError, RecursionError):  # a number of more than 4,300 digits
             return MalformedLine("JSON that is nested too deep, or holds too long a number", line)
         return MalformedLine("text behind a JSON object", line) if line[end:].strip() else value
@@ -168,7 +171,7 @@ def array_blocks(path, encoding: str) -> Iterator[tuple[Sequence[int], list[str]
         ValueError: it is broken, or ends too early; names the line.
     """
     encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
-    decode, scan = codecs.getincrementaldecoder(encoding)("surrogateescape").decode, json.JSONDecoder().raw_decode
+    decode, scan = codecs.getincrementaldecoder(encoding)("surrogateescape").decode, _JSON.raw_decode
     text, at, line, number = "", 0, 1, 0
     signs, value_next = "[", False  # which signs may come next, and whether a value may
 
@@ -210,7 +213,17 @@ def array_blocks(path, encoding: str) -> Iterator[tuple[Sequence[int], list[str]
         raise broken("the array does not end")
 
 
-_scan_json = json.JSONDecoder().scan_once
+def _json_object(pairs: list[tuple[str, Any]]) -> dict:
+    """A JSON object; `MalformedLine` where a key comes twice, of whose values one would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise MalformedLine(f"{twice!r} comes twice in an object", "")
+    return row
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_json_object)
 
 
 def _json_type(value) -> str | None:
@@ -301,14 +314,14 @@ def _parquet(path) -> pq.ParquetFile:
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path} is no Parquet file, or a damaged one ({error}).") from error
+        raise ValueError(f"{path} is no Parquet file, or a damaged one ({one_line(error)}).") from error
 
 
 def _next_batch(batches: Iterator[pa.RecordBatch], path) -> pa.RecordBatch | None:
     try:
         return next(batches, None)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: damaged Parquet ({error}).") from error
+        raise ValueError(f"{path}: damaged Parquet ({one_line(error)}).") from error
 
 
 def _arrow_type(kind: pa.DataType) -> str | None:

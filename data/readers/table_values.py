@@ -107,12 +107,22 @@ def typed_column(raw: "pa.Array | Sequence", column: TableColumn) -> tuple[pa.Ar
     Args:
         raw: the values as a file has them: an Arrow array, or Python values of any types.
     """
-    values, wrong = _typed(raw, column)
+    try:
+        values, wrong = _typed(raw, column)
+    except UnicodeDecodeError:  # Parquet whose text is no UTF-8
+        values, wrong = _typed([_text_or_bytes(one) for one in raw.cast(pa.binary()).to_pylist()], column)
     if values.type == pa.float64():
         values = pc.add(values, 0.0)  # -0.0 is 0.0
     if len(column.null_values) and column.separator is None:
         values = pc.if_else(pc.is_in(values, column.null_values), pa.scalar(None, values.type), values)
     return values, wrong
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return value if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _typed(raw: "pa.Array | Sequence", column: TableColumn) -> tuple[pa.Array, dict[int, MalformedLine]]:

@@ -232,6 +232,8 @@ USER = dict.fromkeys(ROWS[0]) | {"user_id": 1}
         ("rows.parquet", "no parquet", ValueError, "rows.parquet"),
         ("rows.csv", ",".join(ROWS[0]) + "\n", ValueError, "rows.csv has no rows"),
         ("rows.jsonl", "", ValueError, "rows.jsonl has no rows"),
+        ("rows.jsonl", json.dumps(USER)[:-1] + ', "age": 3}', ValueError, "line 1: 'age' comes twice in an object"),
+        ("rows.csv", "sep=;\n", ValueError, "rows.csv is empty; expected a line with the names"),
         ("rows.jsonl", json.dumps(USER | {"title": "x\ud83d"}), ValueError, "half of a character"),
         ("rows.jsonl", json.dumps(USER | {"user_id": 2**70}), ValueError, "line 1: user_id does not fit into 64 bits"),
         ("rows.xlsx", "", ValueError, "rows.xlsx: expected a file that ends in .csv, "),
@@ -251,6 +253,15 @@ def test_bytes_that_are_no_text_are_named(tmp_path, joint, no_scoring):
     path.write_bytes(json.dumps(USER | {"title": "x"}).replace("x", "@").encode().replace(b"@", b"\xe9") + b"\n")
     with pytest.raises(ValueError, match="r.jsonl, line 1: bytes that are not utf-8"):
         scores(joint, tmp_path, str(path))
+
+
+def test_parquet_text_that_is_no_utf_8_is_named(tmp_path, joint, no_scoring):
+    table = pa.Table.from_pylist(ROWS)
+    broken = pa.array([b"x\xff", *[row["title"] and row["title"].encode() for row in ROWS[1:]]], pa.binary())
+    titles = pa.Array.from_buffers(pa.string(), len(broken), broken.buffers())
+    pq.write_table(table.set_column(table.column_names.index("title"), "title", titles), tmp_path / "r.parquet")
+    with pytest.raises(ValueError, match="r.parquet, row 1: title is bytes, not text"):
+        scores(joint, tmp_path, str(tmp_path / "r.parquet"))
 
 
 def test_an_existing_column_is_never_overwritten(tmp_path, joint, no_scoring):
@@ -286,7 +297,20 @@ def test_what_cannot_be_written_is_known_before(tmp_path, joint, no_scoring):
         run(PredictArguments(str(joint), mixed, output + ".parquet"))
 
 
+def test_an_output_in_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--output .*file/o.csv: .*/file is a file, and no folder"):
+        run(PredictArguments("nowhere", "nowhere.csv", str(tmp_path / "file" / "o.csv")))
+
+
 # --- rows without a score
+
+
+def test_a_file_of_which_no_line_can_be_read(tmp_path, finetuned):
+    (tmp_path / "r.jsonl").write_bytes(b"\xa3x\n[1]\n")
+    table = tiny.predicted(finetuned["id"][0], tmp_path / "r.jsonl", on_error="null")
+    assert table["click_probability"].null_count == 2
+    assert table["reason"].to_pylist()[1] == "not a JSON object of columns: '[1]'"
 
 
 @pytest.mark.parametrize("target", [".csv", ".jsonl", ".parquet"])

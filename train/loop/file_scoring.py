@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.events import EventLog, event_fields
-from flip_ctr.data.readers.raw_rows import RawRows, RowBatch
+from flip_ctr.data.readers.row_reader import RowBatch, RowReader
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.fields_flip import CLICKED, fields_of_items
 from flip_ctr.modeling_flip.histories_flip import read_histories
@@ -63,7 +63,7 @@ class RowsToScore:
         files: instead of the command's `input`.
 
     Raises:
-        FileNotFoundError, ValueError: as of [`RawRows`], and of a table of items or events.
+        FileNotFoundError, ValueError: as of [`RowReader`], and of a table of items or events.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class RowsToScore:
         own, times = self.fields, []
         self._items = self._events = None
         if args.items is not None:
-            table = _whole(RawRows([args.items], fields_of_items(self.fields), reading), "--items")
+            table = _whole(RowReader([args.items], fields_of_items(self.fields), reading), "--items")
             self._items = self._read("--items", lambda: processor.read_items(table))
         if args.events is not None:
-            history, user = event_fields(self.fields)
+            history, user = self._read("--events", lambda: event_fields(self.fields))
             own = [field for field in self.fields if not field.is_history]
             times = [args.time_column] if args.time_column else []
             item = next(field for field in self.fields if field.name == history.history_of)
-            events = RawRows([args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]))
+            events = RowReader([args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]))
             self._events = self._read("--events", lambda: EventLog(_whole(events, "--events"), self.fields, *times))
         sides = dict(_named_side(one) for one in args.side or [])
-        self._raw = RawRows(
+        self._raw = RowReader(
             args.input if files is None else files, own, reading, sides, {**dict.fromkeys(times), **also}
         )
         for file in self._raw.files:
@@ -161,7 +161,7 @@ def scored_batches(
                 bar.update(len(batch))
 
 
-def _whole(rows: RawRows, option: str) -> pa.Table:
+def _whole(rows: RowReader, option: str) -> pa.Table:
     """All rows of a table that must be whole."""
     parts = []
     for batch in rows:

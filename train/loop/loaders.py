@@ -1,6 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The rows of a run: splits that are encoded or streamed, checked, and made into batches for this process."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.data.prepare.dataset_folder import REPORT_NAME
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
@@ -21,9 +23,13 @@ logger = logging.getLogger("flip_ctr")
 
 
 def has_split(dataset_dir: str, split: str) -> bool:
-    """Whether a dataset folder has a split; what is no folder has all, so that reading it says what is wrong."""
-    data = Path(dataset_dir) / "data"
-    return not data.is_dir() or any(data.glob(f"{split}-*.parquet"))
+    """Whether a dataset folder has a split, by its report where it has one; what is no folder has all, so that reading
+    it says what is wrong."""
+    folder = Path(dataset_dir)
+    if (folder / REPORT_NAME).is_file():
+        splits = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))["splits"]
+        return splits.get(split, {}).get("rows", 0) > 0
+    return not (folder / "data").is_dir() or any((folder / "data").glob(f"{split}-*.parquet"))
 
 
 def say_no_validation(args: TrainArguments) -> None:

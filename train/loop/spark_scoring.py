@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from flip_ctr.data.prepare.engines import Engine, engine_errors
-from flip_ctr.data.readers.raw_rows import RowBatch
 from flip_ctr.data.readers.row_files import file_format
+from flip_ctr.data.readers.row_reader import RowBatch
 from flip_ctr.train.arguments import PredictArguments
 from flip_ctr.train.loop.file_scoring import REASON, RowsToScore, added_columns, score_columns
 from flip_ctr.train.loop.prompt_states import PromptReader

@@ -15,7 +15,7 @@ from raw_table import event_rows, run, without, write_csv, write_joined, write_j
 from flip_ctr import FlipField
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.data.readers.raw_rows import RawRows
+from flip_ctr.data.readers.row_reader import RowReader
 
 
 def prepared(folder: Path, schema: DatasetSchema) -> dict[tuple, dict]:
@@ -25,7 +25,7 @@ def prepared(folder: Path, schema: DatasetSchema) -> dict[tuple, dict]:
     return {(row["user_id"], row["item_id"]): {name: row[name] for name in names} for row in rows}
 
 
-def known(rows: RawRows) -> list[dict]:
+def known(rows: RowReader) -> list[dict]:
     return [row for batch in rows for row in batch.known.to_pylist()]
 
 
@@ -79,14 +79,14 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_what_was_prepared_can_be_scored(table, form):
     folder, schema, expected = table
-    rows = known(RawRows([str(FORMS[form](folder))], schema.fields, schema.reading))
+    rows = known(RowReader([str(FORMS[form](folder))], schema.fields, schema.reading))
     assert {(row["user_id"], row["item_id"]): row for row in rows} == expected and len(rows) == len(expected)
 
 
 def test_text_that_is_surely_utf_8_is_not_taken_for_something_else(table):
     folder, schema, _ = table
     with pytest.raises(ValueError, match="utf8.csv is text in UTF-8, and the model's data was in latin-1"):
-        RawRows([str(folder / "utf8.csv")], schema.fields, schema.reading)
+        RowReader([str(folder / "utf8.csv")], schema.fields, schema.reading)
 
 
 def test_a_file_with_or_without_the_header_that_the_data_lacked(tmp_path):
@@ -99,7 +99,7 @@ def test_a_file_with_or_without_the_header_that_the_data_lacked(tmp_path):
     schema = DatasetSchema.load(tmp_path / "out")
     expected = prepared(tmp_path / "out", schema)
     for name in ("clicks.csv", "named.csv"):
-        found = known(RawRows([str(tmp_path / name)], schema.fields, schema.reading))
+        found = known(RowReader([str(tmp_path / name)], schema.fields, schema.reading))
         assert {(row["user_id"], row["item_id"]): row for row in found} == expected, name
 
 
@@ -119,12 +119,12 @@ def joined(tmp_path_factory):
 def test_side_tables_are_joined_or_are_already(joined):
     folder, schema, expected = joined
     sides = {"items": [str(folder / "items.jsonl")], "makers": [str(folder / "brands.parquet")]}
-    rows = known(RawRows([str(folder / "clicks.csv")], schema.fields, schema.reading, sides))
+    rows = known(RowReader([str(folder / "clicks.csv")], schema.fields, schema.reading, sides))
     names = [field.name for field in schema.fields]
     found = {(row["user_id"], row["item_id"]): {name: row[name] for name in names} for row in rows}
     assert found == expected
     pq.write_table(pa.Table.from_pylist(list(expected.values())), folder / "together.parquet")
-    rows = known(RawRows([str(folder / "together.parquet")], schema.fields, schema.reading))
+    rows = known(RowReader([str(folder / "together.parquet")], schema.fields, schema.reading))
     assert {(row["user_id"], row["item_id"]): row for row in rows} == expected
 
 
@@ -133,7 +133,7 @@ def test_a_row_without_partner_is_named(joined, tmp_path):
     items = (folder / "items.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "items.jsonl").write_text("".join(items[1:]))
     sides = {"items": [str(tmp_path / "items.jsonl")], "makers": [str(folder / "brands.parquet")]}
-    rows = RawRows([str(folder / "clicks.csv")], schema.fields, schema.reading, sides)
+    rows = RowReader([str(folder / "clicks.csv")], schema.fields, schema.reading, sides)
     (batch,) = rows
     assert batch.reasons[0] == "item_id is not in items: 'i0'" and not batch.scored[0] and batch.scored[1]
     assert batch.where(0) == f"{folder}/clicks.csv, line 2"
@@ -158,7 +158,7 @@ def test_errors_of_side_tables(joined, sides, message):
     sides = {"makers": ["{folder}/brands.parquet"]} | sides
     sides = {name: [path.format(folder=folder) for path in paths] for name, paths in sides.items()}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        RawRows([str(folder / "clicks.csv")], schema.fields, schema.reading, sides)
+        RowReader([str(folder / "clicks.csv")], schema.fields, schema.reading, sides)
 
 
 # --- every line has its place
@@ -172,7 +172,7 @@ def test_no_line_is_lost_and_none_moves(tmp_path, suffix):
     start = "n,t\n" if suffix == ".csv" else ""
     path = tmp_path / f"r{suffix}"
     path.write_text(start + "".join(lines))
-    batches = list(RawRows([str(path)], [FlipField("n", "int"), FlipField("t")]))
+    batches = list(RowReader([str(path)], [FlipField("n", "int"), FlipField("t")]))
     assert sum(map(len, batches)) == 500
     (batch,) = batches
     assert batch.places.tolist() == list(range(1 + bool(start), 501 + bool(start)))

@@ -46,7 +46,7 @@ class RowBatch:
     known: pa.Table
     scored: np.ndarray
     reasons: dict[int, str]
-    file: "RawFile"
+    file: "RowFile"
     places: np.ndarray
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class RowBatch:
 
 
 @dataclass
-class RawFile:
+class RowFile:
     """One file, and how it is read.
 
     Attributes:
@@ -99,11 +99,10 @@ class _Rejects(LineLog):
         self.lines: list[tuple[int, str]] = []
 
     def reject(self, name: str, line: int, error: RejectedLine, text: str) -> None:
-        shown = error.text if len(error.text) <= MAX_SHOWN else error.text[: MAX_SHOWN - 3] + "..."
-        self.lines.append((line, f"{error.reason}: {shown!r}" if shown else error.reason))
+        self.lines.append((line, _said(error)))
 
 
-class RawRows:
+class RowReader:
     """Rows to be scored, in files of any format.
 
     Args:
@@ -159,7 +158,7 @@ class RawRows:
 
     # --- files and columns
 
-    def _open(self, path: Path) -> RawFile:
+    def _open(self, path: Path) -> RowFile:
         """A file in the format that the data of the model had, or in the plain one of its ending: the first in which
         it has all columns."""
         tried: list[tuple[int, TableFormat, list[str]]] = []
@@ -173,13 +172,13 @@ class RawRows:
             missing = self._missing(columns)
             if not missing:
                 _check_encoding(table_format, path)
-                return RawFile(path, table_format, columns, self._places(path, columns))
+                return RowFile(path, table_format, columns, self._places(path, columns))
             tried.append((len(missing), table_format, columns))
         if not tried:
             raise failures[0]
         _, table_format, columns = min(tried, key=lambda one: one[0])
         if table_format.sparse and not columns:  # no line is an object, which is said of the lines
-            return RawFile(path, table_format, [], {name: names[-1] for name, names in self._wanted().items()})
+            return RowFile(path, table_format, [], {name: names[-1] for name, names in self._wanted().items()})
         raise self._lacks(path, self._missing(columns), columns)
 
     def _lacks(self, path: Path, missing: list[str], columns: list[str]) -> ValueError:
@@ -263,7 +262,7 @@ class RawRows:
             values = {}
             for raw, column in zip(chunk.columns, columns):
                 values[column.name], wrong = typed_column(raw, column)
-                log.lines += [(chunk.lines[row], f"{error.reason}: {error.text!r}") for row, error in wrong.items()]
+                log.lines += [(chunk.lines[row], _said(error)) for row, error in wrong.items()]
             yield values
         if log.lines:
             line, reason = min(log.lines)
@@ -277,7 +276,7 @@ class RawRows:
         if missing:
             raise self._lacks(Path(name), missing, table.column_names)
         sources = self._places(Path(name), table.column_names)
-        file = RawFile(Path(name), ParquetFormat(), table.column_names, sources)
+        file = RowFile(Path(name), ParquetFormat(), table.column_names, sources)
         columns = table.combine_chunks()
         raw = {one: _one_array(columns[source]) for one, source in sources.items()}
         return self._batch(file, table, raw, np.arange(1, len(table) + 1))
@@ -293,7 +292,7 @@ class RawRows:
             if waiting:
                 yield _joined(waiting)
 
-    def _batches(self, file: RawFile) -> Iterator[RowBatch]:
+    def _batches(self, file: RowFile) -> Iterator[RowBatch]:
         log, name = _Rejects(file.path.name), file.path.name
         is_json = isinstance(file.format, JsonFormat)
         sources = list(file.sources.values()) if is_json else file.columns
@@ -311,7 +310,7 @@ class RawRows:
             none = [] if is_json else pa.table([pa.nulls(0, pa.string())] * len(file.columns), names=file.columns)
             yield _with_rejects(self._batch(file, none, {}, np.empty(0, np.int64)), _pop_until(log, None))
 
-    def _batch(self, file: RawFile, rows: Any, raw: Mapping[str, Any], places: np.ndarray) -> RowBatch:
+    def _batch(self, file: RowFile, rows: Any, raw: Mapping[str, Any], places: np.ndarray) -> RowBatch:
         reasons: dict[int, str] = {}
         columns: dict[str, pa.Array] = {}
 
@@ -324,7 +323,7 @@ class RawRows:
                 column = replace(column, source=file.sources[name])  # what the file calls it
                 columns[name], wrong = typed_column(raw.get(name, pa.nulls(count)), column)
                 for row, error in wrong.items():
-                    note(row, f"{error.reason}: {error.text!r}")
+                    note(row, _said(error))
         for join in self._joins:
             self._add_side(self._sides[join.name], columns, note)
         for name in self._raw:
@@ -382,6 +381,12 @@ def _formats(files: TableFiles, path: Path) -> list[TableFormat]:
     return list(dict.fromkeys(found))
 
 
+def _said(error: RejectedLine) -> str:
+    """What is wrong, and with which text."""
+    text = error.text if len(error.text) <= MAX_SHOWN else error.text[: MAX_SHOWN - 3] + "..."
+    return f"{error.reason}: {text!r}" if text else error.reason
+
+
 def _place_word(table_format: TableFormat) -> str:
     return "row" if isinstance(table_format, ParquetFormat) else "line"
 
@@ -419,7 +424,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-def _as_array(values: Any, name: str, file: RawFile) -> pa.Array:
+def _as_array(values: Any, name: str, file: RowFile) -> pa.Array:
     """The values of a column as an Arrow array. `ValueError` where they have no common type."""
     try:
         return values if isinstance(values, pa.Array) else pa.array(values)
