@@ -245,7 +245,7 @@ def _placed(table: pa.Table, split: str, seed: int, past: History | None) -> tup
     numbered = ibis.memtable(table.append_column("_row", pa.array(range(len(table)), pa.int64())))
     rows = with_split(numbered, split, seed, RATIOS, row_key=row_key, order="_row", **KEYS)
     rows = with_histories(with_support(rows, past, None), past, split=split, seed=seed, label="label")
-    added = rows.order_by("_row").select(HISTORY, "_split").to_pyarrow()
+    added = rows.select("_row", HISTORY, "_split").order_by("_row").to_pyarrow()
     of_history = added[HISTORY].cast(past.arrow_type(table.schema.field(past.item).type))
     placed = table.add_column(len(table.column_names) - 1, HISTORY, of_history)
     return placed.append_column("_split", added["_split"]), items_of(numbered, past).to_pyarrow()

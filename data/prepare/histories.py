@@ -273,4 +273,4 @@ def items_of(rows: ir.Table, history: History) -> ir.Table:
     item = history.item
     rows = rows.filter(rows[item].notnull()).select("_row", *history.item_columns)
     first = ibis.row_number().over(group_by=item, order_by="_row") == 0
-    return rows.mutate(_past_first=first).filter("_past_first").order_by(item).select(*history.item_columns)
+    return rows.mutate(_past_first=first).filter("_past_first").select(*history.item_columns).order_by(item)

@@ -145,8 +145,8 @@ class PreparedRows:
     def split(self, code: int) -> Iterator[pa.RecordBatch]:
         """The rows of a split, with the types of the folder; those of `train` in random order, so that a stream of them
         is mixed, the others in that of the raw files."""
-        order = ["_digest", "_row"] if SPLITS[code] == "train" else "_row"
-        ordered = self.rows.filter(self.rows._split == code).order_by(order).select(*self.types)
+        order = ["_digest", "_row"] if SPLITS[code] == "train" else ["_row"]
+        ordered = self.rows.filter(self.rows._split == code).select(*self.types, *order).order_by(order)
         yield from self._batches(ordered, self.schema)
 
     @property
@@ -388,12 +388,10 @@ def _join(rows: ir.Table, side: ir.Table, join: Join) -> tuple[ir.Table, ir.Bool
 def _reject(engine: Engine, raw: RawTable, rejected: ir.Table, kinds: dict[str, type], log: LineLog) -> None:
     """Tells the log of lines that the engine has left out; the whole line comes from the raw file, where that has
     lines."""
-    ordered = rejected.order_by("_row" if "_row" in rejected.columns else ["_file", "_line"])
-    rows = (
-        row
-        for batch in engine.batches(ordered.select("_file", "_line", "_reason", "_text"))
-        for row in batch.to_pylist()
-    )
+    order = ["_row"] if "_row" in rejected.columns else ["_file", "_line"]
+    columns = dict.fromkeys(["_file", "_line", "_reason", "_text", *order])
+    ordered = rejected.select(*columns).order_by(order)
+    rows = (row for batch in engine.batches(ordered) for row in batch.to_pylist())
     names = list(log.files)
     for number, of_file in groupby(rows, key=lambda row: row["_file"]):
         name = names[number]

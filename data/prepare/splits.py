@@ -172,7 +172,7 @@ def split_table(
     """Rows in memory with the column `_split`; the other arguments are those of [`with_split`]."""
     numbered = table.append_column("_row", pa.array(range(len(table)), pa.int64()))
     placed = with_split(ibis.memtable(numbered), split, seed, ratios, row_key=row_key, order="_row", **columns)
-    return table.append_column("_split", placed.order_by("_row").select("_split").to_pyarrow()["_split"])
+    return table.append_column("_split", placed.select("_row", "_split").order_by("_row").to_pyarrow()["_split"])
 
 
 def parts(placed: pa.Table) -> dict[str, pa.Table]:
