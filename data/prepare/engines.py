@@ -17,7 +17,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Ibis would merge each select into the one before it, which takes longer than most queries do. An order then counts only
+# Ibis would merge each select into the one before it, which takes longer than most queries do. An order counts only
 # where it comes last.
 ibis.options.sql.fuse_selects = False
 
