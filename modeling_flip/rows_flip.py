@@ -70,6 +70,8 @@ class RawRows:
         is_one_row: whether they were given as one row, and not as one of many.
     """
 
+    is_raw_rows = True  # transformers loads a copy of remote code for each class of a checkpoint
+
     def __init__(self, names: Sequence | None, columns: Callable[[list], list], is_one_row: bool = False):
         self.names, self._columns, self.is_one_row = names, columns, is_one_row
         self._named = named_columns(names or [])
@@ -86,7 +88,7 @@ class RawRows:
         Raises:
             TypeError: `rows` has another form.
         """
-        if isinstance(rows, RawRows):
+        if getattr(type(rows), "is_raw_rows", False):  # of this class, or of a copy of it in another module
             return rows
         if hasattr(rows, "with_format"):  # of datasets
             if isinstance(rows, Mapping):

@@ -16,7 +16,7 @@ from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import Column
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import EvaluateArguments
-from flip_ctr.train.loop.file_scoring import RowsToScore, scored_batches
+from flip_ctr.train.loop.file_scoring import RowsToScore, check_row_files, scored_batches
 from flip_ctr.train.loop.loaders import check_clicks, encode_split
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
@@ -40,6 +40,7 @@ def run(args: EvaluateArguments) -> dict:
         raise ValueError("evaluate needs --dataset_dir, or --input with the files of rows, and not both")
     if (args.label is None) != (args.input is None):
         raise ValueError("--label says what a click is in the rows of --input: give both or none")
+    check_row_files(args)
     if args.output_dir is not None and os.path.isfile(os.path.join(args.output_dir, "config.json")):
         raise ValueError(
             f"--output_dir {args.output_dir} is a checkpoint, whose own results would be replaced; choose another "

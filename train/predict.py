@@ -17,7 +17,14 @@ from flip_ctr.data.readers.row_files import RowWriter, file_format, lists_as_tex
 from flip_ctr.data.readers.row_reader import RowBatch
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.train.arguments import PredictArguments
-from flip_ctr.train.loop.file_scoring import REASON, RowsToScore, added_columns, score_columns, scored_batches
+from flip_ctr.train.loop.file_scoring import (
+    REASON,
+    RowsToScore,
+    added_columns,
+    check_row_files,
+    score_columns,
+    scored_batches,
+)
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
@@ -33,6 +40,7 @@ def run(args: PredictArguments) -> dict[str, int]:
             line); or the output is there already. No row is scored before that is known.
     """
     check_output(args)
+    check_row_files(args)
     if args.engine == "pyspark":
         from flip_ctr.train.loop.spark_scoring import predict_on_spark  # which imports an engine
 

@@ -79,8 +79,9 @@ def run(args: PretrainArguments) -> dict:
         raise ValueError(
             f"the split 'validation' has {len(eval_set)} rows for {accelerator.num_processes} processes; each needs one"
         )
-    counted = f"; {eval_set.mean_tokens:.1f} tokens a row on average" if eval_set is not None else ""
-    tokens = counted if args.pretrains_text else "; no text"
+    tokens = "" if args.pretrains_text else "; no text"
+    if args.pretrains_text and eval_set is not None:
+        tokens = f"; {eval_set.mean_tokens:.1f} tokens a row on average"
     logger.info(f"{train_set.num_rows:,} training rows{tokens}")
 
     # 4. Model, and batches

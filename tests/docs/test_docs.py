@@ -108,7 +108,7 @@ def folder(tmp_path, monkeypatch, made):
         (tmp_path / name).symlink_to(path)
     rows = read_split(str(made["D"]), "train").slice(0, 48).to_pylist()
     frame = pd.DataFrame(rows).drop(columns=["genre", "label", "timestamp"])
-    frame.assign(genre="Drama").to_csv(tmp_path / "rows.csv", index=False)
+    frame.assign(genre="Drama", rating=np.arange(48) % 5 + 1).to_csv(tmp_path / "rows.csv", index=False)
     random = np.random.default_rng(0)
     clicks = pd.DataFrame({"user_id": random.integers(1, 20, 160), "item_id": random.integers(100, 120, 160)})
     for name in ("clicks.csv", "day1.csv", "day2.csv"):

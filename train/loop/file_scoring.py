@@ -53,6 +53,14 @@ def score_columns(batch: RowBatch, scores: Mapping[str, np.ndarray], added: list
     return columns
 
 
+def check_row_files(args: RowFileOptions) -> None:
+    """`ValueError` where options about the tables beside the rows do not fit each other."""
+    if args.time_column is not None and args.events is None:
+        raise ValueError("--time_column says which of the --events count, and there are none")
+    for one in args.side or []:
+        _named_side(one)
+
+
 class RowsToScore:
     """The rows of a command that scores files, with the histories and items that belong to them.
 
@@ -76,8 +84,6 @@ class RowsToScore:
         self.processor, self.args = processor, args
         extractor = processor.feature_extractor
         self.fields, reading = extractor.all_fields, extractor.reading
-        if args.time_column is not None and args.events is None:
-            raise ValueError("--time_column says which of the --events count, and there are none")
         own, times = self.fields, []
         self._items = self._events = None
         if args.items is not None:
