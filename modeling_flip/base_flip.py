@@ -103,7 +103,8 @@ class FlipPreTrainedModel(PreTrainedModel):
     def _mismatch(cls, *args, **kwargs) -> str:
         """What weights of a checkpoint have other shapes than its configuration says."""
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        keys = sorted(super().from_pretrained(*args, **kwargs)[1]["mismatched_keys"])
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        keys = sorted(loaded[1]["mismatched_keys"])
         shown = "; ".join(f"{name} is {list(have)}, not {list(wanted)}" for name, have, wanted in keys[:3])
         return (
             f"{len(keys)} weights have other shapes than config.json says (`vocab_size` of its fields, sizes of the "

@@ -199,7 +199,8 @@ class FlipConfig(PreTrainedConfig):
         **kwargs,
     ):
         if isinstance(text_config, dict):
-            if "model_type" not in text_config:
+            kind = text_config.get("model_type")
+            if kind is None:
                 raise ValueError("FlipConfig: `text_config` has no `model_type`, such as 'bert'.")
             try:
                 text_config = AutoConfig.for_model(**text_config)
@@ -207,7 +208,7 @@ class FlipConfig(PreTrainedConfig):
                 if "Unrecognized model identifier" not in str(error):
                     raise
                 raise ValueError(
-                    f"FlipConfig: `text_config` is of the `model_type` {text_config['model_type']!r}, which "
+                    f"FlipConfig: `text_config` is of the `model_type` {kind!r}, which "
                     f"transformers {transformers.__version__} does not know."
                 ) from None
         self.text_config = text_config  # None stays None: a default one would be a BERT
