@@ -113,28 +113,3 @@ def test_spark_reads_and_writes_parquet(joined, options, message):
     options = {"input": ["r.parquet"], "output": "o.parquet", "engine": "pyspark"} | options
     with pytest.raises(ValueError, match=message):
         predict.run(PredictArguments(str(joined / "m"), **options))
-
-
-@pytest.mark.xdist_group("spark")
-def test_spark_writes_a_folder_of_scores(joined, spark):
-    shard = joined / "out" / "data" / "test-00000-of-00001.parquet"
-    rows = pq.read_table(shard)
-    bad = rows.set_column(0, "user_id", pa.array(["x", *map(str, rows["user_id"].to_pylist()[1:])]))
-    pq.write_table(bad, joined / "bad.parquet")
-    expected = tiny.predicted(joined / "m", shard, joined / "d.parquet")["click_probability"].to_pylist()
-    output = joined / "spark.parquet"
-    arguments = {"input": [str(joined / "bad.parquet")], "output": str(output), "engine": "pyspark"}
-    with pytest.raises(
-        ValueError, match="user_id is not a whole number: 'x' in .*, and 1 such rows in all; --on_error"
-    ):
-        predict.run(PredictArguments(str(joined / "m"), **arguments))
-    assert not output.exists()
-    counts = predict.run(PredictArguments(str(joined / "m"), **arguments, on_error="null"))
-    assert counts == {"rows": len(rows), "scored": len(rows) - 1}
-    found = pq.read_table(output)
-    assert found["click_probability"].to_pylist()[1:] == pytest.approx(expected[1:], abs=1e-6)
-    assert found.select(["click_probability", "reason"]).slice(0, 1).to_pylist() == [
-        {"click_probability": None, "reason": "user_id is not a whole number: 'x'"}
-    ]
-    with pytest.raises(ValueError, match="spark.parquet is there already"):
-        predict.run(PredictArguments(str(joined / "m"), **arguments))

@@ -12,13 +12,15 @@ import pytest
 import raw_bookcrossing as bookcrossing
 import raw_movielens as movielens
 import raw_table as own_table
+import tiny
 
 from flip_ctr.data.prepare.engines import ENGINES, Engine
 from flip_ctr.data.prepare.own_splits import OwnSplit, read_split
 from flip_ctr.data.prepare.split_statistics import entity_prompts
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
 from flip_ctr.modeling_flip.fields_flip import FlipField
-from flip_ctr.train import prepare
+from flip_ctr.train import predict, prepare
+from flip_ctr.train.arguments import PredictArguments
 
 needs_spark = pytest.mark.skipif(
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
@@ -161,3 +163,32 @@ def test_an_engine_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="reading .*: Out of Memory Error"):
         prepare.run(prepare.PrepareArguments("ml-1m", str(tmp_path / "out"), str(raw), memory_limit="1kB"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+@needs_spark
+def test_spark_writes_a_folder_of_scores(tmp_path, spark):
+    """Here and not with the recipes, as all tests of Spark share one Java machine."""
+    own_table.write_csv(tmp_path / "clicks.csv", own_table.event_rows())
+    own_table.run(tmp_path)
+    tiny.finetune(tmp_path / "out", None, tmp_path / "m", num_train_epochs=1)
+    shard = tmp_path / "out" / "data" / "test-00000-of-00001.parquet"
+    rows = pq.read_table(shard)
+    bad = rows.set_column(0, "user_id", pa.array(["x", *map(str, rows["user_id"].to_pylist()[1:])]))
+    pq.write_table(bad, tmp_path / "bad.parquet")
+    expected = tiny.predicted(tmp_path / "m", shard)["click_probability"].to_pylist()
+    output = tmp_path / "spark.parquet"
+    arguments = {"input": [str(tmp_path / "bad.parquet")], "output": str(output), "engine": "pyspark"}
+    with pytest.raises(
+        ValueError, match="user_id is not a whole number: 'x' in .*, and 1 such rows in all; --on_error"
+    ):
+        predict.run(PredictArguments(str(tmp_path / "m"), **arguments))
+    assert not output.exists()
+    counts = predict.run(PredictArguments(str(tmp_path / "m"), **arguments, on_error="null"))
+    assert counts == {"rows": len(rows), "scored": len(rows) - 1}
+    found = pq.read_table(output)
+    assert found["click_probability"].to_pylist()[1:] == pytest.approx(expected[1:], abs=1e-6)
+    assert found.select(["click_probability", "reason"]).slice(0, 1).to_pylist() == [
+        {"click_probability": None, "reason": "user_id is not a whole number: 'x'"}
+    ]
+    with pytest.raises(ValueError, match="spark.parquet is there already"):
+        predict.run(PredictArguments(str(tmp_path / "m"), **arguments))
