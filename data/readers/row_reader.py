@@ -5,7 +5,6 @@ words, types and side tables, and an account of every line.
 How that is comes with a checkpoint (`FlipFeatureExtractor.reading`). Only a part of the rows is in memory at a time.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -299,7 +298,7 @@ class RowReader:
         for chunk in file.format.chunks(name, file.path, sources, log):
             columns = dict(zip(sources, chunk.columns))
             rows = (
-                [json.loads(chunk.text(row)) for row in range(len(chunk.lines))]
+                [file.format.value(chunk.text(row)) for row in range(len(chunk.lines))]
                 if is_json
                 else pa.table([_as_array(columns[one], one, file) for one in file.columns], names=file.columns)
             )
@@ -372,9 +371,7 @@ def _formats(files: TableFiles, path: Path) -> list[TableFormat]:
             continue
         if isinstance(table_format, CsvFormat) and table_format.column_names is not None:
             # a file of a data set without headers may have one where it comes from elsewhere
-            found.append(
-                CsvFormat(table_format.delimiter, table_format.quote, table_format.escape, table_format.encoding)
-            )
+            found.append(replace(table_format, column_names=None))
         found.append(table_format)
     if not found:
         raise ValueError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}, packed or not") from failure

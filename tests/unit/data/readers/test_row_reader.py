@@ -76,6 +76,14 @@ FORMS = {
 }
 
 
+def test_lines_of_python_come_back_as_objects(tmp_path):
+    """What the data was in, which no ending tells."""
+    (tmp_path / "r.txt").write_text("{'n': 1, 't': ('a', None), 'more': {'x': True}}\n{'n': 'x'}\n")
+    (batch,) = RowReader([str(tmp_path / "r.txt")], [FlipField("n", "int")], {"format": "python"})
+    assert batch.rows == [{"n": 1, "t": ["a", None], "more": {"x": True}}, {"n": "x"}]
+    assert batch.known.to_pylist() == [{"n": 1}] and batch.reasons == {1: "n is not a whole number: 'x'"}
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_what_was_prepared_can_be_scored(table, form):
     folder, schema, expected = table
