@@ -110,7 +110,7 @@ def typed_column(raw: "pa.Array | Sequence", column: TableColumn) -> tuple[pa.Ar
     try:
         values, wrong = _typed(raw, column)
     except UnicodeDecodeError:  # Parquet whose text is no UTF-8
-        values, wrong = _typed([_text_or_bytes(one) for one in raw.cast(pa.binary()).to_pylist()], column)
+        values, wrong = _typed(_decoded(raw), column)
     if values.type == pa.float64():
         values = pc.add(values, 0.0)  # -0.0 is 0.0
     if len(column.null_values) and column.separator is None:
@@ -118,11 +118,20 @@ def typed_column(raw: "pa.Array | Sequence", column: TableColumn) -> tuple[pa.Ar
     return values, wrong
 
 
-def _text_or_bytes(value: bytes | None) -> str | bytes | None:
-    try:
-        return value if value is None else value.decode()
-    except UnicodeDecodeError:
-        return value
+def _decoded(raw: pa.Array) -> list:
+    """Texts of which some are no UTF-8, or lists of them; these as bytes."""
+    raw = raw.dictionary_decode() if pa.types.is_dictionary(raw.type) else raw
+    kind = pa.list_(pa.binary()) if pa.types.is_nested(raw.type) else pa.binary()
+
+    def text(value):
+        try:
+            if isinstance(value, list):
+                return [text(one) for one in value]
+            return None if value is None else value.decode()
+        except UnicodeDecodeError:
+            return value
+
+    return [text(value) for value in raw.cast(kind).to_pylist()]
 
 
 def _typed(raw: "pa.Array | Sequence", column: TableColumn) -> tuple[pa.Array, dict[int, MalformedLine]]:

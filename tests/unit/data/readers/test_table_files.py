@@ -551,3 +551,13 @@ def test_the_columns_of_json_lines_are_those_of_the_first_lines(tmp_path):
     path = json_file(tmp_path, '{"a": 1, "m": 1, "l": ["x"]}', '{"a": 2.5, "m": "x", "n": null}', "broken")
     assert JsonFormat().own_types(path) == {"a": "float", "m": None, "l": "string", "n": None}
     assert table_files.PEEKED_LINES >= 1_000
+
+
+def test_text_that_is_no_utf_8_is_the_only_one_refused():
+    """In Parquet, whose writers do not always look: single values, lists, and values of a dictionary."""
+    texts = pa.Array.from_buffers(pa.string(), 4, pa.array([b"x\xff", b"ok", None, b""], pa.binary()).buffers())
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3, 4]), texts)
+    for raw, separator in ((texts, None), (lists, ","), (texts.dictionary_encode(), None)):
+        values, wrong = typed_column(raw, TableColumn("t", "t", "string", separator))
+        assert values.to_pylist() == [None, "ok" if separator is None else ["ok"], None, None]
+        assert {row: error.reason for row, error in wrong.items()} == {0: "t is bytes, not text"}
