@@ -108,7 +108,7 @@ class CsvFormat:
             raise ValueError(f"{path} is empty; expected a line with the names of the columns.")
         if broken and not all(map(is_text, names)) and "\0" not in "".join(names):
             raise ValueError(
-                f"{path}, line {skip + 1} holds bytes that are not {self.encoding}: {list(map(shown, names))}"
+                f"{path}, line {skip + 1} holds bytes that are not {self.encoding}: {shown(','.join(names))[:80]!r}"
             )
         if not names or "\0" in "".join(names):
             what = "is blank" if not names else f"holds NUL bytes (it is no text, or not in {self.encoding})"

@@ -313,8 +313,8 @@ def line_table(
 
 
 def one_line(error: Exception) -> str:
-    """What an error of a library says, without its line ends."""
-    return " ".join(str(error).split())
+    """What an error of a library says, without line ends and signs that cannot be printed."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(str(error).split()))
 
 
 def as_list(values: Sequence) -> Sequence:

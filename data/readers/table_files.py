@@ -305,7 +305,13 @@ class _RowText:
         self._batch = batch
 
     def __call__(self, row: int) -> str:
-        return json.dumps(self._batch.slice(row, 1).to_pylist()[0], ensure_ascii=False, default=str)
+        one = self._batch.slice(row, 1)
+        try:
+            values = one.to_pylist()[0]
+        except UnicodeDecodeError:  # text that is no UTF-8
+            kinds = [pa.binary() if pa.types.is_string(field.type) else field.type for field in one.schema]
+            values = one.cast(pa.schema(list(zip(one.schema.names, kinds)))).to_pylist()[0]
+        return json.dumps(values, ensure_ascii=False, default=str)
 
 
 def _parquet(path) -> pq.ParquetFile:

@@ -100,6 +100,9 @@ def values_of(column: pa.ChunkedArray) -> list:
     """The values in Python's types; times as numbers where they are beyond Python's."""
     try:
         return column.to_pylist()
+    except UnicodeDecodeError:  # text of which some is no UTF-8
+        values = column.cast(pa.binary()).to_pylist()
+        return [None if value is None else value.decode(errors="surrogateescape") for value in values]
     except (OverflowError, ValueError):
         return column.cast(pa.int64()).to_pylist() if pa.types.is_timestamp(column.type) else [None] * len(column)
 

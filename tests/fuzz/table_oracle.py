@@ -74,7 +74,11 @@ def check_text(table: BrokenTable, read: Read, separator: str) -> None:
     assert len(starts) == len(numbers), f"a line is in two records: {sorted(numbers)}"
     assert read.lines == len(numbers), f"{read.lines} lines are counted, {len(numbers)} were found"
     is_json = dialect.format == "jsonl"
-    taken = 0 if is_json or not dialect.header else header_lines(lines, dialect)
+    # what a first line `sep=;` says is for spreadsheets
+    skipped = int(not is_json and bool(lines) and re.fullmatch(rb'"?sep=(.|\\t)"?\s*', lines[0]) is not None)
+    taken = skipped
+    if not is_json and dialect.header:
+        taken += header_lines(lines[skipped:], dialect)
     last = len(lines)
     while last > taken and _is_blank(lines[last - 1], dialect):
         last -= 1
@@ -83,7 +87,7 @@ def check_text(table: BrokenTable, read: Read, separator: str) -> None:
         return
     assert starts[0] == taken + 1, f"the first record begins at line {starts[0]}, the text at {taken + 1}"
     assert starts[-1] <= last, f"a record begins at line {starts[-1]} of {last}"
-    names = columns_of(b"".join(lines[:taken]), dialect) if taken else COLUMNS
+    names = columns_of(b"".join(lines[skipped:taken]), dialect) if taken > skipped else COLUMNS
     rejected = {line: (reason, text) for line, reason, text in read.rejected}
     for start, end in zip(starts, [*starts[1:], last + 1]):
         span = b"".join(lines[start - 1 : end - 1])
@@ -111,7 +115,8 @@ def _check_rejected(start: int, span: bytes, reason: str, text: str, dialect: Di
 
 def _check_row(start: int, span: bytes, row: dict, names: list[str], dialect: Dialect, separator: str) -> None:
     if dialect.format == "jsonl":
-        pairs = json.loads(span.decode(dialect.encoding), object_pairs_hook=list)
+        # spaces of any kind behind an object are none of it
+        pairs = json.loads(span.decode(dialect.encoding).strip(), object_pairs_hook=list)
         values = dict(pairs)
         twice = [name for name in row if [key for key, _ in pairs].count(name) > 1]
         assert not twice, f"line {start}: '{twice[0]}' is twice in the object, and one value was taken"
