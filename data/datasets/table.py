@@ -5,7 +5,7 @@ A name outside `fields` is that of a field where one has it, and else of a colum
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
 from flip_ctr.data.prepare.statistics import INNER, read_statistics, statistic_fields
 from flip_ctr.data.readers.described_tables import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles
-from flip_ctr.data.readers.raw_files import RawTable
+from flip_ctr.data.readers.raw_files import RawTable, listed
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, read_table
 from flip_ctr.data.readers.table_values import TableColumn
 
@@ -41,7 +41,6 @@ INNER_NAMES = {
     "_absent",
     "_found",
 }
-LONGEST_NAME, MOST_NAMES = 60, 60  # of columns that are listed in an error
 KEY_TYPES = ("string", "int", "bool")  # whose text is the same on every engine
 
 
@@ -283,7 +282,7 @@ def _check_alike(reader: TableFormat, first: Path, columns: list[str], own: dict
     found = reader.columns(path)
     lacking, more = ([name for name in one if name not in other] for one, other in ((columns, found), (found, columns)))
     if lacking or more:
-        said = [f"lacks {_names(lacking)}"] * bool(lacking) + [f"has {_names(more)} in addition"] * bool(more)
+        said = [f"lacks {listed(lacking)}"] * bool(lacking) + [f"has {listed(more)} in addition"] * bool(more)
         raise ValueError(
             f"{path} {' and '.join(said)}, compared with {first}; all files of a table need the same columns, in any "
             "order."
@@ -291,14 +290,6 @@ def _check_alike(reader: TableFormat, first: Path, columns: list[str], own: dict
 
 
 # --- columns
-
-
-def _names(columns: Iterable[str]) -> str:
-    """The columns of a file for people: where a file has no header, or a damaged one, they may be anything."""
-    shown = [name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "..." for name in columns]
-    more = [f"and {len(shown) - MOST_NAMES:,} more"] if len(shown) > MOST_NAMES else []
-    text = ", ".join([*shown[:MOST_NAMES], *more])
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _rules(schema: TableSchema) -> dict[str, Rule]:
@@ -356,7 +347,7 @@ def _place_columns(schema: TableSchema, tables: list[_Table]) -> dict[str, tuple
             wanted = (getattr(join, key) or {}).values()
             unknown = [column for column in wanted if column not in side.columns]
             if unknown:
-                have = _names(side.columns)
+                have = listed(side.columns)
                 raise schema.error(
                     f"`joins`, {join.name}, `{key}`: {side.where} has no column '{unknown[0]}'; it has {have}"
                 )
@@ -369,7 +360,7 @@ def _place_columns(schema: TableSchema, tables: list[_Table]) -> dict[str, tuple
     for name, (key, source) in _needed(schema).items():
         found = [(table, given[source]) for table, given in offers if source in given]
         if not found:
-            have = "; ".join(f"{table.where} has {_names(given)}" for table, given in offers)
+            have = "; ".join(f"{table.where} has {listed(given)}" for table, given in offers)
             raise schema.error(f"{key}: no file has a column '{source}'. {have}")
         if len(found) > 1:
             raise schema.error(
@@ -396,7 +387,7 @@ def _column_types(schema: TableSchema, tables: list[_Table], places: dict[str, t
     for table in tables:
         unknown = [column for column in table.files.types if column not in table.columns]
         if unknown:
-            raise schema.error(f"`types`: {table.where} has no column '{unknown[0]}'; it has {_names(table.columns)}")
+            raise schema.error(f"`types`: {table.where} has no column '{unknown[0]}'; it has {listed(table.columns)}")
     types: dict[str, str] = {}
     for name, (table, source) in places.items():
         said, own = table.files.types.get(source), table.own_types.get(source)

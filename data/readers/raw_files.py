@@ -312,9 +312,23 @@ def line_table(
     return RawTable(name, columns, {path.name: path for path in paths}, read, table_format.texts)
 
 
+LONGEST_NAME, MOST_NAMES = 60, 60  # of what is listed in an error
+
+
+def listed(names: Iterable[str]) -> str:
+    """The columns of a file for people: where a file has no header, or a damaged one, they may be anything."""
+    shown = [name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "..." for name in names]
+    more = [f"and {len(shown) - MOST_NAMES:,} more"] if len(shown) > MOST_NAMES else []
+    return _printable(", ".join([*shown[:MOST_NAMES], *more]))
+
+
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def one_line(error: Exception) -> str:
     """What an error of a library says, without line ends and signs that cannot be printed."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(str(error).split()))
+    return _printable(" ".join(str(error).split()))
 
 
 def as_list(values: Sequence) -> Sequence:

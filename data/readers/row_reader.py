@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from flip_ctr.data.readers.csv_files import CsvFormat, clean_name
 from flip_ctr.data.readers.described_tables import ENDINGS, EVENTS, SideTable, TableFiles, read_files, read_joins
-from flip_ctr.data.readers.raw_files import LineLog, RejectedLine, byte_blocks
+from flip_ctr.data.readers.raw_files import LineLog, RejectedLine, byte_blocks, listed
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, find_files
 from flip_ctr.data.readers.table_values import TableColumn, typed_column
 from flip_ctr.modeling_flip.fields_flip import FlipField
@@ -185,7 +185,7 @@ class RowReader:
         hint = f" ({missing[0]!r} came from the table {side.name}: --side {side.name}=FILE)" if side else ""
         return ValueError(
             f"{path}: column(s) {', '.join(map(repr, missing))} missing; the rows have: "
-            f"{', '.join(map(repr, columns))}{hint}."
+            f"{listed(map(repr, columns))}{hint}."
         )
 
     def _wanted(self) -> dict[str, tuple[str, ...]]:
@@ -207,7 +207,7 @@ class RowReader:
             places[name] = found[0]
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
-            raise ValueError(f"{path}: its header names {', '.join(map(repr, twice))} more than once")
+            raise ValueError(f"{path}: its header names {listed(map(repr, twice))} more than once")
         return places
 
     def _read_side(self, join: SideTable, patterns: Sequence[str]) -> _Side:
@@ -253,7 +253,7 @@ class RowReader:
             if None not in sources:
                 break
             missing = repr(columns[sources.index(None)].source)
-            failure = ValueError(f"{path}: column {missing} missing; the rows have: {', '.join(map(repr, have))}.")
+            failure = ValueError(f"{path}: column {missing} missing; the rows have: {listed(map(repr, have))}.")
         else:
             raise failure
         log = _Rejects(path.name)
