@@ -59,6 +59,12 @@ def _wanted(field: FlipField) -> str:
     return f"'{field.name}'{f' (or {field.column!r})' if field.column else ''}"
 
 
+def _is_raw(rows: Any) -> bool:
+    """Whether rows are [`RawRows`], or of a copy of this class: transformers loads remote code once for each class of a
+    checkpoint."""
+    return getattr(type(rows), "is_raw_rows", False)
+
+
 class RawRows:
     """Rows whose columns are asked for by fields. Rows that can be read once only are read here.
 
@@ -70,7 +76,7 @@ class RawRows:
         is_one_row: whether they were given as one row, and not as one of many.
     """
 
-    is_raw_rows = True  # transformers loads a copy of remote code for each class of a checkpoint
+    is_raw_rows = True
 
     def __init__(self, names: Sequence | None, columns: Callable[[list], list], is_one_row: bool = False):
         self.names, self._columns, self.is_one_row = names, columns, is_one_row
@@ -88,7 +94,7 @@ class RawRows:
         Raises:
             TypeError: `rows` has another form.
         """
-        if getattr(type(rows), "is_raw_rows", False):  # of this class, or of a copy of it in another module
+        if _is_raw(rows):
             return rows
         if hasattr(rows, "with_format"):  # of datasets
             if isinstance(rows, Mapping):
@@ -229,7 +235,7 @@ def is_one_row(rows: Any, fields: Sequence[FlipField]) -> bool:
     The first single-valued field that it has tells: in a row it is a scalar. Where it has only multi-valued ones, the
     first of them tells: in a row it is one value or a flat list of values, in a dict of columns a list of lists.
     """
-    if isinstance(rows, RawRows):
+    if _is_raw(rows):
         return rows.is_one_row
     if hasattr(rows, "iloc"):
         return _is_row(rows)
@@ -265,7 +271,7 @@ def row_batches(rows: Any, size: int) -> Iterator | None:
             return iter(rows.with_format("arrow").iter(size))
     elif not isinstance(rows, Iterator):
         in_memory = hasattr(rows, "__len__") or not hasattr(rows, "__iter__")
-        if in_memory or _is_table(rows) or isinstance(rows, RawRows) or hasattr(rows, "keys"):
+        if in_memory or _is_table(rows) or _is_raw(rows) or hasattr(rows, "keys"):
             return None
     return _parts(iter(rows), size)
 
