@@ -7,6 +7,7 @@ How that is comes with a checkpoint (`FlipFeatureExtractor.reading`). Only a par
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ class RowReader:
                 there = f"it has {', '.join(by_name)}" if by_name else "it has none"
                 raise ValueError(f"--side {name}: the model knows no side table of that name; {there}")
         self._joins = [join for join in joins if join.name in sides]
-        self._from_sides = {name: join.name for join in self._joins for name in join.columns}
+        self._from_sides = {name for join in self._joins for name in join.columns}
         self._absent = {name: join for join in joins if join.name not in sides for name in join.columns}
         self._columns = {one.name: _column_of(one) for one in self.fields if not one.is_history}
         for join in self._joins:  # keys that are no fields
@@ -443,7 +444,8 @@ def _with_rejects(batch: RowBatch, rejects: list[tuple[int, str]]) -> RowBatch:
     places = np.concatenate([batch.places, [line for line, _ in rejects]]).astype(np.int64)
     order = np.argsort(places, kind="stable")
     if isinstance(batch.rows, list):
-        rows: Any = [(batch.rows + [{}] * len(rejects))[row] for row in order]
+        whole = batch.rows + [{}] * len(rejects)
+        rows: Any = [whole[row] for row in order]
     else:
         taken = np.where(order < len(batch), order, -1)
         rows = batch.rows.take(pa.array(taken, mask=taken < 0))
@@ -461,7 +463,10 @@ def _joined(batches: list[RowBatch]) -> RowBatch:
         return batches[0]
     starts = np.cumsum([0] + [len(batch) for batch in batches])
     rows: Any = [batch.rows for batch in batches]
-    rows = sum(rows, []) if isinstance(rows[0], list) else pa.concat_tables(rows, promote_options="permissive")
+    if isinstance(rows[0], list):
+        rows = list(chain.from_iterable(rows))
+    else:
+        rows = pa.concat_tables(rows, promote_options="permissive")
     return RowBatch(
         rows,
         pa.concat_tables([batch.known for batch in batches], promote_options="permissive"),

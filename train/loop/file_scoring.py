@@ -23,8 +23,7 @@ from flip_ctr.modeling_flip.histories_flip import read_histories
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import RowFileOptions
-from flip_ctr.train.loop.prompt_states import PromptReader
-from flip_ctr.train.loop.scoring import score_rows
+from flip_ctr.train.loop.scoring import prompt_reader, score_rows
 
 REASON = "reason"  # the column that says why a row has no score
 
@@ -121,9 +120,8 @@ class RowsToScore:
     def _with_histories(self, batch: RowBatch) -> RowBatch:
         """The batch with the histories that events make, without the rows whose history cannot be read."""
         if self._events is not None:
-            history, _ = event_fields(self.fields)
             found = self._read("--events", lambda: self._events.histories(batch.known))
-            batch.known = batch.known.append_column(history.name, found)
+            batch.known = batch.known.append_column(self._events.history.name, found)
         while self.processor.history_field is not None and len(batch.known):
             try:
                 read_histories(batch.known, self.fields, self._items)
@@ -152,8 +150,7 @@ def scored_batches(
 ) -> Iterator[tuple[RowBatch, dict[str, np.ndarray]]]:
     """The rows in their order, with the log odds of those of them that can be scored, by the names of the model's
     output. Each process scores a part of them, and all processes get all scores."""
-    model.to(accelerator.device).eval().requires_grad_(False)  # so that what the PLM says of a text is kept
-    reader = PromptReader.of(accelerator, model, batch_size)
+    reader = prompt_reader(accelerator, model, batch_size)
     index, processes = accelerator.process_index, accelerator.num_processes
     batches = iter(rows)
     main = accelerator.is_main_process

@@ -65,6 +65,13 @@ def _forward(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.
     return {name: output[name][:, 0].float().cpu().numpy() for name in names}
 
 
+def prompt_reader(accelerator: Accelerator, model: nn.Module, batch_size: int) -> PromptReader | None:
+    """Makes a model ready to score, frozen so that what the PLM says of a text is kept; gives what lets the PLM read
+    each entity prompt once, see [`score_rows`]."""
+    model.to(accelerator.device).eval().requires_grad_(False)
+    return PromptReader.of(accelerator, model, batch_size)
+
+
 @torch.no_grad()
 def score_rows(
     accelerator: Accelerator,

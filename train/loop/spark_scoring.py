@@ -19,7 +19,7 @@ from flip_ctr.data.readers.row_reader import RowBatch
 from flip_ctr.train.arguments import PredictArguments
 from flip_ctr.train.loop.file_scoring import REASON, RowsToScore, added_columns, score_columns
 from flip_ctr.train.loop.prompt_states import PromptReader
-from flip_ctr.train.loop.scoring import score_rows
+from flip_ctr.train.loop.scoring import prompt_reader, score_rows
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 
@@ -78,8 +78,7 @@ def _load(key: tuple) -> tuple[nn.Module, RowsToScore, Accelerator, PromptReader
     import_custom_code(args.custom_code)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
-    model.to(accelerator.device).eval().requires_grad_(False)
-    reader = PromptReader.of(accelerator, model, args.per_device_eval_batch_size)
+    reader = prompt_reader(accelerator, model, args.per_device_eval_batch_size)
     return model, RowsToScore(processor, args, files=[]), accelerator, reader
 
 
