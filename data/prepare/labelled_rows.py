@@ -192,13 +192,13 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
             reason = join.missing_reason or f"{keys} is not in {', '.join(by_name[join.table].files)}"
             kinds[reason] = join.missing
             reasons.append((~found, reason, _shown(rows, join.on)))
+    rules = {name: Rule(rule) for name, rule in plan.drops.items()}
     for column in plan.needed:
         reason = f"{column} is null"
         kinds[reason] = "malformed"
         # a key that a join adds is null where there is no partner, and then that is the reason
         place = 0 if column in by_name[plan.events].columns else len(reasons)
-        rules = [Rule(rule) for rule in plan.drops.values()]
-        named = [rule.of_rows(rows).fill_null(False) for rule in rules if column in rule.columns]
+        named = [rule.of_rows(rows).fill_null(False) for rule in rules.values() if column in rule.columns]
         # a rule such as `user_id is null` drops such rows: then they are not malformed
         reasons.insert(place, (rows[column].isnull() & ~ibis.or_(*named), reason, ibis.literal("")))
         if plan.own_split and column == plan.own_split.column:
@@ -222,7 +222,7 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         rows = rows.mutate(
             _reason=again.ifelse(reason, rows._reason), _text=again.ifelse(_shown(rows, plan.row_key), rows._text)
         ).drop("_usable", "_rank")
-    drops = [(Rule(rule).of_rows(rows).fill_null(False), name, None) for name, rule in plan.drops.items()]
+    drops = [(rule.of_rows(rows).fill_null(False), name, None) for name, rule in rules.items()]
     rows = rows.mutate(_drop=rows._reason.isnull().ifelse(_first(drops), ibis.null("string")))
     label = Rule(plan.label).of_rows(rows)
     unlabelled = f"label rule {plan.label!r} is null"
