@@ -4,7 +4,7 @@
 import copy
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from .configuration_flip import FlipConfig
 from .fields_flip import read_fields
+from .fingerprint_flip import HUB_ARGUMENTS, add_checksums, check_checkpoint
 from .heads_flip import FlipMLMHead, FlipMTMHead
 from .id_tower import FeatureEmbedding, build_id_tower
 from .tower_code_flip import save_tower_code
@@ -76,28 +77,57 @@ class FlipPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: there is no such checkpoint, or its file of weights is damaged.
-            ValueError: its weights are of other shapes than its configuration says.
+            ValueError: files are damaged or not of this checkpoint, see [`check_checkpoint`]; or weights are of other
+                shapes than its configuration says, or missing.
         """
         kwargs.setdefault("use_safetensors", True)
+        wants_info = kwargs.pop("output_loading_info", False)
+        name = str(args[0] if args else kwargs.get("pretrained_model_name_or_path", ""))
+        hub = {one: kwargs[one] for one in HUB_ARGUMENTS if one in kwargs}
+        check_checkpoint(name, CONFIG_NAME, hub)
         try:
-            with naming_weights(str(args[0]) if args else ""):
-                loaded = super().from_pretrained(*args, **kwargs)
+            with naming_weights(name):
+                loaded: Any = super().from_pretrained(*args, **kwargs, output_loading_info=True)
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):  # the shapes stand in a report that is only logged
                 raise
-            raise ValueError(f"{args[0]}: {cls._mismatch(*args, **kwargs)}") from None
+            raise ValueError(f"{name}: {cls._mismatch(*args, **kwargs)}") from None
         except OSError as error:
-            if args and os.path.isfile(os.path.join(str(args[0]), "adapter_config.json")):
+            if os.path.isfile(os.path.join(name, "adapter_config.json")):
                 raise OSError(
-                    f"{args[0]} is a LoRA adapter without its base; load it with "
-                    "flip_ctr.train.models.lora.load_adapter."
+                    f"{name} is a LoRA adapter without its base; load it with flip_ctr.train.models.lora.load_adapter."
                 ) from error
             raise
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model, info = loaded
+        if info["missing_keys"]:
+            model._check_missing(name, info["missing_keys"], hub)
         _align_memory(model)
         if model.base_model.text_field is not None:  # loading makes parameters anew
             model.base_model.text_encoder.requires_grad_(False)
-        return loaded
+        return (model, info) if wants_info else model
+
+    def _check_missing(self, name: str, missing: Collection[str], hub: dict[str, Any]) -> None:
+        """Raises `ValueError` where weights are missing that the checkpoint's own model has; a new head is what others
+        are for."""
+        saved = FlipConfig.from_pretrained(name, **hub)
+        classes = {one.__name__: one for one in _classes(FlipPreTrainedModel)}
+        cls = classes.get((saved.architectures or [""])[0])
+        if cls is None:
+            return
+        with torch.device("meta"):
+            lost = sorted(set(missing) & set(cls(saved).state_dict()))
+        if lost:
+            raise ValueError(
+                f"{name}: {len(lost)} weights are missing that its configuration asks for: {', '.join(lost[:5])}. "
+                "Download or save the checkpoint again."
+            )
+        weights = dict(self.named_parameters())
+        self._new_weights = [(one, weights[one], weights[one]._version) for one in sorted(missing) if one in weights]
+
+    @property
+    def untrained(self) -> list[str]:
+        """Names of the weights that loading drew at random, as the checkpoint has none, and nothing has changed."""
+        return [name for name, weight, version in getattr(self, "_new_weights", ()) if weight._version == version]
 
     @classmethod
     def _mismatch(cls, *args, **kwargs) -> str:
@@ -114,8 +144,15 @@ class FlipPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this
         class."""
+        push_to_hub = kwargs.pop("push_to_hub", False)
         self.save_tower_code(save_directory)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            add_checksums(save_directory)
+        if push_to_hub:  # only now is all there
+            names = ("commit_message", "private", "token", "create_pr", "max_shard_size", "revision", "tags")
+            more = {name: kwargs[name] for name in names if name in kwargs}
+            self.push_to_hub(kwargs.get("repo_id", os.path.basename(os.path.abspath(save_directory))), **more)
 
     def save_tower_code(self, folder) -> None:
         """Writes what the copies of this package's own files do not bring into a checkpoint: a user's tower, the
@@ -199,6 +236,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 module.grow(list(new.values()))
         for field in self.config.fields:
             field["vocab_size"] = new.get(field["name"])
+        self.config.fingerprint = getattr(fields, "fingerprint", None)
         tower = self.base_model.id_tower
         if tower is None:
             return
@@ -220,6 +258,14 @@ class FlipPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.get_input_embeddings()  # an ID-only model has none: say so
         self.base_model.text_encoder.set_input_embeddings(value)
+
+
+def _classes(base: type) -> Iterator[Any]:
+    """All classes below one."""
+    below: type
+    for below in base.__subclasses__():
+        yield below
+        yield from _classes(below)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 2)
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils import CONFIG_NAME, TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .fields_flip import (
     NUM_RESERVED_IDS,
@@ -22,6 +22,7 @@ from .fields_flip import (
     read_fields,
     slot_fields,
 )
+from .fingerprint_flip import check_content
 
 STRATEGIES = ("id", "plm", "joint", "frozen")
 FUSIONS = ("scalar", "gate", "raw")
@@ -58,6 +59,7 @@ SETTINGS = {
     "strategy": Allowed(str, choices=STRATEGIES),
     "fusion": Allowed(str, choices=FUSIONS),
     "classifier_dropout": _DROPOUT,
+    "fingerprint": Allowed(dict, optional=True),
     "tie_word_embeddings": Allowed(bool),
 }
 
@@ -146,6 +148,8 @@ class FlipConfig(PreTrainedConfig):
         fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`,
             or the `raw` unbounded scalar of the release, which starts at 0.
         classifier_dropout (`float`, defaults to 0.0): dropout before the PLM's linear click layer.
+        fingerprint (`dict`, *optional*): of the processor that gives the model its inputs; comes with
+            `FlipProcessor.fields`.
 
     Raises:
         ValueError: a value is not among the allowed ones; the message names it and them.
@@ -196,6 +200,7 @@ class FlipConfig(PreTrainedConfig):
         fusion: str = "scalar",
         classifier_dropout: float = 0.0,
         tie_word_embeddings: bool = True,
+        fingerprint: dict | None = None,
         **kwargs,
     ):
         if isinstance(text_config, dict):
@@ -213,6 +218,8 @@ class FlipConfig(PreTrainedConfig):
                 ) from None
         self.text_config = text_config  # None stays None: a default one would be a BERT
         self.fields = [field.to_dict() for field in read_fields(fields)]
+        self.fingerprint = getattr(fields, "fingerprint", fingerprint)
+        kwargs.pop("sha256", None)  # of saved files, and checked before
         # from a processor to a new model, and no further: never saved
         self._feature_counts = getattr(fields, "feature_counts", None)
         self.id_hidden_dims = list(id_hidden_dims) if isinstance(id_hidden_dims, tuple) else id_hidden_dims
@@ -272,7 +279,15 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(
                 f"{pretrained_model_name_or_path}: its config.json holds {what}, not that of a {cls.model_type!r} one."
             )
+        check_content(values, CONFIG_NAME, str(pretrained_model_name_or_path))
         return values, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers. `ValueError` where a saved configuration is damaged."""
+        folder = kwargs.get("name_or_path") or config_dict.get("_name_or_path") or ""
+        check_content(config_dict, CONFIG_NAME, str(folder))
+        return super().from_dict(config_dict, **kwargs)
 
     def decide_text_pooling(self) -> None:
         """Sets `text_pooling` by the PLM where it was left open and there is a `text_config`."""

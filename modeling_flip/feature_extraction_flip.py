@@ -16,23 +16,13 @@ from .columns_flip import Column, read_columns
 from .configuration_flip import FlipConfig  # noqa: F401  which says what transformers is needed
 from .containers_flip import UnknownContainer  # noqa: F401
 from .fields_flip import NULL_ID, NUM_RESERVED_IDS, PAD_ID, UNK_ID, FlipField, read_fields, slot_fields
+from .fingerprint_flip import AGAIN, HUB_ARGUMENTS, digest, fields_digest
 from .rows_flip import RawRows  # noqa: F401
 from .values_flip import Value
 
 HASH_KEY_VARIABLE = "FLIP_HASH_KEY"
 VOCABULARY_FILE = "vocabularies.txt"
 MAX_JSON_VALUES = 100_000  # JSON of a million values takes seconds to load: more lie in a file of their own
-HUB_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "token",
-    "revision",
-    "subfolder",
-    "proxies",
-    "user_agent",
-)
-
 # of each field on the ID side: canonical value (of a multi-valued field each of its values), or None for null -> number
 # of rows
 Counts = dict[str, dict[str | None, int]]
@@ -149,6 +139,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             100,000 values do; `from_pretrained` reads them.
         reading: how raw files of such rows are read, by the keys of the schema of a table (formats, encodings, side
             tables, and no paths); it travels with the checkpoint for `flip-ctr predict` and `evaluate`.
+        fingerprint: of a saved one, with which `from_pretrained` compares what it has read.
     """
 
     model_input_names = ["feature_ids"]
@@ -165,9 +156,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         boundaries: list[list[float] | None] | None = None,
         vocabulary_sizes: list[int] | None = None,
         reading: dict[str, Any] | None = None,
+        fingerprint: dict[str, str] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self._saved_fingerprint = fingerprint
         self.fields = [field.to_dict() for field in read_fields(fields)]
         self._sizes_in_file = vocabulary_sizes if vocabularies is None else None
         self.vocabularies = vocabularies or [[] for _ in self.id_fields]
@@ -183,6 +176,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 "others."
             )
         self._tables: list[dict[str, int]] | None = None
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of the fields, and of what was learned for them: vocabularies, bounds of buckets, hashing."""
+        learned = [repr([self.boundaries, self.hashed_fields, self.hash_salt, self.hash_check])]
+        learned += ["\n".join([str(len(words)), *words]) for words in self.vocabularies]
+        return {"fields": fields_digest(self.fields), "vocabularies": digest(learned)}
 
     @property
     def all_fields(self) -> list[FlipField]:
@@ -389,7 +389,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         saved = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
         if self._has_file():
             saved |= {"vocabularies": None, "vocabulary_sizes": [len(words) for words in self.vocabularies]}
-        return saved | {"feature_extractor_type": type(self).__name__}
+        return saved | {"feature_extractor_type": type(self).__name__, "fingerprint": self.fingerprint}
 
     def save_vocabularies(self, folder) -> list[str]:
         """Writes what is too large for JSON, and removes what an earlier save has left; returns the paths written."""
@@ -416,15 +416,19 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """As in transformers, with the file of large vocabularies.
 
         Raises:
-            ValueError: that file does not hold as many values as the configuration says.
+            ValueError: that file does not hold as many values as the configuration says; or fields or vocabularies are
+                not those that were saved.
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         extractor = loaded[0] if isinstance(loaded, tuple) else loaded
         if extractor._sizes_in_file is not None:
             path = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **hub)
-            with open(path, encoding="utf-8", newline="\n") as file:
-                words = file.read().split("\n")[:-1]
+            try:
+                with open(path, encoding="utf-8") as file:
+                    words = file.read().split("\n")[:-1]
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: damaged, this is no UTF-8: {error}. {AGAIN}") from None
             ends = np.cumsum(extractor._sizes_in_file).tolist()
             if ends[-1] != len(words):
                 raise ValueError(
@@ -433,6 +437,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 )
             extractor.vocabularies = [words[end - size : end] for end, size in zip(ends, extractor._sizes_in_file)]
             extractor._sizes_in_file = None
+        for name, saved in (extractor._saved_fingerprint or {}).items():
+            if extractor.fingerprint.get(name) != saved:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: the {name} of the processor (processor_config.json, "
+                    f"{VOCABULARY_FILE}) are not those that were saved: damaged, changed, or of another checkpoint. "
+                    f"{AGAIN}"
+                )
         return loaded
 
 

@@ -296,12 +296,13 @@ class FlipField:
         return self.num_buckets is None
 
 
-class CountedFields(list):
-    """A list of fields that knows how often each feature occurs in the training rows, `(sum of field sizes,)`."""
+class ProcessorFields(list):
+    """The fields of a processor. They know its fingerprint, and how often each feature occurs in the training rows,
+    `(sum of field sizes,)`."""
 
-    def __init__(self, fields: list, feature_counts: Any = None):
+    def __init__(self, fields: list, fingerprint: dict[str, Any], feature_counts: Any = None):
         super().__init__(fields)
-        self.feature_counts = feature_counts
+        self.fingerprint, self.feature_counts = fingerprint, feature_counts
 
 
 def read_fields(values) -> list[FlipField]:

@@ -26,6 +26,7 @@ from .configuration_flip import FlipConfig, is_decoder
 from .containers_flip import UnknownContainer  # noqa: F401
 from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
 from .fields_flip import FlipField, check_choice  # noqa: F401
+from .fingerprint_flip import check_checkpoint  # noqa: F401
 from .gather_flip import share_of_total
 from .heads_flip import FlipFusion, FlipMLMHead, FlipMTMHead, FlipProjection, TextField, contrastive_logits
 from .histories_flip import Histories  # noqa: F401

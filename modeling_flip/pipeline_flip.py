@@ -43,6 +43,22 @@ class ClickThroughRatePipeline(Pipeline):
     _load_image_processor: Any = False
     _load_video_processor: Any = False
 
+    def __init__(self, *args, **kwargs):
+        """
+        Raises:
+            ValueError: the processor is not the model's, or the model has weights that were never trained.
+        """
+        super().__init__(*args, **kwargs)
+        path = self.model.name_or_path or "pipeline"
+        if self.processor is not None:
+            self.processor.check_model(self.model.config, path)
+        untrained: Any = self.model.untrained
+        if untrained:
+            raise ValueError(
+                f"{path}: {', '.join(untrained[:5])} were never trained, as the checkpoint has none; "
+                "fine-tune it first (flip-ctr finetune)."
+            )
+
     def _sanitize_parameters(self, **parameters):
         if parameters:
             raise TypeError(

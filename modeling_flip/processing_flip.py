@@ -8,6 +8,7 @@ long value, never a later field.
 """
 
 import copy
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,18 +20,27 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from .columns_flip import Column, RowError, read_columns
-from .configuration_flip import PROMPTS  # which also says what transformers is needed
+from .configuration_flip import PROMPTS, FlipConfig  # which also says what transformers is needed
 from .containers_flip import UnknownContainer  # noqa: F401
 from .feature_extraction_flip import FlipFeatureExtractor, count_rows
 from .fields_flip import (
-    CountedFields,
     FlipField,
+    ProcessorFields,
     check_choice,
     check_count,
     fields_of_items,
     history_entity,
     history_field,
     read_fields,
+)
+from .fingerprint_flip import (
+    CHECKPOINT_FORMAT,
+    HUB_ARGUMENTS,
+    check_checkpoint,
+    checksums,
+    content_sha256,
+    differing,
+    digest,
 )
 from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
@@ -40,6 +50,7 @@ from .values_flip import Value, canonical_label
 MAX_CACHED_VALUES = 100_000
 MOST_LISTED = 20  # fields in an error
 OPTIONS = ("max_length", "label", "weight", "prompts")  # of `from_dataset`, which `__init__` takes
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 CHECKED_ROWS = 256  # whose prompts are compared with the tokenizer's own ids
 
 
@@ -64,6 +75,7 @@ class FlipProcessor(ProcessorMixin):
         label: column of the clicks (0 or 1), read where rows have it.
         weight: column of the rows' weights, read where rows have it.
         prompts: one prompt a `row`, or one for each `entity` of a row; as of the model's [`FlipConfig`].
+        fingerprint: of a saved one, whose tokenizer has not changed since.
 
     Raises:
         ValueError: no text field for a tokenizer, a tokenizer without tokens, or the template and the fields' budgets
@@ -81,6 +93,7 @@ class FlipProcessor(ProcessorMixin):
         weight: str | None = None,
         id_only: bool | None = None,
         prompts: str = "row",
+        fingerprint: dict[str, Any] | None = None,
         **kwargs,
     ):
         # not through the base class, which demands every attribute: an ID-only processor has no tokenizer
@@ -94,6 +107,7 @@ class FlipProcessor(ProcessorMixin):
         self.label, self.weight, self.prompts = label, weight, prompts
         self.id_only = tokenizer is None  # saved: loading is decided by it, never by a failed attempt
         self.max_length, self._taken_for_special = max_length, []
+        self._tokenizer_digest: str | None = (fingerprint or {}).get("tokenizer")
         self._cache: dict[tuple[str, Value], list[int]] = {}
         self._feature_counts: np.ndarray | None = None  # of the training rows; never saved
         if tokenizer is not None:
@@ -202,9 +216,40 @@ class FlipProcessor(ProcessorMixin):
     def fields(self) -> list[dict]:
         """The fields with the sizes of their vocabularies, for `FlipConfig(fields=...)`. Right after `from_dataset` of
         rows in memory they know how often each feature occurs there, so that [`FlipForPretraining`] does."""
-        return CountedFields(
-            [field.to_dict() for field in self.feature_extractor.all_fields], feature_counts=self._feature_counts
+        fields = [field.to_dict() for field in self.feature_extractor.all_fields]
+        return ProcessorFields(fields, self.fingerprint, self._feature_counts)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint's model and processor have in common, see `fingerprint_flip`."""
+        if self._tokenizer_digest is None and not self.id_only:
+            self._tokenizer_digest = digest([json.dumps(sorted(self.tokenizer.get_vocab().items()))])
+        extractor = self.feature_extractor.fingerprint
+        return (
+            {"format": CHECKPOINT_FORMAT} | extractor | {"prompts": self.prompts, "tokenizer": self._tokenizer_digest}
         )
+
+    def check_model(self, config: FlipConfig, path: str) -> None:
+        """Raises `ValueError` where the processor does not give the inputs of a model with that configuration.
+
+        Args:
+            path: where both lie, for the error.
+        """
+        ours, theirs = (
+            {field.name: field.vocab_size for field in fields if field.on_id_side}
+            for fields in (self.feature_extractor.all_fields, read_fields(config.fields))
+        )
+        for name in ours | theirs:
+            if ours.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"{path}: field '{name}' has {ours.get(name, 'no')} ids in the processor, and "
+                    f"{theirs.get(name, 'none')} in the model's configuration; they are not of one checkpoint."
+                )
+        other = differing(config.fingerprint, self.fingerprint)
+        if other:
+            raise ValueError(f"{path}: the processor is not of this model: they differ in {', '.join(other)}.")
+        if config.strategy != "id" and config.text_config is not None and self.id_only:
+            raise ValueError(f"{path}: the model reads text, and its processor has no tokenizer.")
 
     @property
     def text_fields(self) -> list[FlipField]:
@@ -520,6 +565,7 @@ class FlipProcessor(ProcessorMixin):
             "id_only": self.id_only,
             "prompts": self.prompts,
             "processor_class": type(self).__name__,
+            "fingerprint": self.fingerprint,
         } | ({"auto_map": self.auto_map} if hasattr(self, "auto_map") else {})
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
@@ -530,14 +576,30 @@ class FlipProcessor(ProcessorMixin):
             for part in (self.feature_extractor, self):
                 custom_object_save(part, save_directory, config=part)  # type: ignore[arg-type]
             saved = [os.path.join(save_directory, PROCESSOR_NAME)]
-            self.to_json_file(saved[0])
         else:
             saved = super().save_pretrained(save_directory, **kwargs)
+        files = TOKENIZER_FILES + tuple(getattr(self.tokenizer, "vocab_files_names", {}).values())
+        sums = {} if self.id_only else checksums(save_directory, files)
+        values = json.loads(self.to_json_string())
+        values["sha256"] = {PROCESSOR_NAME: content_sha256(values)} | sums
+        with open(os.path.join(save_directory, PROCESSOR_NAME), "w", encoding="utf-8") as file:
+            file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
         saved += self.feature_extractor.save_vocabularies(save_directory)
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self.push_to_hub(repo_id, **kwargs)
         return saved
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: files are damaged or not of this checkpoint, see [`check_checkpoint`].
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        check_checkpoint(str(pretrained_model_name_or_path), PROCESSOR_NAME, hub)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):

@@ -15,7 +15,7 @@ from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig, is_decoder
 from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
-from flip_ctr.modeling_flip.fields_flip import FlipField, history_field, read_fields
+from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import PretrainArguments, TrainArguments
@@ -185,7 +185,7 @@ def load_checkpoint(
     """
     path = args.model_name_or_path
     processor, config = FlipProcessor.from_pretrained(path), FlipConfig.from_pretrained(path)
-    check_sizes(processor, config, path)
+    processor.check_model(config, path)
     if (config.strategy == "frozen") != (settings["strategy"] == "frozen"):
         raise ValueError(
             f"the ID tower of {path} is of another form than that of --strategy {settings['strategy']}: with frozen "
@@ -265,29 +265,10 @@ def load_click_model(
     if is_adapter(name_or_path):
         model = load_adapter(name_or_path, base_model_name_or_path)
     else:
-        model, loaded = FlipForCTR.from_pretrained(name_or_path, output_loading_info=True)
-        if loaded["missing_keys"]:  # transformers would draw them at random
-            raise ValueError(
-                f"--{flag} {name_or_path} lacks weights that its configuration asks for: "
-                f"{', '.join(sorted(loaded['missing_keys'])[:5])}"
-            )
+        model = FlipForCTR.from_pretrained(name_or_path)
     processor = FlipProcessor.from_pretrained(name_or_path)
-    check_sizes(processor, model.config, name_or_path)
+    processor.check_model(model.config, name_or_path)
     return model, processor
-
-
-def check_sizes(processor: FlipProcessor, config: FlipConfig, path: str) -> None:
-    """Raises `ValueError` where the processor of a checkpoint gives other ids than its model has."""
-    ours, theirs = (
-        {field.name: field.vocab_size for field in fields if field.on_id_side}
-        for fields in (processor.feature_extractor.all_fields, read_fields(config.fields))
-    )
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            raise ValueError(
-                f"{path}: field '{name}' has {ours.get(name, 'no')} ids in processor_config.json, and "
-                f"{theirs.get(name, 'none')} in config.json; they are not of one checkpoint"
-            )
 
 
 def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> None:

@@ -7,7 +7,6 @@ updates, the ID tower and the heads, which needs its base to predict. PEFT reads
 """
 
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -21,9 +20,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.fingerprint_flip import add_checksums, check_checkpoint, read_json
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.options import public_name
@@ -108,10 +108,13 @@ def save_adapter(model: PeftModel, folder: str, base: str) -> None:
     updates = get_peft_model_state_dict(model, save_embedding_layers=False)
     state = {name: tensor.contiguous() for name, tensor in (updates | outside).items()}
     save_file(state, os.path.join(folder, ADAPTER_WEIGHTS), metadata={"format": "pt", BASE_HASH: base_hash(model)})
+    add_checksums(folder)
 
 
 def restore_adapter(model: PeftModel, folder: str) -> None:
-    """Puts a saved adapter's weights back into the model that it was saved from."""
+    """Puts a saved adapter's weights back into the model that it was saved from. `ValueError` where they are
+    damaged."""
+    check_checkpoint(folder, CONFIG_NAME, {})
     model.load_adapter(folder, "default", is_trainable=True)
 
 
@@ -151,11 +154,14 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
 
     Raises:
         OSError: the base cannot be found.
-        ValueError: the base is the adapter itself, or has other weights than the one that the adapter was trained on.
+        ValueError: files are damaged; or the base is the adapter itself, or has other weights than the one that the
+            adapter was trained on.
     """
-    with open(_find(name_or_path, ADAPTER_CONFIG), encoding="utf-8") as file:
-        named = json.load(file)["base_model_name_or_path"]
+    check_checkpoint(name_or_path, CONFIG_NAME, {})
+    named = read_json(_find(name_or_path, ADAPTER_CONFIG)).get("base_model_name_or_path")
     base = base_model_name_or_path or named
+    if not isinstance(base, str):
+        raise ValueError(f"{name_or_path}: {ADAPTER_CONFIG} names no base; name it with --base_model_name_or_path")
     if os.path.exists(base) and os.path.exists(name_or_path) and os.path.samefile(base, name_or_path):
         raise ValueError(
             f"{name_or_path} is a LoRA adapter and cannot be its own base; name its base with --base_model_name_or_path"

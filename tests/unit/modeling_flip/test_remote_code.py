@@ -123,7 +123,10 @@ def test_a_checkpoint_saved_elsewhere_is_as_complete(strategy, folders, elsewher
     code = {path.name for path in folders[strategy].glob("*.py")}
     assert {path.name for path in again.glob("*.py")} == code and "pipeline_flip.py" in code
     for name in ("config.json", "processor_config.json"):
-        assert json.loads((again / name).read_text()) == json.loads((folders[strategy] / name).read_text())
+        ours, theirs = (json.loads((folder / name).read_text()) for folder in (folders[strategy], again))
+        for values in (ours, theirs):  # transformers says in the tokenizer's settings how it was loaded
+            values["sha256"].pop("tokenizer_config.json", None)
+        assert ours == theirs
     state, saved = (AutoModel.from_pretrained(folder).state_dict() for folder in (folders[strategy], again))
     assert state.keys() == saved.keys() and all(torch.equal(state[name], saved[name]) for name in state)
 
