@@ -34,6 +34,7 @@ from flip_ctr.data.datasets.synthetic import (
     make_tiny_plm,
     write_catalogue,
 )
+from flip_ctr.data.outputs import LOCK, claimed
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.fields_flip import UNK_ID
@@ -132,8 +133,17 @@ def run(
         FileExistsError: the output folder is taken.
         ValueError: an argument, the raw data or the PLM does not fit.
     """
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--output_dir {folder} is a file; name a folder.")
+    with claimed(folder, folder / LOCK):
+        return _run(args, folder, catalogue, plm)
+
+
+def _run(args: DemoArguments, folder: Path, catalogue: CatalogueSettings, plm: TinyPlmSettings) -> dict:
     # 1. The output folder
-    started, folder = time.perf_counter(), claim_output_dir(args)
+    started = time.perf_counter()
+    empty_output_dir(args, folder)
     set_up_logging(make_accelerator(args.mixed_precision))
     with one_thread(args.dataset == DATASET):
         # 2. Data, with both splits, and the PLM
@@ -172,18 +182,15 @@ def run(
 # --- steps
 
 
-def claim_output_dir(args: DemoArguments) -> Path:
-    """An empty output folder with the marker of a demo in it; a former demo's folder is emptied where that was asked
-    for.
+def empty_output_dir(args: DemoArguments, folder: Path) -> None:
+    """Leaves an empty output folder with the marker of a demo in it; a former demo's folder is emptied where that was
+    asked for.
 
     Raises:
         FileExistsError: the folder holds files and is not to be overwritten, is no former demo's, or holds other files
             too.
     """
-    folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--output_dir {folder} is a file; name a folder.")
-    entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    entries = {path.name for path in folder.iterdir()} - {LOCK}
     if entries:
         if not args.overwrite_output_dir:
             raise FileExistsError(
@@ -202,9 +209,7 @@ def claim_output_dir(args: DemoArguments) -> Path:
         for name in entries - {MARKER}:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).write_text(json.dumps(asdict(args), indent=2) + "\n", encoding="utf-8")
-    return folder
 
 
 def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings, plm: TinyPlmSettings) -> str:

@@ -24,7 +24,7 @@ from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FuseArguments
 from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader
-from flip_ctr.train.loop.run import check_output_dir, clear_output_dir, make_accelerator
+from flip_ctr.train.loop.run import check_output_dir, claim_output_dir, make_accelerator, recipe
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
@@ -41,6 +41,7 @@ PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of a gate's squared weights, as a share o
 MAX_ITERATIONS = 100  # of L-BFGS
 
 
+@recipe
 def run(args: FuseArguments) -> dict:
     """Fits the fusion on validation, saves the joint model, and scores the test split once.
 
@@ -82,7 +83,7 @@ def run(args: FuseArguments) -> dict:
     results |= {"id_weight": mean_id_weight(fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
     results |= {"train_rows": len(eval_set), "num_processes": 1, "train_seconds": time.perf_counter() - started}
 
-    clear_output_dir(args.output_dir)
+    claim_output_dir(args)
     record = training_record(args, args.plm_model)
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)

@@ -53,7 +53,9 @@ def run(args: PredictArguments) -> dict[str, int]:
     added = added_columns(model, args)
     total, schema = check_rows(rows, args, added)
     scored = 0
-    with RowWriter(args.output, schema, rows.fields, write=accelerator.is_main_process) as writer:
+    with RowWriter(
+        args.output, schema, rows.fields, write=accelerator.is_main_process, overwrite=args.overwrite_output
+    ) as writer:
         for batch, scores in scored_batches(accelerator, model, rows, args.per_device_eval_batch_size, total):
             writer.write(batch.rows, score_columns(batch, scores, added))
             scored += len(batch.known)

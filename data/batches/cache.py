@@ -3,13 +3,15 @@
 run.
 
 They lie beside the dataset, `<dataset_dir>/.cache/encoded/<split>/<key>/*.npy`, or in a temporary folder where that
-cannot be written. The key tells files, sample, processor and format; what has another one is never read.
+cannot be written. The key is of the bytes of the split's files, of sample, processor and format; what has another one
+is never read, and neither is an array whose bytes have changed.
 """
 
 import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from contextlib import suppress
@@ -18,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flip_ctr.data.outputs import is_alive
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
+from flip_ctr.modeling_flip.fingerprint_flip import file_sha256
 from flip_ctr.modeling_flip.histories_flip import read_histories
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import (
@@ -30,9 +34,9 @@ from flip_ctr.modeling_flip.prompt_tables_flip import (
 
 logger = logging.getLogger("flip_ctr")
 
-FORMAT = 3  # of the files, and of how rows are encoded
+FORMAT = 4  # of the files, and of how rows are encoded
 KEPT = 4  # encoded forms of one split that are kept: the last ones used
-LIST = "arrays.json"  # names of the arrays; the last file to be written
+LIST = "arrays.json"  # names and checksums of the arrays; the last file to be written
 OF_SAVING = (
     "auto_map",
     "feature_extractor_type",
@@ -159,12 +163,26 @@ def _encode(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Pa
 def read_cache(folder: Path) -> dict[str, np.ndarray] | None:
     """The arrays of an encoded split, mapped; None where there is none, or a damaged one."""
     try:
-        with open(folder / LIST, encoding="utf-8") as file:
-            names = json.load(file)
         # plain arrays over the mapping: a `memmap` makes each of its slices one
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _checksums(folder)}
     except (OSError, ValueError):
         return None
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    with open(folder / LIST, encoding="utf-8") as file:
+        return dict(json.load(file))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether there is an encoded split with the bytes that were written. Reads them."""
+    try:
+        return all(file_sha256(folder / f"{name}.npy") == sha for name, sha in _checksums(folder).items())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, TypeError):
+        logger.warning(f"{folder} is damaged: its rows are encoded again")
+        return False
 
 
 def cached_split(processor: FlipProcessor, rows: SplitRows, prompts: bool = True, part_rows: int = PART_ROWS) -> Path:
@@ -179,7 +197,7 @@ def cached_split(processor: FlipProcessor, rows: SplitRows, prompts: bool = True
         OSError: neither the dataset folder nor the temporary folder can be written.
     """
     prompts = prompts and not processor.id_only
-    key = json.dumps([FORMAT, rows.key(), processor_digest(processor, prompts)])
+    key = json.dumps([FORMAT, rows.content_digest(), rows.schema.user_column, processor_digest(processor, prompts)])
     place = Path("encoded", rows.split, blake2b(key.encode(), digest_size=16).hexdigest())
     folder = rows.dataset_dir / ".cache" / place
     if _is_there(folder):
@@ -197,7 +215,7 @@ def cached_split(processor: FlipProcessor, rows: SplitRows, prompts: bool = True
 
 
 def _is_there(folder: Path) -> bool:
-    if read_cache(folder) is None:
+    if not _is_whole(folder):
         return False
     with suppress(OSError):  # it was used, and is the last to go; not where the folder cannot be written
         os.utime(folder)
@@ -217,18 +235,19 @@ def _temporary_root() -> Path:
 def _write(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Path, part_rows: int) -> Path:
     """Writes the arrays beside first and then gives them their name: they are there complete, or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PARTIAL))
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{PARTIAL}{os.getpid()}@{socket.gethostname()}-"))
     try:
         logger.info(f"encoding the split '{rows.split}': {len(rows):,} rows")
         _encode(processor, rows, prompts, partial, part_rows)
         names = sorted(path.stem for path in partial.glob("*.npy"))
-        (partial / LIST).write_text(json.dumps(names) + "\n", encoding="utf-8")
-        if folder.exists() and read_cache(folder) is None:
+        sums = {name: file_sha256(partial / f"{name}.npy") for name in names}
+        (partial / LIST).write_text(json.dumps(sums) + "\n", encoding="utf-8")
+        if folder.exists() and not _is_whole(folder):
             shutil.rmtree(folder)  # damaged
         try:
             partial.rename(folder)
         except OSError:
-            if read_cache(folder) is None:
+            if not _is_whole(folder):
                 raise
             # another run was faster: its arrays are the same
     finally:
@@ -244,6 +263,15 @@ def _remove_old(folder: Path) -> None:
         with suppress(OSError):  # another process removes too
             ages.append((path.stat().st_mtime, path))
     whole = sorted((age, path) for age, path in ages if not path.name.startswith(PARTIAL))
-    abandoned = [path for age, path in ages if path.name.startswith(PARTIAL) and age < time.time() - ABANDONED]
-    for path in [path for _, path in whole[:-KEPT]] + abandoned:
+    for age, path in ages:
+        if path.name.startswith(PARTIAL) and _is_abandoned(path.name, age):
+            shutil.rmtree(path, ignore_errors=True)
+            logger.warning(f"removed {path}, which a killed run left")
+    for _, path in whole[:-KEPT]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(name: str, age: float) -> bool:
+    pid, _, host = name.removeprefix(PARTIAL).rpartition("-")[0].partition("@")
+    ended = pid.isdecimal() and host == socket.gethostname() and not is_alive(int(pid))
+    return ended or age < time.time() - ABANDONED

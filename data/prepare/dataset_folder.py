@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flip_ctr.data.outputs import new_folder, sync
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
 from flip_ctr.data.readers.raw_files import REJECTED_COLUMNS
 from flip_ctr.data.readers.shards import ITEMS_NAME, shard_paths
@@ -52,7 +53,8 @@ def read_split(dataset_dir: str | Path, split: str, columns: Sequence[str] | Non
     unknown = [column for column in columns or [] if column not in names]
     if unknown:
         raise ValueError(f"{paths[0]} has no column {', '.join(unknown)}; it has {', '.join(names)}.")
-    return pa.concat_tables([pq.read_table(path, columns=columns and list(columns)) for path in paths])
+    wanted = columns and list(columns)
+    return pa.concat_tables([pq.read_table(path, columns=wanted, page_checksum_verification=True) for path in paths])
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
@@ -96,27 +98,18 @@ def new_dataset_folder(output_dir: str | Path, overwrite: bool = False) -> Itera
     Where anything fails, what was there before stays as it was, and nothing else is left.
 
     Raises:
-        FileExistsError: see [`check_output_dir`].
+        FileExistsError: see [`check_output_dir`], also of what appeared meanwhile; or another run writes there.
     """
     output_dir = check_output_dir(output_dir, overwrite)
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"--output_dir {output_dir} cannot be made: {error.strerror}: {error.filename}") from error
-    # a sibling, so that a rename stays within one file system
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as temporary:
-        partial, replaced, work = (Path(temporary) / name for name in ("new", "old", "work"))
+    with new_folder(output_dir, overwrite) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as work:
         (partial / "data").mkdir(parents=True)
-        work.mkdir()
-        yield partial, work
-        try:
-            if output_dir.exists():
-                output_dir.rename(replaced)
-            partial.rename(output_dir)
-        except BaseException:
-            if replaced.exists():
-                replaced.rename(output_dir)
-            raise
+        yield partial, Path(work)
+        sync(partial)  # which may take long: then the check, then the new name at once
+        check_output_dir(output_dir, overwrite)  # what appeared meanwhile stays
 
 
 def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -> None:
@@ -131,11 +124,12 @@ def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], sch
             if written % ROWS_PER_SHARD == 0:
                 if writer is not None:
                     writer.close()
-                writer = pq.ParquetWriter(shard_path(folder, split, written // ROWS_PER_SHARD, shards), schema)
+                path = shard_path(folder, split, written // ROWS_PER_SHARD, shards)
+                writer = pq.ParquetWriter(path, schema, write_page_checksum=True)
             writer.write_table(batch, row_group_size=ROWS_PER_GROUP)
             written += len(batch)
         if writer is None:
-            writer = pq.ParquetWriter(shard_path(folder, split, 0, 1), schema)
+            writer = pq.ParquetWriter(shard_path(folder, split, 0, 1), schema, write_page_checksum=True)
     finally:
         if writer is not None:
             writer.close()
@@ -164,7 +158,7 @@ def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
     """Writes the lines that became no row, in the order of files and lines; the file is there also where there are
     none."""
     schema = pa.schema(REJECTED_COLUMNS)
-    with pq.ParquetWriter(folder / REJECTED_NAME, schema) as writer:
+    with pq.ParquetWriter(folder / REJECTED_NAME, schema, write_page_checksum=True) as writer:
         for batch in batches:
             writer.write_batch(batch.select(schema.names).cast(schema))
 
@@ -181,7 +175,7 @@ def check_account(report: dict) -> None:
 
 def write_items(folder: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
     """Writes `items.parquet`, see `histories.items_of`."""
-    with pq.ParquetWriter(folder / ITEMS_NAME, schema) as writer:
+    with pq.ParquetWriter(folder / ITEMS_NAME, schema, write_page_checksum=True) as writer:
         for table in _groups(batches, schema):
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 

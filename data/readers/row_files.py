@@ -4,8 +4,8 @@
 Parquet and JSON lines hold the values of a multi-valued field as a list, CSV as text with the field's separator.
 """
 
+import contextlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from flip_ctr.data.outputs import new_file
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
 FORMATS = (".parquet", ".csv", ".jsonl")
@@ -98,19 +99,30 @@ class RowWriter:
         schema: the columns of the rows that come, and their types; JSON lines take rows as they are.
         fields: whose separators a CSV file has, see [`lists_as_text`].
         write: False where another process writes.
+        overwrite: whether a file that appears at `path` meanwhile is replaced.
+
+    Raises:
+        FileExistsError: another run writes that file.
     """
 
-    def __init__(self, path: str, schema: pa.Schema | None, fields: Sequence[FlipField] = (), write: bool = True):
+    def __init__(
+        self,
+        path: str,
+        schema: pa.Schema | None,
+        fields: Sequence[FlipField] = (),
+        write: bool = True,
+        overwrite: bool = True,
+    ):
         self.path, self.schema, self.fields, self._writes = Path(path), schema, fields, write
         self.suffix = file_format(path)
-        self._partial = self.path.with_name(f".{self.path.name}.saving")
+        self._overwrite, self._stack = overwrite, contextlib.ExitStack()
 
     def __enter__(self) -> "RowWriter":
         self._writer = None
         if not self._writes:
             return self
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._partial, "wb")  # noqa: SIM115  closed in `__exit__`
+        partial = self._stack.enter_context(new_file(self.path, self._overwrite))
+        self._file = self._stack.enter_context(open(partial, "wb"))
         return self
 
     def write(self, rows: Rows, more: dict[str, pa.Array]) -> None:
@@ -136,16 +148,11 @@ class RowWriter:
         self._writer.write_table(table)
 
     def __exit__(self, kind, error, trace) -> None:
-        if not self._writes:
-            return
-        try:
+        with self._stack:
+            if kind is not None:
+                raise error
             if self._writer is not None:
                 self._writer.close()
-            self._file.close()
-            if kind is None:
-                os.replace(self._partial, self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
 
 
 def _json_line(row: dict) -> bytes:

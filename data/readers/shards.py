@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, file_digest, sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,27 +32,22 @@ class Shard:
 
     Attributes:
         group_rows: rows of each of its row groups.
-        stamp: tells a file from the one that lay there before: name, size, time of change, and a digest of the footer.
     """
 
     path: Path
     schema: pa.Schema
     group_rows: tuple[int, ...]
-    stamp: tuple[str, int, int, str]
 
     @classmethod
     def read(cls, path: Path) -> "Shard":
         """`ValueError` where the file is not a whole Parquet file."""
         try:
-            with pq.ParquetFile(path, memory_map=True) as file, open(path, "rb") as raw:
+            with pq.ParquetFile(path, memory_map=True) as file:
                 groups = tuple(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
-                schema, stat = file.schema_arrow, path.stat()
-                raw.seek(-8, 2)  # the footer's length, and the magic bytes
-                raw.seek(-8 - int.from_bytes(raw.read(4), "little"), 2)
-                footer = blake2b(raw.read(), digest_size=16).hexdigest()
+                schema = file.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
-        return cls(path, schema, groups, (path.name, stat.st_size, stat.st_mtime_ns, footer))
+        return cls(path, schema, groups)
 
 
 def shard_paths(dataset_dir: Path, split: str) -> list[Path]:
@@ -230,7 +225,7 @@ class SplitRows:
         if path is None:
             return None
         try:
-            return function(pq.read_table(path))
+            return function(pq.read_table(path, page_checksum_verification=True))
         except RowError as error:
             raise ValueError(f"{path}: {error}") from None
         except (pa.ArrowException, OSError) as error:
@@ -238,18 +233,12 @@ class SplitRows:
 
     # --- what the rows are known by
 
-    def key(self) -> list:
-        """Tells these rows from others by what the files look like; cheap, and changes with each writing."""
-        items = [Shard.read(path).stamp for path in (self._items_path,) if path is not None]
-        return [[shard.stamp for shard in self.shards], self._sample_digest(), self.schema.user_column, *items]
-
     def content_digest(self) -> str:
         """Of the files' bytes and the sample: the same wherever the files lie. Reads them."""
-        digest = blake2b(repr(self._sample_digest()).encode(), digest_size=16)
+        digest = sha256(repr(self._sample_digest()).encode())
         for path in filter(None, [*(shard.path for shard in self.shards), self._items_path]):
             with open(path, "rb") as file:
-                while part := file.read(1 << 20):
-                    digest.update(part)
+                digest.update(file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     def _sample_digest(self) -> str | None:
@@ -280,7 +269,7 @@ class SplitRows:
             if (
                 self._open is None or self._open[0] is not shard
             ):  # the footer of a file with many row groups is read once
-                self._open = shard, pq.ParquetFile(shard.path, memory_map=True)
+                self._open = shard, pq.ParquetFile(shard.path, memory_map=True, page_checksum_verification=True)
             for batch in self._open[1].iter_batches(size, [index], columns, use_threads=False):
                 begin, done = done, done + len(batch)
                 part = pa.Table.from_batches([batch])
@@ -295,7 +284,9 @@ class SplitRows:
                 if done >= last:
                     return
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"split '{self.split}', {shard.path}: {one_line(error)}") from error
+            raise ValueError(
+                f"split '{self.split}', {shard.path}: damaged: {one_line(error).rstrip('.')}. Prepare the dataset again"
+            ) from error
 
     def parts(self, columns: Sequence[str] | None = None, size: int = PART_ROWS) -> Iterator[tuple[int, pa.Table]]:
         """All rows in order: yields (number of the first row, part)."""

@@ -158,21 +158,21 @@ def test_only_a_former_demo_is_overwritten(finished, tmp_path):
     with pytest.raises(
         FileExistsError, match="not empty; name another folder, or replace it with --overwrite_output_dir"
     ):
-        demo.claim_output_dir(DemoArguments(output_dir=str(former)))
+        demo.empty_output_dir(DemoArguments(output_dir=str(former)), former)
     again = DemoArguments(output_dir=str(former), overwrite_output_dir=True)
     (former / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="also holds notes.txt"):
-        demo.claim_output_dir(again)
+        demo.empty_output_dir(again, former)
     assert (former / "models").is_dir()
     (former / "notes.txt").unlink()
-    demo.claim_output_dir(again)
+    demo.empty_output_dir(again, former)
     assert [path.name for path in former.iterdir()] == [demo.MARKER]
 
     other = tmp_path / "other"
     other.mkdir()
     (other / "results.json").write_text("{}")
     with pytest.raises(FileExistsError, match="was not written by a demo"):
-        demo.claim_output_dir(DemoArguments(output_dir=str(other), overwrite_output_dir=True))
+        demo.empty_output_dir(DemoArguments(output_dir=str(other), overwrite_output_dir=True), other)
     assert (other / "results.json").exists()
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import past
 import pytest
@@ -16,8 +17,10 @@ import torch
 import warm_python
 from safetensors.torch import load_file
 
+from flip_ctr import FlipForCTR
+from flip_ctr.data.outputs import claimed
 from flip_ctr.train.finetune import FinetuneArguments
-from flip_ctr.train.loop import resume
+from flip_ctr.train.loop import resume, run
 from flip_ctr.train.loop.resume import PARTIAL, PREEMPTED, step_checkpoints
 from flip_ctr.train.outputs import checkpoint
 
@@ -233,6 +236,77 @@ def test_a_continuation_elsewhere_without_the_best_model_is_refused(tmp_path, st
     assert not (tmp_path / "m").exists()
 
 
+def flip_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "training_state.pt": (flip_bit, "training_state.pt is damaged"),
+    "process_0.pt": (Path.unlink, "process_0.pt is missing"),
+    "progress.json": (lambda path: path.write_text(path.read_text()[:-20]), "progress.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_step_checkpoint_is_left_out(tmp_path, stopped, dataset_dir, name, caplog):
+    change, named = DAMAGES[name]
+    shutil.copytree(stopped, tmp_path / "m")
+    last, one_before = tmp_path / "m" / "checkpoint-6", tmp_path / "m" / "checkpoint-5"
+    change(last / name)
+    with pytest.raises(ValueError, match=f"--resume_from_checkpoint {last}: {named}"):
+        go_on(dataset_dir, tmp_path / "m", resume_from_checkpoint=str(last))
+    if name == "training_state.pt":
+        go_on(dataset_dir, tmp_path / "m")
+        same_results(stopped, tmp_path / "m")
+        log = (tmp_path / "m" / "train.log").read_text()
+        assert f"{last} is left out: {named}" in log and f"going on from {one_before}" in log
+        for folder in step_checkpoints(str(tmp_path / "m")):
+            flip_bit(Path(folder, name))
+        with pytest.raises(ValueError, match="no step checkpoint is whole .*start from the beginning"):
+            go_on(dataset_dir, tmp_path / "m")
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2])
+def test_a_checkpoint_over_another_is_never_a_mix(tmp_path, stopped, dataset_dir, killed_after, monkeypatch):
+    """A run that is killed while it puts its files in place: what it leaves is refused, and the next run finishes."""
+    shutil.copytree(stopped, tmp_path / "m")
+    replace, done = os.replace, []
+
+    def killed(*paths):
+        if (tmp_path / "m" / ".saved").exists():
+            done.append(paths)
+        if len(done) > killed_after:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    options = {"num_train_epochs": 1, "id_embedding_size": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.finetune(dataset_dir, None, tmp_path / "m", overwrite_output_dir=True, **options)
+    new = FlipForCTR.from_pretrained(tmp_path / "m" / ".saved").state_dict()
+    if killed_after == 0:  # the files of the old one, still
+        FlipForCTR.from_pretrained(tmp_path / "m")
+    else:
+        with pytest.raises(ValueError, match=r"m.*was stopped here.*load .*\.saved"):
+            FlipForCTR.from_pretrained(tmp_path / "m")
+    run.claim_output_dir(SimpleNamespace(output_dir=str(tmp_path / "m"), overwrite_output_dir=True))
+    run._held.close()
+    assert not [name for name in os.listdir(tmp_path / "m") if name.startswith(".")]
+    found = FlipForCTR.from_pretrained(tmp_path / "m").state_dict()
+    assert found.keys() == new.keys() and all(torch.equal(found[name], new[name]) for name in new)
+
+
+def test_two_runs_into_one_folder(tmp_path, dataset_dir):
+    with claimed(tmp_path / "m", tmp_path / "m" / ".lock"):
+        with pytest.raises(FileExistsError, match=f"m is being written by process {os.getpid()}"):
+            tiny.finetune(dataset_dir, None, tmp_path / "m", max_train_steps=1)
+    tiny.finetune(dataset_dir, None, tmp_path / "m", max_train_steps=1)
+    assert not (tmp_path / "m" / ".lock").exists()
+
+
 def test_the_number_of_workers_may_change(tmp_path, stopped, dataset_dir):
     go_on(dataset_dir, tmp_path / "m", resume_from_checkpoint=str(stopped / "checkpoint-2"), dataloader_num_workers=1)
     same_results(stopped, tmp_path / "m")
@@ -257,7 +331,7 @@ def test_a_run_that_does_not_go_on_clears_the_steps_of_another(tmp_path, dataset
         ({"num_train_epochs": 9}, "--num_train_epochs was 2.0 and is 9.0"),
         (
             {"resume_from_checkpoint": "nowhere"},
-            "--resume_from_checkpoint nowhere is not a step checkpoint: it has no progress.json",
+            "--resume_from_checkpoint nowhere: not a step checkpoint: it has no progress.json",
         ),
     ],
 )
@@ -324,7 +398,7 @@ def test_a_full_disk_leaves_the_best_model(tmp_path, dataset_dir, monkeypatch, n
     def full(*args):
         saved.append(0)
         if len(saved) == 2:
-            kept.update({path: path.read_bytes() for path in (tmp_path / "m").iterdir()})
+            kept.update({path: path.read_bytes() for path in (tmp_path / "m").iterdir() if path.name != ".lock"})
             no_room()
         checkpoint_save(*args)
 

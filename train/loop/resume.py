@@ -16,7 +16,8 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import blake2b, sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,17 @@ from torch import nn
 from flip_ctr.data.batches.cache import processor_digest
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.data.outputs import sync
+from flip_ctr.modeling_flip.fingerprint_flip import file_sha256, read_json
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.loop.prompt_states import PromptReader
 from flip_ctr.train.models.whole_weights import load_training_state, training_state
 from flip_ctr.train.outputs.card import RECORD
-from flip_ctr.train.outputs.checkpoint import CODE, PARTIAL, PROCESSOR, WEIGHTS, matches
+from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, WEIGHTS, matches
+from flip_ctr.train.outputs.results import PARTIAL
 from flip_ctr.train.outputs.run_log import logger
 
+OF_MANIFEST = "manifest_sha256"
 STATE_FILE, OWN_FILE, MANIFEST = "training_state.pt", "process_{}.pt", "progress.json"
 FOLDER = re.compile(r"checkpoint-(\d+)")
 LATEST = "latest"
@@ -175,10 +180,9 @@ class StepCheckpoints:
                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 }
                 _write(os.path.join(partial, STATE_FILE), state)
-                with open(os.path.join(partial, MANIFEST), "w", encoding="utf-8") as file:
-                    json.dump({"step": step} | self.run, file, indent=2)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
+                _write_manifest(partial, {"step": step} | self.run)
                 shutil.rmtree(target, ignore_errors=True)
                 os.rename(partial, target)  # only now does `latest` see it
                 if self.args.checkpoints_total_limit is not None:
@@ -207,11 +211,10 @@ class StepCheckpoints:
             if not found:
                 logger.info(f"no step checkpoint in {self.args.output_dir} yet: starting from the beginning")
                 return None
-            folder = found[-1]
-        manifest = os.path.join(folder, MANIFEST)
-        if not os.path.isfile(manifest):
-            raise ValueError(f"--resume_from_checkpoint {folder} is not a step checkpoint: it has no {MANIFEST}")
-        with open(manifest, encoding="utf-8") as file:
+            folder = self._newest_whole(found)
+        elif (damage := damage_of(folder)) is not None:
+            raise ValueError(f"--resume_from_checkpoint {folder}: {damage}")
+        with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
             self._check(json.load(file), folder)
         state = torch.load(os.path.join(folder, STATE_FILE), map_location="cpu", weights_only=True)
         load_training_state(self.accelerator, model, optimizer, state["model"], state["optimizer"])
@@ -227,6 +230,22 @@ class StepCheckpoints:
             self._bring_best_model(os.path.dirname(os.path.abspath(folder)))
         logger.info(f"going on from {folder}")
         return state["loop"]
+
+    @staticmethod
+    def _newest_whole(found: list[str]) -> str:
+        """The last of some step checkpoints that is not damaged; says which are. `ValueError` where all are."""
+        damages = {}
+        for folder in reversed(found):
+            damage = damage_of(folder)
+            if damage is None:
+                return folder
+            damages[folder] = damage
+            logger.warning(f"{folder} is left out: {damage}")
+        listed = "; ".join(f"{folder}: {damage}" for folder, damage in damages.items())
+        raise ValueError(
+            f"--resume_from_checkpoint {LATEST}: no step checkpoint is whole ({listed}); leave the flag out, and add "
+            "--overwrite_output_dir, to start from the beginning"
+        )
 
     def _bring_best_model(self, run_folder: str) -> None:
         """Copies the best model so far from the folder of the run that goes on, where that is another than this one's:
@@ -277,6 +296,40 @@ def _write(path: str, content) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())  # a machine that goes down must not leave a name without its bytes
+
+
+def _write_manifest(folder: str, values: dict[str, Any]) -> None:
+    """Writes what a step checkpoint is of, with checksums of its files and of itself."""
+    values = values | {"sha256": {name: file_sha256(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}}
+    with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
+        json.dump(values | {OF_MANIFEST: _manifest_sha256(values)}, file, indent=2)
+    sync(Path(folder))
+
+
+def _manifest_sha256(values: dict[str, Any]) -> str:
+    return sha256(
+        json.dumps({k: v for k, v in values.items() if k != OF_MANIFEST}, sort_keys=True).encode()
+    ).hexdigest()
+
+
+def damage_of(folder: str) -> str | None:
+    """What is wrong with a step checkpoint; None where it is whole. Reads all of it."""
+    path = os.path.join(folder, MANIFEST)
+    if not os.path.isfile(path):
+        return f"not a step checkpoint: it has no {MANIFEST}"
+    try:
+        values = read_json(path)
+    except ValueError:
+        return f"{MANIFEST} is damaged"
+    if OF_MANIFEST in values and values[OF_MANIFEST] != _manifest_sha256(values):
+        return f"{MANIFEST} is damaged: its SHA-256 is another than when it was saved"
+    for name, sha in values.get("sha256", {}).items():  # those of older versions have none
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            return f"{name} is missing"
+        if file_sha256(path) != sha:
+            return f"{name} is damaged: its SHA-256 is another than when it was saved"
+    return None
 
 
 def _random_state() -> dict[str, Any]:

@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
+from flip_ctr.data.outputs import LOCK, claimed
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.loop.distributed import (
     check_accelerator,
@@ -22,9 +25,11 @@ from flip_ctr.train.loop.distributed import (
 )
 from flip_ctr.train.loop.resume import Preempted, step_checkpoints
 from flip_ctr.train.models.custom_code import import_custom_code
-from flip_ctr.train.outputs.checkpoint import clear_reports
+from flip_ctr.train.outputs.checkpoint import clear_leftovers, clear_reports
 from flip_ctr.train.outputs.hub import check_hub_arguments
 from flip_ctr.train.outputs.run_log import LOG_FILE, close_log, file_logger, logger, open_log, set_up_logging, write_log
+
+_held = ExitStack()  # the output folder of the run, until it ends
 
 
 def make_accelerator(mixed_precision: str, **kwargs) -> Accelerator:
@@ -55,13 +60,22 @@ def check_output_dir(args: Any, *sources: str, goes_on: bool = False) -> None:
             raise ValueError(
                 f"--output_dir {folder} is --{name}: the new checkpoint would take the place of what it is made from"
             )
-    if os.path.isdir(folder) and os.listdir(folder) and not (args.overwrite_output_dir or goes_on):
+    if os.path.isdir(folder) and set(os.listdir(folder)) - {LOCK} and not (args.overwrite_output_dir or goes_on):
         raise ValueError(f"--output_dir {folder} is not empty; choose another or add --overwrite_output_dir")
 
 
-def clear_output_dir(folder: str, goes_on: bool = False) -> None:
-    """Makes the output folder where it is not there, and takes out of it what a former run left."""
-    os.makedirs(folder, exist_ok=True)
+def claim_output_dir(args: Any, goes_on: bool = False) -> None:
+    """Makes the output folder where it is not there, keeps other runs out of it until this one ends, and takes out of
+    it what a former run left.
+
+    Raises:
+        FileExistsError: another run writes there.
+        ValueError: files have appeared there since the run began, which it was not told to overwrite.
+    """
+    folder = args.output_dir
+    _held.enter_context(claimed(Path(folder), Path(folder, LOCK)))
+    check_output_dir(args, goes_on=goes_on)
+    clear_leftovers(folder)
     clear_reports(folder)
     for checkpoint in [] if goes_on else step_checkpoints(folder):  # of a former run: `latest` must not find them
         shutil.rmtree(checkpoint)
@@ -111,7 +125,7 @@ def begin(accelerator: Accelerator, args: TrainArguments) -> None:
     here on, and the tracker starts."""
     if accelerator.is_main_process:
         # not before: a run that is refused leaves nothing behind
-        clear_output_dir(args.output_dir, goes_on=args.resume_from_checkpoint is not None)
+        claim_output_dir(args, goes_on=args.resume_from_checkpoint is not None)
     accelerator.wait_for_everyone()
     write_log()
     if args.report_to != "none":
@@ -140,6 +154,7 @@ def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], 
                 )
             raise
         finally:
+            _held.close()
             close_log()
 
     return logged

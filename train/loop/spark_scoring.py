@@ -3,7 +3,6 @@
 does, so that the scores are the same."""
 
 import dataclasses
-import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,6 +12,7 @@ import pyarrow as pa
 from accelerate import Accelerator
 from torch import nn
 
+from flip_ctr.data.outputs import new_folder
 from flip_ctr.data.prepare.engines import Engine, engine_errors
 from flip_ctr.data.readers.row_files import file_format
 from flip_ctr.data.readers.row_reader import RowBatch
@@ -52,13 +52,8 @@ def predict_on_spark(args: PredictArguments) -> dict[str, int]:
             raise ValueError(f"{why}, and {refused:,} such rows in all; --on_error null scores the other rows")
         kinds = [StructField(name, StringType() if name == REASON else DoubleType()) for name in added]
         schema = StructType([*table.schema.fields, *kinds])
-        partial = Path(args.output).with_name(f".{Path(args.output).name}.saving")
-        try:
+        with new_folder(Path(args.output), args.overwrite_output) as partial:
             table.mapInArrow(lambda batches: _score(args, batches), schema).write.parquet(str(partial))
-            shutil.rmtree(args.output, ignore_errors=True)
-            partial.rename(args.output)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return {"rows": total, "scored": total - refused}
 
 

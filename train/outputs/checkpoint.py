@@ -1,18 +1,23 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """A checkpoint folder: which files are its own, and how they are written."""
 
+import filecmp
 import os
 import shutil
 import tempfile
 from fnmatch import fnmatch
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
+from transformers.utils import CONFIG_NAME
 
+from flip_ctr.data.outputs import remove, sync, sync_names
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY
+from flip_ctr.modeling_flip.fingerprint_flip import SAVED
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
@@ -20,7 +25,8 @@ from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, r
 from flip_ctr.train.models.whole_weights import whole_model
 from flip_ctr.train.outputs.card import CARD, RECORD
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
-from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE, write_json
+from flip_ctr.train.outputs.results import HISTORY_FILE, PARTIAL, RESULTS_FILE, write_json
+from flip_ctr.train.outputs.run_log import logger
 
 WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 CODE = ("*_flip.py", "id_tower*.py", f"{CUSTOM_ENTRY}.py")
@@ -36,9 +42,6 @@ PROCESSOR = (
 )
 
 REPORTS = (CARD, RESULTS_FILE, HISTORY_FILE, CURVES_FILE, RELIABILITY_FILE)
-PARTIAL = (
-    ".saving-"  # what is being written, a checkpoint or a step checkpoint; the next run removes what a killed one left
-)
 
 
 def matches(name: str, patterns) -> bool:
@@ -46,13 +49,22 @@ def matches(name: str, patterns) -> bool:
 
 
 def clear_reports(folder: str) -> None:
-    """Removes what a former run says of its checkpoint, and what a killed one left half-written; the checkpoint itself
-    stays until another takes its place."""
+    """Removes what a former run says of its checkpoint; the checkpoint itself stays until another takes its place."""
     for name in os.listdir(folder):
         if matches(name, REPORTS):
             os.remove(os.path.join(folder, name))
-        elif name.startswith(PARTIAL):
-            shutil.rmtree(os.path.join(folder, name))
+
+
+def clear_leftovers(folder: str) -> None:
+    """Finishes what a killed run was putting in place, removes what it left half-written, and says so. Who calls it has
+    claimed the folder."""
+    for name in sorted(os.listdir(folder)):
+        if name.startswith(PARTIAL):
+            remove(Path(folder, name))
+            logger.warning(f"removed {os.path.join(folder, name)}, which a killed run left")
+    if os.path.isdir(os.path.join(folder, SAVED)):
+        put_in_place(folder)
+        logger.warning(f"{folder}: finished what a killed run had begun, putting its whole checkpoint in its place")
 
 
 def save(
@@ -62,7 +74,8 @@ def save(
     All processes must call it.
 
     Everything is written beside first and then put in place, so that no file is ever half-written; files of another
-    checkpoint that lay there go.
+    checkpoint that lay there go. Where a run is killed on the way, what lies there is the old checkpoint, the new one,
+    or refused when it is loaded; the new one then lies whole in `.saved`.
 
     Raises:
         OSError: it cannot be written; what lay there stays.
@@ -82,18 +95,42 @@ def save(
 
 def _save(accelerator, model, processor, args, record) -> None:
     with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=PARTIAL) as partial:
+        new = os.path.join(partial, "new")
+        os.mkdir(new)
         if isinstance(model, PeftModel):
-            save_adapter(model, partial, args.model_name_or_path)
+            save_adapter(model, new, args.model_name_or_path)
         else:
-            model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        write_json(accelerator, partial, RECORD, record)
-        new = os.listdir(partial)
-        for name in new:
-            os.replace(os.path.join(partial, name), os.path.join(args.output_dir, name))
-        for name in os.listdir(args.output_dir):
-            if matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in new:
-                os.remove(os.path.join(args.output_dir, name))
+            model.save_pretrained(new)
+        processor.save_pretrained(new)
+        write_json(accelerator, new, RECORD, record)
+        sync(Path(new))
+        if os.path.isdir(os.path.join(args.output_dir, SAVED)):  # an earlier save failed on its last step
+            put_in_place(args.output_dir)
+        os.rename(new, os.path.join(args.output_dir, SAVED))
+    put_in_place(args.output_dir)
+
+
+def put_in_place(folder: str) -> None:
+    """Gives the files of a whole checkpoint in `.saved` their places, where they are not the same already; those of
+    another checkpoint go. `config.json` comes last: its checksums are of the files that are there by then."""
+    saved = os.path.join(folder, SAVED)
+    new = sorted(os.listdir(saved), key=lambda name: (name == CONFIG_NAME, name))
+    for name in new:
+        source, target = os.path.join(saved, name), os.path.join(folder, name)
+        if os.path.isfile(target) and filecmp.cmp(source, target, shallow=False):
+            continue
+        beside = os.path.join(folder, f"{PARTIAL}{name}")
+        Path(beside).unlink(missing_ok=True)
+        try:
+            os.link(source, beside)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, beside)
+        os.replace(beside, target)
+    for name in os.listdir(folder):
+        if matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in new:
+            os.remove(os.path.join(folder, name))
+    sync_names(Path(folder))
+    shutil.rmtree(saved)
 
 
 def best_model(

@@ -4,21 +4,25 @@
 import json
 import math
 import os
+from pathlib import Path
 
 from accelerate import Accelerator
 
+from flip_ctr.data.outputs import naming_limits
 from flip_ctr.train.outputs.run_log import file_logger
 
+PARTIAL = ".saving-"  # how names begin of what is being written in an output folder
 RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
 
 
 def write_json(accelerator: Accelerator, folder: str, name: str, content) -> None:
-    """Writes a JSON file from the main process; NaN becomes null, which JSON can say."""
+    """Writes a JSON file from the main process, at once; NaN becomes null, which JSON can say."""
     if accelerator.is_main_process:
-        path = os.path.join(folder, name)
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(_without_nan(content), file, indent=2)
-            file.write("\n")
+        path = Path(folder, name)
+        partial = path.with_name(f"{PARTIAL}{name}")
+        with naming_limits(path):
+            partial.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, path)
 
 
 def _without_nan(content):

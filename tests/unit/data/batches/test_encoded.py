@@ -3,9 +3,12 @@ there."""
 
 import os
 import pickle
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -164,7 +167,15 @@ def test_few_are_kept(folder, ml_processor):
     assert not left.exists() and len(encodings(folder)) == KEPT
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
+def flip_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    stat = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "flipped"])
 def test_a_damaged_one_is_made_again(folder, ml_processor, damage):
     rows = SplitRows(folder, "test")
     first = cached_split(ml_processor, rows)
@@ -172,10 +183,42 @@ def test_a_damaged_one_is_made_again(folder, ml_processor, damage):
     expected = np.load(path)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:200])
-    else:
+    elif damage == "gone":
         path.unlink()
-    assert read_cache(first) is None
+    else:
+        flip_bit(path)
+    assert damage == "flipped" or read_cache(first) is None
     assert (EncodedDataset(ml_processor, rows).encoded.feature_ids == expected).all()
+
+
+def test_a_shard_of_other_bytes_is_encoded_anew(dataset_dir, ml_processor, tmp_path):
+    """Of the same size, footer and time."""
+    folder = Path(shutil.copytree(dataset_dir, tmp_path / "d"))
+    first = cached_split(ml_processor, SplitRows(folder, "test"))
+    (path,) = (folder / "data").glob("test-*.parquet")
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ValueError, match=f"{path.name}: damaged: .*Prepare the dataset again"):
+        cached_split(ml_processor, SplitRows(folder, "test"))
+    assert len(encodings(folder, "test")) == 1 and first.exists()
+
+
+def test_no_flipped_bit_gives_other_rows(dataset_dir, tmp_path):
+    """The pages of a split have checksums; what lies between them changes no row."""
+    folder = Path(shutil.copytree(dataset_dir, tmp_path / "d"))
+    (path,) = (folder / "data").glob("test-*.parquet")
+    data, expected, refused = path.read_bytes(), read_split(folder, "test"), 0
+    for place in range(len(data) // 40, len(data), len(data) // 20):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            rows = [part for _, part in SplitRows(folder, "test").parts(expected.column_names)]
+            assert pa.concat_tables(rows).equals(expected)
+        except ValueError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert refused > 10
 
 
 def test_a_failure_leaves_nothing(folder, ml_processor, monkeypatch):
