@@ -356,7 +356,8 @@ class FlipMTMHead(nn.Module):
         low, high = low[fields, None], high[fields, None]
         if uniform is None:
             uniform = torch.rand(len(fields), self.config.mtm_num_noise, dtype=torch.double, device=fields.device)
-        return torch.searchsorted(running, low + (uniform * (high - low)).long(), right=True)
+        drawn = (uniform * (high - low)).long().minimum(high - low - 1)  # a number rounded to 1 is of the field too
+        return torch.searchsorted(running, low + drawn, right=True)
 
     def represent(self, id_hidden_state, text_hidden_states=None, attention_mask=None) -> torch.Tensor:
         """`(B, D_id)` masked tabular view and `(B, L, H)` unmasked text -> one vector per field, `(B, F, size)`."""

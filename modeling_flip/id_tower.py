@@ -18,6 +18,7 @@ from transformers import initialization as init
 from .configuration_flip import FlipConfig
 from .fields_flip import PAD_ID, UNK_ID, check_count
 from .histories_flip import NO_ENTRY
+from .inputs_flip import IDS, check_ids, check_tensor
 from .layers_flip import TowerLinear
 from .target_attention_flip import FlipTargetAttention
 
@@ -128,6 +129,7 @@ class FeatureEmbedding(nn.Embedding):
     """
 
     offsets: torch.Tensor
+    last_ids: torch.Tensor
 
     def __init__(self, field_sizes: list[int], embedding_dim: int, slot_fields: list[int] | None = None):
         super().__init__(sum(field_sizes), embedding_dim)
@@ -139,12 +141,16 @@ class FeatureEmbedding(nn.Embedding):
         self.runs = [
             run for several, group in runs for run in ([(n, True) for n in group] if several else [(sum(group), False)])
         ]
-        self.register_buffer("offsets", self._offsets(), persistent=False)
+        for name, numbers in self._numbers().items():
+            self.register_buffer(name, numbers, persistent=False)
 
-    def _offsets(self) -> torch.Tensor:
-        """First row of each slot's field, `(slots,)`."""
+    def _numbers(self) -> dict[str, torch.Tensor]:
+        """First row and last local id of each slot's field, `(slots,)` each."""
         starts = [0, *accumulate(self.field_sizes[:-1])]
-        return torch.tensor([starts[field] for field in self.slot_fields])
+        return {
+            "offsets": torch.tensor([starts[field] for field in self.slot_fields], dtype=torch.long),
+            "last_ids": torch.tensor([self.field_sizes[field] - 1 for field in self.slot_fields], dtype=torch.long),
+        }
 
     def grow(self, field_sizes: list[int]) -> None:
         """Appends rows to the fields; each starts as the field's `[UNK]` row. The rows that are there stay bit for
@@ -152,11 +158,13 @@ class FeatureEmbedding(nn.Embedding):
         weight = grown(self.weight.detach(), self.field_sizes, field_sizes, lambda rows: rows[UNK_ID])
         self.weight = nn.Parameter(weight, self.weight.requires_grad)
         self.num_embeddings, self.field_sizes = sum(field_sizes), list(field_sizes)
-        self.offsets = self._offsets().to(self.offsets.device)
+        for name, numbers in self._numbers().items():
+            setattr(self, name, numbers.to(self.offsets.device))
 
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.normal_(self.weight, std=config.id_initializer_range)
-        init.copy_(self.offsets, self._offsets())  # built on the meta device by `from_pretrained`: filled here
+        for name, numbers in self._numbers().items():  # built on the meta device by `from_pretrained`: filled here
+            init.copy_(getattr(self, name), numbers)
 
     def of_fields(self, feature_ids: torch.Tensor, slots: list[int]) -> torch.Tensor:
         """Ids of the slots of some fields alone, `(..., slots)` -> `(..., fields, embedding_dim)`."""
@@ -169,30 +177,33 @@ class FeatureEmbedding(nn.Embedding):
         return torch.cat([mean_of_values(part, ids) for part, ids in parts], dim=-2)
 
     def check(self, feature_ids: torch.Tensor) -> None:
-        """Raises `ValueError` where these are no feature ids of the model: of another form, or, on the CPU, beyond a
-        field's (looking would wait for a GPU, whose own assertion finds those that are beyond the table)."""
-        if not isinstance(feature_ids, torch.Tensor):
-            raise ValueError(f"`feature_ids` must be a tensor (B, {len(self.slot_fields)}); got {type(feature_ids)}.")
-        if feature_ids.ndim != 2 or feature_ids.is_floating_point():
+        """Raises `TypeError` where these are no whole numbers, and `ValueError` where they have another shape, or are
+        beyond their field."""
+        slots = len(self.slot_fields)
+        check_tensor("feature_ids", feature_ids, ("B", slots), IDS)
+        if feature_ids.ndim != 2 or feature_ids.shape[-1] != slots:
             raise ValueError(
-                f"`feature_ids` must be whole numbers (B, {len(self.slot_fields)}); got {feature_ids.dtype} of the "
-                f"shape {tuple(feature_ids.shape)}."
+                f"`feature_ids` must have the shape (B, {slots}), a column for each of the {slots} slots of "
+                f"{len(self.field_sizes)} ID-side fields; got {tuple(feature_ids.shape)}."
             )
-        if feature_ids.shape[-1] != len(self.slot_fields):
+        check_ids("feature_ids", feature_ids, self.last_ids, whose=" The processor must be the model's own.")
+
+    def check_history(self, history_ids: torch.Tensor, outcomes: torch.Tensor, slots: list[int], rows: int) -> None:
+        """Raises `TypeError` and `ValueError` where these are no `history_ids` and `history_outcomes` of so many rows,
+        whose items have these slots."""
+        check_tensor("history_ids", history_ids, (rows, "n", len(slots)), IDS)
+        check_tensor("history_outcomes", outcomes, (rows, "n"), IDS)
+        if history_ids.ndim != 3 or history_ids.shape[::2] != (rows, len(slots)):
             raise ValueError(
-                f"feature_ids has {feature_ids.shape[-1]} columns, the model has {len(self.slot_fields)} slots of "
-                f"{len(self.field_sizes)} ID-side fields."
+                f"`history_ids` must have the shape ({rows}, n, {len(slots)}), as the row's item has {len(slots)} "
+                f"slots; got {tuple(history_ids.shape)}."
             )
-        if feature_ids.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return
-        sizes = torch.tensor([self.field_sizes[field] for field in self.slot_fields])
-        wrong = (feature_ids < 0) | (feature_ids >= sizes)
-        if wrong.any():
-            row, slot = wrong.nonzero()[0].tolist()
+        if outcomes.shape != history_ids.shape[:2]:
             raise ValueError(
-                f"`feature_ids`: row {row} has {feature_ids[row, slot]} in column {slot}, of which the model has ids "
-                f"from 0 to {sizes[slot] - 1}. The processor must be the model's own."
+                f"`history_outcomes` must have the shape of the entries of `history_ids`, "
+                f"{tuple(history_ids.shape[:2])}; got {tuple(outcomes.shape)}."
             )
+        check_ids("history_ids", history_ids, self.last_ids[slots], whose=" The processor must be the model's own.")
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
         self.check(feature_ids)
@@ -337,11 +348,18 @@ class IdTower(nn.Module):
         embedding_size)` each; see `forward`."""
         added = []
         if self.history is not None:
+            if (history_ids is None) != (history_outcomes is None):
+                missing = "history_ids" if history_ids is None else "history_outcomes"
+                raise ValueError(
+                    f"`{missing}` is needed: `history_ids` and `history_outcomes` are of the same entries."
+                )
+            self.embeddings.check(feature_ids)
             if history_ids is None or history_outcomes is None:
                 # as an empty one; of one place, so that each weight has a gradient
                 shape = (len(feature_ids), 1, len(self.history_slots))
                 history_ids = feature_ids.new_full(shape, PAD_ID)
                 history_outcomes = feature_ids.new_full(shape[:2], NO_ENTRY)
+            self.embeddings.check_history(history_ids, history_outcomes, self.history_slots, len(feature_ids))
             item = self.embeddings.of_fields(feature_ids[:, self.history_slots], self.history_slots).flatten(1)
             # histories share their items: each is read once
             keys, places = integer_keys(history_ids).unique(return_inverse=True)  # (B, n)

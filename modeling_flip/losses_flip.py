@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from .gather_flip import gather_rows, share_of_total
+from .inputs_flip import IGNORE_INDEX as IGNORE_INDEX
+from .inputs_flip import check_clicks
 
-IGNORE_INDEX = -100
 USER, WITHIN_USER, ROW = "user", "within_user", "row"  # the entity whose rows are each other's negatives; terms of ICL
 
 
@@ -147,13 +148,6 @@ def _times(keys: torch.Tensor) -> torch.Tensor:
     return counts[places].float()
 
 
-def _check_all(right: torch.Tensor, values: torch.Tensor, message: str) -> None:
-    if values.device.type != "cpu":
-        torch._assert_async(right.all(), message)
-    elif not right.all():
-        raise ValueError(f"{message}; got {values[~right][0].item()}.")
-
-
 def click_loss(
     logits: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None, training: bool = False
 ) -> torch.Tensor:
@@ -165,17 +159,12 @@ def click_loss(
         training: with weights, the average of the processes' losses is the mean over the rows of all.
 
     Raises:
-        ValueError: labels or weights have another shape, a label is neither 0 nor 1, or a weight is below 0 (on a GPU,
-            where looking would wait for the device, a failed assertion of the device says so).
+        TypeError: labels or weights are no tensors of numbers.
+        ValueError: there are no rows, labels or weights have another shape, a label is neither 0 nor 1, or a weight is
+            below 0 or not finite (on CUDA, where looking would wait for the device, a failed assertion of the device
+            says so).
     """
-    for name, values in (("labels", labels), ("sample_weight", sample_weight)):
-        if values is not None and values.shape != logits.shape[:1]:
-            raise ValueError(
-                f"`{name}` must have the shape ({len(logits)},), one number a row; got {tuple(values.shape)}."
-            )
-    _check_all((labels == 0) | (labels == 1), labels, "`labels` must be 0 (no click) or 1 (click)")
-    if sample_weight is not None:
-        _check_all(sample_weight >= 0, sample_weight, "`sample_weight` must be at least 0")
+    check_clicks(labels, sample_weight, len(logits))
     targets = labels.float()[:, None].expand_as(logits)
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(1)
     if sample_weight is None:

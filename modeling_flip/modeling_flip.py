@@ -46,6 +46,7 @@ from .id_tower_masknet import MaskNet  # noqa: F401
 from .id_tower_pnn import PNN  # noqa: F401
 from .id_tower_widedeep import WideDeep  # noqa: F401
 from .id_tower_xdeepfm import XDeepFM  # noqa: F401
+from .inputs_flip import InputChecks
 from .layers_flip import TowerLinear
 from .losses_flip import (
     IGNORE_INDEX,
@@ -131,21 +132,26 @@ class FlipModel(FlipPreTrainedModel):
             dims = config.projection_dim, config.projection_dropout
             self.id_projection = FlipProjection(self.id_tower.output_dim, *dims)
             self.text_projection = FlipProjection(config.text_config.hidden_size, *dims)
+        self.inputs = InputChecks(config, self.id_tower is not None, self.text_encoder is not None)
         self.post_init()
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Token ids and mask `(B, L)` -> last hidden states `(B, L, H)`."""
+        """Token ids and mask `(B, L)` -> last hidden states `(B, L, H)`. `ValueError` where prompts are longer than
+        what the PLM can read."""
         if input_ids is None:
             raise ValueError("`input_ids` is needed: this model reads the textual view.")
+        if len(input_ids) == 0:  # not every PLM takes none
+            shape = (*input_ids.shape, self.config.text_config.hidden_size)
+            return torch.zeros(shape, dtype=self.text_encoder.dtype, device=input_ids.device)
         try:
             return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        except IndexError as error:  # on the CPU; a GPU's own assertion says so
-            tokens = self.config.text_config.vocab_size
-            if input_ids.min() >= 0 and input_ids.max() < tokens:
+        except (IndexError, RuntimeError) as error:
+            longest = getattr(self.config.text_config, "max_position_embeddings", None)
+            if longest is None or input_ids.shape[1] <= longest:
                 raise
             raise ValueError(
-                f"`input_ids` go from {input_ids.min()} to {input_ids.max()}, and the PLM has tokens from 0 to "
-                f"{tokens - 1}. The processor's tokenizer must be the PLM's own."
+                f"`input_ids` has the shape {tuple(input_ids.shape)}, and the PLM has positions for {longest} tokens: "
+                f"{error}"
             ) from error
 
     def pool(self, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -184,17 +190,10 @@ class FlipModel(FlipPreTrainedModel):
                 f"{tuple(attention_mask.shape)}."
             )
         if self.config.prompts == "entity" and prompt_index is None and input_ids.ndim == 3:
-            (input_ids, attention_mask), prompt_index = distinct_prompts((input_ids, attention_mask))
-        entities, given = len(self.entities), 0 if prompt_index is None else prompt_index.shape[-1]
-        has_history = self.history_entity is not None
-        if input_ids.ndim != 2 or given < entities or (given > entities and not has_history):
-            number = f"{entities} + n" if has_history else entities
-            wanted = f"one for each entity, (B, {number}, L), or (P, L) with a `prompt_index` (B, {number})"
-            raise ValueError(
-                f"this model's config has prompts={self.config.prompts!r}: `input_ids` must be "
-                f"{wanted if entities else 'of one prompt a row, (B, L), without `prompt_index`'}; got "
-                f"{tuple(input_ids.shape)}. The processor must have the same `prompts`."
+            (input_ids, attention_mask), prompt_index = distinct_prompts(
+                (input_ids, attention_mask.to(input_ids.dtype))
             )
+        self.inputs.check_form("input_ids", input_ids, prompt_index)
         return input_ids, attention_mask, prompt_index
 
     def text_state(
@@ -291,6 +290,7 @@ class FlipModel(FlipPreTrainedModel):
     ) -> torch.Tensor:
         """Prompts in any form -> `(B, projection_dim)`. `ValueError` where the model has no projections."""
         self._check_projection(self.text_projection)
+        self.inputs.check(prompt_index=prompt_index, input_ids=input_ids, attention_mask=attention_mask)
         return self.project(self.text_state(input_ids, attention_mask, prompt_index), self.text_projection)
 
     def forward(
@@ -313,6 +313,14 @@ class FlipModel(FlipPreTrainedModel):
             history_ids, history_outcomes: of the history's entries `(B, n, slots of an item)` local feature ids, and
                 `(B, n)` 1 not clicked, 2 clicked, 0 for no entry. Without them a history is empty.
         """
+        self.inputs.check(
+            feature_ids=feature_ids,
+            prompt_index=prompt_index,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            history_ids=history_ids,
+            history_outcomes=history_outcomes,
+        )
         id_embeds = text_embeds = id_state = text_states = pooled = text_state = None
         if self.text_encoder is not None and input_ids is not None:
             row_form = prompt_index is None
@@ -472,6 +480,23 @@ class FlipForPretraining(FlipPreTrainedModel):
         """
         config = self.config
         check_choice("FlipForPretraining", "reduction", reduction, ("mean", "sum"))
+        table = None if self.flip.id_tower is None else getattr(self.flip.id_tower, "embeddings", None)
+        self.flip.inputs.check(
+            last_ids=getattr(table, "last_ids", None),
+            needs_rows=True,
+            feature_ids=feature_ids,
+            prompt_index=prompt_index,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            masked_input_ids=masked_input_ids,
+            mlm_labels=mlm_labels,
+            masked_feature_ids=masked_feature_ids,
+            mtm_labels=mtm_labels,
+            noise_uniform=noise_uniform,
+            mlm_pairs=mlm_pairs,
+            text_hidden_states=text_hidden_states,
+            masked_text_hidden_states=masked_text_hidden_states,
+        )
         parts: dict[str, Any] = {}
         use_mlm, use_mtm, use_icl = config.mlm_weight > 0, config.mtm_weight > 0, config.icl_weight > 0
         if config.pretrains_text and attention_mask is None:
@@ -554,6 +579,13 @@ class FlipForPretraining(FlipPreTrainedModel):
         if self.config.prompts == "row":
             output = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
             return output.id_embeds[:, None], output.text_embeds[:, None]
+        self.flip.inputs.check(
+            feature_ids=feature_ids,
+            prompt_index=prompt_index,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            text_hidden_states=text_hidden_states,
+        )
         text = self._entity_text(input_ids, attention_mask, prompt_index, text_hidden_states=text_hidden_states)
         id_state, entity_states, _ = self._entity_ids(feature_ids)
         return self._entity_views(id_state, entity_states, text)
@@ -616,7 +648,8 @@ class FlipForPretraining(FlipPreTrainedModel):
         use_mlm = self.config.mlm_weight > 0 and masked_input_ids is not None
         ids = input_ids if input_ids is not None else masked_input_ids
         if prompt_index is None and ids.ndim == 3:  # the row form
-            compact, prompt_index = distinct_prompts([ids, attention_mask] + [masked_input_ids] * use_mlm)
+            views = [ids, attention_mask.to(ids.dtype)] + [masked_input_ids] * use_mlm
+            compact, prompt_index = distinct_prompts(views)
             ids, attention_mask = compact[:2]
             if use_mlm:
                 masked_input_ids, mlm_pairs = compact[2], (mlm_labels != IGNORE_INDEX).any(-1)
@@ -699,6 +732,7 @@ class FlipForPretraining(FlipPreTrainedModel):
                 pairs = MaskedPairs(states, pairs.labels.new_full((1, 1), IGNORE_INDEX), *pairs[2:])
                 vectors = None if vectors is None else entity_states.sum((0, 1))[None] * 0.0
             groups = torch.bincount(pairs.entities, minlength=len(self.flip.entities)).tolist()
+            groups[0] += len(pairs.states) - len(pairs.entities)  # the one without a label
             mlm = self._masked_language_modelling(pairs.states, vectors, pairs.labels, groups)
             by_entity |= self._named("mlm", mlm.pop("by_group", {}))
             parts |= mlm
@@ -869,6 +903,17 @@ class FlipForCTR(FlipPreTrainedModel):
             labels: `(B,)`, 1 for a click, 0 for none. `joint` sums the losses of the joint logit and of both towers.
             sample_weight: `(B,)` weights of the rows in the loss.
         """
+        self.flip.inputs.check(
+            feature_ids=feature_ids,
+            prompt_index=prompt_index,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            text_pooled=text_pooled,
+            history_ids=history_ids,
+            history_outcomes=history_outcomes,
+            labels=labels,
+            sample_weight=sample_weight,
+        )
         parts: dict[str, torch.Tensor] = {}
         if self.id_classifier is not None:
             if feature_ids is None:
@@ -882,8 +927,6 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.text_classifier is not None:
             text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled, history_outcomes)
             parts["text_logits"] = self.text_classifier(self.dropout(text_state)).float()
-        if len(parts) == 2 and len(id_state) != len(text_state):
-            raise ValueError(f"`feature_ids` has {len(id_state)} rows, and `input_ids` prompts of {len(text_state)}.")
         heads = list(parts.values())
         if self.fusion is None:
             logits = heads[0]

@@ -221,11 +221,17 @@ def test_a_setting_that_became_wrong_is_refused_by_the_model(id_processor):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"labels": torch.zeros(24, 1)}, r"`labels` must have the shape \(24,\), one number a row; got \(24, 1\)"),
-        ({"labels": torch.zeros(23)}, r"`labels` must have the shape \(24,\), .* got \(23,\)"),
+        (
+            {"labels": torch.zeros(24, 1)},
+            r"`labels` must have the shape \(B,\), here \(24,\), as `feature_ids` has it; got \(24, 1\)",
+        ),
+        ({"labels": torch.zeros(23)}, r"`labels` must have the shape \(B,\), here \(24,\), .* got \(23,\)"),
         ({"labels": torch.full((24,), 2)}, "`labels` must be 0 .no click. or 1 .click.; got 2"),
         ({"labels": torch.full((24,), float("nan"))}, "`labels` must be 0 .no click. or 1 .click.; got nan"),
-        ({"labels": torch.zeros(24), "sample_weight": torch.ones(1)}, r"`sample_weight` must have the shape \(24,\)"),
+        (
+            {"labels": torch.zeros(24), "sample_weight": torch.ones(1)},
+            r"`sample_weight` must have the shape \(B,\), here \(24,\)",
+        ),
     ],
 )
 def test_labels_that_are_no_clicks_are_refused(id_processor, batch, inputs, message):
