@@ -21,6 +21,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from flip_ctr.modeling_flip.fingerprint_flip import is_alive
+
 logger = logging.getLogger("flip_ctr")
 
 LOCK = ".lock"
@@ -91,18 +93,7 @@ def _owner(lock: Path) -> dict | None:
         return None
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # of another user
-        pass
-    return True
-
-
-def partial_prefix(place: Path) -> str:
+def beside(place: Path) -> str:
     """How names begin of what lies beside a place while it is written."""
     return f".{place.name}.saving-"
 
@@ -111,7 +102,7 @@ def remove_leftovers(place: Path) -> None:
     """Removes what a killed run left beside a place, and brings back what it had moved aside; says so. Who calls it has
     claimed the place."""
     for path in sorted(place.parent.glob("*")) if place.parent.is_dir() else []:
-        if not path.name.startswith(partial_prefix(place)):
+        if not path.name.startswith(beside(place)):
             continue
         replaced = path / "old"
         if not place.exists() and replaced.exists():
@@ -150,7 +141,7 @@ def new_folder(place: Path, overwrite: bool = True) -> Iterator[Path]:
     with claimed(place), naming_limits(place):
         remove_leftovers(place)
         # a sibling, so that a rename stays within one file system
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=partial_prefix(place)) as temporary:
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=beside(place)) as temporary:
             new, replaced = Path(temporary, "new"), Path(temporary, "old")
             yield new
             sync(new)
@@ -170,7 +161,7 @@ def new_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """
     with claimed(path), naming_limits(path):
         remove_leftovers(path)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=partial_prefix(path))
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=beside(path))
         os.close(descriptor)
         partial = Path(name)
         try:

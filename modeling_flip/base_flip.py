@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .configuration_flip import FlipConfig
 from .fields_flip import read_fields
-from .fingerprint_flip import HUB_ARGUMENTS, add_checksums, check_checkpoint
+from .fingerprint_flip import HUB_ARGUMENTS, INDEX, WEIGHT_FILES, add_checksums, check_checkpoint, new_files
 from .heads_flip import FlipMLMHead, FlipMTMHead
 from .id_tower import FeatureEmbedding, build_id_tower
 from .tower_code_flip import save_tower_code
@@ -145,10 +145,11 @@ class FlipPreTrainedModel(PreTrainedModel):
         """As in transformers; the checkpoint carries its code, a user's own tower too, and `AutoModel` gives this
         class."""
         push_to_hub = kwargs.pop("push_to_hub", False)
-        self.save_tower_code(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            add_checksums(save_directory)
+            with new_files(save_directory, CONFIG_NAME, (*WEIGHT_FILES, INDEX)) as partial:
+                self.save_tower_code(partial)
+                super().save_pretrained(partial, *args, **kwargs)
+                add_checksums(partial)
         if push_to_hub:  # only now is all there
             names = ("commit_message", "private", "token", "create_pr", "max_shard_size", "revision", "tags")
             more = {name: kwargs[name] for name in names if name in kwargs}

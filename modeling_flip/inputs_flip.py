@@ -251,7 +251,7 @@ class InputChecks:
         """Raises `ValueError` where an input has values out of its range; what the towers and the loss check when they
         read it is not checked here too (`feature_ids` and `history_ids` without `last_ids`, `labels`)."""
         if name in ("feature_ids", "masked_feature_ids", "mtm_labels") and last_ids is not None:
-            targets = {"low": NUM_RESERVED_IDS, "ignored": IGNORE_INDEX} if name == "mtm_labels" else {}
+            targets: dict[str, Any] = {"low": NUM_RESERVED_IDS, "ignored": IGNORE_INDEX} if name == "mtm_labels" else {}
             check_ids(name, values, last_ids, **targets)
         elif name in ("input_ids", "masked_input_ids", "mlm_labels"):
             assert self.text_config is not None

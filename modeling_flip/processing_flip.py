@@ -22,7 +22,7 @@ from transformers.utils import PROCESSOR_NAME
 from .columns_flip import Column, RowError, read_columns
 from .configuration_flip import PROMPTS, FlipConfig  # which also says what transformers is needed
 from .containers_flip import UnknownContainer  # noqa: F401
-from .feature_extraction_flip import FlipFeatureExtractor, count_rows
+from .feature_extraction_flip import VOCABULARY_FILE, FlipFeatureExtractor, count_rows
 from .fields_flip import (
     FlipField,
     ProcessorFields,
@@ -41,6 +41,7 @@ from .fingerprint_flip import (
     content_sha256,
     differing,
     digest,
+    new_files,
 )
 from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
@@ -571,24 +572,27 @@ class FlipProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Saves the processor, the tokenizer where it has one, and the code, so that `from_pretrained` reads them
         back."""
-        if self.id_only:  # the base class expects a tokenizer
-            os.makedirs(save_directory, exist_ok=True)
-            for part in (self.feature_extractor, self):
-                custom_object_save(part, save_directory, config=part)  # type: ignore[arg-type]
-            saved = [os.path.join(save_directory, PROCESSOR_NAME)]
-        else:
-            saved = super().save_pretrained(save_directory, **kwargs)
-        files = TOKENIZER_FILES + tuple(getattr(self.tokenizer, "vocab_files_names", {}).values())
-        sums = {} if self.id_only else checksums(save_directory, files)
-        values = json.loads(self.to_json_string())
-        values["sha256"] = {PROCESSOR_NAME: content_sha256(values)} | sums
-        with open(os.path.join(save_directory, PROCESSOR_NAME), "w", encoding="utf-8") as file:
-            file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
-        saved += self.feature_extractor.save_vocabularies(save_directory)
+        with new_files(save_directory, PROCESSOR_NAME, [VOCABULARY_FILE]) as partial:
+            self._save(partial, **kwargs)
+            saved = [os.path.join(save_directory, name) for name in sorted(os.listdir(partial))]
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self.push_to_hub(repo_id, **kwargs)
         return saved
+
+    def _save(self, folder: str, **kwargs) -> None:
+        if self.id_only:  # the base class expects a tokenizer
+            for part in (self.feature_extractor, self):
+                custom_object_save(part, folder, config=part)  # type: ignore[arg-type]
+        else:
+            super().save_pretrained(folder, **kwargs)
+        self.feature_extractor.save_vocabularies(folder)
+        files = TOKENIZER_FILES + tuple(getattr(self.tokenizer, "vocab_files_names", {}).values())
+        sums = {} if self.id_only else checksums(folder, files)
+        values = json.loads(self.to_json_string())
+        values["sha256"] = {PROCESSOR_NAME: content_sha256(values)} | sums
+        with open(os.path.join(folder, PROCESSOR_NAME), "w", encoding="utf-8") as file:
+            file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

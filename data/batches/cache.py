@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import time
 from contextlib import suppress
@@ -20,9 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flip_ctr.data.outputs import is_alive
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
-from flip_ctr.modeling_flip.fingerprint_flip import file_sha256
+from flip_ctr.modeling_flip.fingerprint_flip import file_sha256, is_abandoned, partial_prefix
 from flip_ctr.modeling_flip.histories_flip import read_histories
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import (
@@ -235,7 +233,7 @@ def _temporary_root() -> Path:
 def _write(processor: FlipProcessor, rows: SplitRows, prompts: bool, folder: Path, part_rows: int) -> Path:
     """Writes the arrays beside first and then gives them their name: they are there complete, or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{PARTIAL}{os.getpid()}@{socket.gethostname()}-"))
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=partial_prefix(PARTIAL)))
     try:
         logger.info(f"encoding the split '{rows.split}': {len(rows):,} rows")
         _encode(processor, rows, prompts, partial, part_rows)
@@ -264,14 +262,9 @@ def _remove_old(folder: Path) -> None:
             ages.append((path.stat().st_mtime, path))
     whole = sorted((age, path) for age, path in ages if not path.name.startswith(PARTIAL))
     for age, path in ages:
-        if path.name.startswith(PARTIAL) and _is_abandoned(path.name, age):
+        old = path.name.startswith(PARTIAL) and age < time.time() - ABANDONED
+        if old or is_abandoned(path.name, PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
             logger.warning(f"removed {path}, which a killed run left")
     for _, path in whole[:-KEPT]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_abandoned(name: str, age: float) -> bool:
-    pid, _, host = name.removeprefix(PARTIAL).rpartition("-")[0].partition("@")
-    ended = pid.isdecimal() and host == socket.gethostname() and not is_alive(int(pid))
-    return ended or age < time.time() - ABANDONED

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from flip_ctr import FlipForCTR
 from flip_ctr.data.outputs import claimed
+from flip_ctr.modeling_flip.fingerprint_flip import PARTIAL
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop import resume, run
-from flip_ctr.train.loop.resume import PARTIAL, PREEMPTED, step_checkpoints
+from flip_ctr.train.loop.resume import PREEMPTED, step_checkpoints
 from flip_ctr.train.outputs import checkpoint
 
 # 6 variants of 3 kills each: 18 random moments

@@ -29,13 +29,12 @@ from flip_ctr.data.batches.cache import processor_digest
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.outputs import sync
-from flip_ctr.modeling_flip.fingerprint_flip import file_sha256, read_json
+from flip_ctr.modeling_flip.fingerprint_flip import PARTIAL, file_sha256, read_json
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.loop.prompt_states import PromptReader
 from flip_ctr.train.models.whole_weights import load_training_state, training_state
 from flip_ctr.train.outputs.card import RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, WEIGHTS, matches
-from flip_ctr.train.outputs.results import PARTIAL
 from flip_ctr.train.outputs.run_log import logger
 
 OF_MANIFEST = "manifest_sha256"
@@ -62,6 +61,13 @@ def step_checkpoints(folder: str) -> list[str]:
         else []
     )
     return [os.path.join(folder, name) for _, name in sorted(found)]
+
+
+def discard(folder: str) -> None:
+    """Removes a step checkpoint; where the run is killed on the way, what is left is none any more."""
+    left = os.path.join(os.path.dirname(folder), f"{PARTIAL}old-{os.path.basename(folder)}")
+    os.rename(folder, left)
+    shutil.rmtree(left)
 
 
 def fingerprint(dataset: EncodedDataset | StreamedDataset) -> str:
@@ -183,11 +189,12 @@ class StepCheckpoints:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 _write_manifest(partial, {"step": step} | self.run)
-                shutil.rmtree(target, ignore_errors=True)
+                if os.path.isdir(target):
+                    discard(target)
                 os.rename(partial, target)  # only now does `latest` see it
                 if self.args.checkpoints_total_limit is not None:
                     for old in step_checkpoints(folder)[: -self.args.checkpoints_total_limit]:
-                        shutil.rmtree(old)
+                        discard(old)
             accelerator.wait_for_everyone()
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)

@@ -4,7 +4,6 @@
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
@@ -23,7 +22,7 @@ from flip_ctr.train.loop.distributed import (
     check_run,
     splits_states,
 )
-from flip_ctr.train.loop.resume import Preempted, step_checkpoints
+from flip_ctr.train.loop.resume import Preempted, discard, step_checkpoints
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.checkpoint import clear_leftovers, clear_reports
 from flip_ctr.train.outputs.hub import check_hub_arguments
@@ -78,7 +77,7 @@ def claim_output_dir(args: Any, goes_on: bool = False) -> None:
     clear_leftovers(folder)
     clear_reports(folder)
     for checkpoint in [] if goes_on else step_checkpoints(folder):  # of a former run: `latest` must not find them
-        shutil.rmtree(checkpoint)
+        discard(checkpoint)
 
 
 def start(args: TrainArguments) -> Accelerator:

@@ -17,7 +17,7 @@ from transformers.utils import CONFIG_NAME
 
 from flip_ctr.data.outputs import remove, sync, sync_names
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY
-from flip_ctr.modeling_flip.fingerprint_flip import SAVED
+from flip_ctr.modeling_flip.fingerprint_flip import PARTIAL, SAVED
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
@@ -25,7 +25,7 @@ from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, r
 from flip_ctr.train.models.whole_weights import whole_model
 from flip_ctr.train.outputs.card import CARD, RECORD
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
-from flip_ctr.train.outputs.results import HISTORY_FILE, PARTIAL, RESULTS_FILE, write_json
+from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE, write_json
 from flip_ctr.train.outputs.run_log import logger
 
 WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS)

@@ -9,9 +9,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from flip_ctr.data.outputs import naming_limits
+from flip_ctr.modeling_flip.fingerprint_flip import PARTIAL
 from flip_ctr.train.outputs.run_log import file_logger
 
-PARTIAL = ".saving-"  # how names begin of what is being written in an output folder
 RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
 
 

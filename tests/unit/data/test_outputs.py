@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from flip_ctr.data import outputs
-from flip_ctr.data.outputs import claimed, naming_limits, new_file, new_folder, partial_prefix
+from flip_ctr.data.outputs import beside, claimed, naming_limits, new_file, new_folder
 
 
 def names(folder) -> list[str]:
@@ -78,7 +78,7 @@ def test_what_appears_meanwhile_stays(tmp_path):
 
 
 def test_what_a_killed_run_left_is_removed_and_said(tmp_path, caplog):
-    left = tmp_path / f"{partial_prefix(tmp_path / 'out')}abc"
+    left = tmp_path / f"{beside(tmp_path / 'out')}abc"
     (left / "old").mkdir(parents=True)
     (left / "old" / "rows").write_text("rows")
     with new_folder(tmp_path / "out") as folder:

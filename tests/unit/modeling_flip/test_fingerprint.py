@@ -1,7 +1,9 @@
 """A checkpoint is one thing: what does not belong together, or is damaged, is refused by name, whatever loads it."""
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -284,3 +286,43 @@ def test_a_new_attribute_of_fields_changes_no_fingerprint(processor):
     fields = processor.feature_extractor.fields
     assert fields_digest(fields) == fields_digest([field | {"null_values": [], "decimal": "."} for field in fields])
     assert fields_digest(fields) != fields_digest(fields[::-1])
+
+
+@pytest.mark.parametrize("killed_after", [0, 2, 100])
+def test_saving_over_another_checkpoint_is_never_a_mix(killed_after, in_json, other, copy, monkeypatch):
+    """A process that is killed on the way leaves the old one, the new one, or one that is refused."""
+    folder, replace, done = copy(in_json), os.replace, []
+
+    def killed(*paths):
+        done.append(paths)
+        if len(done) > killed_after:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    model, processor = FlipForCTR.from_pretrained(other), FlipProcessor.from_pretrained(other)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        if killed_after < 100:
+            with pytest.raises(KeyboardInterrupt):
+                model.save_pretrained(folder)
+        else:
+            model.save_pretrained(folder)
+    if killed_after == 0:
+        assert scores(folder) == scores(in_json)
+    elif killed_after < 100:
+        with pytest.raises(ValueError, match="of another checkpoint"):
+            AutoModel.from_pretrained(folder)
+    else:
+        with pytest.raises(ValueError, match="not of the model"):
+            scores(folder)
+        processor.save_pretrained(folder)
+        assert scores(folder) == scores(other)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_killed_process_left_is_removed(in_json, copy):
+    folder = copy(in_json)
+    (folder / f".saving-{2**22 + 1}@{socket.gethostname()}-abc").mkdir()  # no such process
+    (folder / ".saving-1@elsewhere-abc").mkdir()
+    FlipForCTR.from_pretrained(folder).save_pretrained(folder)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".saving-1@elsewhere-abc"]

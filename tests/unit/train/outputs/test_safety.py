@@ -86,6 +86,9 @@ def test_a_pickled_checkpoint_is_refused(tmp_path, processor, text_config, cls):
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="model.safetensors is missing"):
+        cls.from_pretrained(tmp_path)
+    model.config.save_pretrained(tmp_path)  # without checksums
     with pytest.raises(OSError, match="model.safetensors"):
         cls.from_pretrained(tmp_path)
 
