@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from flip_ctr.benchmarks.children import write_rows
-from flip_ctr.data.prepare.dataset_folder import markdown_table
+from flip_ctr.data.prepare.markdown import markdown_table
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
 

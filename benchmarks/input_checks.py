@@ -19,7 +19,7 @@ import torch
 from transformers import BertConfig
 
 from flip_ctr.benchmarks.children import write_rows
-from flip_ctr.data.prepare.dataset_folder import markdown_table
+from flip_ctr.data.prepare.markdown import markdown_table
 from flip_ctr.modeling_flip import losses_flip
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.id_tower import FeatureEmbedding

@@ -337,6 +337,11 @@ class PredictArguments(RowFileOptions, LoadingOptions, ScoringOptions):
         "score, and a column `reason` says why",
         choices=("stop", "null"),
     )
+    escape_formulas: bool = option(
+        False,
+        "write ' before text that a spreadsheet would take for a formula (it begins with = + - @, a tab or a carriage "
+        "return, and is no number); for a .csv output",
+    )
     engine: str = option(
         "local",
         "local: this machine scores; pyspark: Spark does, from Parquet to a folder of Parquet files",

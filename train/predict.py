@@ -52,16 +52,14 @@ def run(args: PredictArguments) -> dict[str, int]:
     rows = RowsToScore(processor, args)
     added = added_columns(model, args)
     total, schema = check_rows(rows, args, added)
-    scored = 0
-    with RowWriter(
-        args.output, schema, rows.fields, write=accelerator.is_main_process, overwrite=args.overwrite_output
-    ) as writer:
+    scored, main = 0, accelerator.is_main_process
+    with RowWriter(args.output, schema, rows.fields, main, args.overwrite_output, args.escape_formulas) as writer:
         for batch, scores in scored_batches(accelerator, model, rows, args.per_device_eval_batch_size, total):
             writer.write(batch.rows, score_columns(batch, scores, added))
             scored += len(batch.known)
     accelerator.wait_for_everyone()  # for the output, which one process writes
     counts = {"rows": total, "scored": scored}
-    return report(counts, args.output) if accelerator.is_main_process else counts
+    return report(counts, args.output) if main else counts
 
 
 def report(counts: dict[str, int], output: str) -> dict[str, int]:
@@ -74,7 +72,8 @@ def report(counts: dict[str, int], output: str) -> dict[str, int]:
 
 def check_output(args: PredictArguments) -> None:
     """`ValueError` where the output has no ending of a format, or is there already."""
-    file_format(args.output)
+    if file_format(args.output) != ".csv" and args.escape_formulas:
+        raise ValueError(f"--escape_formulas is for a .csv output; got --output {args.output}")
     if os.path.isdir(args.output) and args.engine != "pyspark":
         raise ValueError(f"--output {args.output} is a folder; name a file")
     folder = next(parent for parent in Path(args.output).absolute().parents if parent.exists())

@@ -4,7 +4,7 @@
 import csv
 from pathlib import Path
 
-from flip_ctr.data.prepare.dataset_folder import markdown_table
+from flip_ctr.data.prepare.markdown import markdown_table
 
 METRICS = ("auc", "logloss", "gauc", "gauc_coverage", "ece", "predicted_actual_ratio", "rows")
 RUN_COSTS = (

@@ -59,7 +59,8 @@ def write_schema(files: Sequence[str], target: str | Path, rows: int = SAMPLE_RO
     """Writes what [`infer_schema`] finds, and returns what a person should look at.
 
     Args:
-        target: the YAML file to write; it names the files relative to its folder.
+        target: the YAML file to write; it names the files relative to its folder, or where they lie elsewhere to the
+            folder that holds them all, which is then said.
 
     Raises:
         FileExistsError: the target is there already.
@@ -70,11 +71,13 @@ def write_schema(files: Sequence[str], target: str | Path, rows: int = SAMPLE_RO
         raise FileExistsError(
             f"--schema {target} is there already, and is not overwritten; name another file, or move it away."
         )
-    found = _guess(list(files), rows, target.parent)
+    base = _folder_of(files, target.parent)
+    found = _guess(list(files), rows, base)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(found.text, encoding="utf-8")
     notes = "\n".join(f"* {note}" for note in found.notes)
-    command = f"flip-ctr prepare --dataset table --schema {target} --output_dir D"
+    elsewhere = f" --data_dir {base}" * (base != target.parent)
+    command = f"flip-ctr prepare --dataset table --schema {target}{elsewhere} --output_dir D"
     return f"{target} written, from up to {rows:,} rows of each table. Look at:\n{notes}\nThen: {command}"
 
 
@@ -94,6 +97,15 @@ def _guess(data: Any, rows: int, folder: Path) -> "_Checked":
             samples = _Samples(Path(work), rows)
             samples.add_frame(data)
         return _Checked(samples)
+
+
+def _folder_of(files: Sequence[str], folder: Path) -> Path:
+    """The folder that a schema of these files is of: its own, or that which holds them all, as a schema names no files
+    outside."""
+    paths = [path.resolve() for path in find_files(list(files), Path(), "--infer_schema")]
+    if all(path.is_relative_to(folder.resolve()) for path in paths):
+        return folder
+    return Path(os.path.commonpath([path.parent for path in paths]))
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -24,7 +24,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from flip_ctr.data.prepare.dataset_folder import markdown_table, write_dataset_folder
+from flip_ctr.data.prepare.dataset_folder import write_dataset_folder
 from flip_ctr.data.prepare.histories import (
     HISTORY,
     History,
@@ -35,6 +35,7 @@ from flip_ctr.data.prepare.histories import (
     with_histories,
     with_support,
 )
+from flip_ctr.data.prepare.markdown import markdown_table
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
 from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, split_table, with_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema

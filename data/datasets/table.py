@@ -17,6 +17,7 @@ from flip_ctr.data.datasets.raw_dataset import Source
 from flip_ctr.data.datasets.table_schema import TableSchema
 from flip_ctr.data.prepare.histories import read_history
 from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan
+from flip_ctr.data.prepare.markdown import plain
 from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
@@ -155,7 +156,9 @@ def table_source(
         label_rule=f"column `{schema.label.strip('`')}` says what a click is{dropped}"
         if is_column
         else f"a row with `{schema.label}` is a click{dropped}",
-        card_facts=schema.facts,
+        card_facts=schema.facts | {"licence": plain(schema.facts["licence"])}
+        if "licence" in schema.facts
+        else schema.facts,
         reading=_reading(schema, tables),
         way_out=f"`label` and `drop` in {schema.path.name}",
         protocol={
@@ -199,7 +202,7 @@ def _split_of_files(schema: TableSchema, events: _Table, data_dir, data_files) -
     base = Path(data_dir).expanduser() if data_dir is not None else schema.path.parent
     found: dict[str, str] = {}
     for split, patterns in schema.split_files.items():
-        paths = set(find_files(patterns, base, f"{schema.path}: `files`, {split}"))
+        paths = set(find_files(patterns, base, f"{schema.path}: `files`, {split}", inside=True))
         for name in (name for name, path in events.paths.items() if path in paths):
             if name in found:
                 raise schema.error(f"`files`: {name} is of {found[name]} and of {split}; a row is of one split")
@@ -228,7 +231,7 @@ def _open_tables(schema: TableSchema, data_dir, data_files) -> list[_Table]:
         patterns, folder, owner = files.files, base, f"{schema.path}: `files` of {files.name}"
         if files is schema.events and data_files is not None:
             patterns, folder, owner = data_files, base if data_dir is not None else Path(), "--data_files"
-        paths = find_files(patterns, folder, owner)
+        paths = find_files(patterns, folder, owner, inside=patterns is not data_files)
         twice = next((path for path in paths for table in tables if path in table.paths.values()), None)
         if twice is not None:
             raise schema.error(f"`files` of {files.name}: {twice} belongs to another table already")

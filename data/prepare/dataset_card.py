@@ -3,7 +3,8 @@
 
 import yaml
 
-from flip_ctr.data.prepare.dataset_folder import ITEMS_NAME, PICTURE_NAME, REJECTED_NAME, REPORT_NAME, markdown_table
+from flip_ctr.data.prepare.dataset_folder import ITEMS_NAME, PICTURE_NAME, REJECTED_NAME, REPORT_NAME
+from flip_ctr.data.prepare.markdown import code, fenced, markdown_table, plain
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
 
 
@@ -16,7 +17,7 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
             `split_statistics`), `entity_prompts` and `prompt_lengths`; where there are histories with
             `history_lengths`, and where rows are support with `support`.
         facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned;
-            each where it is known.
+            each where it is known. `licence` and `values` are Markdown.
         has_picture: whether `dataset.png` lies in the folder.
     """
     title = facts.get("title", schema.dataset)
@@ -34,12 +35,12 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
     for name, one in splits.items():
         counts = [one["fields"][field.name]["values"] for field in keys]
         rows.append([name, one["rows"], one["clicks"], f"{one['click_rate']:.4f}", *counts])
-    split_header = ["split", "rows", "clicks", "click rate", *(f"{field.wording}s" for field in keys)]
+    split_header = ["split", "rows", "clicks", "click rate", *(plain(f"{field.wording}s") for field in keys)]
     columns = [
         [
-            f"`{field.name}`",
+            code(field.name),
             field.type if field.kind == "categorical" else f"{field.kind} {field.type}",
-            field.entity,
+            plain(field.entity),
             " + ".join(field.sides),
             splits["train"]["fields"][field.name]["values"],
             sum(one["fields"][field.name]["nulls"] for one in splits.values()),
@@ -52,27 +53,26 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
     column_header += [f"unseen in {name}" for name in held_out]
     values = f"\n{facts['values']}\n" if "values" in facts else ""
     accounts = [["rows read", report["rows_read"]]]
-    accounts += [[f"dropped: {rule}", count] for rule, count in report["dropped"].items()]
+    accounts += [[f"dropped: {plain(rule)}", count] for rule, count in report["dropped"].items()]
     accounts.append(["malformed, or of an unknown user or item", report["malformed"]])
     if "support" in report:
         accounts.append(["support of held-out users, in no split", report["support"]["rows"]])
     accounts.append(["kept", report["rows_kept"]])
     ends = [f"\n## Licence\n\n{facts['licence']}\n"] if "licence" in facts else []
-    ends += [f"\n## Citation\n\n```bibtex\n{facts['citation']}\n```\n"] if "citation" in facts else []
+    ends += [f"\n## Citation\n\n{fenced(facts['citation'], 'bibtex')}\n"] if "citation" in facts else []
     picture = f"\n![rows and clicks, unseen values, prompt lengths]({PICTURE_NAME})\n" if has_picture else ""
     return f"""---
 {yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---
 
-# {title}
+# {plain(title)}
 
-Made from the raw files of `{schema.dataset}` by `flip-ctr prepare`; read it with `datasets.load_dataset(this_folder)`.
-`{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count, `{REJECTED_NAME}` every line that
-could not be
-read or used, with file, line, reason and text.
+Made from the raw files of {code(schema.dataset)} by `flip-ctr prepare`; read it with
+`datasets.load_dataset(this_folder)`. `{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count,
+`{REJECTED_NAME}` every line that could not be read or used, with file, line, reason and text.
 
-* **Label** `{schema.label}`: {protocol["label_rule"]}.
+* **Label** {code(schema.label)}: {plain(protocol["label_rule"])}.
 * **Split** `{protocol["split"]}`{_ratios(protocol)}:
-  {protocol["split_rule"]}.
+  {plain(protocol["split_rule"])}.
 {_statistics(protocol)}{_history(schema)}{picture}
 ## Splits
 
@@ -98,16 +98,18 @@ def _ratios(protocol: dict) -> str:
 
 def _statistics(protocol: dict) -> str:
     rule = protocol.get("statistics")
-    return f"* **Click rates** (`..._click_rate`, `..._rows`) count {rule}.\n" if rule else ""
+    return f"* **Click rates** (`..._click_rate`, `..._rows`) count {plain(rule)}.\n" if rule else ""
 
 
 def _history(schema: DatasetSchema) -> str:
     field = next((one for one in schema.fields if one.is_history), None)
     if field is None:
         return ""
-    what = f"the last {field.max_values} values of `{field.history_of}`, newest last, each with whether it was clicked"
+    what = (
+        f"the last {field.max_values} values of {code(field.history_of)}, newest last, each with whether it was clicked"
+    )
     return (
-        f"* **Histories** (`{field.name}`): {what}, of {schema.protocol['history']}.\n"
+        f"* **Histories** ({code(field.name)}): {what}, of {plain(schema.protocol['history'])}.\n"
         f"  `{ITEMS_NAME}` says what item each key is.\n"
     )
 
@@ -141,7 +143,7 @@ def _prompts(entities: dict, lengths: dict) -> str:
     has_cuts = any("cut_share" in one for one in lengths["fields"].values())
     fields = [
         [
-            f"`{field}`",
+            code(field),
             *(f"{one[name]:g}" for name in names),
             one["budget"],
             *([f"{100 * one['cut_share']:.2f} %"] if has_cuts else []),
@@ -150,8 +152,8 @@ def _prompts(entities: dict, lengths: dict) -> str:
     ]
     counts = [
         [
-            entity,
-            ", ".join(f"`{name}`" for name in one["fields"]) or "none",
+            plain(entity),
+            ", ".join(code(name) for name in one["fields"]) or "none",
             one["prompts"],
             "" if one["keys"] is None else one["keys"],
         ]

@@ -215,10 +215,3 @@ def write_dataset_folder(
             write_items(folder, items.to_batches(), items.schema)
         write_texts(folder, schema, report, card)
     return Path(output_dir).expanduser().resolve()
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence], right: bool = True) -> str:
-    """A Markdown table; all columns but the first are set right, unless told otherwise. A bar in a cell is escaped."""
-    cells = [header, ["---"] + ["---:" if right else "---"] * (len(header) - 1), *rows]
-    lines = [[f"{cell:,}" if isinstance(cell, int) else str(cell).replace("|", "\\|") for cell in row] for row in cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -24,6 +24,7 @@ def pyplot():
     plt.rcParams.update(
         {
             "font.size": 9,
+            "text.parse_math": False,  # names are text, whatever dollars are in them
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.edgecolor": MUTED,

@@ -6,10 +6,12 @@ Parquet and JSON lines hold the values of a multi-valued field as a list, CSV as
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -17,6 +19,9 @@ from flip_ctr.data.outputs import new_file
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
 FORMATS = (".parquet", ".csv", ".jsonl")
+
+# text that a spreadsheet takes for a formula, and a number
+FORMULA, NUMBER = r"^[=+\-@\t\r]", r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 Rows = pa.Table | list[dict]
 
@@ -61,6 +66,25 @@ def lists_as_text(rows: pa.Table, fields: Sequence[FlipField]) -> pa.Table:
     return rows
 
 
+def without_formulas(rows: pa.Table) -> pa.Table:
+    """The rows with `'` before each text, names of columns too, that a spreadsheet would take for a formula; numbers
+    stay as they are."""
+    for index, name in enumerate(rows.column_names):
+        column = rows.column(index)
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            column = column.cast(kind) if kind != column.type else column
+            risky = pc.and_(
+                pc.match_substring_regex(column, FORMULA), pc.invert(pc.match_substring_regex(column, NUMBER))
+            )
+            column = pc.if_else(
+                risky, pc.binary_join_element_wise(pa.scalar("'", kind), column, pa.scalar("", kind)), column
+            )
+        is_formula = re.search(FORMULA, name) and not re.search(NUMBER, name)
+        rows = rows.set_column(index, f"'{name}" if is_formula else name, column)
+    return rows
+
+
 def table_of(rows: Rows, schema: pa.Schema | None = None) -> pa.Table:
     """Rows as a table, with the columns and types of a schema where one is given.
 
@@ -100,6 +124,7 @@ class RowWriter:
         fields: whose separators a CSV file has, see [`lists_as_text`].
         write: False where another process writes.
         overwrite: whether a file that appears at `path` meanwhile is replaced.
+        escape_formulas: whether a CSV file has no formulas, see [`without_formulas`].
 
     Raises:
         FileExistsError: another run writes that file.
@@ -112,9 +137,10 @@ class RowWriter:
         fields: Sequence[FlipField] = (),
         write: bool = True,
         overwrite: bool = True,
+        escape_formulas: bool = False,
     ):
         self.path, self.schema, self.fields, self._writes = Path(path), schema, fields, write
-        self.suffix = file_format(path)
+        self.suffix, self._escape_formulas = file_format(path), escape_formulas
         self._overwrite, self._stack = overwrite, contextlib.ExitStack()
 
     def __enter__(self) -> "RowWriter":
@@ -142,6 +168,7 @@ class RowWriter:
                 table = table.append_column(name, values)
         if self.suffix == ".csv":
             table = lists_as_text(table, self.fields)
+            table = without_formulas(table) if self._escape_formulas else table
         if self._writer is None:
             kind = pyarrow.parquet.ParquetWriter if self.suffix == ".parquet" else pyarrow.csv.CSVWriter
             self._writer = kind(self._file, table.schema)

@@ -37,18 +37,23 @@ from flip_ctr.data.readers.table_values import TableColumn, typed_column
 PEEKED_LINES = 1_000  # of a JSON-lines file, for its columns and their types
 PARQUET_ROWS = 65_536
 
+LOCAL = re.compile(r"(^|::)(file|local):", re.IGNORECASE)  # an address of this machine
 
-def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
+
+def find_files(patterns: Sequence[str], base: Path, owner: str, inside: bool = False) -> list[Path]:
     """The files of paths, addresses and patterns in order, each once; those of another machine as copies here.
+
+    Args:
+        inside: whether the files must lie in the base folder, links followed, or on another machine.
 
     Raises:
         FileNotFoundError: nothing fits a pattern.
-        ValueError: what fits is a folder.
+        ValueError: what fits is a folder, or lies outside.
         ConnectionError, ImportError: see [`fetch_files`].
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        if is_address(pattern):
+        if is_address(pattern) and not (inside and LOCAL.search(pattern)):
             found |= dict.fromkeys(fetch_files(pattern, owner))
             continue
         expanded = Path(pattern).expanduser()
@@ -58,6 +63,8 @@ def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
             if plain.exists()
             else [base / path for path in sorted(glob.glob(str(expanded), root_dir=base, recursive=True))]
         )
+        if inside:  # of what lies elsewhere it is not even told whether it is there
+            _require_inside([base / expanded, *paths], base, pattern, owner)
         if not paths:
             raise FileNotFoundError(f"{owner}: no file fits {pattern!r} in {base}.")
         files = [path for path in paths if path.is_file()]
@@ -67,6 +74,15 @@ def find_files(patterns: Sequence[str], base: Path, owner: str) -> list[Path]:
             )
         found |= dict.fromkeys(Path(os.path.normpath(path)) for path in files)
     return list(found)
+
+
+def _require_inside(paths: Sequence[Path], base: Path, pattern: str, owner: str) -> None:
+    folder = base.resolve()
+    if not all(path.resolve().is_relative_to(folder) for path in paths):
+        raise ValueError(
+            f"{owner}: {pattern!r} lies outside of {base}, and a schema names files in its folder or in --data_dir; "
+            "name a folder that holds it with --data_dir, or the events with --data_files"
+        )
 
 
 # --- JSON

@@ -154,11 +154,16 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
 
     Raises:
         OSError: the base cannot be found.
-        ValueError: files are damaged; or the base is the adapter itself, or has other weights than the one that the
-            adapter was trained on.
+        ValueError: files are damaged; the adapter names a folder elsewhere on this machine as its base; or the base is
+            the adapter itself, or has other weights than the one that the adapter was trained on.
     """
     check_checkpoint(name_or_path, CONFIG_NAME, {})
     named = read_json(_find(name_or_path, ADAPTER_CONFIG)).get("base_model_name_or_path")
+    if base_model_name_or_path is None and (os.path.isabs(str(named)) or ".." in re.split(r"[/\\\\]", str(named))):
+        raise ValueError(
+            f"{os.path.join(name_or_path, ADAPTER_CONFIG)} names the base {named!r}, and must not lead elsewhere on "
+            "this machine; name it with --base_model_name_or_path"
+        )
     base = base_model_name_or_path or named
     if not isinstance(base, str):
         raise ValueError(f"{name_or_path}: {ADAPTER_CONFIG} names no base; name it with --base_model_name_or_path")

@@ -17,7 +17,8 @@ from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from transformers.utils import cached_file
 
 import flip_ctr
-from flip_ctr.data.prepare.dataset_folder import CARD_NAME, REPORT_NAME, markdown_table
+from flip_ctr.data.prepare.dataset_folder import CARD_NAME, REPORT_NAME
+from flip_ctr.data.prepare.markdown import code, link, markdown_table, plain
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY, PIPELINE_TASK, FlipConfig
@@ -145,7 +146,7 @@ def write_card(
     core, extractor = model.base_model, processor.feature_extractor
     facts = {
         "card_data": _metadata(model, record, schema, data, results).to_yaml(),
-        "title": _title(model, data),
+        "title": plain(_title(model, data)),
         "recipe": record["recipe"],
         "strategy": model.config.strategy if isinstance(model, FlipForCTR) else None,
         "has_id_tower": core.id_tower is not None,
@@ -153,7 +154,7 @@ def write_card(
         "has_projections": core.id_projection is not None,
         "tower": _tower(model),
         "plm": _plm(model, record) if core.text_encoder is not None else None,
-        "plm_name": record["plm"],
+        "plm_name": plain(record["plm"]) if record["plm"] is not None else None,
         "metrics_table": _metrics(results),
         "own_mlm_vocabulary": record["arguments"].get("mlm_vocabulary") == "dataset",
         "shuffled": any(name.endswith("shuffled_accuracy") for name in results),
@@ -169,11 +170,13 @@ def write_card(
         "fields_table": _fields_table(processor),
         "training": _training(record, results),
         "users": _fields_of_users(model, processor),
-        "history": next((field.name for field in extractor.all_fields if field.is_history), None),
+        "history": next((code(field.name) for field in extractor.all_fields if field.is_history), None),
         "has_users": any(field.entity == "user" for field in extractor.all_fields),
         "secret_key": bool(extractor.hash_check),
-        "dataset": data["title"],
-        "licence": {name: data.get(name) for name in ("license", "license_name", "license_link")},
+        "dataset": plain(data["title"]),
+        "licence": data.get("license"),
+        "licence_code": code(data.get("license", "")),
+        "licence_link": link(data.get("license_name") or "licence", data.get("license_link") or ""),
         **_origin(model, record),
     }
     text = re.sub(r"\n{3,}", "\n\n", templates().get_template("template.md").render(facts))
@@ -206,13 +209,13 @@ def _dataset_facts(dataset_dir: str, schema: DatasetSchema) -> dict:
 
 
 def _tower(model: FlipPreTrainedModel) -> str:
-    return TOWERS.get(model.config.id_tower, model.config.id_tower)
+    return TOWERS.get(model.config.id_tower, plain(model.config.id_tower))
 
 
 def _plm(model: FlipPreTrainedModel, record: dict) -> str:
     text = model.config.text_config
     layers = f"{text.num_hidden_layers} layer{'s' * (text.num_hidden_layers > 1)}"
-    return f"{record['plm'] or 'unnamed'}, {text.model_type} with {layers} of {text.hidden_size}"
+    return f"{plain(record['plm'] or 'unnamed')}, {text.model_type} with {layers} of {text.hidden_size}"
 
 
 def _title(model: FlipPreTrainedModel, data: dict) -> str:
@@ -367,7 +370,7 @@ def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
         )
     if record["arguments"].get("use_lora"):
         kept = (
-            f"apart from its base `{record['arguments']['model_name_or_path']}`"
+            f"apart from its base {code(record['arguments']['model_name_or_path'])}"
             if record["arguments"]["lora_adapter_only"]
             else "merged into the PLM"
         )
@@ -378,11 +381,11 @@ def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
 
 
 def _data(schema: DatasetSchema, data: dict, results: dict, fused: bool) -> str:
-    protocol, lines = schema.protocol, [f"* **Dataset** {data['title']} (`{schema.dataset}`)."]
+    protocol, lines = schema.protocol, [f"* **Dataset** {plain(data['title'])} ({code(schema.dataset)})."]
     if "label_rule" in protocol:
-        lines.append(f"* **Label** `{schema.label}`: {protocol['label_rule']}.")
+        lines.append(f"* **Label** {code(schema.label)}: {plain(protocol['label_rule'])}.")
     if "split" in protocol:
-        rule = f": {protocol['split_rule']}" if "split_rule" in protocol else ""
+        rule = f": {plain(protocol['split_rule'])}" if "split_rule" in protocol else ""
         lines.append(f"* **Split** `{protocol['split']}`, seed {protocol.get('split_seed')}{rule}.")
     splits = data["report"].get("splits", {})
     if splits:
@@ -401,7 +404,7 @@ def _fields_table(processor: FlipProcessor) -> str:
 
     def ids(field) -> str:
         if field.is_history:
-            return f"of `{field.history_of}`, the last {field.max_values}"
+            return f"of {code(field.history_of)}, the last {field.max_values}"
         if not field.on_id_side:
             return ""
         what = "" if field.has_vocabulary else " buckets"
@@ -409,7 +412,7 @@ def _fields_table(processor: FlipProcessor) -> str:
         return f"{field.vocab_size - NUM_RESERVED_IDS:,}{what}{', hashed' if field.name in hashed else ''}{several}"
 
     rows = [
-        [f"`{field.name}`", field.type, field.kind, field.entity, " + ".join(field.sides), ids(field)]
+        [code(field.name), field.type, field.kind, plain(field.entity), " + ".join(field.sides), ids(field)]
         for field in processor.feature_extractor.all_fields
     ]
     return markdown_table(
@@ -421,7 +424,7 @@ def _changed_table(record: dict) -> str:
     if not record["changed"]:
         return "All hyperparameters have the recipe's defaults."
     rows = [
-        [f"`{name}`", *("not set" if one[key] is None else f"{one[key]}" for key in ("value", "default"))]
+        [code(name), *("not set" if one[key] is None else plain(one[key]) for key in ("value", "default"))]
         for name, one in sorted(record["changed"].items())
     ]
     return "Hyperparameters that differ from the recipe's defaults:\n\n" + markdown_table(
@@ -469,7 +472,7 @@ def _fields_of_users(model: FlipPreTrainedModel, processor: FlipProcessor) -> di
         "prompted": [f for f in users if f.on_text_side and model.base_model.text_encoder is not None],
     }
     return {
-        kind: ", ".join(f"`{f.name}`" + (f" ({BOUNDS[f.bucketing]})" if kind == "numeric" else "") for f in listed)
+        kind: ", ".join(code(f.name) + (f" ({BOUNDS[f.bucketing]})" if kind == "numeric" else "") for f in listed)
         for kind, listed in kinds.items()
     }
 

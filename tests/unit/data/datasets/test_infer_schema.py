@@ -159,7 +159,7 @@ def test_a_table_without_ids_label_or_plain_names_prepares_once_the_label_is_nam
         "label: name it; no column looks like one, of 0 and 1 are flag" in notes
         and "row_key: no columns of a user and an item" in notes
     )
-    args = PrepareArguments("table", str(tmp_path / "out"), schema=str(target))
+    args = PrepareArguments("table", str(tmp_path / "out"), schema=str(target), data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="odd.yaml: `label` is missing; name a column"):
         prepare.run(args)
     text = target.read_text().replace("label:\n", "label: flag\n")  # which then is no field

@@ -17,6 +17,7 @@ import yaml
 from raw_table import ITEMS, SCHEMA, USERS, event_rows, run, without, write_csv, write_joined, write_jsonl, write_schema
 
 from flip_ctr import FlipProcessor
+from flip_ctr.data.datasets.infer_schema import write_schema as write_first_schema
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import cli, prepare
@@ -771,3 +772,38 @@ def test_weights_that_are_all_zero_are_refused(tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(schema))
     with pytest.raises(ValueError, match=r"sample weight 'w': all \d+ training rows weigh 0"):
         prepare.run(prepare.PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "s.yaml")))
+
+
+@pytest.mark.parametrize(
+    "name", ["../clicks.csv", "../*.csv", "{folder}/clicks.csv", "link.csv", "local://{folder}/clicks.csv"]
+)
+@pytest.mark.parametrize("place", ["events", "joins"])
+def test_a_schema_reads_in_its_own_folder(folder, name, place):
+    """Unless the command names another one."""
+    inner = folder / "inner"
+    inner.mkdir()
+    write_csv(inner / "clicks.csv", event_rows())
+    (inner / "link.csv").symlink_to(folder / "clicks.csv")
+    name = name.format(folder=folder)
+    error = FileNotFoundError if "local" in name else ValueError  # on this machine it is no address
+    match = "no file fits" if "local" in name else "lies outside of .*inner, and a schema names files in its folder"
+    files = {"files": name} if place == "events" else {"joins": [{"files": name, "on": "uid"}]}
+    write_schema(inner, **files)
+    with pytest.raises(error, match=match):
+        prepare.run(PrepareArguments("table", str(folder / "out"), schema=str(inner / "schema.yaml")))
+
+
+def test_the_command_line_names_other_folders(folder):
+    inner = folder / "inner"
+    inner.mkdir()
+    write_schema(inner, files="clicks.csv")
+    schema = str(inner / "schema.yaml")
+    for number, more in enumerate(({"data_dir": str(folder)}, {"data_files": [str(folder / "clicks.csv")]})):
+        assert prepare.run(PrepareArguments("table", str(folder / f"o{number}"), schema=schema, **more))["rows_kept"]
+
+
+def test_a_first_schema_of_files_elsewhere_says_their_folder(folder):
+    schema = folder / "inner" / "s.yaml"
+    told = write_first_schema([str(folder / "clicks.csv")], schema)
+    assert f"--schema {schema} --data_dir {folder} --output_dir D" in told
+    assert yaml.safe_load(schema.read_text())["files"] == "clicks.csv"

@@ -234,6 +234,21 @@ def test_evaluation_does_not_replace_a_checkpoints_results(cards, dataset_dir):
         evaluate_ctr.run(evaluate_ctr.EvaluateArguments(folder, str(dataset_dir), output_dir=folder))
 
 
+def test_what_a_dataset_calls_itself_is_text(tmp_path, dataset_dir):
+    """In a checkpoint's card, whatever the dataset's card says."""
+    shutil.copytree(dataset_dir, tmp_path / "data")
+    odd = {"pretty_name": "<script>x</script>\n---\n[a](javascript:b)", "license": "other", "license_name": "[c](d)"}
+    front = yaml.safe_dump(odd | {"license_link": "javascript:alert(1)"})
+    (tmp_path / "data" / "README.md").write_text(f"---\n{front}---\n")
+    tiny.finetune(tmp_path / "data", None, tmp_path / "m", max_train_samples=64, num_train_epochs=1)
+    shown = ModelCard.load(tmp_path / "m" / "README.md")
+    assert "<script" not in shown.text and "](javascript" not in shown.text.replace("\\](", "")
+    assert "# FLIP_ID for &lt;script>x&lt;/script> --- \\[a\\](javascript:b)" in shown.text
+    assert "whose own terms (\\[c\\](d))" in shown.text  # no link
+    assert shown.data.to_dict()["license_name"] == odd["license_name"]
+    assert shown.data.eval_results[0].dataset_name == odd["pretty_name"]
+
+
 def test_a_dataset_without_a_card_still_gives_one(tmp_path, dataset_dir):
     shutil.copytree(dataset_dir, tmp_path / "data")
     for name in ("README.md", "prepare_report.json"):
