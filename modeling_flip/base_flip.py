@@ -29,11 +29,13 @@ ALIGNMENT = 64  # bytes; what torch's own CPU allocator gives
 
 
 def require_config(config: Any) -> None:
-    """Raises `TypeError` where a model is given something else in the place of its configuration."""
+    """Raises `TypeError` where a model is given something else in the place of its configuration, and `ValueError`
+    where a setting is not allowed."""
     if not isinstance(config, PreTrainedConfig):
         raise TypeError(
             f"`config` must be a FlipConfig; got {config!r}. `from_pretrained` loads a checkpoint by its name."
         )
+    config.check()  # again, as attributes can be set
 
 
 class FlipPreTrainedModel(PreTrainedModel):

@@ -13,9 +13,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .fields_flip import (
+    MOST_IDS,
     NUM_RESERVED_IDS,
     Allowed,
     FlipField,
+    as_python,
     fields_of_items,
     history_entity,
     history_field,
@@ -28,13 +30,14 @@ STRATEGIES = ("id", "plm", "joint", "frozen")
 FUSIONS = ("scalar", "gate", "raw")
 PROMPTS = ("row", "entity")
 
+_SIZE = Allowed(int, at_least=1, limit=2**16)  # of a vector
 _COUNT, _POSITIVE, _WEIGHT = Allowed(int, at_least=1), Allowed(float, above=0), Allowed(float, at_least=0)
 _SHARE, _DROPOUT = Allowed(float, at_least=0, at_most=1), Allowed(float, at_least=0, below=1)
 # what each setting of `FlipConfig` may be; the fields have theirs in `FlipField`
 SETTINGS = {
-    "id_tower": Allowed(str),
-    "id_embedding_size": _COUNT,
-    "id_hidden_dims": Allowed(int, many=True, at_least=1),
+    "id_tower": Allowed(str, empty=False),
+    "id_embedding_size": _SIZE,
+    "id_hidden_dims": Allowed(int, many=True, at_least=1, limit=2**16),
     "id_dropout": _DROPOUT,
     "id_embedding_dropout": _DROPOUT,
     "id_tower_kwargs": Allowed(dict),
@@ -49,9 +52,9 @@ SETTINGS = {
     "mtm_text_dropout": _SHARE,
     "mtm_num_noise": _COUNT,
     "mtm_noise": Allowed(str, choices=("field", "global")),
-    "mtm_embedding_size": _COUNT,
-    "mtm_full_softmax_size": Allowed(int, at_least=0),
-    "projection_dim": _COUNT,
+    "mtm_embedding_size": _SIZE,
+    "mtm_full_softmax_size": Allowed(int, at_least=0, limit=MOST_IDS),
+    "projection_dim": _SIZE,
     "projection_dropout": _DROPOUT,
     "icl_similarity": Allowed(str, choices=("cosine", "dot")),
     "icl_temperature": _POSITIVE,
@@ -204,6 +207,7 @@ class FlipConfig(PreTrainedConfig):
         **kwargs,
     ):
         if isinstance(text_config, dict):
+            text_config = as_python(text_config)
             kind = text_config.get("model_type")
             if kind is None:
                 raise ValueError("FlipConfig: `text_config` has no `model_type`, such as 'bert'.")
@@ -211,12 +215,15 @@ class FlipConfig(PreTrainedConfig):
                 text_config = AutoConfig.for_model(**text_config)
             except ValueError as error:
                 if "Unrecognized model identifier" not in str(error):
-                    raise
+                    raise ValueError(f"FlipConfig: `text_config`: {' '.join(str(error).split())}") from error
                 raise ValueError(
                     f"FlipConfig: `text_config` is of the `model_type` {kind!r}, which "
                     f"transformers {transformers.__version__} does not know."
                 ) from None
-        self.text_config = text_config  # None stays None: a default one would be a BERT
+            except Exception as error:  # of transformers' own checks, which have types of their own
+                raise ValueError(f"FlipConfig: `text_config`: {' '.join(str(error).split())}") from error
+        self.text_config = text_config
+        self._check_text_config()  # before transformers reads it; None stays None: a default one would be a BERT
         self.fields = [field.to_dict() for field in read_fields(fields)]
         self.fingerprint = getattr(fields, "fingerprint", fingerprint)
         kwargs.pop("sha256", None)  # of saved files, and checked before
@@ -295,9 +302,26 @@ class FlipConfig(PreTrainedConfig):
             self.text_pooling = "last" if is_decoder(self.text_config) else "cls"
 
     def check(self) -> None:
-        """Raises `ValueError`, naming the setting and what is right, where one is not allowed."""
+        """Raises `ValueError`, naming the setting and what is right, where one is not allowed; models do so again, as
+        attributes can be set. Numbers of numpy become Python's."""
         for name, allowed in SETTINGS.items():
+            setattr(self, name, as_python(getattr(self, name)))
             allowed.check("FlipConfig", name, getattr(self, name))
+        read_fields(self.fields)
+        self._check_text_config()
+
+    def _check_text_config(self) -> None:
+        text = self.text_config
+        if text is None:
+            return
+        if not isinstance(text, PreTrainedConfig) or text.model_type == self.model_type:
+            raise ValueError(
+                "FlipConfig: `text_config` must be the configuration of a PLM, or None for an ID-only model; got "
+                f"{type(text).__name__}."
+            )
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+            if hasattr(text, name):
+                _COUNT.check("FlipConfig: `text_config`", name, getattr(text, name))
 
     @property
     def text_is_field(self) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 # Local feature ids that every field's vocabulary starts with; real values follow in an append-only order.
 PAD_ID, MASK_ID, UNK_ID, NULL_ID = 0, 1, 2, 3
 NUM_RESERVED_IDS = 4
@@ -37,6 +39,19 @@ BOUNDS = {
 }
 
 
+LIMITS = {int: 2**24, float: 1e30}
+MOST_IDS = 2**31 - 1  # an id has 32 bits where rows are kept
+
+
+def as_python(value: Any) -> Any:
+    """A setting without numpy: its scalars as Python's, and its arrays as lists, inside lists and mappings too."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: as_python(one) for key, one in value.items()}
+    return type(value)(map(as_python, value)) if type(value) in (list, tuple) else value
+
+
 @dataclass(frozen=True)
 class Allowed:
     """What a setting may be; `check` raises `ValueError` that names the setting, what is right, and what was given.
@@ -47,6 +62,9 @@ class Allowed:
         choices: the values that there are.
         at_least, above, at_most, below: bounds of numbers.
         optional: whether it may be None.
+        empty: whether text may be empty.
+        limit: the largest number that can be meant: beyond it memory would be asked for that no machine has, or
+            arithmetic overflows; `LIMITS` of the kind when None.
     """
 
     kind: type
@@ -57,10 +75,18 @@ class Allowed:
     at_most: float | None = None
     below: float | None = None
     optional: bool = False
+    empty: bool = True
+    limit: float | None = None
 
     @property
     def in_words(self) -> str:
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+        kinds = {
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: "text",
+            dict: "a mapping of names",
+        }
         limits = " and ".join(f"{words} {bound:g}" for words, _, bound in self._bounds)
         one = f"{kinds[self.kind]} {'of ' if limits.startswith('at ') else ''}{limits}".strip()
         if self.choices:
@@ -74,12 +100,17 @@ class Allowed:
         right = isinstance(value, list | tuple) and len(value) > 0 if self.many else True
         if not right or not all(map(self._is_right, value if self.many else [value])):
             raise ValueError(f"{owner}: `{name}` must be {self.in_words}; got {value!r}.")
+        limit = LIMITS.get(self.kind) if self.limit is None else self.limit
+        if limit is not None and any(one > limit for one in (value if self.many else [value])):
+            raise ValueError(f"{owner}: `{name}` must be at most {limit:,}; got {value!r}.")
 
     def _is_right(self, value: Any) -> bool:
         kinds = (int, float) if self.kind is float else self.kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
             return False
-        if self.choices and value not in self.choices:
+        if (self.choices and value not in self.choices) or (value == "" and not self.empty):
+            return False
+        if self.kind is dict and not all(isinstance(key, str) for key in value):
             return False
         return all(holds(value, bound) for _, holds, bound in self._bounds)
 
@@ -102,7 +133,7 @@ SETTINGS = {
     "type": Allowed(str, choices=FIELD_TYPES),
     "wording": Allowed(str),
     "kind": Allowed(str, choices=FIELD_KINDS),
-    "entity": Allowed(str),
+    "entity": Allowed(str, empty=False),
     "key": Allowed(bool),
     "sides": Allowed(str, many=True, choices=FIELD_SIDES),
     "max_tokens": Allowed(int, at_least=1),
@@ -110,12 +141,12 @@ SETTINGS = {
     "null_wording": Allowed(str),
     "max_values": Allowed(int, at_least=1),
     "separator": Allowed(str),
-    "num_buckets": Allowed(int, at_least=2, optional=True),
+    "num_buckets": Allowed(int, at_least=2, optional=True, limit=MOST_IDS),
     "bucketing": Allowed(str, choices=BUCKETINGS),
     "history_of": Allowed(str),
     "column": Allowed(str),
     "decimal": Allowed(str, choices=(".", ",")),
-    "vocab_size": Allowed(int, at_least=0, optional=True),
+    "vocab_size": Allowed(int, at_least=0, optional=True, limit=MOST_IDS),
 }
 
 
@@ -190,6 +221,7 @@ class FlipField:
         if isinstance(self.sides, list | tuple) and self.sides:
             self.sides = tuple(side for side in FIELD_SIDES if side in self.sides) or tuple(self.sides)
         for name, allowed in SETTINGS.items():
+            setattr(self, name, as_python(getattr(self, name)))
             allowed.check(owner, name, getattr(self, name))
         if not isinstance(self.null_values, list | tuple) or not all(isinstance(one, str) for one in self.null_values):
             raise ValueError(

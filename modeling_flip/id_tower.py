@@ -80,7 +80,7 @@ def build_id_tower(config: FlipConfig) -> "IdTower":
         )
     tower = ID_TOWERS[config.id_tower]
     allowed = own_arguments(tower)
-    unknown = sorted(set(config.id_tower_kwargs) - set(allowed))
+    unknown = sorted(set(map(str, config.id_tower_kwargs)) - set(allowed))
     if unknown:
         raise ValueError(
             f"FlipConfig: `id_tower_kwargs` of {config.id_tower!r} may hold {', '.join(allowed) or 'nothing'}; got "

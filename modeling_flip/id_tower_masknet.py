@@ -9,7 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
-from .fields_flip import check_choice, check_count
+from .fields_flip import Allowed, check_choice, check_count
 from .id_tower import DNN, IdTower, TowerLinear, check_sizes, register_id_tower
 
 STRUCTURES = ("serial", "parallel")
@@ -74,8 +74,7 @@ class MaskNet(IdTower):
         block_size: int | None = None,
     ):
         check_choice("MaskNet", "structure", structure, STRUCTURES)
-        if isinstance(reduction_ratio, bool) or not isinstance(reduction_ratio, int | float) or reduction_ratio <= 0:
-            raise ValueError(f"MaskNet: `reduction_ratio` must be a number above 0; got {reduction_ratio!r}.")
+        Allowed(float, above=0, limit=2**10).check("MaskNet", "reduction_ratio", reduction_ratio)
         blocks = {
             name: value for name, value in (("num_blocks", num_blocks), ("block_size", block_size)) if value is not None
         }

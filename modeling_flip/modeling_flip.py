@@ -100,6 +100,7 @@ class FlipModel(FlipPreTrainedModel):
         use_text: bool = True,
         use_projection: bool | None = None,
     ):
+        require_config(config)
         super().__init__(config)
         self.entities, self.history_entity = config.prompt_entities, config.history_entity
         self.text_encoder = self.id_tower = self.id_projection = self.text_projection = self.text_field = None
@@ -112,7 +113,10 @@ class FlipModel(FlipPreTrainedModel):
             if text_encoder is None:
                 # the implementation must be named again: from_config would fall back to eager attention
                 attn_implementation = config.text_config._attn_implementation
-                text_encoder = AutoModel.from_config(config.text_config, attn_implementation=attn_implementation)
+                try:
+                    text_encoder = AutoModel.from_config(config.text_config, attn_implementation=attn_implementation)
+                except ValueError as error:  # such as a size that the heads do not divide
+                    raise ValueError(f"FlipConfig: no PLM has this `text_config`: {error}") from error
             if getattr(text_encoder, "pooler", None) is not None:
                 text_encoder.pooler = None  # never used: its gradients would be missed by DDP
             if is_decoder(text_encoder.config):
@@ -860,7 +864,6 @@ class FlipForCTR(FlipPreTrainedModel):
             config = copy.deepcopy(config)
             config.text_config = None
         super().__init__(config)
-        config.check()
         if use_text and config.text_config is None:
             raise ValueError(f"FlipForCTR: strategy {config.strategy!r} needs a PLM, and `config.text_config` is null.")
         self.flip = FlipModel(config, text_encoder, use_id, use_text, use_projection=False)

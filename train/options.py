@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from flip_ctr.modeling_flip.fields_flip import BOUNDS
 
 PRESETS = Path(__file__).with_name("presets")
+LIMITS = {int: 2**63 - 1, float: 1e30}  # of numbers that can be meant
 MAX_SEED = 2**32 - 1  # of numpy, Python and torch together
 DEFAULTS = "defaults"  # the file of what holds without a preset
 ALL, ALWAYS = "all", "always"  # the section for every recipe, and the case that always holds
@@ -143,7 +144,8 @@ class Options:
     def __post_init__(self) -> None:
         kinds = option_types(type(self))  # type: ignore[arg-type]
         for one in dataclasses.fields(self):
-            if (value := getattr(self, one.name)) is not None:
+            value = getattr(self, one.name)
+            if value is not None or kinds[one.name] is bool:
                 setattr(self, one.name, read_value(one, kinds[one.name], value))
         self.given = {one.name for one in dataclasses.fields(self) if getattr(self, one.name) != default_of(one)}
         for name, value in self.case_defaults().items():
@@ -251,9 +253,9 @@ def _read_one(one: dataclasses.Field, kind: type, value: Any) -> Any:
     metadata = one.metadata
     try:
         value = _as_type(kind, value, metadata)
-        if kind is float and math.isinf(value):
+        if kind in (int, float) and not abs(value) <= LIMITS[kind]:  # nor is NaN
             raise ValueError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         what = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
         raise ValueError(f"--{one.name} must be {what}; got {value!r}") from None
     if metadata.get("path") or metadata.get("model"):
@@ -288,7 +290,7 @@ def _as_type(kind: type, value: Any, metadata: Any) -> Any:
         return json.dumps(value)
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
-    if isinstance(value, int | float):  # YAML's reading of `drop_ratings: 3`
+    if isinstance(value, int | float) and abs(value) < math.inf:  # YAML's reading of `drop_ratings: 3`
         return str(value)
     raise TypeError
 

@@ -28,6 +28,7 @@ from flip_ctr.data.readers.described_tables import (
 )
 from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 
+MOST = 2**31 - 1  # of a whole number
 FACTS = ("title", "licence", "licence_link", "citation")
 
 
@@ -186,7 +187,7 @@ def _schema(path: Path, values: dict) -> TableSchema:
 def check_ratios(owner: str, ratios: Any) -> tuple[int, ...]:
     """Three whole numbers of at least 0, the first above it; `ValueError` where they are not."""
     whole = isinstance(ratios, list | tuple) and all(
-        isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ratios
+        isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in ratios
     )
     if not whole or len(ratios) != 3 or ratios[0] == 0:
         raise ValueError(
@@ -204,6 +205,8 @@ def _whole_number(values: dict, key: str, least: int | None = None) -> int | Non
         raise ValueError(
             f"`{key}` must be a whole number{f' of at least {least}' * (least is not None)}; got {value!r}"
         )
+    if not -MOST <= value <= MOST:
+        raise ValueError(f"`{key}` must be at most {MOST:,}; got {value!r}")
     return value
 
 
