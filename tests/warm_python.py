@@ -7,6 +7,7 @@ standard streams to the server, passes signals on, and ends as the fork does; wh
 
 import atexit
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -98,6 +99,8 @@ class Process:
 
 
 def serve(listener: socket.socket, ends: int) -> None:
+    gc.freeze()  # no collection of a fork goes through, and so copies, what is imported here
+    gc.enable()
     for module in ("data.prepare.dataset_picture", "train.outputs.plots"):  # as in the tests themselves
         importlib.import_module(f"flip_ctr.{module}").pyplot = lambda: None
     while True:
