@@ -3,6 +3,7 @@
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -279,12 +280,15 @@ class FlipField:
             return values
         if not isinstance(values, dict):
             raise TypeError(f"`fields`: a field is a FlipField, or a dict with its `name`; got {values!r}.")
-        if "name" not in values:
-            raise ValueError(f"`fields`: a field needs the `name` of its column; got {values!r}.")
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"field {values.get('name')!r}: unknown key(s) {', '.join(unknown)}.")
-        return cls(**values)
+        form = repr(values)
+        if form not in _CHECKED:
+            if "name" not in values:
+                raise ValueError(f"`fields`: a field needs the `name` of its column; got {values!r}.")
+            unknown = sorted(set(values) - {field.name for field in fields(cls)})
+            if unknown:
+                raise ValueError(f"field {values.get('name')!r}: unknown key(s) {', '.join(unknown)}.")
+            _CHECKED[form] = cls(**values)
+        return copy(_CHECKED[form])  # its size may be set
 
     def to_dict(self) -> dict:
         """The field's JSON form. What only some fields need is left out where it has its default, so that people can
@@ -326,6 +330,10 @@ class FlipField:
         """Whether the field's ids stand for values from a vocabulary (where it is on the ID side), and not for
         buckets."""
         return self.num_buckets is None
+
+
+# By their JSON form: configs and processors read the same fields hundreds of times in a run.
+_CHECKED: dict[str, FlipField] = {}
 
 
 class ProcessorFields(list):

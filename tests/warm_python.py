@@ -22,6 +22,8 @@ import threading
 import traceback
 from pathlib import Path
 
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
 MODULES = ("tiny", "step_child", "accelerate.commands.launch", "torch.distributed.run")
 
 CLIENT = """#!{python} -IS
@@ -52,6 +54,7 @@ class Warm:
     def __init__(self):
         for name in MODULES:
             importlib.import_module(name)
+        get_checkpoint_conversion_mapping("bert")  # the first call compiles a thousand patterns
         self.folder = Path(tempfile.mkdtemp(prefix="warm-"))
         self.address = str(self.folder / "socket")
         ends, self.open = os.pipe()  # the server ends when this is closed
