@@ -34,8 +34,9 @@ VARIANTS = {
         {
             "dataloader_num_workers": 2,
             "gradient_accumulation_steps": 2,
+            "checkpointing_steps": "1",
             "embedding_optimizer": "lazy_adam",
-            "grad_cache_chunk_size": 12,
+            "grad_cache_chunk_size": 6,
         },
     ),
     "finetune with histories, 0 workers": (
@@ -66,16 +67,21 @@ VARIANTS = {
     ),
     "pretrain, streamed, 2 workers": (
         "pretrain",
-        {"streaming": True, "dataloader_num_workers": 2, "gradient_accumulation_steps": 2},
+        {
+            "streaming": True,
+            "dataloader_num_workers": 2,
+            "gradient_accumulation_steps": 2,
+            "checkpointing_steps": "1",
+        },
     ),
 }
-# 30 steps, or 16 of two batches each: more than twice as many as the kills wait for
+# 20 steps, or 10 of two batches each: more than twice as many as the kills wait for
 LONG = {
-    "max_train_samples": 240,
-    "max_eval_samples": 64,
-    "per_device_train_batch_size": 16,
+    "max_train_samples": 80,
+    "max_eval_samples": 32,
+    "per_device_train_batch_size": 8,
     "num_train_epochs": 2,
-    "eval_steps": 10,
+    "eval_steps": 8,
     "logging_steps": 5,
     "seed": 5,
     "checkpointing_steps": "2",
@@ -129,19 +135,20 @@ needs_forks = pytest.mark.skipif(warm_python.WARM is None, reason="needs pidfd_o
 def test_killed_at_random_moments(tmp_path, dataset_dir, plm, variant):
     recipe, options = VARIANTS[variant]
     if "short_history_rate" in options:
-        dataset_dir = past.write_past_dataset(tmp_path / "d", 240)
+        dataset_dir = past.write_past_dataset(tmp_path / "d", 80)
     generator = random.Random(variant)
-    untouched = {name: value for name, value in LONG.items() if "checkpoint" not in name}
-    assert finish(recipe, (dataset_dir, plm, tmp_path / "whole"), untouched | options) == 0
+    options = LONG | options
+    untouched = {name: value for name, value in options.items() if "checkpoint" not in name}
+    assert finish(recipe, (dataset_dir, plm, tmp_path / "whole"), untouched) == 0
     folder, reached = tmp_path / "killed", []
     for kill in range(KILLS):
-        process, begun = start(recipe, (dataset_dir, plm, folder), LONG | options), newest(folder)
+        process, begun = start(recipe, (dataset_dir, plm, folder), options), newest(folder)
         if kill == 0:
             time.sleep(
-                generator.uniform(0, 1)
+                generator.uniform(0, 0.5)
             )  # while it starts; the others come after some more step checkpoints and a moment
         else:
-            goal = begun + int(LONG["checkpointing_steps"]) * generator.randint(1, 2)
+            goal = begun + int(options["checkpointing_steps"]) * generator.randint(1, 2)
             while newest(folder) < goal:
                 assert process.is_alive()
                 time.sleep(0.002)
@@ -153,7 +160,7 @@ def test_killed_at_random_moments(tmp_path, dataset_dir, plm, variant):
         assert (
             len(step_checkpoints(str(folder))) <= 3
         )  # two are kept; a third one where the kill came before the oldest went
-    assert finish(recipe, (dataset_dir, plm, folder), LONG | options) == 0
+    assert finish(recipe, (dataset_dir, plm, folder), options) == 0
     same_results(tmp_path / "whole", folder)
     assert reached[1:] == sorted(set(reached[1:])) and len(reached) == KILLS  # it did go on, each time from further on
     assert not [name for name in os.listdir(folder) if name.startswith((PARTIAL, ".saving"))]
