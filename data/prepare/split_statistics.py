@@ -26,24 +26,32 @@ def split_statistics(
     counted = fetch(rows.group_by("_split").agg(rows=rows.count(), clicks=rows.label.cast("int64").sum()))
     by_code = {row["_split"]: row for row in counted.to_pylist()}
     totals = [by_code.get(code, {"rows": 0, "clicks": 0}) for code in range(len(SPLITS))]
-    of_fields = {row["field"]: row for row in fetch(_field_counts(rows, fields)).to_pylist()} if fields else {}
+    of_fields: dict[str, list[dict]] = {one.name: [] for one in fields}
+    for row in fetch(_value_counts(rows, fields)).to_pylist() if fields else ():
+        of_fields[row["field"]].append(row)
     statistics = {}
     for code, name in enumerate(SPLITS):
         columns = {}
         for one in fields:
-            counts = {name: value or 0 for name, value in of_fields[one.name].items()}  # sums over no rows are null
-            columns[one.name] = {"values": counts[f"values_{code}"], "nulls": counts[f"nulls_{code}"]}
+            here, kinds = f"n_{code}", of_fields[one.name]
+            values = [row for row in kinds if not row["null"]]
+            columns[one.name] = {
+                "values": sum(row["values"] for row in values if row[f"in_{code}"]),
+                "nulls": sum(row[here] for row in kinds if row["null"]),
+            }
             if code:
-                columns[one.name]["unseen_share"] = round(counts[f"unseen_{code}"] / max(1, counts[f"all_{code}"]), 6)
+                unseen = sum(row[here] for row in values if not row["in_0"])
+                columns[one.name]["unseen_share"] = round(unseen / max(1, sum(row[here] for row in kinds)), 6)
         count, clicks = totals[code]["rows"], totals[code]["clicks"]
         rate = round(clicks / count, 6) if count else None
         statistics[name] = {"rows": count, "clicks": clicks, "click_rate": rate, "fields": columns}
     return statistics
 
 
-def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
-    """A row a field: over its distinct values and each split s the numbers `values_s`, `nulls_s`, `unseen_s` and
-    `all_s`."""
+def _value_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
+    """Of each field a row for each kind of value that it has: whether it is `null`, and for each split s whether it is
+    in it (`in_s`); with how many distinct `values` are of that kind, and how many rows they have in each split
+    (`n_s`)."""
     parts = []
     for one in fields:
         values = rows.select("_split", value=rows[one.name])
@@ -55,16 +63,12 @@ def _field_counts(rows: ir.Table, fields: Sequence[FlipField]) -> ir.Table:
                 empty.mutate(value=ibis.null(full.value.type().value_type))
             )
         per_value = values.group_by("value").agg(
-            **{f"n_{code}": (values._split == code).cast("int64").sum() for code in range(len(SPLITS))}
+            **{f"n_{code}": values.count(where=values._split == code) for code in range(len(SPLITS))}
         )
-        value, sums = per_value.value, {}
-        for code in range(len(SPLITS)):
-            number = per_value[f"n_{code}"]
-            sums[f"values_{code}"] = (value.notnull() & (number > 0)).cast("int64").sum()
-            sums[f"nulls_{code}"] = value.isnull().ifelse(number, 0).sum()
-            sums[f"unseen_{code}"] = (value.notnull() & (per_value.n_0 == 0)).ifelse(number, 0).sum()
-            sums[f"all_{code}"] = number.sum()
-        parts.append(per_value.agg(**sums).mutate(field=ibis.literal(one.name)))
+        kind = {f"in_{code}": per_value[f"n_{code}"] > 0 for code in range(len(SPLITS))}
+        counts = {f"n_{code}": per_value[f"n_{code}"].sum() for code in range(len(SPLITS))}
+        counted = per_value.group_by(null=per_value.value.isnull(), **kind).agg(values=per_value.count(), **counts)
+        parts.append(counted.mutate(field=ibis.literal(one.name)))
     return ibis.union(*parts) if len(parts) > 1 else parts[0]
 
 
