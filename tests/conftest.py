@@ -20,4 +20,10 @@ def pytest_configure(config):
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # and later ones leave out what is there by now
+    gc.set_threshold(10_000)  # 700 new objects are few for what builds queries and models
     gc.enable()
+
+
+def pytest_collection_modifyitems(items):
+    # the longest of the last files goes first: else one worker would be at it while the other has nothing left to do
+    items.sort(key=lambda item: item.path.name != "test_cli.py")

@@ -119,7 +119,7 @@ def finished(tmp_path_factory, drawing):
             patch.setattr(recipe, "run", drawn(recipe.run, lambda args: args.output_dir in shown))
         patch.setattr(demo, "draw", drawn(demo.draw))
         patch.setattr(demo, "PARALLEL", False)
-        patch.setattr(demo, "RESAMPLES", 20)
+        patch.setattr(demo, "RESAMPLES", 5)
         return folder, demo.run(args, SMALL, TINY)
 
 
