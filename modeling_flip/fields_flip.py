@@ -111,7 +111,7 @@ class Allowed:
             return False
         if (self.choices and value not in self.choices) or (value == "" and not self.empty):
             return False
-        if self.kind is dict and not all(isinstance(key, str) for key in value):
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
             return False
         return all(holds(value, bound) for _, holds, bound in self._bounds)
 
