@@ -254,10 +254,10 @@ def _find(name_or_path: str, name: str, hub: Mapping[str, Any], **more: Any) -> 
 
 
 def _check_files(name_or_path: str, own: str, expected: Mapping[str, str], hub: Mapping[str, Any]) -> None:
-    if own == CONFIG_NAME and expected and os.path.isdir(name_or_path):
+    if own == CONFIG_NAME and any(map(_is_weights, expected)) and os.path.isdir(name_or_path):
         folder = os.path.join(name_or_path, hub.get("subfolder") or "")
         for name in sorted(os.listdir(folder)):
-            if name not in expected and any(fnmatch(name, pattern) for pattern in WEIGHT_FILES):
+            if name not in expected and _is_weights(name):
                 raise ValueError(f"{os.path.join(folder, name)} is of another checkpoint: {own} does not name it.")
     for name, sha in expected.items():
         if name == own:
@@ -274,6 +274,10 @@ def _check_files(name_or_path: str, own: str, expected: Mapping[str, str], hub: 
                 f"{os.path.join(name_or_path, name)}: damaged, or of another checkpoint: its SHA-256 is not that of "
                 f"`sha256` in {own}. {AGAIN} (Changed on purpose: take its line out of `sha256`.)"
             )
+
+
+def _is_weights(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in WEIGHT_FILES)
 
 
 def _check_index(name_or_path: str, hub: Mapping[str, Any]) -> None:
