@@ -14,7 +14,8 @@ from flip_ctr.train import cli
 NEEDED = ["--dataset_dir", "d", "--output_dir", "o"]
 ROOT = Path(__file__).parents[3]  # of the checkout, after what is installed
 COMMAND = """
-import sys
+import gc, sys
+gc.disable()  # while it imports, which takes most of the time
 sys.path.append({root!r})
 from flip_ctr_command import main
 try:
