@@ -145,7 +145,7 @@ class Options:
         kinds = option_types(type(self))  # type: ignore[arg-type]
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
-            if value is not None or kinds[one.name] is bool:
+            if value is not None or (kinds[one.name] is bool and default_of(one) is not None):
                 setattr(self, one.name, read_value(one, kinds[one.name], value))
         self.given = {one.name for one in dataclasses.fields(self) if getattr(self, one.name) != default_of(one)}
         for name, value in self.case_defaults().items():
