@@ -159,8 +159,8 @@ def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
     none."""
     schema = pa.schema(REJECTED_COLUMNS)
     with pq.ParquetWriter(folder / REJECTED_NAME, schema, write_page_checksum=True) as writer:
-        for batch in batches:
-            writer.write_batch(batch.select(schema.names).cast(schema))
+        for table in _groups((batch.select(schema.names).cast(schema) for batch in batches), schema):
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
 
 def check_account(report: dict) -> None:
