@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 # Local feature ids that every field's vocabulary starts with; real values follow in an append-only order.
 PAD_ID, MASK_ID, UNK_ID, NULL_ID = 0, 1, 2, 3
 NUM_RESERVED_IDS = 4
@@ -46,7 +44,7 @@ MOST_IDS = 2**31 - 1  # an id has 32 bits where rows are kept
 
 def as_python(value: Any) -> Any:
     """A setting without numpy: its scalars as Python's, and its arrays as lists, inside lists and mappings too."""
-    if isinstance(value, np.generic | np.ndarray):
+    if type(value).__module__ == "numpy":  # which is not imported here, as commands start with this file
         return value.tolist()
     if isinstance(value, dict):
         return {key: as_python(one) for key, one in value.items()}

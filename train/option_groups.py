@@ -106,10 +106,10 @@ class ModelOptions(Options):
     )
     id_tower_kwargs: str | None = option(None, "arguments of the tower as JSON, e.g. '{\"num_cross_layers\": 3}'")
     id_embedding_size: int | None = option(
-        None, "size of a feature embedding; 32 in a new model", at_least=1, at_most=2**16
+        None, "size of a feature embedding; 32 in a new model", at_least=1, limit=2**16
     )
     id_hidden_dims: list[int] | None = option(
-        None, "layers of the tower's DNN; 300 300 128 in a new model", at_least=1, at_most=2**16
+        None, "layers of the tower's DNN; 300 300 128 in a new model", at_least=1, limit=2**16
     )
     id_initializer_range: float | None = by_case("standard deviation of new feature embeddings; 0.02", above=0)
     id_dropout: float | None = option(None, "dropout in the tower's DNN; 0 in a new model", at_least=0, below=1)
@@ -183,7 +183,7 @@ class ObjectiveOptions(Options):
     )
     icl_similarity: str = by_case("cosine with a learnable scale, or dot (the release)", choices=("cosine", "dot"))
     icl_temperature: float | None = by_case("start of the temperature of cosine (0.07), or that of dot (0.7)", above=0)
-    projection_dim: int = option(128, "size of the space of contrastive learning", at_least=1, at_most=2**16)
+    projection_dim: int = option(128, "size of the space of contrastive learning", at_least=1, limit=2**16)
     grad_cache_chunk_size: int | None = option(
         None,
         "rows of one forward pass of a batch, where the whole batch does not fit into memory: ICL still sees all its "

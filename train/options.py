@@ -99,7 +99,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     Args:
         metadata: what is checked of a value that is given:
             choices (the values there are), at_least, above, at_most, below (bounds of a number, or of each of a list),
-            also (values outside the bounds), length (of a list).
+            also (values outside the bounds), limit (the largest number that can be meant), length (of a list).
             What is done with it:
             path (a file or folder of this machine: `~` is expanded; never published), model (a path or hub id: `~` is
             expanded, of a folder its own name is published), private (never published).
@@ -253,7 +253,7 @@ def _read_one(one: dataclasses.Field, kind: type, value: Any) -> Any:
     metadata = one.metadata
     try:
         value = _as_type(kind, value, metadata)
-        if kind in (int, float) and not abs(value) <= LIMITS[kind]:  # nor is NaN
+        if kind is float and math.isinf(value):
             raise ValueError
     except (KeyError, OverflowError, TypeError, ValueError):
         what = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
@@ -269,6 +269,9 @@ def _read_one(one: dataclasses.Field, kind: type, value: Any) -> Any:
     if any(not compare(value, bound) for _, compare, bound in bounds) and value not in metadata.get("also", ()):
         wanted = " and ".join(f"{words} {bound}" for words, _, bound in bounds)
         raise ValueError(f"--{one.name} must be {wanted}; got {value}")
+    limit = metadata.get("limit", LIMITS.get(kind))
+    if limit is not None and not abs(value) <= limit:  # nor is NaN
+        raise ValueError(f"--{one.name} must be at most {limit:,}; got {value}")
     return value
 
 

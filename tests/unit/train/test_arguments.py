@@ -345,6 +345,7 @@ def test_choices_are_those_of_the_code():
             bounds = {name: getattr(allowed, name) for name in options.BOUNDS if getattr(allowed, name) is not None}
             assert bounds == {name: one.metadata[name] for name in options.BOUNDS if name in one.metadata}, one.name
             assert tuple(one.metadata.get("choices", ())) == allowed.choices
+            assert one.metadata.get("limit") == allowed.limit, one.name
     texts = {one.name: one.metadata["help"] for one in dataclasses.fields(PrepareArguments)}
     assert f"{SEED} when" in texts["split_seed"] and " ".join(map(str, RATIOS)) in texts["ratios"]
 
