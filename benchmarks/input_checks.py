@@ -31,12 +31,12 @@ from flip_ctr.train.parser import parse_arguments
 # ids of user, gender, age, occupation, zip code, movie, title, genre of MovieLens-1M, reserved ones included
 FIELD_SIZES = (6044, 6, 11, 25, 3443, 3710, 3710, 305)
 TOKENS, VOCABULARY = 32, 1000
-BATCH_SIZES = (1024, 1)
+BATCH_SIZES = {False: (1024, 1), True: (64, 1)}  # without and with a PLM
 
 
 @dataclass
 class CheckArguments(Options):
-    turns: int = option(200, "pairs of calls to time; of the model with a PLM a tenth of them", at_least=10)
+    turns: int = option(60, "pairs of calls to time; of batches of one row five times as many", at_least=10)
     output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
@@ -120,11 +120,11 @@ def run(args: CheckArguments) -> list[dict]:
     rows = []
     for with_text in (False, True):
         for kind, make in (("step", make_step), ("scoring", make_scoring)):
-            for size in BATCH_SIZES:
+            for size in BATCH_SIZES[with_text]:
                 model = make_model(with_text).train(kind == "step")
                 call = make(model, make_batch(size, with_text))
-                turns = max(10, args.turns // 10) if with_text and size > 1 else args.turns
-                numbers = compare(call, turns)
+                # a call of few rows is short, and so is a difference: more of them are measured
+                numbers = compare(call, args.turns if size > 1 else 5 * args.turns)
                 rows.append(
                     {"model": "with a PLM" if with_text else "ID-only DCNv2", "call": kind, "rows": size} | numbers
                 )

@@ -52,6 +52,8 @@ INPUTS = {
 }
 OF_IDS = {name for name, (dims, _) in INPUTS.items() if "S" in dims}
 OF_TEXT = {name for name, (dims, _) in INPUTS.items() if "P" in dims or "E" in dims}
+# what neither a tower's table nor the loss checks when it reads it
+OF_VALUES = set(INPUTS) - {"history_ids", "labels", "sample_weight", "mlm_pairs", "text_hidden_states"}
 PROMPTS = ("input_ids", "attention_mask", "masked_input_ids", "mlm_labels")
 
 
@@ -215,17 +217,19 @@ class InputChecks:
             if name == "input_ids" or name == "masked_input_ids":
                 self.check_form(name, values, present.get("prompt_index"))
             shape = values.shape
-            if len(shape) != len(dims) or any(known.get(dim, size) != size for dim, size in zip(dims, shape)):
+            if len(shape) != len(dims):
                 self._refuse_shape(name, values, dims, known, said)
             for dim, size in zip(dims, shape):
-                if dim not in known:
-                    known[dim], said[dim] = size, name
+                if known.setdefault(dim, size) != size:
+                    self._refuse_shape(name, values, dims, known, said)
+                said.setdefault(dim, name)
             if needs_rows and shape[0] == 0:
                 raise ValueError(f"`{name}` has the shape {tuple(shape)}: a loss needs at least one row.")
             if dims[-1] == "L" and shape[-1] == 0 < shape[0]:
                 raise ValueError(f"`{name}` has the shape {tuple(shape)}: a prompt has at least one token.")
         for name, values in present.items():
-            self.check_values(name, values, last_ids, known)
+            if name in OF_VALUES:
+                self.check_values(name, values, last_ids, known)
 
     def check_form(self, name: str, input_ids: torch.Tensor, prompt_index: torch.Tensor | None) -> None:
         """Raises `ValueError` where prompts are not in a form that `config.prompts` says."""
@@ -274,7 +278,9 @@ class InputChecks:
         self, name: str, values: torch.Tensor, dims: str, known: dict[str, int], said: dict[str, str]
     ) -> NoReturn:
         here = _shape([known.get(dim, dim) for dim in dims])
-        others = dict.fromkeys(f"`{said[dim]}`" for dim in dims if dim in said)
+        others = dict.fromkeys(
+            f"`{said[dim]}`" for dim in dims if said.get(dim, name) != name and dim not in self.sizes
+        )
         reason = f", as {' and '.join(others)} has it" if others else ""
         raise ValueError(
             f"`{name}` must have the shape {_shape(dims)}, here {here}{reason}; got {tuple(values.shape)}."

@@ -4,7 +4,7 @@
 import yaml
 
 from flip_ctr.data.prepare.dataset_folder import ITEMS_NAME, PICTURE_NAME, REJECTED_NAME, REPORT_NAME
-from flip_ctr.data.prepare.markdown import code, fenced, markdown_table, plain
+from flip_ctr.data.prepare.markdown import code, fenced, markdown_table, plain, prose
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
 
 
@@ -70,9 +70,9 @@ Made from the raw files of {code(schema.dataset)} by `flip-ctr prepare`; read it
 `datasets.load_dataset(this_folder)`. `{SCHEMA_NAME}` holds the fields and the protocol, `{REPORT_NAME}` every count,
 `{REJECTED_NAME}` every line that could not be read or used, with file, line, reason and text.
 
-* **Label** {code(schema.label)}: {plain(protocol["label_rule"])}.
+* **Label** {code(schema.label)}: {prose(protocol["label_rule"])}.
 * **Split** `{protocol["split"]}`{_ratios(protocol)}:
-  {plain(protocol["split_rule"])}.
+  {prose(protocol["split_rule"])}.
 {_statistics(protocol)}{_history(schema)}{picture}
 ## Splits
 
@@ -98,7 +98,7 @@ def _ratios(protocol: dict) -> str:
 
 def _statistics(protocol: dict) -> str:
     rule = protocol.get("statistics")
-    return f"* **Click rates** (`..._click_rate`, `..._rows`) count {plain(rule)}.\n" if rule else ""
+    return f"* **Click rates** (`..._click_rate`, `..._rows`) count {prose(rule)}.\n" if rule else ""
 
 
 def _history(schema: DatasetSchema) -> str:
@@ -109,7 +109,7 @@ def _history(schema: DatasetSchema) -> str:
         f"the last {field.max_values} values of {code(field.history_of)}, newest last, each with whether it was clicked"
     )
     return (
-        f"* **Histories** ({code(field.name)}): {what}, of {plain(schema.protocol['history'])}.\n"
+        f"* **Histories** ({code(field.name)}): {what}, of {prose(schema.protocol['history'])}.\n"
         f"  `{ITEMS_NAME}` says what item each key is.\n"
     )
 

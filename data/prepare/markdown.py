@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 SCHEMES = ("", "http", "https", "mailto")  # of links; "" is a path beside the page
 # signs that are markup wherever they stand, or between other signs than letters, or at the start of a line
 ALWAYS, BETWEEN = re.compile(r"[\\`*\[\]|~]|!(?=\[)"), re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+CODE = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)")
 AT_START = re.compile(r"^(#{1,6}(?=\s|$)|[-+=>:](?=[\s\-=]|$)|\d+(?=[.)](?:\s|$)))")
 
 
@@ -20,8 +21,25 @@ def one_line(text: object) -> str:
 
 def plain(text: object) -> str:
     """Text as one line of Markdown that shows it and nothing else."""
-    line = BETWEEN.sub(lambda found: "\\" + found[0], ALWAYS.sub(lambda found: "\\" + found[0], one_line(text)))
-    line = re.sub(r"&(?=#?\w+;)", "&amp;", line).replace("<", "&lt;")
+    return _with_start(_escaped(one_line(text)))
+
+
+def prose(text: object) -> str:
+    """As `plain`, of a sentence of this package that quotes others as code: what stands in backticks stays code."""
+    line, parts, end = one_line(text), [], 0
+    for found in CODE.finditer(line):
+        parts += [_escaped(line[end : found.start()]), found[0]]
+        end = found.end()
+    return _with_start("".join([*parts, _escaped(line[end:])]))
+
+
+def _escaped(line: str) -> str:
+    line = BETWEEN.sub(lambda found: "\\" + found[0], ALWAYS.sub(lambda found: "\\" + found[0], line))
+    return re.sub(r"&(?=#?\w+;)", "&amp;", line).replace("<", "&lt;")
+
+
+def _with_start(line: str) -> str:
+    """What would begin a heading, a list or a rule begins nothing."""
     return AT_START.sub(lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0], line)
 
 
@@ -61,4 +79,4 @@ def markdown_table(header: Sequence[object], rows: Sequence[Sequence], right: bo
 def _cell(text: str) -> str:
     line = re.sub(r"(?<!\\)((?:\\\\)*)\|", r"\1\\|", " ".join(text.split()))
     # not in code, where entities are shown as they are written
-    return re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)|<", lambda found: found[0] if found[1] else "&lt;", line)
+    return re.sub(f"{CODE.pattern}|<", lambda found: found[0] if found[1] else "&lt;", line)

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 import flip_ctr
 from flip_ctr.data.prepare.dataset_folder import CARD_NAME, REPORT_NAME
-from flip_ctr.data.prepare.markdown import code, link, markdown_table, plain
+from flip_ctr.data.prepare.markdown import code, link, markdown_table, plain, prose
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY, PIPELINE_TASK, FlipConfig
@@ -383,9 +383,9 @@ def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
 def _data(schema: DatasetSchema, data: dict, results: dict, fused: bool) -> str:
     protocol, lines = schema.protocol, [f"* **Dataset** {plain(data['title'])} ({code(schema.dataset)})."]
     if "label_rule" in protocol:
-        lines.append(f"* **Label** {code(schema.label)}: {plain(protocol['label_rule'])}.")
+        lines.append(f"* **Label** {code(schema.label)}: {prose(protocol['label_rule'])}.")
     if "split" in protocol:
-        rule = f": {plain(protocol['split_rule'])}" if "split_rule" in protocol else ""
+        rule = f": {prose(protocol['split_rule'])}" if "split_rule" in protocol else ""
         lines.append(f"* **Split** `{protocol['split']}`, seed {protocol.get('split_seed')}{rule}.")
     splits = data["report"].get("splits", {})
     if splits:

@@ -96,7 +96,7 @@ WRONG = [
     (["id", "history"], "feature_ids", lambda v: v.to_sparse(), TypeError, "sparse"),
     (["id", "history"], "feature_ids", as_list, TypeError, "got list"),
     (["id", "history"], "feature_ids", lambda v: v.numpy(), TypeError, "got ndarray"),
-    (["id", "entity pretraining"], "feature_ids", lambda v: v[:, :5], ValueError, "(B, 6)"),
+    (["id", "entity pretraining"], "feature_ids", lambda v: v[:, :5], ValueError, "6); got ("),
     (["id", "history"], "feature_ids", lambda v: v[None], ValueError, "(1, 4, 6)"),
     (["joint", "frozen", "towers", "pretraining"], "input_ids", shorter, ValueError, "(3,"),
     (["entity", "history"], "prompt_index", shorter, ValueError, "`feature_ids`"),
@@ -182,7 +182,7 @@ def test_a_wrong_weight_is_named(given, weight, says):
     ("pooled", "says"),
     [
         (torch.full((8, 16), math.nan), "must be finite; got nan"),
-        (torch.zeros(8, 15), "(P, H), here (P, 16)"),
+        (torch.zeros(8, 15), "(P, H), here (8, 16); got (8, 15)"),
         (torch.zeros(8, 16, dtype=torch.long), "torch.int64"),
         (torch.zeros(1, 16), "`prompt_index` must be numbers of the 1 prompts"),
     ],

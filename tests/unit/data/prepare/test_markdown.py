@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard
 from flip_ctr import FlipField
 from flip_ctr.data.prepare.dataset_card import dataset_card
 from flip_ctr.data.prepare.figures import pyplot
-from flip_ctr.data.prepare.markdown import code, fenced, link, markdown_table, plain
+from flip_ctr.data.prepare.markdown import code, fenced, link, markdown_table, plain, prose
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 
 # a name that is markup, HTML, a link, an end of front matter, code, a row of a table, and the start of a heading
@@ -63,6 +63,19 @@ def test_code_has_fences_that_it_does_not_hold(text, shown):
 )
 def test_links_lead_where_a_reader_may_follow(target, shown):
     assert link("x", target) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("`stars >= 4` is a click", "`stars >= 4` is a click"),
+        ("`a<b` <b> and `` c`d `` *e*", "`a<b` &lt;b> and `` c`d `` \\*e\\*"),
+        ("a ` b", "a \\` b"),
+        ("`", "\\`"),
+    ],
+)
+def test_a_sentence_quotes_as_code(text, shown):
+    assert prose(text) == shown
 
 
 def test_a_cell_ends_no_table():
