@@ -153,12 +153,15 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
         kwargs: passed to `from_pretrained` of the base (`dtype`, float32 by default, `attn_implementation`, ...).
 
     Raises:
-        OSError: the base cannot be found.
+        OSError: there is no adapter, or the base cannot be found.
         ValueError: files are damaged; the adapter names a folder elsewhere on this machine as its base; or the base is
             the adapter itself, or has other weights than the one that the adapter was trained on.
     """
     check_checkpoint(name_or_path, CONFIG_NAME, {})
-    named = read_json(_find(name_or_path, ADAPTER_CONFIG)).get("base_model_name_or_path")
+    path = _find(name_or_path, ADAPTER_CONFIG)
+    if path is None:
+        raise OSError(f"{name_or_path} is no LoRA adapter: it has no {ADAPTER_CONFIG}")
+    named = read_json(path).get("base_model_name_or_path")
     if base_model_name_or_path is None and (os.path.isabs(str(named)) or ".." in re.split(r"[/\\\\]", str(named))):
         raise ValueError(
             f"{os.path.join(name_or_path, ADAPTER_CONFIG)} names the base {named!r}, and must not lead elsewhere on "
