@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flip_ctr.modeling_flip.fingerprint_flip import is_alive
+from flip_ctr.modeling_flip.new_files_flip import is_alive
 
 logger = logging.getLogger("flip_ctr")
 

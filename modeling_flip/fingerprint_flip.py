@@ -10,19 +10,13 @@ its line out of `sha256`, or saves the checkpoint again.
 import hashlib
 import json
 import os
-import shutil
-import socket
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, cached_file, logging
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, cached_file
 
 from .fields_flip import FlipField, read_fields
-
-logger = logging.get_logger(__name__)
 
 CHECKPOINT_FORMAT = 1  # of what a checkpoint folder holds; code reads its own and older ones
 WEIGHT_FILES = ("model*.safetensors", "adapter_model.safetensors")
@@ -30,7 +24,6 @@ TEXTS = (".py", ".json", ".txt")
 CODE_FILES = ("*_flip.py", "id_tower*.py")
 SAVED = ".saved"  # a whole checkpoint that a run is putting in its place
 OF_LOADING = ("sha256", "auto_map", "custom_pipelines", "name_or_path")
-PARTIAL = ".saving-"  # how names begin of what is being written
 INDEX = "model.safetensors.index.json"
 MEANINGS = {
     "format": "the form of the checkpoint",
@@ -88,12 +81,19 @@ def checksums(folder: str, patterns: Sequence[str]) -> dict[str, str]:
 
 def add_checksums(folder: str) -> None:
     """Writes the checksums of a model's weights and code into its `config.json`: the last step of saving it."""
-    path = os.path.join(folder, CONFIG_NAME)
-    values = read_json(path)
-    sums = {CONFIG_NAME: content_sha256(values)} | checksums(folder, (*WEIGHT_FILES, *CODE_FILES))
-    values |= {"sha256": sums}
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    write_json(folder, CONFIG_NAME, read_json(os.path.join(folder, CONFIG_NAME)), (*WEIGHT_FILES, *CODE_FILES))
+
+
+def write_json(folder: str, name: str, values: Mapping[str, Any], patterns: Sequence[str] = ()) -> None:
+    """Writes a JSON file of a checkpoint, with checksums of its content and of the files there that fit a pattern."""
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        file.write(json_text(name, values, checksums(folder, patterns)))
+
+
+def json_text(name: str, values: Mapping[str, Any], sums: Mapping[str, str]) -> str:
+    """What that JSON file holds."""
+    sums = {name: content_sha256(values), **sums}
+    return json.dumps({**values, "sha256": sums}, indent=2, sort_keys=True) + "\n"
 
 
 def content_sha256(values: Mapping[str, Any]) -> str:
@@ -112,56 +112,6 @@ def check_content(values: Mapping[str, Any], name: str, folder: str) -> None:
             f"{os.path.join(folder, name)}: damaged or changed: its SHA-256 is not that of `sha256` in it. {AGAIN} "
             f"(Changed on purpose: take the line of {name} out of `sha256`.)"
         )
-
-
-def partial_prefix(prefix: str) -> str:
-    """How the name begins of what this process is writing: it says whose it is."""
-    return f"{prefix}{os.getpid()}@{socket.gethostname()}-"
-
-
-def is_abandoned(name: str, prefix: str) -> bool:
-    """Whether something was being written by a process of this machine that has ended."""
-    pid, _, host = name.removeprefix(prefix).rpartition("-")[0].partition("@")
-    return name.startswith(prefix) and pid.isdecimal() and host == socket.gethostname() and not is_alive(int(pid))
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # of another user
-        pass
-    return True
-
-
-@contextmanager
-def new_files(folder: str | os.PathLike, last: str, replaced: Sequence[str] = ()) -> Iterator[str]:
-    """Yields an empty folder; what is written there takes the places of a checkpoint's files when all is done.
-
-    Args:
-        folder: of the checkpoint.
-        last: the file that comes last. Its checksums are of those before it, so that a mix of files, where a process
-            is killed on the way, is refused when it is loaded.
-        replaced: patterns of files that go where there are no new ones.
-    """
-    os.makedirs(folder, exist_ok=True)
-    for name in os.listdir(folder):
-        if is_abandoned(name, PARTIAL):
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-            logger.warning(f"removed {os.path.join(folder, name)}, which a killed process left")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=partial_prefix(PARTIAL)) as partial:
-        yield partial
-        new = sorted(os.listdir(partial), key=lambda name: (name == last, name))
-        for name in new:
-            with open(os.path.join(partial, name), "rb") as file:
-                os.fsync(file.fileno())  # a machine that goes down must not leave a name without its bytes
-        for name in new:
-            os.replace(os.path.join(partial, name), os.path.join(folder, name))
-    for name in os.listdir(folder):
-        if name not in new and any(fnmatch(name, pattern) for pattern in replaced):
-            os.remove(os.path.join(folder, name))
 
 
 def read_json(path: str) -> dict[str, Any]:

@@ -58,6 +58,7 @@ from .losses_flip import (
     masked_language_loss,
     masked_tabular_loss,
 )
+from .new_files_flip import new_files  # noqa: F401
 from .outputs_flip import FlipForCTROutput, FlipForPretrainingOutput, FlipModelOutput, returned
 from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
 from .processing_flip import FlipProcessor  # noqa: F401

@@ -37,13 +37,12 @@ from .fingerprint_flip import (
     CHECKPOINT_FORMAT,
     HUB_ARGUMENTS,
     check_checkpoint,
-    checksums,
-    content_sha256,
     differing,
     digest,
-    new_files,
+    write_json,
 )
 from .histories_flip import Histories, HistoryItems, only_named, read_histories
+from .new_files_flip import new_files
 from .prompt_tables_flip import EncodedRows, EntityPrompts, EntityPromptsBuilder, PromptTableBuilder, RowPrompts
 from .rows_flip import RawRows
 from .values_flip import Value, canonical_label
@@ -588,11 +587,7 @@ class FlipProcessor(ProcessorMixin):
             super().save_pretrained(folder, **kwargs)
         self.feature_extractor.save_vocabularies(folder)
         files = TOKENIZER_FILES + tuple(getattr(self.tokenizer, "vocab_files_names", {}).values())
-        sums = {} if self.id_only else checksums(folder, files)
-        values = json.loads(self.to_json_string())
-        values["sha256"] = {PROCESSOR_NAME: content_sha256(values)} | sums
-        with open(os.path.join(folder, PROCESSOR_NAME), "w", encoding="utf-8") as file:
-            file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        write_json(folder, PROCESSOR_NAME, json.loads(self.to_json_string()), () if self.id_only else files)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from flip_ctr.data.readers.shards import PART_ROWS, SplitRows
-from flip_ctr.modeling_flip.fingerprint_flip import file_sha256, is_abandoned, partial_prefix
+from flip_ctr.modeling_flip.fingerprint_flip import file_sha256
 from flip_ctr.modeling_flip.histories_flip import read_histories
+from flip_ctr.modeling_flip.new_files_flip import is_abandoned, partial_prefix
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import (
     EntityPrompts,

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from flip_ctr import FlipForCTR
 from flip_ctr.data.outputs import claimed
-from flip_ctr.modeling_flip.fingerprint_flip import PARTIAL
+from flip_ctr.modeling_flip.new_files_flip import PARTIAL
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop import resume, run
 from flip_ctr.train.loop.resume import PREEMPTED, step_checkpoints

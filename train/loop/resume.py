@@ -29,7 +29,8 @@ from flip_ctr.data.batches.cache import processor_digest
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.outputs import sync
-from flip_ctr.modeling_flip.fingerprint_flip import PARTIAL, file_sha256, read_json
+from flip_ctr.modeling_flip.fingerprint_flip import file_sha256, read_json
+from flip_ctr.modeling_flip.new_files_flip import PARTIAL
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.loop.prompt_states import PromptReader
 from flip_ctr.train.models.whole_weights import load_training_state, training_state

@@ -17,8 +17,9 @@ from transformers.utils import CONFIG_NAME
 
 from flip_ctr.data.outputs import remove, sync, sync_names
 from flip_ctr.modeling_flip.configuration_flip import CUSTOM_ENTRY
-from flip_ctr.modeling_flip.fingerprint_flip import PARTIAL, SAVED
+from flip_ctr.modeling_flip.fingerprint_flip import SAVED
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip.new_files_flip import PARTIAL
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, restore_adapter, save_adapter

@@ -4,15 +4,18 @@
 import json
 import os
 import shlex
+from hashlib import sha256
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
 
 from flip_ctr.modeling_flip.base_flip import naming_weights
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.fingerprint_flip import check_checkpoint, json_text
 from flip_ctr.modeling_flip.modeling_flip import FlipForPretraining, FlipModel
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.models.lora import is_adapter
@@ -102,7 +105,7 @@ def push_checkpoint(
             later. The folder is never changed.
     """
     check_repository(repo_id)
-    config = check_checkpoint(folder)
+    config = whole_config(folder)
     architecture = config["architectures"][0]
     files: dict[str, str | bytes] = published_files(folder)
     if architecture == FlipForPretraining.__name__ and not pretraining_heads:
@@ -146,8 +149,9 @@ def push_checkpoint(
     return str(repository)
 
 
-def check_checkpoint(folder: str) -> dict:
-    """The configuration of a checkpoint folder; `ValueError` says what it lacks to be one that others can load."""
+def whole_config(folder: str) -> dict:
+    """The configuration of a checkpoint folder; `ValueError` says what it lacks to be one that others can load, or what
+    is damaged."""
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
         raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json")
@@ -166,6 +170,8 @@ def check_checkpoint(folder: str) -> dict:
     for kind, patterns in (("weights", ("*.safetensors",)), ("processor", ("processor_config.json",))):
         if not any(matches(name, patterns) for name in names):
             raise ValueError(f"{folder} is not a whole checkpoint: it has no {kind} ({', '.join(patterns)})")
+    for name in (CONFIG_NAME, PROCESSOR_NAME):
+        check_checkpoint(folder, name, {})
     return config
 
 
@@ -181,10 +187,10 @@ def without_heads(folder: str, config: dict) -> dict[str, bytes]:
     module = config["auto_map"]["AutoModel"].split(".")[0]
     config = config | {"architectures": [FlipModel.__name__]}
     config["auto_map"] = config["auto_map"] | {"AutoModel": f"{module}.{FlipModel.__name__}"}
-    return {
-        "model.safetensors": serialize(state, metadata={"format": "pt"}),
-        "config.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
-    }
+    weights = serialize(state, metadata={"format": "pt"})
+    sums = {name: sha for name, sha in config.pop("sha256", {}).items() if name.endswith(".py")}
+    sums["model.safetensors"] = sha256(weights).hexdigest()
+    return {"model.safetensors": weights, CONFIG_NAME: json_text(CONFIG_NAME, config, sums).encode()}
 
 
 def _card_for(path: str, repo_id: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from flip_ctr.data.outputs import naming_limits
-from flip_ctr.modeling_flip.fingerprint_flip import PARTIAL
+from flip_ctr.modeling_flip.new_files_flip import PARTIAL
 from flip_ctr.train.outputs.run_log import file_logger
 
 RESULTS_FILE, HISTORY_FILE = "all_results.json", "history.json"
