@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .configuration_flip import FlipConfig
 from .fields_flip import read_fields
-from .fingerprint_flip import HUB_ARGUMENTS, INDEX, WEIGHT_FILES, add_checksums, check_checkpoint
+from .fingerprint_flip import HUB_ARGUMENTS, INDEX, WEIGHT_FILES, add_checksums, check_checkpoint, state_of
 from .heads_flip import FlipMLMHead, FlipMTMHead
 from .id_tower import FeatureEmbedding, build_id_tower
 from .new_files_flip import new_files
@@ -79,7 +79,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         """As in transformers, from safetensors only (no pickle on the way); see [`_align_memory`] for what is added.
 
         Raises:
-            OSError: there is no such checkpoint, or its file of weights is damaged.
+            OSError: there is no such checkpoint, its file of weights is damaged, or another took its place meanwhile.
             ValueError: files are damaged or not of this checkpoint, see [`check_checkpoint`]; or weights are of other
                 shapes than its configuration says, or missing.
         """
@@ -87,7 +87,11 @@ class FlipPreTrainedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         name = str(args[0] if args else kwargs.get("pretrained_model_name_or_path", ""))
         hub = {one: kwargs[one] for one in HUB_ARGUMENTS if one in kwargs}
-        check_checkpoint(name, CONFIG_NAME, hub)
+        before = state_of(name)
+        read = sha = check_checkpoint(name, CONFIG_NAME, hub)
+        config = kwargs.get("config")
+        if config is not None and str(config.name_or_path) == name:  # `AutoModel` has just read it
+            read = config._saved_sha256
         try:
             with naming_weights(name):
                 loaded: Any = super().from_pretrained(*args, **kwargs, output_loading_info=True)
@@ -102,6 +106,8 @@ class FlipPreTrainedModel(PreTrainedModel):
                 ) from error
             raise
         model, info = loaded
+        if state_of(name) != before or read != sha:
+            raise OSError(f"{name} was replaced while it was read; load it again.")
         if info["missing_keys"]:
             model._check_missing(name, info["missing_keys"], hub)
         _align_memory(model)

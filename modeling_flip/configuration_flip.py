@@ -227,6 +227,7 @@ class FlipConfig(PreTrainedConfig):
         self.fields = [field.to_dict() for field in read_fields(fields)]
         self.fingerprint = getattr(fields, "fingerprint", fingerprint)
         kwargs.pop("sha256", None)  # of saved files, and checked before
+        self._saved_sha256: str | None = None
         # from a processor to a new model, and no further: never saved
         self._feature_counts = getattr(fields, "feature_counts", None)
         self.id_hidden_dims = list(id_hidden_dims) if isinstance(id_hidden_dims, tuple) else id_hidden_dims
@@ -294,7 +295,10 @@ class FlipConfig(PreTrainedConfig):
         """As in transformers. `ValueError` where a saved configuration is damaged."""
         folder = kwargs.get("name_or_path") or config_dict.get("_name_or_path") or ""
         check_content(config_dict, CONFIG_NAME, str(folder))
-        return super().from_dict(config_dict, **kwargs)
+        loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config._saved_sha256 = (config_dict.get("sha256") or {}).get(CONFIG_NAME)  # of what was read; never saved
+        return loaded
 
     def decide_text_pooling(self) -> None:
         """Sets `text_pooling` by the PLM where it was left open and there is a `text_config`."""
@@ -404,7 +408,8 @@ class FlipConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        values.pop("_feature_counts", None)
+        for name in ("_feature_counts", "_saved_sha256"):
+            values.pop(name, None)
         if values.get("text_config") is not None:
             values["text_config"].pop("_name_or_path", None)  # a local path would be published with the checkpoint
         entry = values.pop("entry_module", None)

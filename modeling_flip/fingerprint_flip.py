@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from typing import Any
 
@@ -138,10 +139,23 @@ def differing(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) ->
     return [MEANINGS[name] for name in names if one.get(name) != other.get(name)]
 
 
-def check_checkpoint(name_or_path: str, own: str, hub: Mapping[str, Any]) -> None:
+def state_of(name_or_path: str) -> list[tuple]:
+    """What tells the files of a model from those that took their places; nothing for a hub id, whose files stay."""
+    if not os.path.isdir(name_or_path):
+        return []
+    found = []
+    for name in sorted(os.listdir(name_or_path)):
+        if name in (CONFIG_NAME, INDEX) or _is_weights(name):
+            with suppress(FileNotFoundError):  # replaced right now
+                stat = os.stat(os.path.join(name_or_path, name))
+                found.append((name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def check_checkpoint(name_or_path: str, own: str, hub: Mapping[str, Any]) -> str | None:
     """As `check_files`; where a run was killed while it saved, the error says where the whole checkpoint lies."""
     try:
-        check_files(name_or_path, own, hub)
+        return check_files(name_or_path, own, hub)
     except ValueError as error:
         saved = os.path.join(name_or_path, SAVED)
         if not os.path.isdir(saved):
@@ -152,13 +166,15 @@ def check_checkpoint(name_or_path: str, own: str, hub: Mapping[str, Any]) -> Non
         ) from None
 
 
-def check_files(name_or_path: str, own: str, hub: Mapping[str, Any]) -> None:
+def check_files(name_or_path: str, own: str, hub: Mapping[str, Any]) -> str | None:
     """Compares what lies in a checkpoint before it is loaded.
 
     Args:
         name_or_path: a folder, or a hub id, of which files are compared that are on this machine already.
         own: whose files are compared with their checksums: `config.json` or `processor_config.json`.
         hub: arguments of `cached_file`.
+
+    Returns: the checksum of the content of `own`; None where it has none.
 
     Raises:
         ValueError: model and processor do not belong together, the checkpoint is newer than this code, or a file is
@@ -167,7 +183,7 @@ def check_files(name_or_path: str, own: str, hub: Mapping[str, Any]) -> None:
     paths = {name: _find(name_or_path, name, hub) for name in (CONFIG_NAME, PROCESSOR_NAME)}
     values = {name: read_json(path) for name, path in paths.items() if path is not None}
     if own not in values or values.get(CONFIG_NAME, {}).get("model_type", "flip") != "flip":
-        return  # transformers says that there is none, or what is there instead
+        return None  # transformers says that there is none, or what is there instead
     prints = {name: of_one.get("fingerprint") for name, of_one in values.items()}
     for name, of_one in prints.items():
         if of_one is not None and not isinstance(of_one, dict):
@@ -190,7 +206,9 @@ def check_files(name_or_path: str, own: str, hub: Mapping[str, Any]) -> None:
         _check_index(name_or_path, hub)
     for name, of_one in values.items():
         check_content(of_one, name, name_or_path)
-    _check_files(name_or_path, own, values[own].get("sha256") or {}, hub)
+    sums = values[own].get("sha256") or {}
+    _check_files(name_or_path, own, sums, hub)
+    return sums.get(own)
 
 
 def _find(name_or_path: str, name: str, hub: Mapping[str, Any], **more: Any) -> str | None:

@@ -11,10 +11,10 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor
-from flip_ctr.modeling_flip import feature_extraction_flip
+from flip_ctr.modeling_flip import base_flip, feature_extraction_flip
 from flip_ctr.modeling_flip.fingerprint_flip import fields_digest
 
 ROWS = tiny.toy_rows(11)
@@ -323,3 +323,23 @@ def test_what_a_killed_process_left_is_removed(in_json, copy):
     (folder / ".saving-1@elsewhere-abc").mkdir()
     FlipForCTR.from_pretrained(folder).save_pretrained(folder)
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".saving-1@elsewhere-abc"]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read(in_json, other, copy, monkeypatch):
+    folder = copy(in_json)
+    config = AutoConfig.from_pretrained(folder)
+    check = base_flip.check_checkpoint
+
+    def replaced(*args):
+        sha = check(*args)
+        for name in (WEIGHTS, CONFIG):
+            shutil.copy(other / name, folder / name)
+        return sha
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base_flip, "check_checkpoint", replaced)
+        with pytest.raises(OSError, match=f"{folder} was replaced while it was read; load it again"):
+            FlipForCTR.from_pretrained(folder)
+    shutil.copy(other / PROCESSOR, folder / PROCESSOR)
+    with pytest.raises(OSError, match="was replaced while it was read"):  # between configuration and weights
+        FlipForCTR.from_pretrained(folder, config=config)
