@@ -16,7 +16,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint test fuzz docs remote-envs test-remote test-lowest dist test-wheel
+.PHONY: help install demo lint test attack docs remote-envs test-remote test-lowest dist test-wheel
 
 help:
 	@echo "make install      create $(VENV) and install flip-ctr with its tests and checks in it"
@@ -25,7 +25,7 @@ help:
 	@echo "                  [OUTPUT_DIR=$(OUTPUT_DIR)]  [ARGS='--seed 1 --num_train_epochs 3']: more options of flip-ctr demo"
 	@echo "make lint         formatting, lint, the contracts of the imports, types of the public interface"
 	@echo "make test         the tests, in JOBS=$(JOBS) processes; ARGS go to pytest"
-	@echo "make fuzz         FUZZ_COUNT=$(FUZZ_COUNT) broken tables of each format, and bad calls of the Python API and the commands"
+	@echo "make attack       broken tables and checkpoints, bad calls, kills, several runs at once, full disks: what became of each"
 	@echo "make remote-envs  environments that have transformers $(REMOTE_VERSIONS) and not this package, in $(REMOTE);"
 	@echo "                  with them 'make test' also loads checkpoints there; 'make test-remote' runs these tests alone"
 	@echo "make test-lowest  the core of the tests with the lowest versions that pyproject.toml allows, in $(LOWEST)"
@@ -55,16 +55,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Of both a part runs in the tests. Each failure names its seed, which alone makes it again.
-FUZZ_COUNT ?= 500
-FUZZ_SEED ?= 0
-FUZZ := PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python tests/fuzz
+# A part of them runs in the tests. What failed is listed with the command that repeats it alone.
+ATTACKS := PYTHONPATH=tests:tests/attacks OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python tests/attacks/attack.py
 
-fuzz: $(INSTALLED)
-	$(FUZZ)/fuzz_tables.py --count $(FUZZ_COUNT) --seed $(FUZZ_SEED)
-	$(FUZZ)/fuzz_tables.py --way prepare --count $$(( $(FUZZ_COUNT) / 20 + 1 )) --seed $(FUZZ_SEED)
-	$(FUZZ)/fuzz_tables.py --way predict --count $$(( $(FUZZ_COUNT) / 5 + 1 )) --seed $(FUZZ_SEED)
-	$(FUZZ)/fuzz_calls.py
+attack: $(INSTALLED)
+	$(ATTACKS) $(ARGS)
 
 # --- checks
 

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -49,10 +50,15 @@ WARM: "Warm | None" = None  # of this process; `shared_fixtures` makes it
 
 
 class Warm:
-    """Forks the server. To be made before this process has threads, which a fork would not have."""
+    """Forks the server. To be made before this process has threads, which a fork would not have.
 
-    def __init__(self):
-        for name in MODULES:
+    Args:
+        modules: what the server imports.
+        prepare: what it does then, before it forks for others.
+    """
+
+    def __init__(self, modules: Sequence[str] = MODULES, prepare: Callable[[], None] | None = None):
+        for name in modules:
             importlib.import_module(name)
         get_checkpoint_conversion_mapping("bert")  # the first call compiles a thousand patterns
         self.folder = Path(tempfile.mkdtemp(prefix="warm-"))
@@ -65,6 +71,7 @@ class Warm:
         if self.server == 0:
             os.close(self.open)
             atexit._clear()  # what this process does at its end
+            (prepare or without_pictures)()
             serve(listener, ends)
             os._exit(0)
         os.close(ends)
@@ -80,14 +87,28 @@ class Warm:
 
 
 class Process:
-    """`python ARGUMENTS` in a fork of the server, and its process number; its output goes nowhere."""
+    """`python ARGUMENTS` in a fork of the server, and its process number.
 
-    def __init__(self, arguments: list[str]):
+    Args:
+        arguments: behind `python`.
+        output: file for what it writes to its standard streams; nowhere when not given.
+        warm: the server; the tests' own when not given.
+        environment: variables that differ from this process's.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        output: str | Path = os.devnull,
+        warm: Warm | None = None,
+        environment: dict[str, str] | None = None,
+    ):
         server = socket.socket(socket.AF_UNIX)
-        server.connect(WARM.address)
-        task = json.dumps([arguments, dict(os.environ), os.getcwd()]).encode()
-        with open(os.devnull, "r+") as nowhere:
-            socket.send_fds(server, [len(task).to_bytes(8, "big")], [nowhere.fileno()] * 3)
+        server.connect((warm or WARM).address)
+        task = json.dumps([arguments, dict(os.environ) | (environment or {}), os.getcwd()]).encode()
+        with open(os.devnull) as nothing, open(output, "a") as said:
+            streams = [nothing.fileno(), said.fileno(), said.fileno()]
+            socket.send_fds(server, [len(task).to_bytes(8, "big")], streams)
         server.sendall(task)
         self.answers, self.exitcode = server.makefile(), None
         self.pid = int(self.answers.readline())
@@ -101,11 +122,15 @@ class Process:
             self.exitcode = int(self.answers.readline())
 
 
+def without_pictures() -> None:
+    """As in the tests themselves."""
+    for module in ("data.prepare.dataset_picture", "train.outputs.plots"):
+        importlib.import_module(f"flip_ctr.{module}").pyplot = lambda: None
+
+
 def serve(listener: socket.socket, ends: int) -> None:
     gc.freeze()  # no collection of a fork goes through, and so copies, what is imported here
     gc.enable()
-    for module in ("data.prepare.dataset_picture", "train.outputs.plots"):  # as in the tests themselves
-        importlib.import_module(f"flip_ctr.{module}").pyplot = lambda: None
     while True:
         ready, _, _ = select.select([listener, ends], [], [])
         while reaped():

@@ -1,4 +1,4 @@
-"""Broken tables for fuzzing: a clean table with values of all kinds in a dialect, and what is done to it, all from a
+"""Broken tables: a clean table with values of all kinds in a dialect, and what is done to it, all from a
 seed."""
 
 import gzip

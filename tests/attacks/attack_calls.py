@@ -1,7 +1,7 @@
 """Bad calls of the Python API and of the commands, each of which must end in one line that names what is wrong.
 
-PYTHONPATH=tests python tests/fuzz/fuzz_calls.py                   # all of them
-PYTHONPATH=tests python tests/fuzz/fuzz_calls.py --only batch      # those with this word in what they do
+PYTHONPATH=tests python tests/attacks/attack_calls.py                   # all of them
+PYTHONPATH=tests python tests/attacks/attack_calls.py --only batch      # those with this word in what they do
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Broken Parquet tables for fuzzing: columns of odd types, columns that are missing or twice, damaged bytes."""
+"""Broken Parquet tables: columns of odd types, columns that are missing or twice, damaged bytes."""
 
 import io
 import random

@@ -1,8 +1,8 @@
 """Broken tables in every format, each of which is a named error, or a table of which every line is accounted for.
 
-    PYTHONPATH=tests python tests/fuzz/fuzz_tables.py --count 500 --format csv --seed 0
-    PYTHONPATH=tests python tests/fuzz/fuzz_tables.py --way prepare --count 20
-    PYTHONPATH=tests python tests/fuzz/fuzz_tables.py --format csv --seed 17 --count 1 --keep folder  # one that failed
+    PYTHONPATH=tests python tests/attacks/attack_tables.py --count 500 --format csv --seed 0
+    PYTHONPATH=tests python tests/attacks/attack_tables.py --way prepare --count 20
+    PYTHONPATH=tests python tests/attacks/attack_tables.py --format csv --seed 17 --count 1 --keep folder  # a failure
 
 `--way read` is what `prepare` does before an engine has the rows, `prepare` all of it; `predict` scores the rows.
 """
@@ -38,7 +38,7 @@ WAYS = ("read", "prepare", "predict")
 MANY = 60  # rows of a table that is split, or scored
 NAMES = ("key", "text", "click_probability", "reason")  # of what is predicted
 SHARES = (1.0, 1.0, 0.001)  # `--max_malformed_share`
-# Failures that are known, by what their texts match: why. `make fuzz` says which of them are no more.
+# Failures that are known, by what their texts match: why. `make attack` says which of them are no more.
 KNOWN: dict[str, str] = {}
 
 

@@ -1,12 +1,12 @@
-"""A part of the bad calls of `make fuzz`: all that are quick, and some of those that load checkpoints."""
+"""A part of the bad calls of `make attack`: all that are quick, and some of those that load checkpoints."""
 
 import subprocess
 import sys
 
+import attack_calls
 import bad_commands
 import bad_folder_calls
 import bad_python_calls
-import fuzz_calls
 import pytest
 from bad_calls_setup import Call, Setup
 
@@ -35,14 +35,14 @@ def setup(tmp_path_factory, dataset_dir, plm):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_bad_call_ends_in_one_line_that_names_what_is_wrong(setup, group):
-    found = fuzz_calls.run(GROUPS[group], setup)
-    assert {what: wrong for what, wrong in found.items() if what not in fuzz_calls.KNOWN} == {}
+    found = attack_calls.run(GROUPS[group], setup)
+    assert {what: wrong for what, wrong in found.items() if what not in attack_calls.KNOWN} == {}
 
 
 def test_there_are_as_many_as_promised_and_each_is_another():
-    names = [call.what for call in fuzz_calls.all_calls()]
+    names = [call.what for call in attack_calls.all_calls()]
     assert len(names) > 400 and len(set(names)) == len(names)
-    assert set(fuzz_calls.KNOWN) <= set(names)
+    assert set(attack_calls.KNOWN) <= set(names)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def test_what_is_wrong_with_an_error_is_noticed(setup):
         def makes(s):
             raise error
 
-        return fuzz_calls.check_python(Call("x", makes, ("'age'",)), setup)
+        return attack_calls.check_python(Call("x", makes, ("'age'",)), setup)
 
     assert raising(ValueError("column 'age'")) is None
     assert "KeyError" in raising(KeyError("'age'"))
     assert "does not name" in raising(ValueError("a column"))
     assert "several lines" in raising(ValueError("'age'\nx"))
-    assert fuzz_calls.check_python(Call("x", lambda s: 0, ()), setup) == "no error"
+    assert attack_calls.check_python(Call("x", lambda s: 0, ()), setup) == "no error"
     for code, stderr in ((0, ""), (1, "Traceback\nKeyError: a"), (2, "error: a"), (2, "flip-ctr x: error: b")):
-        assert fuzz_calls.wrong_end(code, stderr, "x", ("a",)) is not None
-    assert fuzz_calls.wrong_end(2, "flip-ctr x: error: a\n", "x", ("a",)) is None
+        assert attack_calls.wrong_end(code, stderr, "x", ("a",)) is not None
+    assert attack_calls.wrong_end(2, "flip-ctr x: error: a\n", "x", ("a",)) is None
