@@ -172,6 +172,8 @@ def attack(
         only: the name of one, see [`name_of`], or a part of names.
         remote: whether they are loaded without the package, too.
     """
+    named = (only or "").partition("/")[0]
+    kinds = (named,) if named in kinds else kinds
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attack-")))
         (folder / "home").mkdir()

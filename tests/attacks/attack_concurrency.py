@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,12 +19,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import bench
 import outcomes
 import warm_python
 from attack_kills import left_behind
-from bench import PRECIOUS, Bench, Command
+from bench import MODULES, PATIENCE, PRECIOUS, Bench, Command, content, names_below, same_scores, weights_differ
 from outcomes import Ended, Tally, again
+from small_disks import can_mount, for_reading, size_of, small_disk
 
 # Failures that are known, by a pattern of `SITUATION: DETAIL`: why.
 KNOWN: dict[str, str] = {
@@ -55,7 +54,7 @@ def ends(command: Command, names: list[str]) -> Ending | None:
     code = command.end()
     if code is None:
         os.kill(command.pid, signal.SIGKILL)
-        return "unhelpful", f"no end in {bench.PATIENCE} s"
+        return "unhelpful", f"no end in {PATIENCE} s"
     return None if code == 0 else outcomes.judged_command(code, command.text, command.argv[0], names)
 
 
@@ -80,14 +79,14 @@ def argv_of(bench: Bench, kind: str, place: Path, number: int, *more) -> list:
 def unlike(kind: str, place: Path, whole: Path) -> str | None:
     """What differs from what a run alone leaves."""
     if kind == "prepare":
-        return None if bench.content(place / "D") == bench.content(whole / "D") else "another dataset"
+        return None if content(place / "D") == content(whole / "D") else "another dataset"
     if kind.startswith("predict"):
         file = f"scores{kind.removeprefix('predict ')}"
         same = (place / file).exists() and (place / file).read_bytes() == (whole / file).read_bytes()
         return None if same else "another output"
     if not (place / "M" / "all_results.json").exists():
         return "no results"
-    return bench.weights_differ(place / "M", whole / "M")
+    return weights_differ(place / "M", whole / "M")
 
 
 # --- several at once
@@ -115,14 +114,10 @@ def two_runs(bench: Bench, rng: random.Random, kind: str, overwrite: bool) -> En
     apart = [unlike(kind, place, wholes[number]) for number in done]
     if None not in apart:
         return "wrong", f"what is there is of neither run: {apart}"
-    behind = left_behind(bench_names(place), bench_names(wholes[0]))
+    behind = left_behind(names_below(place), names_below(wholes[0]))
     if behind:
         return "unhelpful", behind
     return ("right", "") if len(done) == 2 else ("named", next(one[1] for one in found if one is not None))
-
-
-def bench_names(place: Path) -> set[str]:
-    return bench.names_below(place)
 
 
 for _kind in ("prepare", "id", "joint", "predict .csv", "predict .parquet"):
@@ -180,9 +175,6 @@ def read_meanwhile(bench: Bench, rng: random.Random, write: Callable[[Path], Com
             if ending[0] != "named":
                 return ending
     return "right", ""
-
-
-same_scores = bench.same_scores
 
 
 @situation("a dataset is read while prepare replaces it")
@@ -292,34 +284,6 @@ for _kind in ("prepare", "id", "predict .csv"):
 # --- full disks
 
 
-@cache
-def can_mount() -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
-        except OSError:
-            return False
-        if done.returncode == 0:
-            subprocess.run(["umount", folder], check=True)
-        return done.returncode == 0
-
-
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A disk of so many bytes at a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={max(4096, size)}", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def size_of(folder: Path) -> int:
-    """What the files take on a disk of pages."""
-    return sum(-(-path.lstat().st_size // 4096) * 4096 for path in folder.rglob("*"))
-
-
 def full_disk(bench: Bench, rng: random.Random, kind: str, *more) -> Ending:
     """The output's disk is too small, or just not; what lay there stays."""
     whole, flag = reference(bench, kind, 1), "--overwrite_output" + "_dir" * (not kind.startswith("predict"))
@@ -344,7 +308,7 @@ def kept_or_done(bench: Bench, place: Path, kind: str, command: Command) -> Endi
     if not same:
         return "wrong", f"what lay there before is damaged; the error was: {ending[1]}"
     if ending[0] == "named":
-        more = {name for name in bench_names(place) - bench_names(old) if not name.endswith(".log")}
+        more = {name for name in names_below(place) - names_below(old) if not name.endswith(".log")}
         if more:
             return "unhelpful", f"left behind: {sorted(more)[:5]}"
     return ending
@@ -419,7 +383,7 @@ def read_only(bench: Bench, kind: str, number: int) -> Iterator[Path]:
     folder = bench.place()
     with small_disk(folder, 2**24) as place:
         shutil.copytree(reference(bench, kind, number), place, dirs_exist_ok=True)
-        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        for_reading(place)
         yield place
 
 
@@ -446,7 +410,7 @@ def _(bench: Bench, rng: random.Random) -> Ending:
     reference(bench, "joint", 1)
     with small_disk(bench.place(), 2**24) as disk:
         shutil.copytree(bench.data, disk / "D", ignore=shutil.ignore_patterns(".cache"))
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for_reading(disk)
         temporary = {"TMPDIR": str(bench.place())}
         command = bench.command(*bench.finetune("joint", disk / "D", place / "M"), environment=temporary)
         return done_or_named(bench, "joint", place, command, [str(disk), str(place)])
@@ -517,7 +481,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
     parser.add_argument("--only", help="one situation, or those with this text in their name")
     args = parser.parse_args(argv)
-    warm_python.WARM = warm_python.Warm(bench.MODULES)
+    warm_python.WARM = warm_python.Warm(MODULES)
     try:
         tallies = attack(args.count, args.seed, args.only)
     finally:

@@ -18,10 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import bench
 import outcomes
 import warm_python
-from bench import Bench
+from bench import MODULES, Bench, content, names_below, same_scores, weights_differ
 from outcomes import Ended, Tally, again
 
 # Failures that are known, by a pattern of `KIND, killed WHEN: DETAIL`: why.
@@ -172,8 +171,8 @@ class Training(Scene):
 
     def difference(self, place: Path, whole) -> str | None:
         ours = place / "M"
-        apart = bench.weights_differ(ours, whole)
-        return apart or left_behind(bench.names_below(ours.parent), bench.names_below(whole.parent))
+        apart = weights_differ(ours, whole)
+        return apart or left_behind(names_below(ours.parent), names_below(whole.parent))
 
 
 # --- a checkpoint over another
@@ -195,11 +194,11 @@ class SavingOver(Scene):
         return self.starts(self.bench, place / "M", more)
 
     def seen(self, place: Path):
-        return self.bench.scores(place / "M"), bench.names_below(place)
+        return self.bench.scores(place / "M"), names_below(place)
 
     def after_kill(self, place: Path) -> Ending | None:
         found, old = self.bench.scores(place / "M"), self.bench.scores(getattr(self.bench, self.old))
-        if any(bench.same_scores(found, one) for one in (old, self.whole.result[0])):
+        if any(same_scores(found, one) for one in (old, self.whole.result[0])):
             return None
         if "scores" in found:
             return "wrong", "a mix: scores of neither the old nor the new checkpoint"
@@ -208,7 +207,7 @@ class SavingOver(Scene):
 
     def difference(self, place: Path, whole) -> str | None:
         found, names = self.seen(place)
-        if not bench.same_scores(found, whole[0]):
+        if not same_scores(found, whole[0]):
             return f"other scores: {str(found)[:200]}"
         return left_behind(names, whole[1])
 
@@ -247,12 +246,12 @@ class Preparing(Scene):
         return self.bench.command(*self.bench.prepare(place / "D", "--overwrite_output_dir", seed=2), **more)
 
     def seen(self, place: Path):
-        return bench.content(place)
+        return content(place)
 
     def after_kill(self, place: Path) -> Ending | None:
-        found = bench.content(place / "D")
+        found = content(place / "D")
         new = {name.removeprefix("D/"): digest for name, digest in self.whole.result.items()}
-        if found in (bench.content(self._old), new):
+        if found in (content(self._old), new):
             return None
         return "wrong", "neither the old nor the new dataset is there" if found is None else "a mix of two datasets"
 
@@ -273,7 +272,7 @@ class PreparingAnew(Preparing):
         return self.bench.command(*self.bench.prepare(place / "D", seed=2), **more)
 
     def after_kill(self, place: Path) -> Ending | None:
-        return None if bench.content(place / "D") is None else super().after_kill(place)
+        return None if content(place / "D") is None else super().after_kill(place)
 
     def next_run(self, place: Path, whole: Whole, refused: str) -> Ending:
         if (place / "D").exists():  # it was done before it was killed
@@ -339,7 +338,7 @@ class Caching(Scene):
 
     def difference(self, place: Path, whole) -> str | None:
         ours = self.seen(place)
-        apart = bench.weights_differ(ours[0], whole[0])
+        apart = weights_differ(ours[0], whole[0])
         return apart or (None if ours[1:] == whole[1:] else f"left behind: {ours[2] - whole[2]} files in the cache")
 
 
@@ -391,7 +390,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
     parser.add_argument("--only", help="one kind, or those with this text in their name")
     args = parser.parse_args(argv)
-    warm_python.WARM = warm_python.Warm(bench.MODULES)
+    warm_python.WARM = warm_python.Warm(MODULES)
     try:
         tallies = attack(args.count, args.seed, args.only)
     finally:
