@@ -58,7 +58,9 @@ def tables(count: int, seed: int, only: str | None) -> list[Tally]:
                 if way == "predict" and model is None:
                     with contextlib.redirect_stdout(io.StringIO()):
                         model = attack_tables.click_model(Path(folder))
-                became, failures = attack_tables.run(kind, range(seed, seed + some), way, model=model)
+                became, failures = attack_tables.run(
+                    kind, range(seed, seed + some), way, model=model if way == "predict" else None
+                )
                 tally.ends += [Ended("named", kind)] * became["error"] + [Ended("right", kind)] * became["read"]
                 for failure, details in failures.items():
                     for detail in details:

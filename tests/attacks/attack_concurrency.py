@@ -208,7 +208,7 @@ def _(bench: Bench, rng: random.Random) -> Ending:
 
 
 def changes(bench: Bench, kind: str, *more) -> int:
-    """How many files a run alone changes in its place."""
+    """The number of the last change of a file by which a run alone puts its output in place."""
     return _changes(bench, kind, more)
 
 
@@ -217,7 +217,8 @@ def _changes(bench: Bench, kind: str, more: tuple) -> int:
     place, count = bench.place(), bench.place() / "count"
     armed = {"below": [str(place)], "at": None, "happens": "kill", "target": "", "count": str(count)}
     bench.run(*argv_of(bench, kind, place, 1, *more), arm=armed)
-    return len(count.read_text().splitlines())
+    lines = count.read_text().splitlines()
+    return max(number for number, line in enumerate(lines, 1) if line.startswith("os.rename"))
 
 
 def meanwhile(bench: Bench, rng: random.Random, kind: str, happens: str, overwrite: bool = False) -> Ending:
@@ -308,7 +309,9 @@ def kept_or_done(bench: Bench, place: Path, kind: str, command: Command) -> Endi
     if not same:
         return "wrong", f"what lay there before is damaged; the error was: {ending[1]}"
     if ending[0] == "named":
-        more = {name for name in names_below(place) - names_below(old) if not name.endswith(".log")}
+        more = names_below(place) - names_below(old)
+        # whole step checkpoints, from which the run can go on
+        more = {name for name in more if not name.endswith(".log") and not name.startswith("M/checkpoint-")}
         if more:
             return "unhelpful", f"left behind: {sorted(more)[:5]}"
     return ending

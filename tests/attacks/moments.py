@@ -24,31 +24,39 @@ CHANGES = {
 }
 
 
-def kill(target: str) -> None:
+def kill(target: str) -> bool:
     os.kill(os.getpid(), signal.SIGKILL)
+    return True
 
 
 # what somebody else puts there meanwhile, where it is not there already
 
 
-def make_folder(target: str) -> None:
-    if not os.path.isfile(target):
-        os.makedirs(target, exist_ok=True)
-        (Path(target) / "precious.txt").write_text("of another")
+def make_folder(target: str) -> bool:
+    if os.path.isfile(target):
+        return False
+    os.makedirs(target, exist_ok=True)
+    (Path(target) / "precious.txt").write_text("of another")
+    return True
 
 
-def make_empty_folder(target: str) -> None:
-    if not os.path.exists(target):
-        os.makedirs(target)
+def make_empty_folder(target: str) -> bool:
+    if os.path.exists(target):
+        return False
+    os.makedirs(target)
+    return True
 
 
-def make_file(target: str) -> None:
-    if not os.path.exists(target):
-        Path(target).write_text("of another")
+def make_file(target: str) -> bool:
+    if os.path.exists(target):
+        return False
+    Path(target).write_text("of another")
+    return True
 
 
-def remove(target: str) -> None:
+def remove(target: str) -> bool:
     shutil.rmtree(target, ignore_errors=True)
+    return True
 
 
 HAPPENS = {one.__name__: one for one in (kill, make_folder, make_empty_folder, make_file, remove)}
@@ -77,9 +85,8 @@ def arm(
                 with open(count, "a") as file:
                     file.write(f"{event} {' '.join(map(os.path.basename, paths))}\n")
             if done == at:
-                before = os.path.exists(target)
-                HAPPENS[happens](target)
-                if marker is not None and os.path.exists(target) and (not before or os.path.isdir(target)):
+                did = HAPPENS[happens](target)
+                if did and marker is not None:
                     Path(marker).touch()
         finally:
             busy = False
