@@ -41,11 +41,12 @@ def remote_python(home: Path):
 
 
 if __name__ == "__main__":
-    import warm_python
     from remote_code import BLOCKED
 
     for name in BLOCKED:
         sys.modules[name] = None  # importing it fails from now on
+    import warm_python
+
     warm = warm_python.Warm(MODULES, lambda: None)
     print(warm.address, flush=True)
     sys.stdin.read()
