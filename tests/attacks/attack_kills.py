@@ -53,7 +53,7 @@ class Scene:
 
     name: str
     kills = 1  # of one run
-    fitting = re.compile(r"\.json|\.safetensors|\.txt|os\.rename|os\.rmdir")
+    fitting = re.compile(r"config\.json|\.safetensors|vocabularies|tokenizer\.json|os\.rename (new|old|D)\b")
 
     def __init__(self, bench: Bench):
         self.bench = bench
