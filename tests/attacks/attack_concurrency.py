@@ -27,11 +27,7 @@ from outcomes import Ended, Tally, again
 from small_disks import can_mount, for_reading, size_of, small_disk
 
 # Failures that are known, by a pattern of `SITUATION: DETAIL`: why.
-KNOWN: dict[str, str] = {
-    r"both say that they wrote it|what is there is of neither run": "two runs into one output are not kept apart:",
-    r"what another had put there .* is gone": "what appears meanwhile is overwritten:",
-    r"names neither folder nor file": "the error names no file:",
-}
+KNOWN: dict[str, str] = {}
 Ending = tuple[str, str]  # outcome and detail
 Situation = Callable[[Bench, random.Random], Ending]
 SITUATIONS: dict[str, Situation] = {}

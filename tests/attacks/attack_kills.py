@@ -24,11 +24,7 @@ from bench import MODULES, Bench, content, names_below, same_scores, weights_dif
 from outcomes import Ended, Tally, again
 
 # Failures that are known, by a pattern of `KIND, killed WHEN: DETAIL`: why.
-KNOWN: dict[str, str] = {
-    r"left behind: ": "what a killed run left is not removed:",
-    r"a mix: ": "a checkpoint is written file by file:",
-    r"a mix of two|neither the old nor the new": "a dataset folder takes the place of another in two steps:",
-}
+KNOWN: dict[str, str] = {}
 Ending = tuple[str, str]  # outcome and detail
 
 
