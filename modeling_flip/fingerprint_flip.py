@@ -184,6 +184,8 @@ def check_files(name_or_path: str, own: str, hub: Mapping[str, Any]) -> str | No
     values = {name: read_json(path) for name, path in paths.items() if path is not None}
     if own not in values or values.get(CONFIG_NAME, {}).get("model_type", "flip") != "flip":
         return None  # transformers says that there is none, or what is there instead
+    for name, of_one in values.items():
+        check_content(of_one, name, name_or_path)
     prints = {name: of_one.get("fingerprint") for name, of_one in values.items()}
     for name, of_one in prints.items():
         if of_one is not None and not isinstance(of_one, dict):
@@ -200,12 +202,14 @@ def check_files(name_or_path: str, own: str, hub: Mapping[str, Any]) -> str | No
             f"{', '.join(other)}. Take both from one checkpoint."
         )
     model = values.get(CONFIG_NAME, {})
-    if prints.get(CONFIG_NAME) and fields_digest(model.get("fields")) != prints[CONFIG_NAME]["fields"]:
+    try:
+        fields = fields_digest(model.get("fields") or [])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name_or_path}: {CONFIG_NAME}: {error}") from None
+    if prints.get(CONFIG_NAME) and fields != prints[CONFIG_NAME].get("fields"):
         raise ValueError(f"{name_or_path}: the fields in {CONFIG_NAME} are not those of its fingerprint. {AGAIN}")
     if own == CONFIG_NAME:
         _check_index(name_or_path, hub)
-    for name, of_one in values.items():
-        check_content(of_one, name, name_or_path)
     sums = values[own].get("sha256") or {}
     _check_files(name_or_path, own, sums, hub)
     return sums.get(own)

@@ -114,7 +114,7 @@ def read_again(folder: str, rows: str, out: str, seconds: float) -> None:
     wanted, found, until = json.loads(Path(rows).read_text()), [], time.monotonic() + seconds
     while time.monotonic() < until:
         try:
-            one = {"scores": loading_routes.auto(folder, wanted, "")}
+            one = {"scores": loading_routes.piped(folder, wanted, "")}
         except Exception as error:
             one = {"kinds": [kind.__name__ for kind in type(error).__mro__], "text": str(error)}
         if one not in found:
