@@ -85,7 +85,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         """
         kwargs.setdefault("use_safetensors", True)
         wants_info = kwargs.pop("output_loading_info", False)
-        name = str(args[0] if args else kwargs.get("pretrained_model_name_or_path", ""))
+        name = str((args[0] if args else kwargs.get("pretrained_model_name_or_path")) or "")
         hub = {one: kwargs[one] for one in HUB_ARGUMENTS if one in kwargs}
         before = state_of(name)
         read = sha = check_checkpoint(name, CONFIG_NAME, hub)
@@ -155,10 +155,11 @@ class FlipPreTrainedModel(PreTrainedModel):
         class."""
         push_to_hub = kwargs.pop("push_to_hub", False)
         if kwargs.get("is_main_process", True):
-            with new_files(save_directory, CONFIG_NAME, (*WEIGHT_FILES, INDEX)) as partial:
+            others = kwargs.get("variant") is not None  # the weights of other variants stay
+            with new_files(save_directory, CONFIG_NAME, () if others else (*WEIGHT_FILES, INDEX)) as partial:
                 self.save_tower_code(partial)
                 super().save_pretrained(partial, *args, **kwargs)
-                add_checksums(partial)
+                add_checksums(partial, beside=save_directory if others else None)
         if push_to_hub:  # only now is all there
             names = ("commit_message", "private", "token", "create_pr", "max_shard_size", "revision", "tags")
             more = {name: kwargs[name] for name in names if name in kwargs}

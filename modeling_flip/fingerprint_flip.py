@@ -80,15 +80,18 @@ def checksums(folder: str, patterns: Sequence[str]) -> dict[str, str]:
     return {name: file_sha256(path) for name in names if os.path.isfile(path := os.path.join(folder, name))}
 
 
-def add_checksums(folder: str) -> None:
-    """Writes the checksums of a model's weights and code into its `config.json`: the last step of saving it."""
-    write_json(folder, CONFIG_NAME, read_json(os.path.join(folder, CONFIG_NAME)), (*WEIGHT_FILES, *CODE_FILES))
+def add_checksums(folder: str, beside: str | None = None) -> None:
+    """Writes the checksums of a model's weights and code into its `config.json`: the last step of saving it. Weights in
+    the folder `beside`, where these will lie, count too."""
+    sums = {} if beside is None else checksums(beside, WEIGHT_FILES)
+    sums |= checksums(folder, (*WEIGHT_FILES, *CODE_FILES))
+    write_json(folder, CONFIG_NAME, read_json(os.path.join(folder, CONFIG_NAME)), sums)
 
 
-def write_json(folder: str, name: str, values: Mapping[str, Any], patterns: Sequence[str] = ()) -> None:
-    """Writes a JSON file of a checkpoint, with checksums of its content and of the files there that fit a pattern."""
+def write_json(folder: str, name: str, values: Mapping[str, Any], sums: Mapping[str, str]) -> None:
+    """Writes a JSON file of a checkpoint with checksums: of its content, and those of other files."""
     with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-        file.write(json_text(name, values, checksums(folder, patterns)))
+        file.write(json_text(name, values, sums))
 
 
 def json_text(name: str, values: Mapping[str, Any], sums: Mapping[str, str]) -> str:
@@ -141,9 +144,9 @@ def differing(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) ->
 
 def state_of(name_or_path: str) -> list[tuple]:
     """What tells the files of a model from those that took their places; nothing for a hub id, whose files stay."""
+    found: list[tuple] = []
     if not os.path.isdir(name_or_path):
-        return []
-    found = []
+        return found
     for name in sorted(os.listdir(name_or_path)):
         if name in (CONFIG_NAME, INDEX) or _is_weights(name):
             with suppress(FileNotFoundError):  # replaced right now
@@ -180,6 +183,8 @@ def check_files(name_or_path: str, own: str, hub: Mapping[str, Any]) -> str | No
         ValueError: model and processor do not belong together, the checkpoint is newer than this code, or a file is
             damaged; names folder and file.
     """
+    if not name_or_path:
+        return None
     paths = {name: _find(name_or_path, name, hub) for name in (CONFIG_NAME, PROCESSOR_NAME)}
     values = {name: read_json(path) for name, path in paths.items() if path is not None}
     if own not in values or values.get(CONFIG_NAME, {}).get("model_type", "flip") != "flip":

@@ -37,6 +37,7 @@ from .fingerprint_flip import (
     CHECKPOINT_FORMAT,
     HUB_ARGUMENTS,
     check_checkpoint,
+    checksums,
     differing,
     digest,
     write_json,
@@ -587,7 +588,9 @@ class FlipProcessor(ProcessorMixin):
             super().save_pretrained(folder, **kwargs)
         self.feature_extractor.save_vocabularies(folder)
         files = TOKENIZER_FILES + tuple(getattr(self.tokenizer, "vocab_files_names", {}).values())
-        write_json(folder, PROCESSOR_NAME, json.loads(self.to_json_string()), () if self.id_only else files)
+        write_json(
+            folder, PROCESSOR_NAME, json.loads(self.to_json_string()), {} if self.id_only else checksums(folder, files)
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

@@ -159,7 +159,7 @@ class Setup:
 
     def copy(self, name: str, file: str, change: Callable | None) -> Path:
         """A copy of a folder in which one file is another: `change` gets its bytes and gives the new ones, or gets what
-        is in a JSON file or the tensors, and changes these; None removes the file."""
+        is in a JSON file or the tensors, and changes these on purpose; None removes the file."""
         folder = self.tmp / name
         shutil.copytree(getattr(self, name), folder)
         path = folder / file
@@ -169,10 +169,12 @@ class Setup:
             values = json.loads(path.read_text())
             change(values)
             path.write_text(json.dumps(values))
+            tiny.changed_on_purpose(folder, file)
         elif path.suffix == ".safetensors" and change.__code__.co_varnames[:1] == ("values",):
             values = load_file(path)
             change(values)
             save_file(values, path, {"format": "pt"})
+            tiny.changed_on_purpose(folder, file)
         else:
             path.write_bytes(change(path.read_bytes() if path.is_file() else b""))
         return folder

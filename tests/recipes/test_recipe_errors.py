@@ -93,10 +93,9 @@ def test_a_checkpoint_without_some_of_its_weights_is_not_scored(tmp_path, datase
     weights = load_file(tmp_path / "m" / "model.safetensors")
     lost = weights.pop("id_classifier.weight")
     save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    tiny.changed_on_purpose(tmp_path / "m", "model.safetensors")
     assert lost.numel() > 0
-    with pytest.raises(
-        ValueError, match="--model_name_or_path .*m lacks weights that its configuration asks for: id_classifier.weight"
-    ):
+    with pytest.raises(ValueError, match="m: 1 weights are missing that its configuration asks for: id_classifier.we"):
         evaluate_ctr.run(evaluate_ctr.EvaluateArguments(str(tmp_path / "m"), str(dataset_dir)))
 
 

@@ -22,7 +22,7 @@ from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.new_files_flip import PARTIAL
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainArguments
-from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, restore_adapter, save_adapter
+from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, plain, restore_adapter, save_adapter
 from flip_ctr.train.models.whole_weights import whole_model
 from flip_ctr.train.outputs.card import CARD, RECORD
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
@@ -98,6 +98,7 @@ def _save(accelerator, model, processor, args, record) -> None:
     with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=PARTIAL) as partial:
         new = os.path.join(partial, "new")
         os.mkdir(new)
+        plain(model).config.fingerprint = processor.fingerprint  # both may have changed since they were made
         if isinstance(model, PeftModel):
             save_adapter(model, new, args.model_name_or_path)
         else:

@@ -343,3 +343,17 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(in_json, other, copy, mo
     shutil.copy(other / PROCESSOR, folder / PROCESSOR)
     with pytest.raises(OSError, match="was replaced while it was read"):  # between configuration and weights
         FlipForCTR.from_pretrained(folder, config=config)
+
+
+def test_weights_of_two_variants_lie_in_one_folder(in_json, other, copy):
+    folder = copy(in_json)
+    model = FlipForCTR.from_pretrained(other)
+    model.config = FlipForCTR.from_pretrained(in_json).config
+    model.save_pretrained(folder, variant="half")
+    one, half = (FlipForCTR.from_pretrained(folder, variant=variant).state_dict() for variant in (None, "half"))
+    expected = FlipForCTR.from_pretrained(in_json).state_dict()
+    assert all(torch.equal(one[name], expected[name]) for name in expected)
+    assert all(torch.equal(half[name], weight) for name, weight in model.state_dict().items())
+    flip_bit("model.half.safetensors", 0.9)(folder)
+    with pytest.raises(ValueError, match="model.half.safetensors: damaged"):
+        FlipForCTR.from_pretrained(folder)

@@ -346,7 +346,7 @@ def test_towers_see_fields_and_not_slots(tmp_path, form):
 
 
 def test_another_number_of_slots_is_refused():
-    with pytest.raises(ValueError, match=r"must have the shape \(B, 7\), .* 7 slots of 4 ID-side fields; got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"must have the shape \(B, 7\), .* 7 slots of 4 ID-side fields; got \(4, 4\)"):
         FeatureEmbedding([8] * 4, 5, SLOT_FIELDS)(SLOT_IDS[:, :4])
 
 

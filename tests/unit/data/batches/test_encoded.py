@@ -193,7 +193,7 @@ def test_a_damaged_one_is_made_again(folder, ml_processor, damage):
 
 def test_a_shard_of_other_bytes_is_encoded_anew(dataset_dir, ml_processor, tmp_path):
     """Of the same size, footer and time."""
-    folder = Path(shutil.copytree(dataset_dir, tmp_path / "d"))
+    folder = Path(shutil.copytree(dataset_dir, tmp_path / "d", ignore=shutil.ignore_patterns(".cache")))
     first = cached_split(ml_processor, SplitRows(folder, "test"))
     (path,) = (folder / "data").glob("test-*.parquet")
     stat, data = path.stat(), bytearray(path.read_bytes())
