@@ -28,6 +28,7 @@ logger = logging.getLogger("flip_ctr")
 LOCK = ".lock"
 ORPHANS_LIVE = 30  # seconds; workers of a killed run end soon after it, and hold its lock until then
 LIMITS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -168,12 +169,24 @@ def new_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
             os.chmod(partial, 0o666 & ~_umask())  # as of any new file
             yield partial
             sync(partial)
-            if not overwrite:
+            if overwrite:
+                os.replace(partial, path)
+            else:
                 with _saying_what_appeared(path):
-                    open(path, "xb").close()  # (a link would do it in one step, where the file system has links)
-            os.replace(partial, path)
+                    _link(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Gives a file a second name, which must be free; takes the first away where the file system has no links."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        open(path, "xb").close()
+        os.replace(partial, path)
 
 
 @contextlib.contextmanager

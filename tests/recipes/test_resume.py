@@ -307,6 +307,26 @@ def test_a_checkpoint_over_another_is_never_a_mix(tmp_path, stopped, dataset_dir
     assert found.keys() == new.keys() and all(torch.equal(found[name], new[name]) for name in new)
 
 
+def test_half_of_what_was_put_in_place_is_no_checkpoint(tmp_path, stopped, monkeypatch):
+    shutil.copytree(stopped, tmp_path / "m")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "m").glob("*.*") if path.is_file()}
+    saved = tmp_path / "m" / ".saved"
+    saved.mkdir()
+    for name in whole:
+        shutil.copy(tmp_path / "m" / name, saved)
+
+    def killed(folder):
+        Path(folder, "config.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.put_in_place(str(tmp_path / "m"))
+    checkpoint.clear_leftovers(str(tmp_path / "m"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "m").glob("*.*") if path.is_file()} == whole
+
+
 def test_two_runs_into_one_folder(tmp_path, dataset_dir):
     with claimed(tmp_path / "m", tmp_path / "m" / ".lock"):
         with pytest.raises(FileExistsError, match=f"m is being written by process {os.getpid()}"):

@@ -132,7 +132,9 @@ def put_in_place(folder: str) -> None:
         if matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in new:
             os.remove(os.path.join(folder, name))
     sync_names(Path(folder))
-    shutil.rmtree(saved)
+    placed = os.path.join(folder, f"{PARTIAL}placed")
+    os.rename(saved, placed)  # half of it must not be taken for a checkpoint
+    shutil.rmtree(placed)
 
 
 def best_model(
