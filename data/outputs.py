@@ -25,7 +25,7 @@ from flip_ctr.modeling_flip.new_files_flip import is_alive
 
 logger = logging.getLogger("flip_ctr")
 
-LOCK = ".lock"
+LOCK, OWNER = ".lock", ".lock-owner"  # the second says who holds the first
 ORPHANS_LIVE = 30  # seconds; workers of a killed run end soon after it, and hold its lock until then
 LIMITS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
@@ -47,7 +47,7 @@ def claimed(place: Path, lock: Path | None = None) -> Iterator[None]:
     lock = place.with_name(f".{place.name}{LOCK}") if lock is None else lock
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock, blocking=False)
+        held = FileLock(lock, timeout=0)
         _acquire(held, place, lock)
     except NotImplementedError:
         held = None
@@ -64,8 +64,9 @@ def claimed(place: Path, lock: Path | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # while it is held: nobody else has it
-            lock.unlink()
+        for path in (_owner_file(lock), lock):  # while it is held: nobody else has it
+            with contextlib.suppress(OSError):
+                path.unlink()
         held.release()
 
 
@@ -84,12 +85,17 @@ def _acquire(held: FileLock, place: Path, lock: Path) -> None:
                 f"{place} is being written by {who}; wait until it has ended, or name another place"
             ) from None
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    lock.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+    _owner_file(lock).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+
+
+def _owner_file(lock: Path) -> Path:
+    """Says whose a lock is. A file of its own: filelock before 4 empties a lock that it tries."""
+    return lock.with_name(f"{lock.name}-owner")
 
 
 def _owner(lock: Path) -> dict | None:
     try:
-        return json.loads(lock.read_text())
+        return json.loads(_owner_file(lock).read_text())
     except (OSError, ValueError):
         return None
 

@@ -34,7 +34,7 @@ from flip_ctr.data.datasets.synthetic import (
     make_tiny_plm,
     write_catalogue,
 )
-from flip_ctr.data.outputs import LOCK, claimed
+from flip_ctr.data.outputs import LOCK, OWNER, claimed
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.fields_flip import UNK_ID
@@ -190,7 +190,7 @@ def empty_output_dir(args: DemoArguments, folder: Path) -> None:
         FileExistsError: the folder holds files and is not to be overwritten, is no former demo's, or holds other files
             too.
     """
-    entries = {path.name for path in folder.iterdir()} - {LOCK}
+    entries = {path.name for path in folder.iterdir()} - {LOCK, OWNER}
     if entries:
         if not args.overwrite_output_dir:
             raise FileExistsError(

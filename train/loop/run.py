@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
-from flip_ctr.data.outputs import LOCK, claimed
+from flip_ctr.data.outputs import LOCK, OWNER, claimed
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.loop.distributed import (
     check_accelerator,
@@ -59,7 +59,7 @@ def check_output_dir(args: Any, *sources: str, goes_on: bool = False) -> None:
             raise ValueError(
                 f"--output_dir {folder} is --{name}: the new checkpoint would take the place of what it is made from"
             )
-    if os.path.isdir(folder) and set(os.listdir(folder)) - {LOCK} and not (args.overwrite_output_dir or goes_on):
+    if os.path.isdir(folder) and set(os.listdir(folder)) - {LOCK, OWNER} and not (args.overwrite_output_dir or goes_on):
         raise ValueError(f"--output_dir {folder} is not empty; choose another or add --overwrite_output_dir")
 
 

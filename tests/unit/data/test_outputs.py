@@ -33,12 +33,14 @@ def test_workers_of_a_killed_run_are_waited_for(tmp_path, monkeypatch):
     lock = tmp_path / ".out.lock"
     held = FileLock(lock)
     held.acquire()
-    lock.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "since": "then"}))  # no such process
+    (tmp_path / ".out.lock-owner").write_text(
+        json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "since": "then"})
+    )  # no such process
     with pytest.raises(FileExistsError, match="process 4194305"), claimed(tmp_path / "out"):
         pass
     monkeypatch.setattr(outputs, "is_alive", lambda pid: held.release())
     with claimed(tmp_path / "out"):
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / ".out.lock-owner").read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("steps", ["one", "two"])
