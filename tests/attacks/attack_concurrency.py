@@ -214,7 +214,7 @@ def _changes(bench: Bench, kind: str, more: tuple) -> int:
     armed = {"below": [str(place)], "at": None, "happens": "kill", "target": "", "count": str(count)}
     bench.run(*argv_of(bench, kind, place, 1, *more), arm=armed)
     lines = count.read_text().splitlines()
-    return max(number for number, line in enumerate(lines, 1) if line.startswith("os.rename"))
+    return max(number for number, line in enumerate(lines, 1) if line.startswith(("os.rename", "os.link")))
 
 
 def meanwhile(bench: Bench, rng: random.Random, kind: str, happens: str, overwrite: bool = False) -> Ending:
