@@ -361,7 +361,7 @@ RECIPE_CALLS = [
         "processor_config.json",
         lambda values: values["feature_extractor"]["vocabularies"][0].append("999"),
         SCORE_IT,
-        "user_id",
+        "vocabularies",
     ),
     broken(
         "no tokenizer",
