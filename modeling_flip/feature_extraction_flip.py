@@ -437,8 +437,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 )
             extractor.vocabularies = [words[end - size : end] for end, size in zip(ends, extractor._sizes_in_file)]
             extractor._sizes_in_file = None
-        for name, saved in (extractor._saved_fingerprint or {}).items():
-            if extractor.fingerprint.get(name) != saved:
+        expected = extractor._saved_fingerprint or {}
+        found = extractor.fingerprint if expected else {}  # goes through all vocabularies
+        for name, saved in expected.items():
+            if found.get(name) != saved:
                 raise ValueError(
                     f"{pretrained_model_name_or_path}: the {name} of the processor (processor_config.json, "
                     f"{VOCABULARY_FILE}) are not those that were saved: damaged, changed, or of another checkpoint. "

@@ -85,10 +85,10 @@ def add_checksums(folder: str, beside: str | None = None) -> None:
     the folder `beside`, where these will lie, count too."""
     sums = {} if beside is None else checksums(beside, WEIGHT_FILES)
     sums |= checksums(folder, (*WEIGHT_FILES, *CODE_FILES))
-    write_json(folder, CONFIG_NAME, read_json(os.path.join(folder, CONFIG_NAME)), sums)
+    write_with_checksums(folder, CONFIG_NAME, read_json(os.path.join(folder, CONFIG_NAME)), sums)
 
 
-def write_json(folder: str, name: str, values: Mapping[str, Any], sums: Mapping[str, str]) -> None:
+def write_with_checksums(folder: str, name: str, values: Mapping[str, Any], sums: Mapping[str, str]) -> None:
     """Writes a JSON file of a checkpoint with checksums: of its content, and those of other files."""
     with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
         file.write(json_text(name, values, sums))

@@ -40,7 +40,7 @@ from .fingerprint_flip import (
     checksums,
     differing,
     digest,
-    write_json,
+    write_with_checksums,
 )
 from .histories_flip import Histories, HistoryItems, only_named, read_histories
 from .new_files_flip import new_files
@@ -588,7 +588,7 @@ class FlipProcessor(ProcessorMixin):
             super().save_pretrained(folder, **kwargs)
         self.feature_extractor.save_vocabularies(folder)
         files = TOKENIZER_FILES + tuple(getattr(self.tokenizer, "vocab_files_names", {}).values())
-        write_json(
+        write_with_checksums(
             folder, PROCESSOR_NAME, json.loads(self.to_json_string()), {} if self.id_only else checksums(folder, files)
         )
 

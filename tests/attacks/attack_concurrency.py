@@ -1,17 +1,15 @@
 """Several runs at once, what appears meanwhile, full disks, and less rights, files or room than a run needs. Each ends
 as if nothing had happened, or in an error that names the file, and what was there before stays.
 
-    PYTHONPATH=tests:tests/attacks python tests/attacks/attack_concurrency.py --count 48 --seed 0
-    PYTHONPATH=tests:tests/attacks python tests/attacks/attack_concurrency.py --only "two trainings" --seed 3 --count 1
+    make attack ARGS='--kinds concurrency --count 48 --seed 0'
+    make attack ARGS='--kinds concurrency --only "two trainings" --seed 3 --count 1'
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +18,8 @@ from functools import cache
 from pathlib import Path
 
 import outcomes
-import warm_python
 from attack_kills import left_behind
-from bench import MODULES, PATIENCE, PRECIOUS, Bench, Command, content, names_below, same_scores, weights_differ
+from bench import PATIENCE, PRECIOUS, Bench, Command, content, names_below, same_scores, weights_differ
 from outcomes import Ended, Tally, again
 from small_disks import can_mount, for_reading, size_of, small_disk
 
@@ -472,21 +469,3 @@ def attack(count: int, seed: int, only: str | None = None, place: Bench | None =
             ended = Ended(outcome, name, detail, again("concurrency", name, number))
             tally.ends.append(outcomes.unless_known(ended, KNOWN))
     return [tally]
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=len(SITUATIONS))
-    parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
-    parser.add_argument("--only", help="one situation, or those with this text in their name")
-    args = parser.parse_args(argv)
-    warm_python.WARM = warm_python.Warm(MODULES)
-    try:
-        tallies = attack(args.count, args.seed, args.only)
-    finally:
-        warm_python.WARM.close()
-    return outcomes.shown(tallies)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,17 +1,15 @@
 """Runs that are killed at moments of chance: by time, and before their k-th change of a file. What is there afterwards
 is the old or the new, and the next run to the same place ends as if nothing had happened.
 
-    PYTHONPATH=tests:tests/attacks python tests/attacks/attack_kills.py --count 48 --seed 0
-    PYTHONPATH=tests:tests/attacks python tests/attacks/attack_kills.py --only "prepare" --seed 17 --count 1
+    make attack ARGS='--kinds kills --count 48 --seed 0'
+    make attack ARGS='--kinds kills --only prepare --seed 17 --count 1'
 """
 
-import argparse
 import os
 import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import outcomes
-import warm_python
-from bench import MODULES, Bench, content, names_below, same_scores, weights_differ
+from bench import Bench, content, names_below, same_scores, weights_differ
 from outcomes import Ended, Tally, again
 
 # Failures that are known, by a pattern of `KIND, killed WHEN: DETAIL`: why.
@@ -378,21 +375,3 @@ def attack(count: int, seed: int, only: str | None = None, place: Bench | None =
             ended = Ended(outcome, f"{scene.name}, killed {when}", detail, again("kills", scene.name, number))
             tally.ends.append(outcomes.unless_known(ended, KNOWN))
     return [tally]
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=56)
-    parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
-    parser.add_argument("--only", help="one kind, or those with this text in their name")
-    args = parser.parse_args(argv)
-    warm_python.WARM = warm_python.Warm(MODULES)
-    try:
-        tallies = attack(args.count, args.seed, args.only)
-    finally:
-        warm_python.WARM.close()
-    return outcomes.shown(tallies)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -322,7 +322,7 @@ def test_half_of_what_was_put_in_place_is_no_checkpoint(tmp_path, stopped, monke
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.put_in_place(str(tmp_path / "m"))
+            checkpoint.place_saved(str(tmp_path / "m"))
     checkpoint.clear_leftovers(str(tmp_path / "m"))
     assert {path.name: path.read_bytes() for path in (tmp_path / "m").glob("*.*") if path.is_file()} == whole
 

@@ -64,7 +64,7 @@ def clear_leftovers(folder: str) -> None:
             remove(Path(folder, name))
             logger.warning(f"removed {os.path.join(folder, name)}, which a killed run left")
     if os.path.isdir(os.path.join(folder, SAVED)):
-        put_in_place(folder)
+        place_saved(folder)
         logger.warning(f"{folder}: finished what a killed run had begun, putting its whole checkpoint in its place")
 
 
@@ -107,12 +107,12 @@ def _save(accelerator, model, processor, args, record) -> None:
         write_json(accelerator, new, RECORD, record)
         sync(Path(new))
         if os.path.isdir(os.path.join(args.output_dir, SAVED)):  # an earlier save failed on its last step
-            put_in_place(args.output_dir)
+            place_saved(args.output_dir)
         os.rename(new, os.path.join(args.output_dir, SAVED))
-    put_in_place(args.output_dir)
+    place_saved(args.output_dir)
 
 
-def put_in_place(folder: str) -> None:
+def place_saved(folder: str) -> None:
     """Gives the files of a whole checkpoint in `.saved` their places, where they are not the same already; those of
     another checkpoint go. `config.json` comes last: its checksums are of the files that are there by then."""
     saved = os.path.join(folder, SAVED)
