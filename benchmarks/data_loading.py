@@ -36,7 +36,7 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.prepare.splits import SPLITS
-from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.data.readers.shards import SplitRows, open_splits
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader, training_split
@@ -77,7 +77,7 @@ def train_child(
         streaming=streaming,
     )
     accelerator, prompts = make_accelerator("no"), strategy != "id"
-    splits = {split: SplitRows(dataset_dir, split) for split in SPLITS}
+    splits = open_splits(dataset_dir, dict.fromkeys(SPLITS))
     processor = new_processor(splits["train"], splits["train"].schema, args, args.model_name_or_path)
     model = new_click_model(processor, args)
     check_clicks(processor, splits)

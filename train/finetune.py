@@ -9,7 +9,7 @@ accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 """
 
 from flip_ctr.data.batches.collators import FlipCollator
-from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.data.readers.shards import open_splits
 from flip_ctr.train.arguments import FinetuneArguments
 from flip_ctr.train.loop.loaders import (
     check_clicks,
@@ -59,12 +59,10 @@ def run(args: FinetuneArguments) -> dict:
     accelerator = start(args)
 
     # 2. Rows
-    train_rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
-    held_out = {
-        name: SplitRows(args.dataset_dir, name, args.max_eval_samples, args.seed)
-        for name in ("validation", "test")
-        if has_split(args.dataset_dir, name)
-    }
+    there = [name for name in ("validation", "test") if has_split(args.dataset_dir, name)]
+    wanted = {"train": args.max_train_samples} | dict.fromkeys(there, args.max_eval_samples)
+    held_out = open_splits(args.dataset_dir, wanted, args.seed)
+    train_rows = held_out.pop("train")
     if "validation" not in held_out:
         say_no_validation(args)
     schema = train_rows.schema

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.data.readers.shards import open_splits
 from flip_ctr.modeling_flip.heads_flip import FlipFusion
 from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
@@ -60,9 +60,7 @@ def run(args: FuseArguments) -> dict:
     if accelerator.num_processes > 1:
         raise ValueError(f"fuse fits a few numbers in one process; it was started in {accelerator.num_processes}")
     set_up_logging(accelerator)
-    rows = {
-        split: SplitRows(args.dataset_dir, split, args.max_eval_samples, args.seed) for split in ("validation", "test")
-    }
+    rows = open_splits(args.dataset_dir, dict.fromkeys(("validation", "test"), args.max_eval_samples), args.seed)
     schema = rows["validation"].schema
     model, processor = joint_model(args)
     check_fields(processor, schema, args.plm_model)

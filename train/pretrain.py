@@ -8,7 +8,7 @@ accelerate launch -m flip_ctr.train.cli pretrain --config pretrain.yaml
 import torch
 
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
-from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.data.readers.shards import open_splits
 from flip_ctr.train.arguments import PretrainArguments
 from flip_ctr.train.loop.loaders import (
     encode_split,
@@ -44,12 +44,13 @@ def run(args: PretrainArguments) -> dict:
     accelerator = start(args)
 
     # 2. Rows and vocabularies: the training split only
-    train_rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
-    eval_rows = None
+    wanted = {"train": args.max_train_samples}
     if has_split(args.dataset_dir, "validation"):
-        eval_rows = SplitRows(args.dataset_dir, "validation", args.max_eval_samples, args.seed)
+        wanted["validation"] = args.max_eval_samples
     else:
         say_no_validation(args)
+    rows = open_splits(args.dataset_dir, wanted, args.seed)
+    train_rows, eval_rows = rows["train"], rows.get("validation")
     schema = train_rows.schema
     for flag in ("model_name_or_path", "id_model"):
         if getattr(args, flag) is not None:

@@ -26,7 +26,7 @@ from transformers import get_scheduler
 
 from flip_ctr.benchmarks.comparison.predictions import Predictions, timed_passes
 from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.data.readers.shards import open_splits
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
@@ -81,7 +81,7 @@ class PeerData:
     """The splits of a dataset folder as feature ids `(rows, slots)`, labels and users; see [`EncodedDataset`]."""
 
     def __init__(self, dataset_dir: str):
-        rows = {split: SplitRows(dataset_dir, split) for split in ("train", "validation", "test")}
+        rows = open_splits(dataset_dir, dict.fromkeys(("train", "validation", "test")))
         schema = rows["train"].schema
         processor = FlipProcessor.from_dataset(
             rows["train"], schema.fields, label=schema.label, weight=schema.weight_column

@@ -23,6 +23,7 @@ from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField, history_field
 
 ITEMS_NAME = "items.parquet"  # a row an item, where the rows have histories
 PART_ROWS = 65_536  # rows in memory at a time
+REPLACED = "{} was replaced by another dataset while it was read; start again."
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet")
 
 
@@ -102,8 +103,26 @@ def fits(arrow: pa.DataType, field: FlipField) -> bool:
     return kinds.is_null(arrow) or allowed[field.type]
 
 
+def open_splits(dataset_dir: str | Path, max_samples: dict[str, int | None], seed: int = 0) -> dict[str, "SplitRows"]:
+    """Splits of one dataset folder, by name; all of the same dataset, also while another takes its place.
+
+    Args:
+        max_samples: of each split that is wanted, how many rows at most, see [`SplitRows`].
+
+    Raises:
+        ValueError: another dataset took the folder's place meanwhile; or see [`SplitRows`].
+    """
+    splits = {split: SplitRows(dataset_dir, split, count, seed) for split, count in max_samples.items()}
+    for rows in splits.values():
+        rows.check_same()
+    if len({rows.version for rows in splits.values()}) > 1:
+        raise ValueError(REPLACED.format(dataset_dir))
+    return splits
+
+
 class SplitRows:
     """The rows of one split, or a seeded sample of them in their order, on disk. All that is read at once is a part.
+    They are rows of the dataset that lay there first: where another takes its place, reading ends in an error.
 
     Rows are numbered from 0 to `len(rows) - 1` in the order of the files; with a sample, among those of the sample.
 
@@ -115,22 +134,25 @@ class SplitRows:
 
     Attributes:
         schema: the folder's [`DatasetSchema`].
+        version: tells this dataset from another in the same place.
         shards: the split's files.
         group_starts: `(row groups + 1,)` number of the first row of each row group, and `len(rows)`.
 
     Raises:
         FileNotFoundError: `dataset_dir` is not a dataset folder, or has no such split.
         ValueError: the split has no rows, a file of it is missing or damaged, or a column is missing or of a type that
-            does not fit; names split, file and column.
+            does not fit; names split, file and column. Or another dataset took the folder's place meanwhile.
     """
 
     def __init__(self, dataset_dir: str | Path, split: str, max_samples: int | None = None, seed: int = 0):
         self.dataset_dir, self.split = Path(dataset_dir), split
+        self.version = self._version()
         self.schema = DatasetSchema.load(dataset_dir)
         paths = shard_paths(self.dataset_dir, split)
         try:
             self.shards = [Shard.read(path) for path in paths]
         except ValueError as error:
+            self.check_same()
             raise ValueError(f"split '{split}': {error}") from error
         self._open: tuple[Shard, pq.ParquetFile] | None = None
         self._check_columns()
@@ -143,6 +165,21 @@ class SplitRows:
         if max_samples is not None and max_samples < total:
             self._sample = np.sort(np.random.default_rng(seed).choice(total, max_samples, replace=False))
             self.group_starts = np.searchsorted(self._sample, self._row_starts)
+
+        self.check_same()
+
+    def _version(self) -> tuple[int, int] | None:
+        try:
+            status = (self.dataset_dir / SCHEMA_NAME).stat()
+        except OSError:  # the schema's own error says more
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def check_same(self) -> None:
+        """`ValueError` where another dataset took the place of the one that was opened. Called after a file was
+        opened: folders are replaced in one step, so the file was of that dataset where this finds nothing."""
+        if self._version() != self.version:
+            raise ValueError(REPLACED.format(self.dataset_dir))
 
     def _check_columns(self) -> None:
         schema, first = self.schema, self.shards[0]
@@ -225,7 +262,9 @@ class SplitRows:
         if path is None:
             return None
         try:
-            return function(pq.read_table(path, page_checksum_verification=True))
+            items = pq.read_table(path, page_checksum_verification=True)
+            self.check_same()
+            return function(items)
         except RowError as error:
             raise ValueError(f"{path}: {error}") from None
         except (pa.ArrowException, OSError) as error:
@@ -237,8 +276,11 @@ class SplitRows:
         """Of the files' bytes and the sample: the same wherever the files lie. Reads them."""
         digest = sha256(repr(self._sample_digest()).encode())
         for path in filter(None, [*(shard.path for shard in self.shards), self._items_path]):
-            with open(path, "rb") as file:
-                digest.update(file_digest(file, "sha256").digest())
+            try:
+                with open(path, "rb") as file:
+                    digest.update(file_digest(file, "sha256").digest())
+            finally:
+                self.check_same()
         return digest.hexdigest()
 
     def _sample_digest(self) -> str | None:
@@ -270,6 +312,7 @@ class SplitRows:
                 self._open is None or self._open[0] is not shard
             ):  # the footer of a file with many row groups is read once
                 self._open = shard, pq.ParquetFile(shard.path, memory_map=True, page_checksum_verification=True)
+                self.check_same()
             for batch in self._open[1].iter_batches(size, [index], columns, use_threads=False):
                 begin, done = done, done + len(batch)
                 part = pa.Table.from_batches([batch])
@@ -284,6 +327,7 @@ class SplitRows:
                 if done >= last:
                     return
         except (pa.ArrowException, OSError) as error:
+            self.check_same()
             raise ValueError(
                 f"split '{self.split}', {shard.path}: damaged: {one_line(error).rstrip('.')}. Prepare the dataset again"
             ) from error

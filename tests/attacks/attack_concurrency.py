@@ -172,9 +172,7 @@ def read_meanwhile(bench: Bench, rng: random.Random, write: Callable[[Path], Com
 
 @situation("a dataset is read while prepare replaces it")
 def _(bench: Bench, rng: random.Random) -> Ending:
-    from hashlib import sha256
-
-    from flip_ctr.data.prepare.dataset_folder import read_split
+    from moments import digest_of_splits
 
     wholes, place, out = [reference(bench, "prepare", number) for number in (1, 2)], bench.place(), bench.place() / "f"
     shutil.copytree(wholes[0] / "D", place / "D")
@@ -183,10 +181,7 @@ def _(bench: Bench, rng: random.Random) -> Ending:
     writer = bench.run(*bench.prepare(place / "D", "--overwrite_output_dir", seed=2))
     del writer
     reader.end()
-    known = [
-        sha256(repr([read_split(one / "D", name).to_pylist() for name in ("train", "test")]).encode()).hexdigest()
-        for one in wholes
-    ]
+    known = [digest_of_splits(str(one / "D")) for one in wholes]
     for one in json.loads(out.read_text()):
         if "rows" in one and one["rows"] not in known:
             return "wrong", "rows of neither the old nor the new dataset together"

@@ -122,18 +122,25 @@ def read_again(folder: str, rows: str, out: str, seconds: float) -> None:
             Path(out).write_text(json.dumps(found))
 
 
+def digest_of_splits(folder: str) -> str:
+    """Of the rows of a dataset folder's training and test split, read as a run reads them."""
+    from hashlib import sha256
+
+    from flip_ctr.data.readers.shards import open_splits
+
+    splits = open_splits(folder, dict.fromkeys(("train", "test")))
+    rows = {name: [part.to_pylist() for _, part in rows.parts()] for name, rows in splits.items()}
+    return sha256(repr(rows).encode()).hexdigest()
+
+
 def read_dataset_again(folder: str, out: str, seconds: float) -> None:
     """Reads a dataset folder over and over, and writes the rows' digests or errors that it met."""
     import time
-    from hashlib import sha256
-
-    from flip_ctr.data.prepare.dataset_folder import read_split
 
     found, until = [], time.monotonic() + seconds
     while time.monotonic() < until:
         try:
-            rows = [read_split(folder, name).to_pylist() for name in ("train", "test")]
-            one = {"rows": sha256(repr(rows).encode()).hexdigest()}
+            one = {"rows": digest_of_splits(folder)}
         except Exception as error:
             one = {"kinds": [kind.__name__ for kind in type(error).__mro__], "text": str(error)}
         if one not in found:

@@ -50,7 +50,9 @@ def checkpoints(tmp_path_factory, processor, id_processor, text_config):
         "plm": FlipForCTR(tiny.flip_config(fields, text_config, strategy="plm")),
         "joint": FlipForCTR(tiny.flip_config(fields, text_config, fusion="gate")),
         "decoder": FlipForCTR(
-            tiny.flip_config(fields, tiny.DECODER_CONFIGS["gemma3_text"](vocab_size=len(tiny.gemma())))
+            tiny.flip_config(
+                decoder_processor.fields, tiny.DECODER_CONFIGS["gemma3_text"](vocab_size=len(tiny.gemma()))
+            )
         ),
         "own_tower": FlipForCTR(tiny.flip_config(fields, text_config, id_tower="remote", id_tower_kwargs={})),
         "pretraining": FlipForPretraining(tiny.flip_config(fields, text_config)),

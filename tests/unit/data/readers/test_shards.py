@@ -1,5 +1,7 @@
 """A split in many files: the same rows as in one, and what is wrong with a file is said before anything is trained."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +11,7 @@ from transformers import AutoTokenizer
 
 from flip_ctr import FlipField, FlipProcessor
 from flip_ctr.data.prepare.dataset_folder import read_split
-from flip_ctr.data.readers.shards import SplitRows, fits
+from flip_ctr.data.readers.shards import SplitRows, fits, open_splits
 from flip_ctr.modeling_flip.fields_flip import FIELD_TYPES
 
 
@@ -193,3 +195,43 @@ def test_types_that_fit(kind, fitting):
     for arrow in [kind, *(lists if fitting else [])]:  # a list, or text with separators, or a single value
         assert {name for name in FIELD_TYPES if fits(arrow, FlipField("f", name, kind="multi-valued"))} >= fitting
     assert not any(fits(arrow, FlipField("f", name)) for name in FIELD_TYPES for arrow in lists)
+
+
+def replace_folder(folder, by):
+    """As `prepare --overwrite_output_dir`: the other is there in one step."""
+    folder.rename(folder.with_name("gone"))
+    shutil.copytree(by, folder)
+
+
+@pytest.fixture
+def replaced(tmp_path, dataset_dir, sharded):
+    """A dataset folder, and what puts another into its place."""
+    folder = shutil.copytree(dataset_dir, tmp_path / "d")
+    return folder, lambda: replace_folder(folder, sharded)
+
+
+@pytest.mark.parametrize("read", [lambda rows: gathered(rows), lambda rows: rows.take([3]), SplitRows.content_digest])
+def test_rows_of_another_dataset_in_the_same_place_are_not_read(replaced, read):
+    folder, replace = replaced
+    rows = SplitRows(folder, "train")
+    read(rows)
+    rows._open = None  # a worker's own copy has no open file
+    replace()
+    with pytest.raises(ValueError, match=r"/d was replaced by another dataset while it was read; start again\."):
+        read(rows)
+
+
+@pytest.mark.parametrize("at", ["_check_columns", "__init__"])
+def test_splits_are_of_one_dataset(replaced, monkeypatch, at):
+    folder, replace = replaced
+    whole, left = getattr(SplitRows, at), [replace]
+
+    def then_replace(self, *args):
+        whole(self, *args)
+        if left:
+            left.pop()()
+
+    assert open_splits(folder, {"train": 10, "test": None})["train"].version == SplitRows(folder, "test").version
+    monkeypatch.setattr(SplitRows, at, then_replace)
+    with pytest.raises(ValueError, match=r"/d was replaced by another dataset while it was read; start again\."):
+        open_splits(folder, {"train": 10, "test": None})
