@@ -217,6 +217,13 @@ def test_from_any_step_to_the_same_end(tmp_path, stopped, dataset_dir):
         same_results(stopped, tmp_path / str(step))
 
 
+def test_what_a_killed_run_kept_beyond_the_limit_goes(tmp_path, stopped, dataset_dir):
+    shutil.copytree(stopped, tmp_path / "m")
+    go_on(dataset_dir, tmp_path / "m", checkpoints_total_limit=2)  # all steps are done
+    assert [Path(path).name for path in step_checkpoints(str(tmp_path / "m"))] == ["checkpoint-5", "checkpoint-6"]
+    same_results(stopped, tmp_path / "m")
+
+
 @pytest.mark.parametrize("kind", ["frozen", "frozen by entity", "map", "locked"])
 def test_every_kind_of_run_goes_on(tmp_path, dataset_dir, plm, kind):
     alone = {"mlm_weight": 0.0, "icl_weight": 0.0, "mtm_text_dropout": 1.0}

@@ -193,9 +193,7 @@ class StepCheckpoints:
                 if os.path.isdir(target):
                     discard(target)
                 os.rename(partial, target)  # only now does `latest` see it
-                if self.args.checkpoints_total_limit is not None:
-                    for old in step_checkpoints(folder)[: -self.args.checkpoints_total_limit]:
-                        discard(old)
+                self._discard_old()
             accelerator.wait_for_everyone()
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -205,6 +203,12 @@ class StepCheckpoints:
                 f"checkpoint-{step} could not be saved in {folder}: {error.strerror or error}. Whole ones there: "
                 f"{earlier}",
             ) from error
+
+    def _discard_old(self) -> None:
+        """Those beyond `--checkpoints_total_limit`."""
+        if self.args.checkpoints_total_limit is not None:
+            for old in step_checkpoints(self.args.output_dir)[: -self.args.checkpoints_total_limit]:
+                discard(old)
 
     # --- reading
 
@@ -236,6 +240,9 @@ class StepCheckpoints:
             self.reader.restore(own["prompt_states"])
         if state["loop"]["best"] > -math.inf:
             self._bring_best_model(os.path.dirname(os.path.abspath(folder)))
+        self.accelerator.wait_for_everyone()
+        if self.args.resume_from_checkpoint == LATEST and self.accelerator.is_main_process:
+            self._discard_old()  # which a run that was killed while it saved has not
         logger.info(f"going on from {folder}")
         return state["loop"]
 
