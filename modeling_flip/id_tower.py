@@ -190,7 +190,9 @@ class FeatureEmbedding(nn.Embedding):
 
     def check_history(self, history_ids: torch.Tensor, outcomes: torch.Tensor, slots: list[int], rows: int) -> None:
         """Raises `TypeError` and `ValueError` where these are no `history_ids` and `history_outcomes` of so many rows,
-        whose items have these slots."""
+        or of rows that share them, whose items have these slots."""
+        if getattr(history_ids, "ndim", 0) and len(history_ids) and rows % len(history_ids) == 0:
+            rows = len(history_ids)
         check_tensor("history_ids", history_ids, (rows, "n", len(slots)), IDS)
         check_tensor("history_outcomes", outcomes, (rows, "n"), IDS)
         if history_ids.ndim != 3 or history_ids.shape[::2] != (rows, len(slots)):
@@ -283,8 +285,8 @@ def integer_keys(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def bi_interaction(embeds: torch.Tensor) -> torch.Tensor:
-    """The sum of `e_i * e_j` (element by element) over all pairs i < j, in O(fields): `(B, F, D)` -> `(B, D)`."""
-    return 0.5 * (embeds.sum(1).square() - embeds.square().sum(1))
+    """The sum of `e_i * e_j` (element by element) over all pairs i < j, in O(fields): `(..., F, D)` -> `(..., D)`."""
+    return 0.5 * (embeds.sum(-2).square() - embeds.square().sum(-2))
 
 
 class IdTower(nn.Module):
@@ -361,13 +363,26 @@ class IdTower(nn.Module):
                 history_outcomes = feature_ids.new_full(shape[:2], NO_ENTRY)
             self.embeddings.check_history(history_ids, history_outcomes, self.history_slots, len(feature_ids))
             item = self.embeddings.of_fields(feature_ids[:, self.history_slots], self.history_slots).flatten(1)
-            # histories share their items: each is read once
-            keys, places = integer_keys(history_ids).unique(return_inverse=True)  # (B, n)
-            distinct = history_ids.new_empty(len(keys), len(self.history_slots))
-            distinct[places] = history_ids
-            entries = self.history.entry(self.embeddings.of_fields(distinct, self.history_slots).flatten(1))
-            added.append(self.history(item, entries[places], history_outcomes))
+            entries = self._entries(history_ids)
+            of_rows = self.history(
+                item.unflatten(0, (len(entries), len(item) // max(len(entries), 1))), entries, history_outcomes
+            )
+            added.append(of_rows.flatten(0, 1))
         return added if text_embeds is None else [*added, text_embeds]
+
+    def _entries(self, history_ids: torch.Tensor) -> torch.Tensor:
+        """What the target attention reads of histories: `(U, n, slots of an item)` -> `(U, n, 2 ATTENTION_DIM)`."""
+
+        def read(ids: torch.Tensor) -> torch.Tensor:
+            return self.history.entry(self.embeddings.of_fields(ids, self.history_slots).flatten(-2))
+
+        if len(history_ids) == 1 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return read(history_ids)
+        # histories share their items: each is read once
+        keys, places = integer_keys(history_ids).unique(return_inverse=True)  # (U, n)
+        distinct = history_ids.new_empty(len(keys), len(self.history_slots))
+        distinct[places] = history_ids
+        return read(distinct)[places]
 
     def embed(self, table: FeatureEmbedding, feature_ids: torch.Tensor, added: list[torch.Tensor]) -> torch.Tensor:
         """The embeddings of all fields, `(batch, fields, embedding_size)`, from one table, and `added_fields`."""
@@ -389,7 +404,8 @@ class IdTower(nn.Module):
             feature_ids: `(batch, slots)` local feature ids.
             text_embeds: `(batch, embedding_size)` of the text, with strategy `frozen`: the last field.
             history_ids, history_outcomes: of the history's entries `(batch, n, slots of an item)` local feature ids,
-                and `(batch, n)` 1 not clicked, 2 clicked, 0 for none. Without them a history is empty.
+                and `(batch, n)` 1 not clicked, 2 clicked, 0 for none. Without them a history is empty. Fewer
+                histories, `(U, n, ...)`, are shared: the first of `batch / U` rows each.
 
         Raises:
             ValueError: `output_dim` is not the size of what `encode` returns.

@@ -918,27 +918,44 @@ class FlipForCTR(FlipPreTrainedModel):
             labels=labels,
             sample_weight=sample_weight,
         )
-        parts: dict[str, torch.Tensor] = {}
+        id_state = text_state = None
         if self.id_classifier is not None:
             if feature_ids is None:
                 raise ValueError(f"`feature_ids` is needed by strategy {self.config.strategy!r}.")
             id_state = self.flip.encode_ids(
                 feature_ids, input_ids, attention_mask, prompt_index, text_pooled, history_ids, history_outcomes
             )
+        if self.text_classifier is not None:
+            text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled, history_outcomes)
+        output = self.predict(feature_ids, id_state, text_state)
+        if labels is not None:
+            names = ("logits",) if self.fusion is None else ("logits", "id_logits", "text_logits")
+            heads = torch.cat([output[name] for name in names], dim=1)
+            output = FlipForCTROutput(loss=click_loss(heads, labels, sample_weight, self.training), **output)
+        return returned(output, self.config, return_dict)
+
+    def predict(
+        self, feature_ids: torch.Tensor | None, id_state: torch.Tensor | None, text_state: torch.Tensor | None
+    ) -> FlipForCTROutput:
+        """The heads alone.
+
+        Args:
+            feature_ids: `(B, S)`, of a model with an ID tower.
+            id_state: `h_id` `(B, D_id)`, where the strategy has an ID tower's head.
+            text_state: the textual view `(B, H)`, where it has a PLM's.
+        """
+        parts: dict[str, torch.Tensor] = {}
+        if self.id_classifier is not None:
             parts["id_logits"] = self.id_classifier(id_state).float()
             if self.first_order is not None:
                 parts["id_logits"] = parts["id_logits"] + self.first_order(feature_ids).float().sum(1)
         if self.text_classifier is not None:
-            text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled, history_outcomes)
             parts["text_logits"] = self.text_classifier(self.dropout(text_state)).float()
-        heads = list(parts.values())
-        if self.fusion is None:
-            logits = heads[0]
-        else:
-            logits, parts["id_weight"] = self.fusion(*heads, id_state, text_state, feature_ids)
-            heads.insert(0, logits)
-        loss = None if labels is None else click_loss(torch.cat(heads, dim=1), labels, sample_weight, self.training)
-        return returned(FlipForCTROutput(loss=loss, logits=logits, **parts), self.config, return_dict)
+        logits = next(iter(parts.values()))
+        if self.fusion is not None:
+            states = id_state, text_state, feature_ids
+            logits, parts["id_weight"] = self.fusion(*parts.values(), *states)
+        return FlipForCTROutput(logits=logits, **parts)
 
 
 __all__ = ["FlipPreTrainedModel", "FlipModel", "FlipForPretraining", "FlipForCTR"]

@@ -82,8 +82,8 @@ class FlipTextInteraction(nn.Module):
     """The pooled states of a row's prompts -> the textual view of the row, one vector.
 
     `sum_e A_e x_e + C sum_{e < f} (B_e x_e) * (B_f x_f)`: each `A_e` starts as the identity and C at zero. With E
-    prompts of N candidates the parts `A x` and `B x` can be kept: what is left a row is a product of low rank. What the
-    prompts of the history say of the row's item is added, and starts at zero.
+    prompts of N candidates what the items' say alone can be kept, see `parts`: what is left a row is a product of low
+    rank. What the prompts of the history say of the row's item is added, and starts at zero.
 
     Args:
         history_entity: the number of the entity whose prompts the history has, or None without a history.
@@ -111,6 +111,14 @@ class FlipTextInteraction(nn.Module):
         """What the prompt of one entity says without the others, `(..., H)` -> `(..., H)`."""
         return self.own[entity](pooled)
 
+    def parts(self, pooled: torch.Tensor, entities: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the prompts of some of the entities say together, `(..., H)`, and their factors, with which they meet
+        the others', `(..., rank)`; from their pooled states `(..., those entities, H)`."""
+        states = pooled.unbind(-2)
+        own = torch.stack([self.alone(state, entity) for state, entity in zip(states, entities)]).sum(0)
+        factors = torch.stack([self.factors[entity](state) for state, entity in zip(states, entities)], dim=-2)
+        return own + self.product(bi_interaction(factors)), factors.sum(-2)
+
     def forward(
         self, pooled: torch.Tensor, prompt_index: torch.Tensor, history_outcomes: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -122,13 +130,11 @@ class FlipTextInteraction(nn.Module):
             history_outcomes: `(B, n)`: 1 not clicked, 2 clicked, 0 for no entry.
         """
         of_entities, of_history = prompt_index.split([len(self.own), prompt_index.shape[1] - len(self.own)], dim=1)
-        parts = pooled[of_entities].unbind(1)
-        own = torch.stack([self.alone(part, entity) for entity, part in enumerate(parts)]).sum(0)
-        factors = torch.stack([layer(part) for layer, part in zip(self.factors, parts)], dim=1)  # (B, E, rank)
-        state = own + self.product(bi_interaction(factors))
+        states = pooled[of_entities]
+        state, _ = self.parts(states, range(len(self.own)))
         if self.history is None:
             return state
         if history_outcomes is None:  # as an empty history; of one place, so that each weight has a gradient
             of_history, history_outcomes = of_entities[:, :1], torch.zeros_like(of_entities[:, :1])
         entries = self.history.entry(pooled)[of_history]
-        return state + self.history(parts[self.history_entity], entries, history_outcomes)
+        return state + self.history(states[:, self.history_entity], entries, history_outcomes)

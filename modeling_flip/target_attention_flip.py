@@ -39,26 +39,33 @@ class FlipTargetAttention(nn.Module):
         init.zeros_(self.nothing)
 
     def forward(self, target: torch.Tensor, entries: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
+        """Attention of items `(B, target_dim)` over histories, see `attend`."""
+        return self.attend(self.target(target), entries, outcomes)
+
+    def attend(self, query: torch.Tensor, entries: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            target: `(B, target_dim)`.
+            query: `(B, ATTENTION_DIM)`, what the layer `target` makes of the rows' items; or `(B, C, ATTENTION_DIM)`,
+                of C rows that share a history.
             entries: `(B, n, 2 ATTENTION_DIM)`, what the layer `entry` makes of the entries' vectors.
             outcomes: `(B, n)`: 1 not clicked, 2 clicked, 0 where there is no entry.
 
-        Returns `(B, output_dim)`.
+        Returns `(B, output_dim)`, or `(B, C, output_dim)`.
         """
         entries = entries.unflatten(-1, (2, NUM_HEADS, -1))
         keys, values = entries.permute(2, 0, 3, 1, 4)  # (B, heads, n, d) each
-        query = self.target(target).unflatten(-1, (NUM_HEADS, 1, -1))  # (B, heads, 1, d)
-        scores = (query @ keys.mT / query.shape[-1] ** 0.5).squeeze(2)
-        scores = scores.masked_fill((outcomes == NO_ENTRY)[:, None], torch.finfo(scores.dtype).min)
-        nothing = self.nothing.to(scores.dtype)[None, :, None].expand(len(scores), -1, 1)
-        weights = torch.cat([scores, nothing], dim=-1).softmax(-1)[..., :-1]  # (B, heads, n)
+        shape, rows = query.shape[:-1], query.shape[1] if query.ndim == 3 else 1
+        query = query.view(len(keys), rows, *keys.shape[1::2]).transpose(1, 2)  # (B, heads, C, d)
+        scores = query @ keys.mT / query.shape[-1] ** 0.5
+        scores = scores.masked_fill((outcomes == NO_ENTRY)[:, None, None], torch.finfo(scores.dtype).min)
+        nothing = self.nothing.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, nothing], dim=-1).softmax(-1)[..., :-1]  # (B, heads, C, n)
         of_outcome = torch.stack([outcomes == IS_CLICKED, outcomes == NOT_CLICKED], dim=1)  # (B, 2, n)
-        parts = weights[:, :, None] * of_outcome[:, None]  # (B, heads, 2, n)
-        said = (parts.to(values.dtype) @ values).flatten(1)
-        shares = (parts.sum(-1) + SMALLEST_SHARE).log().unbind(-1)
-        counts = of_outcome.sum(-1).to(weights.dtype).split(1, dim=-1)  # (B, 1) each
+        parts = weights[..., None, :] * of_outcome[:, None, None]  # (B, heads, C, 2, n)
+        said = (parts.to(values.dtype).flatten(2, 3) @ values).unflatten(2, (rows, 2))  # (B, heads, C, 2, d)
+        shares = (parts.sum(-1) + SMALLEST_SHARE).log().transpose(1, 2).unbind(-1)  # (B, C, heads) each
+        counts = of_outcome.sum(-1).to(weights.dtype)[:, None].split(1, dim=-1)  # (B, 1, 1) each
         rate = [(count + PRIOR_ENTRIES).log() for count in counts]
-        facts = [shares[0] - shares[1], rate[0] - rate[1], sum(counts).log1p()]
-        return self.output(torch.cat([said, *facts], dim=-1))
+        of_history = [fact.expand(-1, rows, 1) for fact in (rate[0] - rate[1], sum(counts).log1p())]
+        facts = [said.transpose(1, 2).flatten(2), shares[0] - shares[1], *of_history]
+        return self.output(torch.cat(facts, dim=-1)).view(*shape, self.output.out_features)
