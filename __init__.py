@@ -5,6 +5,7 @@ Importing the package registers its classes, so that `AutoModel`, `AutoProcessor
 transformers load a FLIP checkpoint.
 """
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -40,12 +41,13 @@ if PIPELINE_TASK not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, ClickThroughRatePipeline, AutoModelForSequenceClassification)
 
 
-def __getattr__(name: str) -> Any:
-    """What needs DuckDB and Ibis, which nothing else here does, when it is asked for."""
-    if name == "infer_schema":
-        from .data.datasets.infer_schema import infer_schema
+# what needs libraries that nothing else here does, by the module that is imported when it is asked for
+LAZY = {"FlipRanker": ".serve.ranker", "infer_schema": ".data.datasets.infer_schema"}
 
-        return infer_schema
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY:
+        return getattr(import_module(LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -63,5 +65,6 @@ __all__ = [
     "ClickThroughRatePipeline",
     "IdTower",
     "register_id_tower",
+    "FlipRanker",
     "infer_schema",
 ]

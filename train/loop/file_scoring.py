@@ -86,7 +86,7 @@ class RowsToScore:
         own, times = self.fields, []
         self._items = self._events = None
         if args.items is not None:
-            table = _whole(RowReader([args.items], fields_of_items(self.fields), reading), "--items")
+            table = whole_table(RowReader([args.items], fields_of_items(self.fields), reading), "--items")
             self._items = self._read("--items", lambda: processor.read_items(table))
         if args.events is not None:
             history, user = self._read("--events", lambda: event_fields(self.fields))
@@ -94,7 +94,9 @@ class RowsToScore:
             times = [args.time_column] if args.time_column else []
             item = next(field for field in self.fields if field.name == history.history_of)
             events = RowReader([args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]))
-            self._events = self._read("--events", lambda: EventLog(_whole(events, "--events"), self.fields, *times))
+            self._events = self._read(
+                "--events", lambda: EventLog(whole_table(events, "--events"), self.fields, *times)
+            )
         sides = dict(_named_side(one) for one in args.side or [])
         self._raw = RowReader(
             args.input if files is None else files, own, reading, sides, {**dict.fromkeys(times), **also}
@@ -164,7 +166,7 @@ def scored_batches(
                 bar.update(len(batch))
 
 
-def _whole(rows: RowReader, option: str) -> pa.Table:
+def whole_table(rows: RowReader, option: str) -> pa.Table:
     """All rows of a table that must be whole."""
     parts = []
     for batch in rows:

@@ -1,0 +1,505 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Ranking the items of a catalogue for users: what the items say alone is computed once and kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.special import expit
+
+from flip_ctr.data.readers.row_reader import RowReader
+from flip_ctr.modeling_flip.columns_flip import Column, read_columns
+from flip_ctr.modeling_flip.fields_flip import CLICKED, PAD_ID, FlipField, fields_of_items
+from flip_ctr.modeling_flip.histories_flip import Histories, read_histories
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.prompt_tables_flip import EncodedRows
+from flip_ctr.modeling_flip.rows_flip import RawRows, column_of, named_columns
+from flip_ctr.modeling_flip.values_flip import Value
+from flip_ctr.serve.candidate_model import CandidateModel, TextParts
+from flip_ctr.serve.catalogue import MANIFEST, Catalogue, joined, key_field
+from flip_ctr.serve.row_side import RowSide
+from flip_ctr.train.loop.file_scoring import whole_table
+from flip_ctr.train.models.build import load_click_model
+from flip_ctr.train.outputs.run_log import logger
+
+ROWS_AT_ONCE = 8192  # candidates that go through the model together
+ROW_PROMPTS_AT_ONCE = 64  # the same of a model that reads their prompts
+
+
+class Users(NamedTuple):
+    """U users as the model reads them.
+
+    Args:
+        count: how many they are.
+        columns: of the fields that users and the context have.
+        history: `(U, n)` numbers of the catalogue's items, -1 for none, and their outcomes; None for a model that reads
+            no history.
+    """
+
+    count: int
+    columns: dict[str, Column]
+    history: tuple[np.ndarray, np.ndarray] | None
+
+
+class Candidates(NamedTuple):
+    """L lists of candidates: one for each user, or one for all.
+
+    Args:
+        numbers: `(L, C)` of the catalogue's items.
+        lengths: `(L,)` how many of them are the list's; the rest fills up.
+        columns: of fields that candidates themselves have, `(L C)` rows.
+    """
+
+    numbers: np.ndarray
+    lengths: np.ndarray
+    columns: dict[str, Column]
+
+
+class FlipRanker:
+    """Ranks items for users with a [`FlipForCTR`].
+
+    ```python
+    >>> from flip_ctr import FlipRanker
+    >>> ranker = FlipRanker.from_pretrained("org/flip-ml-100k", items="items.parquet")
+    >>> user = {"user_id": 12, "gender": "male", "age": 24, "occupation": "student", "zip_code": "94043"}
+    >>> ranker.rank(user, top_k=1)  # rounded
+    [{'movie_id': 313, 'click_probability': 0.982, 'id_probability': 0.987, 'text_probability': 0.959}]
+    ```
+
+    A row of the model is a user joined with an item: the columns that the items have come from the catalogue, all
+    others from the user (or the context, or the candidate). The probabilities are those of the joined rows. With entity
+    prompts (`config.prompts`) the PLM reads each item's text once, when it enters the catalogue, and in a request the
+    user's alone; with row prompts it reads the text of every candidate in every request.
+
+    Threads may share a ranker: a request sees one catalogue from its beginning to its end.
+
+    Args:
+        model, processor: of one checkpoint.
+        items: a row an item, in any form that [`FlipProcessor`] takes, each of another key.
+        item_key: the column that tells items apart, where the fields do not say it: the key of the items in histories,
+            or the first field of the items that is a `key`.
+        device: where the model computes and the catalogue lies; where the model is when not given.
+        dtype: of what is kept of texts; as computed when not given. `torch.float16` takes half the memory.
+
+    Raises:
+        ValueError: a column is missing or a value has another type, names column and row; two items have one key; or
+            items have some columns of an entity's prompt and lack others.
+    """
+
+    def __init__(
+        self,
+        model: FlipForCTR,
+        processor: FlipProcessor,
+        items: Any,
+        item_key: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        raw = RawRows.of(items)
+        names = named_columns(raw.names or [])
+        fields = [one for one in processor.feature_extractor.all_fields if not one.is_history and column_of(one, names)]
+        self._set_up(
+            model,
+            processor,
+            fields,
+            key_field(processor.feature_extractor.all_fields, [one.name for one in fields], item_key),
+            device,
+            dtype,
+        )
+        self.catalogue = self._encode_items(raw)
+
+    def _set_up(self, model, processor, item_fields, key, device, dtype) -> None:
+        processor.check_model(model.config, model.name_or_path or "FlipRanker")
+        if device is not None:
+            model.to(device)
+        self.model, self.processor, self._key = model.eval(), processor, key
+        self._candidate_model = CandidateModel(model)
+        self._fields = processor.feature_extractor.all_fields
+        self._history = processor.history_field
+        _check_items(processor, model, item_fields)
+        others = [one for one in self._fields if one not in item_fields and not one.is_history]
+        self._items = RowSide(model, processor, item_fields, True, dtype)
+        self._users = RowSide(model, processor, others)
+        self._item_slots = self._items.slots([one.name for one in item_fields])
+        of_history = self._items.slots([one.name for one in fields_of_items(self._fields)])
+        self._history_slots = [self._item_slots.index(slot) for slot in of_history]  # among those of items
+        # rows' prompts hold both sides: nothing of them can be kept
+        self._reads_rows = model.flip.text_encoder is not None and not self._items.keeps_text
+        if self._reads_rows:
+            logger.warning("this model has row prompts: its PLM reads the text of every candidate in every request")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        items: Any,
+        item_key: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "FlipRanker":
+        """A ranker of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub id of a fine-tuned model.
+            items: as of [`FlipRanker`]; or a file of them, read as the model's data was read; or a folder that `save`
+                has written, whose texts are not read again.
+            item_key, device, dtype: as of [`FlipRanker`]; a saved catalogue has its own key and dtype.
+
+        Raises:
+            ValueError: it is no fine-tuned click model; a saved catalogue is damaged, or of another model; or see
+                [`FlipRanker`].
+            OSError: there is no such checkpoint.
+        """
+        model, processor = load_click_model(str(pretrained_model_name_or_path))
+        if not isinstance(items, str | Path):
+            return cls(model, processor, items, item_key, device, dtype)
+        if not (Path(items) / MANIFEST).is_file():
+            return cls(model, processor, read_items(str(items), processor, item_key), item_key, device, dtype)
+        ranker = cls.__new__(cls)
+        if device is not None:
+            model.to(device)
+        catalogue = Catalogue.load(items, model_digest(model, processor), model.device)
+        fields = [one for one in processor.feature_extractor.all_fields if one.name in catalogue.columns]
+        kept = catalogue.text and catalogue.text.own.dtype
+        ranker._set_up(model, processor, fields, catalogue.key, None, kept)
+        ranker.catalogue = catalogue
+        return ranker
+
+    # --- items
+
+    def __len__(self) -> int:
+        """How many items are ranked."""
+        return int(self.catalogue.shown.sum())
+
+    def __contains__(self, key: Any) -> bool:
+        return self._canonical([key])[0] in self.catalogue.known
+
+    def add_items(self, items: Any) -> None:
+        """Adds items, or replaces those of the same key. Copies the catalogue: many at once are cheaper.
+
+        Args:
+            items: with the same columns, as of [`FlipRanker`].
+        """
+        self.catalogue = self.catalogue.with_items(self._encode_items(RawRows.of(items)))
+
+    def remove_items(self, keys: Sequence) -> None:
+        """Items that are not to be ranked any more; histories may still name them. `ValueError` where there is none of
+        a key."""
+        self.catalogue = self.catalogue.without(self._canonical(keys))
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Writes the catalogue, so that `from_pretrained(..., items=folder)` reads no text again.
+
+        Raises:
+            FileExistsError: there is something already, and it is no catalogue or `overwrite` is off.
+        """
+        self.catalogue.save(folder, model_digest(self.model, self.processor), overwrite)
+
+    def _encode_items(self, raw: RawRows) -> Catalogue:
+        fields = {field.name: field for field in (*self._items.fields, self._key)}
+        try:
+            columns = read_columns(raw, list(fields.values()))
+        except ValueError as error:
+            raise ValueError(f"items: {error}") from None
+        codes = columns[self._key.name].codes
+        keys = columns[self._key.name].values
+        if None in keys:
+            raise ValueError(f"items: {self._key.name} of row {int((codes == keys.index(None)).argmax())} is null")
+        counts = np.bincount(codes)
+        if len(codes) and counts.max() > 1:
+            twice = keys[int(counts.argmax())]
+            raise ValueError(f"items: {self._key.name} {twice!r} has {counts.max():,} rows; each item must have one")
+        rows = len(codes)
+        ids, text = self._items.encode_ids(columns, rows), self._items.read_text(columns, rows)
+        return Catalogue(self._key, columns, ids, text, np.ones(rows, bool))
+
+    def _canonical(self, keys: Sequence) -> list[Value]:
+        column = Column.read(list(keys), self._key)
+        return [column.values[code] for code in column.codes]
+
+    # --- ranking
+
+    def rank(
+        self,
+        user: Any,
+        candidates: Sequence | None = None,
+        history: Sequence | None = None,
+        context: Mapping | Sequence[Mapping] | None = None,
+        top_k: int | None = None,
+    ) -> list[dict] | list[list[dict]]:
+        """Items for a user, best first; ties stand in the order of the candidates.
+
+        Args:
+            user: the fields of a user as a dict; or many users, as a list of dicts or a table with a row a user.
+            candidates: keys of items, all that the catalogue ranks when not given; or a dict an item, with the key and
+                fields that belong to neither side alone (the user's clicks on the item's genre, say). Of many users one
+                list for all, or one each.
+            history: what the user had before, newest last: keys of clicked items, or dicts with the key and `clicked`
+                (0 or 1). Of many users a list each. Where it is left out, and a user's dict has the field of the
+                history, that is read.
+            context: more fields of the request, a dict for all users or one each.
+            top_k: how many are returned; all when not given.
+
+        Returns: a dict an item, with its key, `click_probability`, and for strategy `joint` both towers' own
+            `id_probability` and `text_probability`; of many users a list of such dicts each.
+
+        Raises:
+            ValueError: a field is missing, or a value has another type; an item is not in the catalogue; or the model
+                reads no history, and one is given.
+        """
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1; got {top_k}")
+        if isinstance(user, list | tuple) and not user:
+            return []
+        catalogue = self.catalogue
+        users, many = self._read_users(catalogue, user, history, context)
+        found = self._read_candidates(catalogue, candidates, users)
+        logits = self._score(catalogue, users, found)
+        answers = []
+        numbers, lengths = (np.broadcast_to(part, (users.count, *part.shape[1:])) for part in found[:2])
+        for row, length in enumerate(lengths.tolist()):
+            order = np.argsort(-logits["logits"][row, :length], kind="stable")[:top_k]
+            columns = [catalogue.answers[numbers[row, order]].tolist()]
+            columns += [expit(np.float64(values[row, order])).tolist() for values in logits.values()]
+            names = [self._key.name, *(PROBABILITIES[name] for name in logits)]
+            answers.append([dict(zip(names, values)) for values in zip(*columns)])
+        return answers if many else answers[0]
+
+    def score(
+        self,
+        users: Any,
+        candidates: Sequence | None = None,
+        history: Sequence | None = None,
+        context: Mapping | Sequence[Mapping] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The log odds of candidates that all users share, as of `rank`: `(U, C)` by the names of the model's output,
+        in the order of the candidates (of `catalogue.keys[catalogue.shown]` when not given)."""
+        catalogue = self.catalogue
+        read, _ = self._read_users(catalogue, users, history, context)
+        return self._score(catalogue, read, self._read_candidates(catalogue, candidates, read))
+
+    # --- reading a request
+
+    def _read_users(self, catalogue: Catalogue, user, history, context) -> tuple[Users, bool]:
+        many = not (isinstance(user, Mapping) or (hasattr(user, "iloc") and not hasattr(user, "columns")))
+        rows = RawRows.of(user if many else [user], self._fields)
+        count = len(user) if many else 1
+        if many and isinstance(context, Mapping) or not many:
+            contexts, of_all = RawRows.of([context or {}]), True
+        else:
+            contexts, of_all = RawRows.of(context or []), False
+            if context is not None and len(context) != count:
+                raise ValueError(
+                    f"context: one for each of the {count} users is needed, or one for all; got {len(context)}"
+                )
+        sides = {"user": named_columns(rows.names or []), "context": named_columns(contexts.names or [])}
+        columns: dict[str, Column] = {}
+        for side, raw in (("user", rows), ("context", contexts)):
+            fields = [one for one in self._users.fields if column_of(one, sides[side])]
+            twice = next((one.name for one in fields if one.name in columns), None)
+            if twice is not None:
+                raise ValueError(f"'{twice}' is given by both the user and the context")
+            try:
+                read = read_columns(raw, fields)
+            except ValueError as error:
+                raise ValueError(f"{side}: {error}") from None
+            if side == "context" and of_all:
+                read = {name: column.take([0] * count) for name, column in read.items()}
+            columns |= read
+        return Users(count, columns, self._read_history(catalogue, rows, history, many, count)), many
+
+    def _read_history(self, catalogue: Catalogue, rows: RawRows, history, many: bool, count: int):
+        field = self._history
+        if field is None:
+            if history is not None:
+                raise ValueError("history: this model reads no histories; leave it out")
+            return None
+        if history is None and column_of(field, named_columns(rows.names or [])):
+            source: Any = rows
+        else:
+            listed = [[]] * count if history is None else history if many else [history]
+            if len(listed) != count:
+                raise ValueError(f"history: one for each of the {count} users is needed; got {len(listed)}")
+            plain = lambda one: one if isinstance(one, Mapping) else {field.history_of: one, CLICKED: 1}  # noqa: E731
+            source = {field.name: [[plain(one) for one in entries or []] for entries in listed]}
+        numbers, outcomes, _ = read_histories(source, self._fields, catalogue)
+        return numbers, outcomes
+
+    def _read_candidates(self, catalogue: Catalogue, candidates: Any, users: Users) -> Candidates:
+        shared = candidates is None or not _is_list_of_lists(candidates)
+        lists = [candidates] if shared else list(candidates)
+        if not shared and len(lists) != users.count:
+            raise ValueError(f"candidates: one list for each of the {users.count} users is needed; got {len(lists)}")
+        read = [self._read_list(catalogue, one, users) for one in lists]
+        own = [columns for _, columns in read]
+        if any(columns.keys() != own[0].keys() for columns in own):
+            raise ValueError("candidates: those of all users must have the same fields")
+        missing = [one for one in self._users.fields if one.name not in {*users.columns, *own[0]}]
+        if missing:
+            raise ValueError(
+                f"user: column(s) {', '.join(repr(field.name) for field in missing)} missing; give them in the user or "
+                "the context, as None where they are unknown"
+            )
+        lengths = np.array([len(numbers) for numbers, _ in read])
+        filled = np.arange(lengths.max()) < lengths[:, None]
+        numbers, places = np.zeros((2, *filled.shape), np.int64)
+        numbers[filled], places[filled] = np.concatenate([some for some, _ in read]), np.arange(lengths.sum())
+        columns = {name: joined([columns[name] for columns in own]).take(places.ravel()) for name in own[0]}
+        return Candidates(numbers, lengths, columns)
+
+    def _read_list(self, catalogue: Catalogue, candidates: Any, users: Users) -> tuple[np.ndarray, dict[str, Column]]:
+        """The numbers of some candidates, and the columns of fields that they themselves have."""
+        if candidates is None:
+            return np.flatnonzero(catalogue.shown), {}
+        if not (hasattr(candidates, "columns") or any(isinstance(one, Mapping) for one in candidates)):
+            return catalogue.find(self._canonical(candidates)), {}
+        rows = RawRows.of(candidates)
+        names = named_columns(rows.names or [])
+        fields = [field for field in self._users.fields if column_of(field, names)]
+        for field in fields:
+            if field.name in users.columns:
+                raise ValueError(f"'{field.name}' is given by both the candidates and the user or the context")
+            if field.on_text_side and self._items.keeps_text:
+                raise ValueError(
+                    f"candidates: '{field.name}' is in a prompt, of which a request has one; give it in the context"
+                )
+        try:
+            columns = read_columns(rows, [*fields, self._key])
+        except ValueError as error:
+            raise ValueError(f"candidates: {error}") from None
+        keys = columns.pop(self._key.name)
+        return catalogue.find([keys.values[code] for code in keys.codes]), columns
+
+    # --- scoring
+
+    @torch.no_grad()
+    def _score(self, catalogue: Catalogue, users: Users, candidates: Candidates) -> dict[str, np.ndarray]:
+        """The log odds of all candidates, `(U, C)` by the names of the model's output."""
+        width = candidates.numbers.shape[1]
+        numbers = np.broadcast_to(candidates.numbers, (users.count, width))
+        slots = [*map(self._users.slots, (users.columns, candidates.columns))]
+        ids = self._users.encode_ids(users.columns, users.count)
+        own_ids = self._users.encode_ids(candidates.columns, candidates.numbers.size)
+        own_ids = own_ids.unflatten(0, candidates.numbers.shape).expand(users.count, -1, -1)
+        text = self._users.read_text(users.columns, users.count)
+        found: dict[str, np.ndarray] = {}
+        users_at_once = max(1, ROWS_AT_ONCE // max(width, 1))
+        for first in range(0, users.count, users_at_once):
+            some = slice(first, min(first + users_at_once, users.count))
+            for start in range(0, width, ROWS_AT_ONCE):
+                block = some, slice(start, start + ROWS_AT_ONCE)
+                picked = torch.from_numpy(numbers[block].copy()).to(self.model.device)
+                feature_ids = picked.new_empty(*picked.shape, len(self.model.config.slot_fields))
+                feature_ids[..., self._item_slots] = catalogue.ids[picked].long()
+                feature_ids[..., slots[0]] = ids[some, None].long()
+                feature_ids[..., slots[1]] = own_ids[block].long()
+                history = users.history and (users.history[0][some], users.history[1][some])
+                if self._reads_rows:
+                    row_columns = self._row_columns(catalogue, users, candidates, numbers, block)
+                    logits = self._read_rows(catalogue, feature_ids, row_columns, history)
+                else:
+                    of_users = text and TextParts(*(part if part is None else part[some] for part in text))
+                    logits = self._candidate_model(**self._inputs(catalogue, picked, feature_ids, of_users, history))
+                for name in PROBABILITIES:
+                    if name in logits:
+                        values = found.setdefault(name, np.empty(numbers.shape, np.float32))
+                        values[block] = logits[name].float().cpu().numpy().reshape(picked.shape)
+        return found
+
+    def _inputs(self, catalogue, picked, feature_ids, text, history) -> dict[str, torch.Tensor]:
+        """What the [`CandidateModel`] reads, of U users with C candidates each."""
+        inputs = {} if self.model.flip.id_tower is None else {"feature_ids": feature_ids.flatten(0, 1)}
+        dtype = self.model.dtype
+        if text is not None:
+            of_items = catalogue.text
+            inputs["feature_ids"] = feature_ids.flatten(0, 1)  # which the fusion reads
+            inputs |= {"item_own": of_items.own[picked.flatten()], "item_factors": of_items.factors[picked.flatten()]}
+            inputs |= {"user_own": text.own, "user_factors": text.factors}
+        if history is not None:
+            items, outcomes = (torch.from_numpy(part.astype(np.int64)).to(picked.device) for part in history)
+            known = items.clamp(min=0)
+            entries = catalogue.ids[:, self._history_slots][known].long()
+            inputs["history_ids"] = entries.masked_fill((items < 0)[..., None], PAD_ID)
+            inputs["history_outcomes"] = outcomes
+            if text is not None and of_items.query is not None:
+                inputs |= {"item_query": of_items.query[picked.flatten()], "history_entry": of_items.entry[known]}
+        return {name: part.to(dtype) if part.is_floating_point() else part for name, part in inputs.items()}
+
+    # --- models whose prompts hold both sides
+
+    def _row_columns(self, catalogue, users, candidates, numbers, block) -> dict[str, Column]:
+        """The columns of joined rows that prompts say."""
+        some, part = block
+        shape = numbers[block].shape
+        rows = np.broadcast_to(np.arange(users.count)[some, None], shape).ravel()
+        own = np.arange(candidates.numbers.size).reshape(candidates.numbers.shape)
+        own = np.broadcast_to(own, numbers.shape)[block].ravel()
+        sources = [(catalogue.columns, numbers[block].ravel()), (users.columns, rows), (candidates.columns, own)]
+        names = [field.name for field in self.processor.text_fields]
+        return {name: columns[name].take(picked) for columns, picked in sources for name in names if name in columns}
+
+    def _read_rows(self, catalogue, feature_ids, columns, history) -> dict[str, torch.Tensor]:
+        """The model's output for joined rows, `(U C, 1)`."""
+        with self._users.lock:
+            prompts = self.processor.encode_prompts(columns)
+        ids = feature_ids.flatten(0, 1)
+        histories = None
+        if history is not None:
+            each = [part.repeat(feature_ids.shape[1], axis=0) for part in history]
+            histories = Histories(*each, catalogue.ids[:, self._history_slots].cpu().numpy())
+        rows = EncodedRows(ids.cpu().numpy(), prompts, histories)
+        order, found = rows.order(), []
+        for start in range(0, len(order), ROW_PROMPTS_AT_ONCE):
+            batch = rows.batch(order[start : start + ROW_PROMPTS_AT_ONCE])
+            found.append(self.model(**{name: torch.from_numpy(part).to(ids.device) for name, part in batch.items()}))
+        back = torch.from_numpy(np.argsort(order)).to(ids.device)
+        names = PROBABILITIES if self.model.fusion is not None else ["logits"]
+        return {name: torch.cat([one[name] for one in found])[back] for name in names}
+
+
+def read_items(path: str, processor: FlipProcessor, item_key: str | None = None) -> pa.Table:
+    """The items of a file, read as the model's data was read: the columns that are fields, and the key."""
+    extractor = processor.feature_extractor
+    names = named_columns(RowReader([path], [], extractor.reading).files[0].columns)
+    fields = [field for field in extractor.all_fields if not field.is_history and column_of(field, names)]
+    return whole_table(
+        RowReader([path], fields, extractor.reading, also={item_key: "string"} if item_key else {}), "items"
+    )
+
+
+def model_digest(model: FlipForCTR, processor: FlipProcessor) -> str:
+    """Of all that a catalogue's ids and texts are made by."""
+    digest = blake2b(json.dumps(processor.fingerprint, sort_keys=True).encode(), digest_size=16)
+    for part in (model.flip.text_encoder, model.flip.text_interaction):
+        for tensor in [] if part is None else part.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_items(processor: FlipProcessor, model: FlipForCTR, fields: list[FlipField]) -> None:
+    """`ValueError` where the items lack a column that they need: those of histories, and all of a prompt's."""
+    names = [field.name for field in fields]
+    for field in fields_of_items(processor.feature_extractor.all_fields):
+        if field.name not in names:
+            raise ValueError(
+                f"items: column '{field.name}' missing, which histories read; they have {', '.join(names)}"
+            )
+    for prompt in processor.prompt_fields if model.flip.text_interaction is not None else []:
+        there = [field.name for field in prompt if field.name in names]
+        missing = [field.name for field in prompt if field.name not in names]
+        if there and missing:
+            raise ValueError(
+                f"items: column(s) {', '.join(map(repr, missing))} missing; '{there[0]}' is in one prompt with them"
+            )
+
+
+def _is_list_of_lists(candidates: Any) -> bool:
+    first = candidates[0] if isinstance(candidates, list | tuple) and len(candidates) else None
+    return isinstance(first, list | tuple | np.ndarray) or hasattr(first, "columns")

@@ -1,0 +1,104 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""One side of rows, the items' or the users': some of the fields -> their feature ids, and what their prompts say."""
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from flip_ctr.modeling_flip.columns_flip import Column
+from flip_ctr.modeling_flip.fields_flip import FlipField, history_entity
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.modeling_flip.prompt_tables_flip import EntityPrompts
+from flip_ctr.serve.candidate_model import TextParts
+
+PROMPTS_AT_ONCE = 64  # that the PLM reads together
+ROWS_AT_ONCE = 65_536  # whose texts are read together
+MANY_PROMPTS = 1_000  # of which a bar says how many are read
+
+
+class RowSide:
+    """Some of the fields of rows.
+
+    Args:
+        fields: of this side; those of one entity's prompt are all of one side.
+        reads_items: whether what histories read of items is wanted too.
+        dtype: of what is kept of texts; as computed when None.
+    """
+
+    def __init__(
+        self,
+        model: FlipForCTR,
+        processor: FlipProcessor,
+        fields: Sequence[FlipField],
+        reads_items: bool = False,
+        dtype: torch.dtype | None = None,
+    ):
+        self.model, self.processor, self.fields, self.dtype = model, processor, list(fields), dtype
+        names = {field.name for field in fields}
+        self.keeps_text = model.flip.text_interaction is not None
+        of_prompts = processor.prompt_fields if self.keeps_text else []
+        self.entities = [number for number, prompt in enumerate(of_prompts) if prompt[0].name in names]
+        history = history_entity(processor.feature_extractor.all_fields, [prompt[0].entity for prompt in of_prompts])
+        self._item = self.entities.index(history) if reads_items and history is not None else None
+        self.lock = threading.Lock()  # a tokenizer is for one thread at a time
+
+    def slots(self, names: Collection[str]) -> list[int]:
+        """The slots of `feature_ids` that are of some fields."""
+        fields = self.model.config.id_fields
+        return [slot for slot, field in enumerate(self.model.config.slot_fields) if fields[field].name in names]
+
+    def encode_ids(self, columns: Mapping[str, Column], rows: int) -> torch.Tensor:
+        """`(rows, their slots)` int32 local feature ids of the columns that are on the ID side."""
+        names = [field.name for field in self.fields if field.on_id_side and field.name in columns]
+        ids = np.empty((rows, 0), np.int64)
+        if names:
+            ids = self.processor.feature_extractor.encode(columns, names)
+        return torch.from_numpy(ids.astype(np.int32)).to(self.model.device)
+
+    @torch.no_grad()
+    def read_text(self, columns: dict[str, Column], rows: int) -> TextParts | None:
+        """What the prompts of this side say; None for a model whose prompts hold both sides, or that has none."""
+        if not self.keeps_text:
+            return None
+        starts = range(0, max(rows, 1), ROWS_AT_ONCE)
+        parts = [self._read_part(columns, range(start, min(start + ROWS_AT_ONCE, rows))) for start in starts]
+        return TextParts(*(None if some[0] is None else torch.cat(some) for some in zip(*parts)))
+
+    def _read_part(self, columns: dict[str, Column], rows: range) -> TextParts:
+        interaction = self.model.flip.text_interaction
+        if not self.entities:  # all prompts are of the other side
+            sizes = interaction.product.out_features, interaction.product.in_features
+            return TextParts(*(interaction.product.weight.new_zeros(len(rows), size) for size in sizes))
+        with self.lock:
+            builder = self.processor.entity_prompts_builder()
+            few = {name: columns[name].take(rows) for entity in self.entities for name in builder.fields[entity]}
+            index = np.stack([builder.add_entity(few, entity) for entity in self.entities], axis=1)
+        states = self._read_prompts(builder.prompts(index))[torch.from_numpy(index.astype(np.int64))]
+        own, factors = interaction.parts(states, self.entities)
+        query = entry = None
+        if self._item is not None:
+            query = interaction.history.target(states[:, self._item])
+            entry = interaction.history.entry(states[:, self._item])
+        parts = own, factors, query, entry
+        return TextParts(*(part if part is None else part.to(self.dtype or part.dtype) for part in parts))
+
+    def _read_prompts(self, prompts: EntityPrompts) -> torch.Tensor:
+        """The pooled states of all prompts, `(P, H)`; those of similar length are read together."""
+        flip, count = self.model.flip, len(prompts.offsets) - 1
+        order = np.argsort(-np.diff(prompts.offsets), kind="stable")
+        alone = EntityPrompts(
+            prompts.tokens, prompts.token_fields, prompts.offsets, np.arange(count)[:, None], prompts.pad_token_id
+        )
+        found = []
+        with tqdm(total=count, unit="text", dynamic_ncols=True, disable=count < MANY_PROMPTS) as bar:
+            for start in range(0, count, PROMPTS_AT_ONCE):
+                numbers = order[start : start + PROMPTS_AT_ONCE]
+                batch = {name: torch.from_numpy(values) for name, values in alone.batch(numbers).items()}
+                inputs = [batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")]
+                found.append(flip.pooled_text(*inputs)[batch["prompt_index"][:, 0].to(self.model.device)])
+                bar.update(len(numbers))
+        return torch.cat(found)[torch.from_numpy(np.argsort(order))]

@@ -1,0 +1,344 @@
+"""A ranker gives the scores of the rows that users and items make together, in the right order, whatever is kept."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import past
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+
+from flip_ctr import FlipField, FlipForCTR, FlipProcessor, FlipRanker
+from flip_ctr.modeling_flip.pipeline_flip import ClickThroughRatePipeline
+
+USER = ("user_id", "age", "zip_code")
+KINDS = {
+    "id": {"strategy": "id"},
+    "id with first order": {"strategy": "id", "id_tower": "deepfm"},
+    "plm": {"strategy": "plm"},
+    "joint, scalar": {"fusion": "scalar"},
+    "joint, gate": {"fusion": "gate"},
+    "frozen": {"strategy": "frozen"},
+}
+
+
+def parted(rows, user=USER):
+    """The distinct users of rows, and the items."""
+    users = list({row["user_id"]: {name: row[name] for name in user} for row in rows}.values())
+    return users, past.items_of(rows)
+
+
+def made(rows, fields, tokenizer, text_config, **settings):
+    """A processor, and a model with noise on its weights."""
+    id_only, prompts = settings.get("strategy") == "id", settings.get("prompts", "row")
+    options = {} if id_only else {"tokenizer": tokenizer, "max_length": 96, "prompts": prompts}
+    processor = FlipProcessor.from_dataset(rows, fields, **options)
+    config = tiny.flip_config(processor.fields, None if id_only else text_config, **settings)
+    return tiny.shake(FlipForCTR(config)).eval(), processor
+
+
+def scored(model, processor, users, shown, **more) -> list[list[dict]]:
+    """What the pipeline says of every user joined with every item."""
+    pipe = ClickThroughRatePipeline(model=model, processor=processor)
+    return [pipe([user | item for item in shown], **more) for user in users]
+
+
+def close(ranked: list[dict]) -> dict:
+    return {key: pytest.approx(value, abs=1e-6) for key, value in by_key([dict(row) for row in ranked]).items()}
+
+
+def by_key(ranked: list[dict], key="movie_id") -> dict:
+    assert [row["click_probability"] for row in ranked] == sorted(
+        (r["click_probability"] for r in ranked), reverse=True
+    )
+    return {row.pop(key): row for row in ranked}
+
+
+def same(ranked: list[list[dict]], expected: list[list[dict]], items, tolerance=1e-5) -> None:
+    for rows, scores in zip(ranked, expected, strict=True):
+        found = by_key(rows)
+        assert list(sorted(found)) == sorted(item["movie_id"] for item in items)
+        for item, score in zip(items, scores):
+            assert found[item["movie_id"]].keys() == score.keys()
+            for name, value in score.items():
+                assert found[item["movie_id"]][name] == pytest.approx(value, abs=tolerance)
+
+
+@pytest.mark.parametrize("prompts", ["entity", "row"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_the_joined_rows(tokenizer, text_config, kind, prompts):
+    rows = tiny.toy_rows()
+    model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, prompts=prompts, **KINDS[kind])
+    users, items = parted(rows)
+    users.append({"user_id": 999, "age": None, "zip_code": "never seen"})
+    ranker, expected = FlipRanker(model, processor, items), scored(model, processor, users, items)
+    assert len(ranker) == len(items)
+    same(ranker.rank(users), expected, items)
+    same([ranker.rank(user) for user in users], expected, items)
+    same(ranker.rank(pd.DataFrame(users)), expected, items)
+    logits = ranker.score(users[:2])
+    probabilities = [[score["click_probability"] for score in scores] for scores in expected[:2]]
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits["logits"])), probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["id", "joint, gate", "plm", "frozen"])
+@pytest.mark.parametrize("prompts", ["entity", "row"])
+def test_histories_are_read(tokenizer, text_config, kind, prompts):
+    rows = past.past_rows()
+    model, processor = made(rows, past.FIELDS, tokenizer, text_config, prompts=prompts, **KINDS[kind])
+    users, items = parted(rows)
+    histories = [row["history"] for row in rows[-len(users) :]]
+    users = [{name: row[name] for name in USER} for row in rows[-len(users) :]]
+    assert not all(histories) and any(len(one) > 3 for one in histories)
+    ranker = FlipRanker(model, processor, items)
+    expected = scored(
+        model, processor, [user | {"history": one} for user, one in zip(users, histories)], items, items=items
+    )
+    same(ranker.rank(users, history=histories), expected, items)
+    same([ranker.rank(user, history=one) for user, one in zip(users, histories)], expected, items)
+    same(ranker.rank([user | {"history": one} for user, one in zip(users, histories)]), expected, items)
+    clicked = [{"movie_id": 101, "clicked": 1}, {"movie_id": 103, "clicked": 1}]
+    assert ranker.rank(users[0], history=[101, 103]) == ranker.rank(users[0], history=clicked)
+    assert ranker.rank(users[0], history=[]) == ranker.rank(users[0])
+
+
+@pytest.fixture(scope="module")
+def joint(tokenizer, text_config):
+    rows = past.past_rows()
+    return *made(rows, past.FIELDS, tokenizer, text_config, prompts="entity", fusion="gate"), *parted(rows)
+
+
+def test_candidates_are_those_asked_for(joint):
+    model, processor, users, items = joint
+    ranker = FlipRanker(model, processor, items)
+    whole = by_key(ranker.rank(users[0]))
+    some = ranker.rank(users[0], candidates=[104, 101, 107])
+    assert by_key(some) == {key: pytest.approx(whole[key], abs=1e-6) for key in (101, 104, 107)}
+    best = ranker.rank(users[0], candidates=np.array([104, 101, 107]), top_k=2)
+    assert [row["movie_id"] for row in best] == sorted(
+        (104, 101, 107), key=lambda key: -whole[key]["click_probability"]
+    )[:2]
+    several = ranker.rank(users[:3], candidates=[[104], [], [101, 102, 103]])
+    assert [len(one) for one in several] == [1, 0, 3]
+    assert several[0][0]["movie_id"] == 104
+    for user, found in zip(users, ranker.rank(users[:2], candidates=[104, 101])):
+        assert by_key(found) == close(ranker.rank(user, [104, 101]))
+    assert ranker.rank([], candidates=None) == []
+
+
+def test_many_rows_go_through_the_model_in_parts(joint, monkeypatch):
+    model, processor, users, items = joint
+    ranker = FlipRanker(model, processor, items)
+    whole = ranker.rank(users)
+    for at_once in (1, 4, 20):
+        monkeypatch.setattr("flip_ctr.serve.ranker.ROWS_AT_ONCE", at_once)
+        for one, other in zip(ranker.rank(users), whole):
+            assert by_key(one) == close(other)
+
+
+def test_equal_scores_stand_in_the_order_of_the_candidates(tokenizer, text_config):
+    rows = tiny.toy_rows()
+    model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, strategy="id")
+    model.id_classifier.weight.data.zero_()
+    users, items = parted(rows)
+    ranked = FlipRanker(model, processor, items).rank(users[0], candidates=[105, 100, 103])
+    assert [row["movie_id"] for row in ranked] == [105, 100, 103]
+
+
+CONTEXT = [*tiny.FIELDS, FlipField("device", entity="context", sides=("id",)), FlipField("rank", "int", sides=("id",))]
+
+
+@pytest.mark.parametrize("prompts", ["entity", "row"])
+def test_context_and_fields_of_candidates(tokenizer, text_config, prompts):
+    rows = [row | {"device": "phone" if n % 2 else "tv", "rank": n % 4} for n, row in enumerate(tiny.toy_rows())]
+    model, processor = made(rows, CONTEXT, tokenizer, text_config, prompts=prompts)
+    users, items = parted(rows)
+    ranker = FlipRanker(model, processor, items)
+    candidates = [{"movie_id": item["movie_id"], "rank": n % 4} for n, item in enumerate(items)]
+    joined = [item | {"device": "tv", "rank": n % 4} for n, item in enumerate(items)]
+    expected = scored(model, processor, users, joined)
+    same(ranker.rank(users, candidates, context={"device": "tv"}), expected, items)
+    same([ranker.rank(one, candidates, context={"device": "tv"}) for one in users], expected, items)
+    contexts = [{"device": "tv"}] * len(users)
+    same(ranker.rank(users, [candidates] * len(users), context=contexts), expected, items)
+    same(ranker.rank([one | {"device": "tv"} for one in users], pd.DataFrame(candidates)), expected, items)
+
+
+def test_items_come_and_go(joint):
+    model, processor, users, items = joint
+    whole = FlipRanker(model, processor, items)
+    ranker = FlipRanker(model, processor, items[:5])
+    assert 100 in ranker and "100" in ranker and 108 not in ranker
+    ranker.add_items(items[5:])
+    histories = [[108]] * len(users)
+    for one, other in zip(ranker.rank(users, history=histories), whole.rank(users, history=histories)):
+        assert by_key(one) == close(other)
+    changed = items[2] | {"title": "Film 7", "genre": "Comedy"}
+    ranker.add_items([changed, {"movie_id": 500, "title": "Film 8", "genre": None}])
+    assert len(ranker) == len(items) + 1
+    again = FlipRanker(
+        model, processor, [*items[:2], changed, *items[3:], {"movie_id": 500, "title": "Film 8", "genre": None}]
+    )
+    assert by_key(ranker.rank(users[0])) == close(again.rank(users[0]))
+    ranker.remove_items([500, 101])
+    assert len(ranker) == len(items) - 1 and 101 not in ranker
+    assert 101 not in by_key(ranker.rank(users[0], history=[101]))  # a history may still name it
+    with pytest.raises(ValueError, match="no item of the catalogue has movie_id '101'"):
+        ranker.rank(users[0], [100, 101])
+    ranker.add_items([items[1]])
+    expected = close(again.rank(users[0]))
+    del expected[500]
+    assert by_key(ranker.rank(users[0])) == expected
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_saved_catalogue_is_the_same(joint, tmp_path, dtype, monkeypatch):
+    model, processor, users, items = joint
+    model.save_pretrained(tmp_path / "m")
+    processor.save_pretrained(tmp_path / "m")
+    ranker = FlipRanker(model, processor, items, dtype=dtype)
+    ranker.remove_items([103])
+    ranker.save(tmp_path / "c")
+    with pytest.raises(FileExistsError, match="is there already"):
+        ranker.save(tmp_path / "c")
+    ranker.save(tmp_path / "c", overwrite=True)
+    exact = by_key(FlipRanker(model, processor, items).rank(users[0], history=[101]))
+    for key, scores in by_key(ranker.rank(users[0], history=[101])).items():
+        assert scores == pytest.approx(exact[key], abs=1e-5 if dtype is None else 2e-3)
+    monkeypatch.setattr("flip_ctr.modeling_flip.modeling_flip.FlipModel.pooled_text", None)  # no text is read again
+    again = FlipRanker.from_pretrained(tmp_path / "m", items=tmp_path / "c")
+    assert again.catalogue.text.own.dtype == (dtype or torch.float32)
+    monkeypatch.undo()
+    assert again.rank(users, history=[[101]] * len(users)) == ranker.rank(users, history=[[101]] * len(users))
+    again.add_items([{"movie_id": 700, "title": "Film 1", "genre": "Drama, Romance"}])
+    assert 700 in again and again.catalogue.text.own.dtype == (dtype or torch.float32)
+
+    damaged = json.loads((tmp_path / "c" / "catalogue.json").read_text())
+    (tmp_path / "c" / "catalogue.json").write_text(json.dumps(damaged | {"model": "another"}))
+    with pytest.raises(ValueError, match="catalogue .*c: its texts were read by another model"):
+        FlipRanker.from_pretrained(tmp_path / "m", items=tmp_path / "c")
+    (tmp_path / "c" / "catalogue.json").write_text(json.dumps(damaged))
+    states = (tmp_path / "c" / "states.safetensors").read_bytes()
+    (tmp_path / "c" / "states.safetensors").write_bytes(states[: len(states) // 2])
+    with pytest.raises(ValueError, match="catalogue .*c: "):
+        FlipRanker.from_pretrained(tmp_path / "m", items=tmp_path / "c")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_items_of_a_file(tokenizer, text_config, tmp_path, suffix):
+    rows = tiny.toy_rows()
+    model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, strategy="id")
+    model.save_pretrained(tmp_path / "m")
+    processor.save_pretrained(tmp_path / "m")
+    users, items = parted(rows)
+    table = pa.Table.from_pylist([item | {"more": "ignored"} for item in items])
+    path = tmp_path / f"items.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    elif suffix == "csv":
+        table.to_pandas().to_csv(path, index=False)
+    else:
+        table.to_pandas().to_json(path, orient="records", lines=True)
+    ranker = FlipRanker.from_pretrained(tmp_path / "m", items=path)
+    same(ranker.rank(users), scored(model, processor, users, items), items)
+
+
+def test_every_kind_of_field_is_kept(tokenizer, text_config, tmp_path):
+    rows = tiny.kind_rows()
+    model, processor = made(rows, tiny.KIND_FIELDS, tokenizer, text_config, prompts="entity")
+    names = [field.name for field in tiny.KIND_FIELDS if field.entity == "item"]
+    items = list({row["movie_id"]: {name: row[name] for name in names} for row in rows}.values())
+    users = [{field.name: rows[0][field.name] for field in tiny.KIND_FIELDS if field.entity == "user"}]
+    ranker, expected = FlipRanker(model, processor, items), scored(model, processor, users, items)
+    same(ranker.rank(users), expected, items)
+    ranker.save(tmp_path / "c")
+    model.save_pretrained(tmp_path / "m")
+    processor.save_pretrained(tmp_path / "m")
+    same(FlipRanker.from_pretrained(tmp_path / "m", items=tmp_path / "c").rank(users), expected, items)
+
+
+def test_items_without_a_key_among_the_fields(tokenizer, text_config):
+    rows = [row | {"sku": f"S{row['movie_id']}"} for row in tiny.toy_rows()]
+    fields = [field for field in tiny.FIELDS if field.name != "movie_id"]
+    model, processor = made(rows, fields, tokenizer, text_config, prompts="entity")
+    items = list({row["sku"]: {name: row[name] for name in ("sku", "title", "genre")} for row in rows}.values())
+    user = {name: rows[0][name] for name in USER}
+    ranked = FlipRanker(model, processor, items, item_key="sku").rank(user)
+    assert sorted(row["sku"] for row in ranked) == sorted(item["sku"] for item in items)
+
+
+def test_threads_share_a_ranker_while_items_change(joint):
+    model, processor, users, items = joint
+    ranker = FlipRanker(model, processor, items)
+    expected = [close(one) for one in ranker.rank(users)]
+    new = {"movie_id": 900, "title": "Film 4", "genre": "Comedy"}
+
+    def ask(number: int) -> None:
+        found = by_key(ranker.rank(users[number % len(users)]))
+        found.pop(900, None)
+        assert found == expected[number % len(users)]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask, number) for number in range(24)]
+        for _ in range(6):
+            ranker.add_items([new])
+            ranker.remove_items([900])
+        for one in answers:
+            one.result()
+
+
+WRONG = {
+    "no field of the user": (lambda r, u: r.rank({"user_id": 1}), r"user: column\(s\) 'age', 'zip_code' missing"),
+    "a value of another type": (lambda r, u: r.rank(u | {"age": "old"}), "user: .*column 'age', row 0"),
+    "an unknown candidate": (lambda r, u: r.rank(u, [100, 777, 778]), "has movie_id '777', and 1 more"),
+    "a candidate of another type": (lambda r, u: r.rank(u, ["x"]), "column 'movie_id'"),
+    "no top_k": (lambda r, u: r.rank(u, top_k=0), "top_k must be at least 1; got 0"),
+    "an unknown item in a history": (lambda r, u: r.rank(u, history=[777]), "movie_id '777' is no known item"),
+    "a history for one of two": (lambda r, u: r.rank([u, u], history=[[]]), "one for each of the 2 users"),
+    "lists for others": (lambda r, u: r.rank([u, u], [[100]]), "candidates: one list for each of the 2 users"),
+    "a context for one of two": (lambda r, u: r.rank([u, u], context=[{}]), "context: one for each of the 2 users"),
+    "given twice": (lambda r, u: r.rank(u, context={"age": 3}), "'age' is given by both the user and the context"),
+    "in the candidates too": (
+        lambda r, u: r.rank(u, [{"movie_id": 100, "age": 3}]),
+        "'age' is given by both the candidates and the user",
+    ),
+    "text of a candidate": (
+        lambda r, u: r.rank({"user_id": 1, "zip_code": "1"}, [{"movie_id": 100, "age": 3}]),
+        "candidates: 'age' is in a prompt",
+    ),
+    "removed twice": (lambda r, u: r.remove_items([777]), "no item of the catalogue has movie_id '777'"),
+    "added without a title": (lambda r, u: r.add_items([{"movie_id": 1}]), "items: .*'title'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named(joint, case):
+    model, processor, users, items = joint
+    call, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        call(FlipRanker(model, processor, items), users[0])
+
+
+def test_wrong_items_are_named(joint, tokenizer, text_config):
+    model, processor, _, items = joint
+    for wrong, message in (
+        ([*items, items[0]], "items: movie_id '100' has 2 rows; each item must have one"),
+        ([{"movie_id": 1, "genre": None}], r"items: column\(?s?\)? ?'title' missing"),
+        ([{"title": "x", "genre": None}], "items: column 'movie_id' missing, which histories read"),
+        ([*items, items[0] | {"movie_id": None}], "items: movie_id of row 9 is null"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FlipRanker(model, processor, wrong)
+    rows = tiny.toy_rows()
+    model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, prompts="entity")
+    with pytest.raises(ValueError, match="items: no column of theirs is a key; say which one tells them apart"):
+        FlipRanker(model, processor, [{"genre": "Comedy"}])
+    with pytest.raises(ValueError, match=r"items: column\(s\) 'genre' missing; 'title' is in one prompt with"):
+        FlipRanker(model, processor, [{"movie_id": 1, "title": "x"}])
+    ranker = FlipRanker(model, processor, items)
+    with pytest.raises(ValueError, match="history: this model reads no histories; leave it out"):
+        ranker.rank({"user_id": 1, "age": 2, "zip_code": "3"}, history=[])
