@@ -7,7 +7,7 @@ A saved one is a folder: `catalogue.json`, `items.parquet` (the items' values in
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path

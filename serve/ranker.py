@@ -2,6 +2,7 @@
 """Ranking the items of a catalogue for users: what the items say alone is computed once and kept."""
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -121,6 +122,7 @@ class FlipRanker:
             model.to(device)
         self.model, self.processor, self._key = model.eval(), processor, key
         self._candidate_model = CandidateModel(model)
+        self._changing = threading.Lock()  # of the catalogue: two changes at once would lose one
         self._fields = processor.feature_extractor.all_fields
         self._history = processor.history_field
         _check_items(processor, model, item_fields)
@@ -179,7 +181,10 @@ class FlipRanker:
         return int(self.catalogue.shown.sum())
 
     def __contains__(self, key: Any) -> bool:
-        return self._canonical([key])[0] in self.catalogue.known
+        try:
+            return self._canonical([key])[0] in self.catalogue.known
+        except ValueError:  # a value of another type is no key
+            return False
 
     def add_items(self, items: Any) -> None:
         """Adds items, or replaces those of the same key. Copies the catalogue: many at once are cheaper.
@@ -187,12 +192,15 @@ class FlipRanker:
         Args:
             items: with the same columns, as of [`FlipRanker`].
         """
-        self.catalogue = self.catalogue.with_items(self._encode_items(RawRows.of(items)))
+        encoded = self._encode_items(RawRows.of(items))
+        with self._changing:
+            self.catalogue = self.catalogue.with_items(encoded)
 
     def remove_items(self, keys: Sequence) -> None:
         """Items that are not to be ranked any more; histories may still name them. `ValueError` where there is none of
         a key."""
-        self.catalogue = self.catalogue.without(self._canonical(keys))
+        with self._changing:
+            self.catalogue = self.catalogue.without(self._canonical(keys))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Writes the catalogue, so that `from_pretrained(..., items=folder)` reads no text again.
