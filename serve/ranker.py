@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from scipy.special import expit
 
-from flip_ctr.data.readers.row_reader import RowReader
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
 from flip_ctr.modeling_flip.fields_flip import CLICKED, PAD_ID, FlipField, fields_of_items
 from flip_ctr.modeling_flip.histories_flip import Histories, read_histories
@@ -25,8 +23,8 @@ from flip_ctr.modeling_flip.rows_flip import RawRows, column_of, named_columns
 from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.candidate_model import CandidateModel, TextParts
 from flip_ctr.serve.catalogue import MANIFEST, Catalogue, joined, key_field
+from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.row_side import RowSide
-from flip_ctr.train.loop.file_scoring import whole_table
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.run_log import logger
 
@@ -89,6 +87,10 @@ class FlipRanker:
         device: where the model computes and the catalogue lies; where the model is when not given.
         dtype: of what is kept of texts; as computed when not given. `torch.float16` takes half the memory.
 
+    Attributes:
+        key: the field that tells items apart.
+        catalogue: the items, see [`Catalogue`]; another one takes its place when items change.
+
     Raises:
         ValueError: a column is missing or a value has another type, names column and row; two items have one key; or
             items have some columns of an entity's prompt and lack others.
@@ -120,7 +122,7 @@ class FlipRanker:
         processor.check_model(model.config, model.name_or_path or "FlipRanker")
         if device is not None:
             model.to(device)
-        self.model, self.processor, self._key = model.eval(), processor, key
+        self.model, self.processor, self.key = model.eval(), processor, key
         self._candidate_model = CandidateModel(model)
         self._changing = threading.Lock()  # of the catalogue: two changes at once would lose one
         self._fields = processor.feature_extractor.all_fields
@@ -145,21 +147,23 @@ class FlipRanker:
         item_key: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        base_model_name_or_path: str | None = None,
     ) -> "FlipRanker":
         """A ranker of a checkpoint.
 
         Args:
             pretrained_model_name_or_path: folder or hub id of a fine-tuned model.
-            items: as of [`FlipRanker`]; or a file of them, read as the model's data was read; or a folder that `save`
-                has written, whose texts are not read again.
+            items: as of [`FlipRanker`]; or a file of them, read as the model's data was read; or a dataset folder; or a
+                folder that `save` has written, whose texts are not read again.
             item_key, device, dtype: as of [`FlipRanker`]; a saved catalogue has its own key and dtype.
+            base_model_name_or_path: base of a LoRA adapter, where the one that it names cannot be found.
 
         Raises:
             ValueError: it is no fine-tuned click model; a saved catalogue is damaged, or of another model; or see
                 [`FlipRanker`].
             OSError: there is no such checkpoint.
         """
-        model, processor = load_click_model(str(pretrained_model_name_or_path))
+        model, processor = load_click_model(str(pretrained_model_name_or_path), base_model_name_or_path)
         if not isinstance(items, str | Path):
             return cls(model, processor, items, item_key, device, dtype)
         if not (Path(items) / MANIFEST).is_file():
@@ -173,6 +177,17 @@ class FlipRanker:
         ranker._set_up(model, processor, fields, catalogue.key, None, kept)
         ranker.catalogue = catalogue
         return ranker
+
+    @property
+    def user_fields(self) -> list[FlipField]:
+        """The fields that items do not have: what a request says."""
+        return self._users.fields
+
+    @property
+    def probabilities(self) -> list[str]:
+        """What answers say of an item beside its key."""
+        names = list(PROBABILITIES.values())
+        return names if self.model.fusion is not None else names[:1]
 
     # --- items
 
@@ -211,25 +226,25 @@ class FlipRanker:
         self.catalogue.save(folder, model_digest(self.model, self.processor), overwrite)
 
     def _encode_items(self, raw: RawRows) -> Catalogue:
-        fields = {field.name: field for field in (*self._items.fields, self._key)}
+        fields = {field.name: field for field in (*self._items.fields, self.key)}
         try:
             columns = read_columns(raw, list(fields.values()))
         except ValueError as error:
             raise ValueError(f"items: {error}") from None
-        codes = columns[self._key.name].codes
-        keys = columns[self._key.name].values
+        codes = columns[self.key.name].codes
+        keys = columns[self.key.name].values
         if None in keys:
-            raise ValueError(f"items: {self._key.name} of row {int((codes == keys.index(None)).argmax())} is null")
+            raise ValueError(f"items: {self.key.name} of row {int((codes == keys.index(None)).argmax())} is null")
         counts = np.bincount(codes)
         if len(codes) and counts.max() > 1:
             twice = keys[int(counts.argmax())]
-            raise ValueError(f"items: {self._key.name} {twice!r} has {counts.max():,} rows; each item must have one")
+            raise ValueError(f"items: {self.key.name} {twice!r} has {counts.max():,} rows; each item must have one")
         rows = len(codes)
         ids, text = self._items.encode_ids(columns, rows), self._items.read_text(columns, rows)
-        return Catalogue(self._key, columns, ids, text, np.ones(rows, bool))
+        return Catalogue(self.key, columns, ids, text, np.ones(rows, bool))
 
     def _canonical(self, keys: Sequence) -> list[Value]:
-        column = Column.read(list(keys), self._key)
+        column = Column.read(list(keys), self.key)
         return [column.values[code] for code in column.codes]
 
     # --- ranking
@@ -241,6 +256,7 @@ class FlipRanker:
         history: Sequence | None = None,
         context: Mapping | Sequence[Mapping] | None = None,
         top_k: int | None = None,
+        exclude: Sequence | None = None,
     ) -> list[dict] | list[list[dict]]:
         """Items for a user, best first; ties stand in the order of the candidates.
 
@@ -254,6 +270,8 @@ class FlipRanker:
                 history, that is read.
             context: more fields of the request, a dict for all users or one each.
             top_k: how many are returned; all when not given.
+            exclude: keys of items that are not to be returned, such as those the user has seen; those that the
+                catalogue does not have are ignored. Of many users a list each.
 
         Returns: a dict an item, with its key, `click_probability`, and for strategy `joint` both towers' own
             `id_probability` and `text_probability`; of many users a list of such dicts each.
@@ -272,11 +290,15 @@ class FlipRanker:
         logits = self._score(catalogue, users, found)
         answers = []
         numbers, lengths = (np.broadcast_to(part, (users.count, *part.shape[1:])) for part in found[:2])
+        excluded = self._read_excluded(catalogue, exclude, many, users.count)
         for row, length in enumerate(lengths.tolist()):
-            order = np.argsort(-logits["logits"][row, :length], kind="stable")[:top_k]
+            order = np.argsort(-logits["logits"][row, :length], kind="stable")
+            if excluded is not None:
+                order = order[~np.isin(numbers[row, order], excluded[row])]
+            order = order[:top_k]
             columns = [catalogue.answers[numbers[row, order]].tolist()]
             columns += [expit(np.float64(values[row, order])).tolist() for values in logits.values()]
-            names = [self._key.name, *(PROBABILITIES[name] for name in logits)]
+            names = [self.key.name, *(PROBABILITIES[name] for name in logits)]
             answers.append([dict(zip(names, values)) for values in zip(*columns)])
         return answers if many else answers[0]
 
@@ -340,6 +362,15 @@ class FlipRanker:
         numbers, outcomes, _ = read_histories(source, self._fields, catalogue)
         return numbers, outcomes
 
+    def _read_excluded(self, catalogue: Catalogue, exclude, many: bool, count: int) -> list[list[int]] | None:
+        """The numbers of the items that each user is not shown."""
+        if exclude is None:
+            return None
+        lists = exclude if many else [exclude]
+        if len(lists) != count:
+            raise ValueError(f"exclude: a list for each of the {count} users is needed; got {len(lists)}")
+        return [[catalogue.known[key] for key in self._canonical(one) if key in catalogue.known] for one in lists]
+
     def _read_candidates(self, catalogue: Catalogue, candidates: Any, users: Users) -> Candidates:
         shared = candidates is None or not _is_list_of_lists(candidates)
         lists = [candidates] if shared else list(candidates)
@@ -379,10 +410,10 @@ class FlipRanker:
                     f"candidates: '{field.name}' is in a prompt, of which a request has one; give it in the context"
                 )
         try:
-            columns = read_columns(rows, [*fields, self._key])
+            columns = read_columns(rows, [*fields, self.key])
         except ValueError as error:
             raise ValueError(f"candidates: {error}") from None
-        keys = columns.pop(self._key.name)
+        keys = columns.pop(self.key.name)
         return catalogue.find([keys.values[code] for code in keys.codes]), columns
 
     # --- scoring
@@ -470,16 +501,6 @@ class FlipRanker:
         back = torch.from_numpy(np.argsort(order)).to(ids.device)
         names = PROBABILITIES if self.model.fusion is not None else ["logits"]
         return {name: torch.cat([one[name] for one in found])[back] for name in names}
-
-
-def read_items(path: str, processor: FlipProcessor, item_key: str | None = None) -> pa.Table:
-    """The items of a file, read as the model's data was read: the columns that are fields, and the key."""
-    extractor = processor.feature_extractor
-    names = named_columns(RowReader([path], [], extractor.reading).files[0].columns)
-    fields = [field for field in extractor.all_fields if not field.is_history and column_of(field, names)]
-    return whole_table(
-        RowReader([path], fields, extractor.reading, also={item_key: "string"} if item_key else {}), "items"
-    )
 
 
 def model_digest(model: FlipForCTR, processor: FlipProcessor) -> str:

@@ -276,6 +276,16 @@ ROW_FILES = (
 )
 
 
+EVENTS = (
+    "file with what users did, an event a row: the user's key, the item's key and `clicked`, which histories are made "
+    "of"
+)
+ESCAPE = (
+    "write ' before text that a spreadsheet would take for a formula (it begins with = + - @, a tab or a carriage "
+    "return, and is no number); for a .csv output"
+)
+
+
 @dataclass(kw_only=True)
 class RowFileOptions(Options):
     title = "Tables beside the rows of files"
@@ -292,8 +302,7 @@ class RowFileOptions(Options):
     )
     events: str | None = option(
         None,
-        "file with what users did, an event a row: the user's key, the item's key and `clicked`, which histories are "
-        "made of",
+        EVENTS,
         path=True,
     )
     time_column: str | None = option(
@@ -337,16 +346,43 @@ class PredictArguments(RowFileOptions, LoadingOptions, ScoringOptions):
         "score, and a column `reason` says why",
         choices=("stop", "null"),
     )
-    escape_formulas: bool = option(
-        False,
-        "write ' before text that a spreadsheet would take for a formula (it begins with = + - @, a tab or a carriage "
-        "return, and is no number); for a .csv output",
-    )
+    escape_formulas: bool = option(False, ESCAPE)
     engine: str = option(
         "local",
         "local: this machine scores; pyspark: Spark does, from Parquet to a folder of Parquet files",
         choices=("local", "pyspark"),
     )
+
+
+@dataclass
+class RankArguments(LoadingOptions, ScoringOptions):
+    """Of `flip-ctr rank`."""
+
+    model_name_or_path: str = required(CLICK_MODEL, model=True)
+    items: str = required(
+        "the items to rank: a file with a row for each (.parquet, .csv, .jsonl, ...), a dataset folder, or a catalogue "
+        "that FlipRanker.save has written",
+        path=True,
+    )
+    users: list[str] = required(f"a row for each user: {ROW_FILES}", path=True)
+    output: str = required(
+        "file to write, a row for each user and item, best first (.parquet, .csv, .jsonl); it appears when all are "
+        "ranked",
+        path=True,
+    )
+    top_k: int = option(10, "items a user", at_least=1)
+    item_key: str | None = option(None, "column that tells items apart, where the model's fields do not say it")
+    candidates: str | None = option(
+        None, "column of the users with the list of the keys that are ranked for each; the whole catalogue without it"
+    )
+    exclude: str | None = option(
+        None,
+        "file with a row for each user and item that is left out, with the keys of both: what users have seen",
+        path=True,
+    )
+    events: str | None = option(None, EVENTS, path=True)
+    overwrite_output: bool = option(False, "write in the place of an output that is there already")
+    escape_formulas: bool = option(False, ESCAPE)
 
 
 @dataclass

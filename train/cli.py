@@ -18,7 +18,7 @@ from flip_ctr.train.options import nearest
 
 
 class Command(NamedTuple):
-    """A command: its module in `train`, the class of its arguments in `train.arguments`, and what it does."""
+    """A command: its module, the class of its arguments in `train.arguments`, and what it does."""
 
     module: str
     arguments: str
@@ -26,16 +26,19 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "prepare": Command("prepare", "PrepareArguments", "raw files of a public dataset, or any table -> dataset folder"),
-    "pretrain": Command("pretrain", "PretrainArguments", "align an ID tower and a PLM on the training rows"),
-    "finetune": Command("finetune", "FinetuneArguments", "train click prediction: id, plm or joint"),
-    "fuse": Command(
-        "fuse", "FuseArguments", "a joint model from an ID-based and a PLM-based one that were trained apart"
+    "prepare": Command(
+        "train.prepare", "PrepareArguments", "raw files of a public dataset, or any table -> dataset folder"
     ),
-    "evaluate": Command("evaluate_ctr", "EvaluateArguments", "metrics of a checkpoint on a split"),
-    "predict": Command("predict", "PredictArguments", "click probabilities for the rows of a file"),
-    "push": Command("push", "PushArguments", "publish a checkpoint on the Hugging Face Hub"),
-    "demo": Command("demo", "DemoArguments", "the whole pipeline on a generated catalogue, or on real data"),
+    "pretrain": Command("train.pretrain", "PretrainArguments", "align an ID tower and a PLM on the training rows"),
+    "finetune": Command("train.finetune", "FinetuneArguments", "train click prediction: id, plm or joint"),
+    "fuse": Command(
+        "train.fuse", "FuseArguments", "a joint model from an ID-based and a PLM-based one that were trained apart"
+    ),
+    "evaluate": Command("train.evaluate_ctr", "EvaluateArguments", "metrics of a checkpoint on a split"),
+    "predict": Command("train.predict", "PredictArguments", "click probabilities for the rows of a file"),
+    "rank": Command("serve.rank", "RankArguments", "the best items of a catalogue for the users of a file"),
+    "push": Command("train.push", "PushArguments", "publish a checkpoint on the Hugging Face Hub"),
+    "demo": Command("train.demo", "DemoArguments", "the whole pipeline on a generated catalogue, or on real data"),
 }
 # what others call them
 MEANT = {
@@ -45,6 +48,7 @@ MEANT = {
     "fuse": "ensemble merge",
     "evaluate": "eval test score metrics",
     "predict": "inference infer predict_proba",
+    "rank": "recommend recommendations ranking rerank top_k topk",
     "push": "upload publish share",
     "demo": "example quickstart",
 }
@@ -123,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if name != "prepare":
             whole_package()
-        recipe = importlib.import_module(f"flip_ctr.train.{COMMANDS[name].module}")
+        recipe = importlib.import_module(f"flip_ctr.{COMMANDS[name].module}")
         getattr(recipe, "main", recipe.run)(args)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:  # (an attention that is not installed, say)
         if "--debug" in rest:

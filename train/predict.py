@@ -9,11 +9,10 @@ is in memory at a time.
 """
 
 import os
-from pathlib import Path
 
 import pyarrow as pa
 
-from flip_ctr.data.readers.row_files import RowWriter, file_format, lists_as_text, table_of
+from flip_ctr.data.readers.row_files import RowWriter, check_output_file, file_format, lists_as_text, table_of
 from flip_ctr.data.readers.row_reader import RowBatch
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.train.arguments import PredictArguments
@@ -72,15 +71,9 @@ def report(counts: dict[str, int], output: str) -> dict[str, int]:
 
 def check_output(args: PredictArguments) -> None:
     """`ValueError` where the output has no ending of a format, or is there already."""
-    if file_format(args.output) != ".csv" and args.escape_formulas:
-        raise ValueError(f"--escape_formulas is for a .csv output; got --output {args.output}")
     if os.path.isdir(args.output) and args.engine != "pyspark":
         raise ValueError(f"--output {args.output} is a folder; name a file")
-    folder = next(parent for parent in Path(args.output).absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise ValueError(f"--output {args.output}: {folder} is a file, and no folder")
-    if os.path.exists(args.output) and not args.overwrite_output:
-        raise ValueError(f"--output {args.output} is there already; choose another name or add --overwrite_output")
+    check_output_file(args.output, args.overwrite_output, args.escape_formulas)
 
 
 def check_rows(rows: RowsToScore, args: PredictArguments, added: list[str]) -> tuple[int, pa.Schema | None]:

@@ -115,6 +115,17 @@ def _kind(value) -> str:
     return f"list of {' and '.join(parts)}" if parts else type(value).__name__
 
 
+def check_output_file(path: str, overwrite: bool, escape_formulas: bool) -> None:
+    """`ValueError` where `--output` has no ending of a format, cannot be made, or is there already."""
+    if file_format(path) != ".csv" and escape_formulas:
+        raise ValueError(f"--escape_formulas is for a .csv output; got --output {path}")
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"--output {path}: {folder} is a file, and no folder")
+    if Path(path).exists() and not overwrite:
+        raise ValueError(f"--output {path} is there already; choose another name or add --overwrite_output")
+
+
 class RowWriter:
     """Writes rows part by part; the file appears when all are written, and where that fails, what lay there stays.
 

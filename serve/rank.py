@@ -1,0 +1,132 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""Ranking for whole user bases: the best items of a catalogue for each user of a file.
+
+flip-ctr rank --model_name_or_path M --items items.parquet --users users.parquet --output best.parquet
+accelerate launch -m flip_ctr.train.cli rank --model_name_or_path M --items D --users users.csv --output best.csv
+"""
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+
+import pyarrow as pa
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from flip_ctr.data.readers.events import EventLog, event_fields
+from flip_ctr.data.readers.row_files import RowWriter, check_output_file
+from flip_ctr.data.readers.row_reader import RowReader
+from flip_ctr.modeling_flip.columns_flip import Column
+from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
+from flip_ctr.serve.item_files import fields_of_file, read_pairs
+from flip_ctr.serve.ranker import FlipRanker
+from flip_ctr.train.arguments import RankArguments
+from flip_ctr.train.loop.file_scoring import whole_table
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.models.custom_code import import_custom_code
+from flip_ctr.train.outputs.run_log import set_up_logging
+
+RANK = "rank"
+SCORES_AT_ONCE = 2**22  # of users and items, that are in memory
+
+
+def run(args: RankArguments) -> dict[str, int]:
+    """Writes for each user the best items: the columns of the user's keys, `rank` from 1, the item's key and the
+    probabilities. Returns how many `users` were read, and how many `rows` written.
+
+    Raises:
+        ValueError: the output is there already; or users or items lack a column, or hold a value that cannot be read
+            (names file and line).
+    """
+    if os.path.isdir(args.output):
+        raise ValueError(f"--output {args.output} is a folder; name a file")
+    check_output_file(args.output, args.overwrite_output, args.escape_formulas)
+    import_custom_code(args.custom_code)
+    accelerator = make_accelerator(args.mixed_precision)
+    set_up_logging(accelerator)
+    ranker = FlipRanker.from_pretrained(
+        args.model_name_or_path,
+        args.items,
+        args.item_key,
+        accelerator.device,
+        base_model_name_or_path=args.base_model_name_or_path,
+    )
+    users = UsersToRank(ranker, args)
+    index, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    counts, parts = {"users": 0, "rows": 0}, users.parts()
+    with RowWriter(args.output, None, [], main, args.overwrite_output, args.escape_formulas) as writer:
+        with tqdm(unit="user", unit_scale=True, dynamic_ncols=True, disable=not main) as bar:
+            while several := list(islice(parts, processes)):  # one for each process
+                mine = []
+                if index < len(several):
+                    with accelerator.autocast():
+                        mine = [users.rank(several[index])]
+                for part, best in zip(several, gather_object(mine) if processes > 1 else mine):
+                    writer.write(best, {})
+                    counts["users"] += len(part)
+                    counts["rows"] += len(best)
+                    bar.update(len(part))
+        if counts["users"] == 0:
+            raise ValueError(f"{', '.join(args.users)} has no users")
+    accelerator.wait_for_everyone()  # for the output, which one process writes
+    if main:
+        print(f"{counts['rows']:,} items for {counts['users']:,} users written to {args.output}")
+    return counts
+
+
+class UsersToRank:
+    """The users of files, with what belongs to them.
+
+    Raises:
+        ValueError: a column is missing, or what is given does not fit the model.
+    """
+
+    def __init__(self, ranker: FlipRanker, args: RankArguments):
+        self.ranker, self.args, processor = ranker, args, ranker.processor
+        reading, all_fields = processor.feature_extractor.reading, processor.feature_extractor.all_fields
+        self.fields = ranker.user_fields
+        there = fields_of_file(args.users[0], processor)
+        history = processor.history_field
+        self._events = None
+        if args.events is not None:
+            history, user = event_fields(all_fields)
+            item = FlipField.from_dict({**ranker.key.to_dict(), "name": history.history_of})
+            events = RowReader([args.events], [user, item], reading, also={CLICKED: None})
+            self._events = EventLog(whole_table(events, "--events"), all_fields)
+        elif history in there:
+            self.fields = [*self.fields, history]
+        self.keys = [field for field in ranker.user_fields if field.key]
+        self._excluded: dict[str, list[str]] = {}
+        if args.exclude is not None:
+            if len(self.keys) != 1:
+                found = ", ".join(field.name for field in self.keys) or "none"
+                raise ValueError(f"--exclude needs one field that is the key of a user; the model has {found}")
+            self._excluded = read_pairs(args.exclude, processor, self.keys[0], ranker.key)
+        also = {args.candidates: None} if args.candidates else {}
+        self._reader = RowReader(args.users, self.fields, reading, also=also)
+
+    def parts(self) -> Iterator[pa.Table]:
+        """The users in their order, so many at a time that their scores fit into memory."""
+        at_once = max(1, SCORES_AT_ONCE // max(len(self.ranker), 1))
+        for batch in self._reader:
+            for row in sorted(batch.reasons)[:1]:
+                raise ValueError(f"{batch.where(row)}: {batch.reasons[row]}")
+            for start in range(0, len(batch.known), at_once):
+                yield batch.known.slice(start, at_once)
+
+    def rank(self, users: pa.Table) -> pa.Table:
+        """A row for each user and item, best first."""
+        if self._events is not None:
+            users = users.append_column(self._events.history.name, self._events.histories(users))
+        candidates = users.column(self.args.candidates).to_pylist() if self.args.candidates else None
+        excluded = None
+        if self._excluded:
+            column = Column.read(users.column(self.keys[0].name), self.keys[0])
+            excluded = [self._excluded.get(column.values[code], []) for code in column.codes]
+        best = self.ranker.rank(users, candidates, top_k=self.args.top_k, exclude=excluded)
+        of = [row for row, items in enumerate(best) for _ in items]
+        columns = {field.name: users.column(field.name).take(of) for field in self.keys}
+        columns[RANK] = pa.array([rank for items in best for rank in range(1, len(items) + 1)], pa.int64())
+        rows = [item for items in best for item in items]
+        names = [self.ranker.key.name, *self.ranker.probabilities]
+        return pa.table(columns | {name: pa.array([row[name] for row in rows]) for name in names})
