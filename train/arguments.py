@@ -327,6 +327,15 @@ class EvaluateArguments(RowFileOptions, LoadingOptions, ScoringOptions):
     )
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows", at_least=1)
     seed: int = option(42, "seed of that sample", at_least=0, at_most=MAX_SEED)
+    top_k: int | None = option(
+        None, "also rank the rows of each user by score, and measure NDCG, MRR and hit rate of the first k", at_least=1
+    )
+
+    def check(self) -> None:
+        if self.top_k is not None and self.max_eval_samples is not None:
+            raise ValueError(
+                "--top_k ranks all rows of a user, and --max_eval_samples leaves some out: give one of both"
+            )
 
 
 @dataclass

@@ -2,6 +2,7 @@
 """Evaluation: the metrics of a fine-tuned checkpoint on one split of a dataset folder, or on rows of files.
 
 flip-ctr evaluate --dataset_dir D --model_name_or_path M --split test
+flip-ctr evaluate --dataset_dir D --model_name_or_path M --top_k 10
 flip-ctr evaluate --model_name_or_path M --input rows.csv --label "rating >= 4"
 accelerate launch -m flip_ctr.train.cli evaluate --dataset_dir D --model_name_or_path M
 """
@@ -12,6 +13,7 @@ import numpy as np
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
+from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import Column
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
@@ -24,17 +26,19 @@ from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
+from flip_ctr.train.outputs.ranking_metrics import check_lists, ranking_metrics
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import set_up_logging
 
 
 def run(args: EvaluateArguments) -> dict:
-    """Returns the metrics of the joint prediction, and for `joint` of each tower alone.
+    """Returns the metrics of the joint prediction, and for `joint` of each tower alone; with `top_k` also of its
+    ranking of each user's rows.
 
     Raises:
         ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not
-            exist, or has one class only; a row of a file cannot be read; or Accelerate was started in a way that does
-            not fit.
+            exist, or has one class only; a row of a file cannot be read; there are no lists to rank for `top_k`; or
+            Accelerate was started in a way that does not fit.
     """
     if (args.dataset_dir is None) == (args.input is None):
         raise ValueError("evaluate needs --dataset_dir, or --input with the files of rows, and not both")
@@ -63,12 +67,22 @@ def run(args: EvaluateArguments) -> dict:
         scores, labels, users = score_files(accelerator, model, processor, args)
     else:
         check_fields(processor, rows.schema, args.model_name_or_path)
+        if args.top_k is not None and rows.schema.user_column is None:
+            raise ValueError(
+                f"--top_k ranks the rows of each user, and {os.path.join(args.dataset_dir, SCHEMA_NAME)} names no "
+                "user_column; prepare the dataset with one (`user` in a schema)"
+            )
         check_clicks(processor, {args.split: rows})
         dataset = encode_split(accelerator, processor, rows)
+        if args.top_k is not None:
+            check_lists(dataset.labels, dataset.users, args.top_k)
         model, size = model.to(accelerator.device), args.per_device_eval_batch_size
         scores, labels, users = score(accelerator, model, dataset, size, progress=True), dataset.labels, dataset.users
         prefix = {"validation": "eval"}.get(args.split, args.split)
     results = score_metrics(scores, labels, users, prefix)
+    if args.top_k is not None:
+        ranked = ranking_metrics(scores["logits"], labels, users, args.top_k)
+        results |= {f"{prefix}_{name}": value for name, value in ranked.items()}
     if args.output_dir is not None and accelerator.is_main_process:
         os.makedirs(args.output_dir, exist_ok=True)
     report(accelerator, results, args.output_dir)
@@ -99,7 +113,13 @@ def score_files(
                 raise ValueError(f"rule {rule.text!r} takes '{name}' for {' and '.join(sorted(kinds))}")
             types[name] = {"number": "float", "bool": "bool"}.get(next(iter(kinds), "text"), "string")
     rows = RowsToScore(processor, args, types)
-    kept, clicks = [], []
+    user = next((field for field in rows.fields if field.key and field.entity == "user"), None)
+    if args.top_k is not None and user is None:
+        names = ", ".join(field.name for field in rows.fields)
+        raise ValueError(
+            f"--top_k ranks the rows of each user, and no field of the model is the key of a user (its fields: {names})"
+        )
+    kept, clicks, users, numbers = [], [], [], {}
     for batch in rows:  # what cannot be scored is said before any row is
         if (error := rows.first_error(batch)) is not None:
             raise error
@@ -111,19 +131,20 @@ def score_files(
         if unknown.any():
             raise ValueError(f"{batch.where(int(unknown.argmax()))}: label rule {label.text!r} is null")
         clicks.append(found["click"].fill_null(False).to_numpy()[kept[-1]])
-    labels = np.concatenate([np.empty(0, np.int64), *clicks]).astype(np.int64)
-    if len(np.unique(labels)) < 2:
-        raise ValueError(f"{', '.join(args.input)}: {len(labels):,} rows to score, which are not of both classes")
-    user = next((field for field in rows.fields if field.key and field.entity == "user"), None)
-    scores: dict[str, list[np.ndarray]] = {}
-    users, numbers = [], {}
-    size, total = args.per_device_eval_batch_size, sum(map(len, kept))
-    for (batch, found), keep in zip(scored_batches(accelerator, model, rows, size, total), kept, strict=True):
-        for name, values in found.items():
-            scores.setdefault(name, []).append(values[keep])
         if user is not None:
             column = Column.read(batch.known[user.name], user)
             of_values = [-1 if one is None else numbers.setdefault(one, len(numbers)) for one in column.values]
-            users.append(np.array(of_values, np.int64)[column.codes][keep])
+            users.append(np.array(of_values, np.int64)[column.codes][kept[-1]])
+    labels = np.concatenate([np.empty(0, np.int64), *clicks]).astype(np.int64)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"{', '.join(args.input)}: {len(labels):,} rows to score, which are not of both classes")
+    users = np.concatenate(users) if users else None
+    if args.top_k is not None:
+        check_lists(labels, users, args.top_k)
+    scores: dict[str, list[np.ndarray]] = {}
+    size, total = args.per_device_eval_batch_size, sum(map(len, kept))
+    for (_, found), keep in zip(scored_batches(accelerator, model, rows, size, total), kept, strict=True):
+        for name, values in found.items():
+            scores.setdefault(name, []).append(values[keep])
     together = {name: np.concatenate(parts) for name, parts in scores.items()}
-    return together, labels, np.concatenate(users) if users else None
+    return together, labels, users

@@ -3,12 +3,14 @@ anew."""
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from raw_table import event_rows, run, without, write_csv, write_joined
+from raw_table import SCHEMA, event_rows, run, without, write_csv, write_joined
+from sklearn.metrics import ndcg_score
 
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.train import evaluate_ctr, predict
@@ -34,13 +36,36 @@ def sides(folder) -> list[str]:
 
 def test_files_are_evaluated_as_the_split_is(joined):
     model = str(joined / "m")
-    by_split = evaluate_ctr.run(EvaluateArguments(model, str(joined / "out")))
+    by_split = evaluate_ctr.run(EvaluateArguments(model, str(joined / "out"), top_k=2))
     files = {"input": [str(joined / "test.csv")], "side": sides(joined), "label": "stars >= 4"}
-    by_file = evaluate_ctr.run(EvaluateArguments(model, **files, drop=["stars == 3"]))
-    assert len(by_file) == len(by_split) > 5
+    by_file = evaluate_ctr.run(EvaluateArguments(model, **files, drop=["stars == 3"], top_k=2))
+    assert len(by_file) == len(by_split) > 5 and by_split["test_ranked_users"] > 1
     for name, value in by_split.items():
-        if isinstance(value, float):
+        if isinstance(value, int | float):
             assert by_file[name.replace("test_", "eval_")] == pytest.approx(value, abs=1e-6), name
+
+
+def test_each_users_rows_are_ranked_by_score(joined):
+    results = evaluate_ctr.run(EvaluateArguments(str(joined / "m"), str(joined / "out"), top_k=2))
+    rows = tiny.predicted(joined / "m", joined / "out" / "data" / "test-*.parquet", joined / "a.parquet").to_pandas()
+    users = [mine for _, mine in rows.groupby("user_id")]
+    counted = [mine for mine in users if len(mine) > 2 and mine["label"].any()]
+    gains = [ndcg_score([mine["label"]], [mine["click_probability"]], k=2) for mine in counted]
+    assert results["test_ndcg@2"] == pytest.approx(np.mean(gains), abs=1e-6) and len(counted) > 1
+    assert results["test_ranked_users"] == len(counted)
+    assert results["test_users_with_at_most_2_rows"] + results["test_users_without_click"] == len(users) - len(counted)
+
+
+def test_without_users_there_are_no_lists(tmp_path):
+    fields = [{name: value for name, value in one.items() if name != "entity"} for one in SCHEMA["fields"][1:]]
+    write_csv(tmp_path / "clicks.csv", event_rows())
+    run(tmp_path, user=..., fields=fields)
+    tiny.finetune(tmp_path / "out", None, tmp_path / "m")
+    model, rows = str(tmp_path / "m"), {"input": [str(tmp_path / "clicks.csv")], "label": "stars > 3"}
+    with pytest.raises(ValueError, match=r"--top_k ranks the rows of each user, and \S+/schema.json names no user_col"):
+        evaluate_ctr.run(EvaluateArguments(model, str(tmp_path / "out"), top_k=2))
+    with pytest.raises(ValueError, match="no field of the model is the key of a user .its fields: zip, item_id, title"):
+        evaluate_ctr.run(EvaluateArguments(model, **rows, top_k=2))
 
 
 def test_files_and_shards_have_the_same_scores(joined):
@@ -63,6 +88,11 @@ def test_files_and_shards_have_the_same_scores(joined):
         ({"input": ["test.csv"], "label": "stars"}, "line .: stars is not true, false, 1 or 0: '\\d'"),
         ({"input": ["test.csv"], "label": "stars > 9"}, "rows to score, which are not of both classes"),
         ({"input": ["null.csv"], "label": "stars > 3"}, "null.csv, line 3: label rule 'stars > 3' is null"),
+        (
+            {"input": ["test.csv"], "label": "stars > 3", "top_k": 999},
+            "--top_k 999 needs users with more than 999 rows",
+        ),
+        ({"dataset_dir": "D", "top_k": 2, "max_eval_samples": 9}, "--top_k .* and --max_eval_samples leaves some out"),
     ],
 )
 def test_errors_of_evaluate(joined, options, message):

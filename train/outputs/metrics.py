@@ -5,6 +5,8 @@ import numpy as np
 from scipy.special import expit, log_expit
 from sklearn.metrics import roc_auc_score
 
+from flip_ctr.train.outputs.ranking_metrics import RankedLists
+
 NUM_CALIBRATION_BINS = 20
 
 
@@ -13,22 +15,12 @@ def group_auc(logits: np.ndarray, labels: np.ndarray, users: np.ndarray) -> tupl
 
     Returns the GAUC and its coverage, the share of rows whose user counts. NaN and 0 where no user does.
     """
-    order = np.lexsort((logits, users))
-    users, logits, clicked = users[order], logits[order], labels[order].astype(np.float64)
-    new_user = np.concatenate([[True], users[1:] != users[:-1]])
-    new_value = new_user | np.concatenate([[True], logits[1:] != logits[:-1]])
-    # ranks over all rows, from 1; those of ties are their mean
-    starts, users_at = np.flatnonzero(new_value), np.flatnonzero(new_user)
-    sizes, rows = (np.diff(places, append=len(order)) for places in (starts, users_at))
-    ranks = np.repeat(starts + (sizes + 1) / 2, sizes) - np.repeat(users_at, rows)
-    clicks, click_ranks = (np.add.reduceat(values, users_at) for values in (clicked, ranks * clicked))
-    both = (clicks > 0) & (clicks < rows)
+    lists = RankedLists(logits, labels, users)
+    aucs, rows = lists.auc(), lists.sizes
+    both = ~np.isnan(aucs)
     if not both.any():
         return float("nan"), 0.0
-    rows, clicks, click_ranks = rows[both], clicks[both], click_ranks[both]
-    # Mann-Whitney: the AUC from the sum of the clicks' ranks
-    aucs = (click_ranks - clicks * (clicks + 1) / 2) / (clicks * (rows - clicks))
-    return float(np.average(aucs, weights=rows)), float(rows.sum() / len(order))
+    return float(np.average(aucs[both], weights=rows[both])), float(rows[both].sum() / len(labels))
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = NUM_CALIBRATION_BINS) -> float:
