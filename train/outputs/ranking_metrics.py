@@ -6,12 +6,16 @@ over all orders of such ties: the order of the rows never counts, and of equal s
 order (McSherry and Najork, ECIR 2008).
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.stats import t
 
 LEVEL = 0.95  # of the intervals
+AT_K = ("ndcg", "mrr", "hit_rate")
+SCORES_AT_ONCE = 2**22  # of users times items, which are sorted together
 
 
 class RankedLists:
@@ -88,6 +92,14 @@ class RankedLists:
             of_all[lists] = chance
             yield rank, of_all
 
+    def shuffled(self) -> "RankedLists":
+        """The same lists with equal scores, whose metrics are those of a random order."""
+        lists = copy.copy(self)
+        lists._list = np.flatnonzero(self.clicks)
+        lists._better = np.zeros(len(lists._list), np.int64)
+        lists._tied, lists._clicked = self.sizes[lists._list], self.clicks[lists._list]
+        return lists
+
     def _sum(self, of_ties: np.ndarray) -> np.ndarray:
         return np.bincount(self._list, of_ties, len(self.sizes))
 
@@ -128,8 +140,8 @@ def check_lists(clicks: np.ndarray, users: np.ndarray | None, k: int) -> None:
 
 
 def ranking_metrics(scores: np.ndarray, clicks: np.ndarray, users: np.ndarray, k: int) -> dict[str, float]:
-    """NDCG@k, MRR@k and hit rate@k, means over users, each user counting alike, with 95 % intervals; what a random
-    order of the same lists gets (`…_random`); and the interval of GAUC.
+    """NDCG@k, MRR@k and hit rate@k of each user's rows, means over users, each user counting alike, with 95 %
+    intervals; what a random order of the same lists gets (`…_random`); and the interval of GAUC.
 
     A user counts whose list is longer than k (a shorter one is all among the first k) and has a click; how many do not
     is among the results. GAUC is of all users with rows of both classes, as in `click_metrics`. Sample weights are not
@@ -145,20 +157,112 @@ def ranking_metrics(scores: np.ndarray, clicks: np.ndarray, users: np.ndarray, k
     check_lists(clicks, users, k)
     known = users >= 0
     lists = RankedLists(scores[known], clicks[known], users[known])
-    ties = RankedLists(np.zeros(known.sum()), clicks[known], users[known])
-    long, clicked = lists.sizes > k, lists.clicks > 0
-    counted, results = long & clicked, {}
-    for name in ("ndcg", "mrr", "hit_rate"):
-        values, random = (getattr(one, name)(k)[counted] for one in (lists, ties))
-        results[f"{name}@{k}"] = float(values.mean())
-        results[f"{name}@{k}_low"], results[f"{name}@{k}_high"] = mean_interval(values)
-        results[f"{name}@{k}_random"] = float(random.mean())
-    aucs = lists.auc()
-    both = ~np.isnan(aucs)
-    if both.any():
-        results["gauc_low"], results["gauc_high"] = mean_interval(aucs[both], lists.sizes[both])
-    results["ranked_users"] = int(counted.sum())
-    results[f"users_with_at_most_{k}_rows"] = int((~long).sum())
-    results["users_without_click"] = int((long & ~clicked).sum())
-    results["rows_without_user"] = int((~known).sum())
+    long, clicked, of_lists = lists.sizes > k, lists.clicks > 0, _of_lists(lists, k)
+    both = ~np.isnan(of_lists["auc"])
+    low, high = mean_interval(of_lists["auc"][both], lists.sizes[both])
+    return _means({name: values[long & clicked] for name, values in of_lists.items()}, k) | {
+        "gauc_low": low,
+        "gauc_high": high,
+        "ranked_users": int((long & clicked).sum()),
+        f"users_with_at_most_{k}_rows": int((~long).sum()),
+        "users_without_click": int((long & ~clicked).sum()),
+        "rows_without_user": int((~known).sum()),
+    }
+
+
+def catalogue_metrics(
+    score: Callable[[np.ndarray], np.ndarray],
+    clicked: csr_array,
+    seen: csr_array,
+    k: int,
+    num_sampled: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """As [`ranking_metrics`], of lists that hold all items which the user has not seen before; those that the user
+    clicked are relevant. GAUC is of the users that count, each counting alike.
+
+    With `num_sampled` a list is one click and so many items, drawn at random from those that the user has neither seen
+    nor clicked: a list for each click, the same items for all clicks of a user, whose metrics are the means over the
+    lists. These metrics are biased, and may order models otherwise than the whole catalogue does (Krichene and Rendle,
+    KDD 2020).
+
+    Args:
+        score: of users' numbers `(B,)` their scores of all items `(B, I)`. Only users that count are scored.
+        clicked: `(U, I)` not zero where the user clicked the item, in the rows to measure.
+        seen: `(U, I)` not zero where the user met the item earlier. A click on such an item does not count:
+            `clicks_on_seen_items` says how many do not.
+        k: the first ranks that count, at least 1.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no user counts, a user has fewer items to draw from than `num_sampled`, or a score is NaN.
+    """
+    clicked, seen = ((one != 0).astype(np.int64) for one in (clicked, seen))
+    again = clicked.multiply(seen)
+    clicked = clicked - again
+    clicks, unseen = clicked.sum(axis=1), clicked.shape[1] - seen.sum(axis=1)
+    lengths = unseen if num_sampled is None else np.full(len(clicks), 1 + num_sampled)
+    long = lengths > k
+    counted = np.flatnonzero(long & (clicks > 0))
+    if not len(counted):
+        raise ValueError(
+            f"--top_k {k} needs users with more than {k} items to rank, at least one of them clicked; the most items "
+            f"of a user with a click are {int((lengths * (clicks > 0)).max(initial=0))}"
+        )
+    fewest = int((unseen - clicks)[counted].min())
+    if num_sampled is not None and fewest < num_sampled:
+        raise ValueError(f"--num_sampled {num_sampled}: a user has {fewest} items that were neither seen nor clicked")
+    random, parts = np.random.default_rng(seed), []
+    for users in np.array_split(counted, -(-len(counted) * clicked.shape[1] // SCORES_AT_ONCE)):
+        scores, relevant, candidates = score(users), clicked[users].toarray() > 0, seen[users].toarray() == 0
+        if num_sampled is None:
+            lists = RankedLists(scores[candidates], relevant[candidates], np.nonzero(candidates)[0])
+            parts.append(_of_lists(lists, k))
+        else:
+            parts.append(_of_samples(scores, relevant, candidates & ~relevant, k, num_sampled, random))
+    of_lists = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    aucs = of_lists["auc"][~np.isnan(of_lists["auc"])]
+    low, high = mean_interval(aucs)
+    return _means(of_lists, k) | {
+        "gauc": float(aucs.mean()) if len(aucs) else float("nan"),
+        "gauc_low": low,
+        "gauc_high": high,
+        "ranked_users": len(counted),
+        f"users_with_at_most_{k}_rows": int((~long).sum()),
+        "users_without_click": int((long & (clicks == 0)).sum()),
+        "clicks_on_seen_items": int(again.sum()),
+    }
+
+
+def _of_samples(
+    scores: np.ndarray, clicks: np.ndarray, others: np.ndarray, k: int, num_sampled: int, random: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """As [`_of_lists`], of users `(B,)`: means over the lists of their clicks."""
+    users, items = np.nonzero(clicks)
+    keys = np.where(others, random.random(others.shape), np.inf)  # the smallest are a sample without replacement
+    drawn = np.argpartition(keys, num_sampled - 1, axis=1)[:, :num_sampled]
+    rows = np.concatenate([items[:, None], drawn[users]], axis=1)  # (clicks, 1 + num_sampled)
+    relevant = np.broadcast_to(np.arange(1 + num_sampled) == 0, rows.shape)
+    numbers = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
+    lists = RankedLists(*(one.ravel() for one in (scores[users[:, None], rows], relevant, numbers)))
+    return {name: np.bincount(users, values) / np.bincount(users) for name, values in _of_lists(lists, k).items()}
+
+
+def _of_lists(lists: RankedLists, k: int) -> dict[str, np.ndarray]:
+    """Metrics `(L,)` by name, those at k also of a random order (`…_random`)."""
+    at_k = {
+        name + order: getattr(one, name)(k)
+        for name in AT_K
+        for order, one in (("", lists), ("_random", lists.shuffled()))
+    }
+    return at_k | {"auc": lists.auc()}
+
+
+def _means(of_lists: dict[str, np.ndarray], k: int) -> dict[str, float]:
+    """The results at k of what [`_of_lists`] gives of the lists that count."""
+    results = {}
+    for name in AT_K:
+        results[f"{name}@{k}"] = float(of_lists[name].mean())
+        results[f"{name}@{k}_low"], results[f"{name}@{k}_high"] = mean_interval(of_lists[name])
+        results[f"{name}@{k}_random"] = float(of_lists[f"{name}_random"].mean())
     return results

@@ -5,11 +5,13 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from scipy.stats import sem, t
+from scipy.sparse import csr_array
+from scipy.stats import hypergeom, sem, t
 from sklearn.metrics import ndcg_score, roc_auc_score
 
+from flip_ctr.train.outputs import ranking_metrics as ranking_module
 from flip_ctr.train.outputs.metrics import group_auc
-from flip_ctr.train.outputs.ranking_metrics import RankedLists, mean_interval, ranking_metrics
+from flip_ctr.train.outputs.ranking_metrics import RankedLists, catalogue_metrics, mean_interval, ranking_metrics
 
 METRICS = ("ndcg", "mrr", "hit_rate")
 
@@ -130,6 +132,77 @@ def test_intervals_hold_what_they_say():
     )
     assert mean_interval(np.array([1.0, 0.98, 1.0, 1.0]))[1] == 1
     assert all(map(math.isnan, mean_interval(np.ones(1))))
+
+
+# --- lists from a catalogue
+
+
+@pytest.fixture
+def catalogue(monkeypatch):
+    """Scores of 60 users for 30 items, with ties, and what was clicked and seen; a few users are scored at once."""
+    monkeypatch.setattr(ranking_module, "SCORES_AT_ONCE", 200)
+    random = np.random.default_rng(3)
+    scores = random.normal(size=(60, 30)).round(1)
+    clicked = random.random((60, 30)) < 0.02 + 0.1 * (scores > 0.5)
+    seen = random.random((60, 30)) < 0.3
+    clicked[0], seen[1, 4:] = False, True  # nothing to find, and nothing to rank
+    return scores, clicked, seen
+
+
+def test_a_catalogue_is_ranked_without_what_was_seen(catalogue):
+    scores, clicked, seen = catalogue
+    asked = []
+    results = catalogue_metrics(
+        lambda users: asked.extend(users) or scores[users], csr_array(clicked), csr_array(seen), k=5
+    )
+    lists = [[values[~hidden] for values in (row, clicks)] for row, clicks, hidden in zip(scores, clicked, seen)]
+    counted = [user for user, (_, clicks) in enumerate(lists) if len(clicks) > 5 and clicks.any()]
+    assert asked == counted and 20 < len(counted) == results["ranked_users"]
+    gains = [ndcg_score([lists[user][1]], [lists[user][0]], k=5) for user in counted]
+    assert results["ndcg@5"] == pytest.approx(np.mean(gains))
+    aucs = [roc_auc_score(lists[user][1], lists[user][0]) for user in counted]
+    assert results["gauc"] == pytest.approx(np.mean(aucs)) and results["gauc_low"] < np.mean(aucs)
+    assert results["users_with_at_most_5_rows"] == 1
+    assert results["users_without_click"] == 60 - 1 - len(counted) > 0
+    assert results["clicks_on_seen_items"] == (clicked & seen).sum() > 0
+    flat = catalogue_metrics(lambda users: np.zeros((len(users), 30)), csr_array(clicked), csr_array(seen), k=5)
+    for name in METRICS:
+        assert flat[f"{name}@5"] == pytest.approx(results[f"{name}@5_random"]) and flat["gauc"] == 0.5
+
+
+def test_each_click_stands_among_sampled_items(catalogue):
+    """The expected hit rate, over the draws, of a click that `better` of `others` items outrank is hypergeometric."""
+    scores, clicked, seen = catalogue
+    scores = scores + np.random.default_rng(4).random(scores.shape) / 100  # no ties
+    k, drawn = 2, 8
+    of_seeds = [
+        catalogue_metrics(lambda users: scores[users], csr_array(clicked), csr_array(seen), k, drawn, seed)
+        for seed in range(200)
+    ]
+    expected = []
+    for user in range(60):
+        others = scores[user][~seen[user] & ~clicked[user]]
+        mine = scores[user][~seen[user] & clicked[user]]
+        if len(mine):
+            better = [(others > score).sum() for score in mine]
+            expected.append(np.mean([hypergeom.cdf(k - 1, len(others), above, drawn) for above in better]))
+    assert np.mean([one["hit_rate@2"] for one in of_seeds]) == pytest.approx(np.mean(expected), abs=0.005)
+    assert len({one["hit_rate@2"] for one in of_seeds}) > 20 and of_seeds[0]["ranked_users"] == len(expected)
+    assert of_seeds[0]["hit_rate@2_random"] == pytest.approx(k / (1 + drawn))
+
+
+@pytest.mark.parametrize(
+    ("k", "num_sampled", "message"),
+    [
+        (30, None, "--top_k 30 needs users with more than 30 items to rank.* of a user with a click are 2[0-9]$"),
+        (9, 8, "--top_k 9 .* the most items of a user with a click are 9$"),
+        (5, 28, "--num_sampled 28: a user has 1?[0-9] items that were neither seen nor clicked"),
+    ],
+)
+def test_a_catalogue_that_is_too_small(catalogue, k, num_sampled, message):
+    scores, clicked, seen = catalogue
+    with pytest.raises(ValueError, match=message):
+        catalogue_metrics(lambda users: scores[users], csr_array(clicked), csr_array(seen), k, num_sampled)
 
 
 @pytest.mark.parametrize(
