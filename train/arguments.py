@@ -326,15 +326,40 @@ class EvaluateArguments(RowFileOptions, LoadingOptions, ScoringOptions):
         None, "folder for all_results.json and reliability.png; only printed when not given", path=True
     )
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows", at_least=1)
-    seed: int = option(42, "seed of that sample", at_least=0, at_most=MAX_SEED)
+    seed: int = option(42, "seed of that sample, and of --candidates sampled", at_least=0, at_most=MAX_SEED)
     top_k: int | None = option(
-        None, "also rank the rows of each user by score, and measure NDCG, MRR and hit rate of the first k", at_least=1
+        None, "also rank items for each user by score, and measure NDCG, MRR and hit rate of the first k", at_least=1
     )
+    candidates: str = option(
+        "split",
+        "items that are ranked for a user; split: those of the user's rows in the split; catalogue: all of the dataset "
+        "folder that the user has no row of in an earlier split; sampled: each click beside some of those, which is "
+        "biased",
+        choices=("split", "catalogue", "sampled"),
+    )
+    item_key: str | None = option(
+        None,
+        "field that tells items apart for --candidates catalogue and sampled; not needed where the dataset says it",
+    )
+    num_sampled: int = option(100, "items that are sampled for a user, for --candidates sampled", at_least=1)
 
     def check(self) -> None:
-        if self.top_k is not None and self.max_eval_samples is not None:
+        if self.top_k is None:
+            self.no_effect("without --top_k", candidates=None)
+        elif self.max_eval_samples is not None:
             raise ValueError(
                 "--top_k ranks all rows of a user, and --max_eval_samples leaves some out: give one of both"
+            )
+        if self.candidates == "split":
+            self.no_effect("with --candidates split", item_key=None)
+        if self.candidates != "sampled":
+            self.no_effect("without --candidates sampled", num_sampled=None)
+        elif self.num_sampled < self.top_k:
+            raise ValueError(f"--num_sampled must be at least --top_k {self.top_k}; got {self.num_sampled}")
+        if self.candidates != "split" and self.input is not None:
+            raise ValueError(
+                f"--candidates {self.candidates} takes the items of a dataset folder, and --input names files of rows; "
+                "leave it out"
             )
 
 

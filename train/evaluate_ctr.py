@@ -3,6 +3,7 @@
 
 flip-ctr evaluate --dataset_dir D --model_name_or_path M --split test
 flip-ctr evaluate --dataset_dir D --model_name_or_path M --top_k 10
+flip-ctr evaluate --dataset_dir D --model_name_or_path M --top_k 10 --candidates catalogue
 flip-ctr evaluate --model_name_or_path M --input rows.csv --label "rating >= 4"
 accelerate launch -m flip_ctr.train.cli evaluate --dataset_dir D --model_name_or_path M
 """
@@ -11,8 +12,12 @@ import os
 
 import numpy as np
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
 from torch import nn
+from tqdm.auto import tqdm
 
+import flip_ctr
+from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import Column
@@ -22,18 +27,19 @@ from flip_ctr.train.loop.file_scoring import RowsToScore, check_row_files, score
 from flip_ctr.train.loop.loaders import check_clicks, encode_split
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
+from flip_ctr.train.loop.split_catalogue import read_split_catalogue
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
-from flip_ctr.train.outputs.ranking_metrics import check_lists, ranking_metrics
+from flip_ctr.train.outputs.ranking_metrics import catalogue_metrics, check_lists, ranking_metrics
 from flip_ctr.train.outputs.results import report
-from flip_ctr.train.outputs.run_log import set_up_logging
+from flip_ctr.train.outputs.run_log import logger, set_up_logging
 
 
 def run(args: EvaluateArguments) -> dict:
     """Returns the metrics of the joint prediction, and for `joint` of each tower alone; with `top_k` also of its
-    ranking of each user's rows.
+    ranking for each user.
 
     Raises:
         ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not
@@ -62,6 +68,7 @@ def run(args: EvaluateArguments) -> dict:
     if args.input is None:
         rows = SplitRows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
+    ranked: dict[str, float] = {}
     if args.input is not None:
         prefix = "eval"
         scores, labels, users = score_files(accelerator, model, processor, args)
@@ -74,21 +81,60 @@ def run(args: EvaluateArguments) -> dict:
             )
         check_clicks(processor, {args.split: rows})
         dataset = encode_split(accelerator, processor, rows)
-        if args.top_k is not None:
-            check_lists(dataset.labels, dataset.users, args.top_k)
         model, size = model.to(accelerator.device), args.per_device_eval_batch_size
+        if args.candidates != "split":
+            ranked = rank_catalogue(accelerator, model, processor, dataset, args)
+        elif args.top_k is not None:
+            check_lists(dataset.labels, dataset.users, args.top_k)
         scores, labels, users = score(accelerator, model, dataset, size, progress=True), dataset.labels, dataset.users
         prefix = {"validation": "eval"}.get(args.split, args.split)
     results = score_metrics(scores, labels, users, prefix)
-    if args.top_k is not None:
+    if args.top_k is not None and args.candidates == "split":
         ranked = ranking_metrics(scores["logits"], labels, users, args.top_k)
-        results |= {f"{prefix}_{name}": value for name, value in ranked.items()}
+    results |= {f"{prefix}_{name}": value for name, value in ranked.items()}
     if args.output_dir is not None and accelerator.is_main_process:
         os.makedirs(args.output_dir, exist_ok=True)
     report(accelerator, results, args.output_dir)
     if args.output_dir is not None and accelerator.is_main_process:
         plot_reliability(scores["logits"], labels, args.output_dir)
     return results
+
+
+def rank_catalogue(
+    accelerator: Accelerator,
+    model: nn.Module,
+    processor: FlipProcessor,
+    dataset: EncodedDataset,
+    args: EvaluateArguments,
+) -> dict[str, float]:
+    """Metrics of the items that are ranked for each user of a split, by names that say which items. Each process scores
+    a part of the users.
+
+    Raises:
+        ValueError: the dataset has no catalogue, or none of use; or no user counts.
+    """
+    catalogue = read_split_catalogue(dataset.rows, dataset.labels, args.item_key)
+    # by its public name, as what serves a model stands on what trains it
+    ranker = flip_ctr.FlipRanker(model, processor, catalogue.items, catalogue.key)
+    index, processes = accelerator.process_index, accelerator.num_processes
+
+    def score_items(users: np.ndarray) -> np.ndarray:
+        mine = np.array_split(users, processes)[index]
+        with accelerator.autocast():
+            found = [ranker.score(catalogue.users.take(mine))["logits"]] if len(mine) else []
+        bar.update(len(users))
+        return np.concatenate(gather_object(found) if processes > 1 else found)
+
+    sampled = None
+    if args.candidates == "sampled":
+        sampled = args.num_sampled
+        logger.warning(
+            "metrics of sampled items are biased, and may order models otherwise than all items do (Krichene and "
+            "Rendle, KDD 2020); --candidates catalogue ranks all items"
+        )
+    with tqdm(total=len(catalogue.users), unit="user", disable=not accelerator.is_main_process) as bar:
+        results = catalogue_metrics(score_items, catalogue.clicked, catalogue.seen, args.top_k, sampled, args.seed)
+    return {f"{args.candidates}_{name}": value for name, value in (results | catalogue.lost).items()}
 
 
 def score_files(

@@ -179,7 +179,8 @@ def catalogue_metrics(
     seed: int = 0,
 ) -> dict[str, float]:
     """As [`ranking_metrics`], of lists that hold all items which the user has not seen before; those that the user
-    clicked are relevant. GAUC is of the users that count, each counting alike.
+    clicked are relevant. GAUC is of the users that count, each counting alike. Users with at most k such items, or with
+    fewer to sample from than `num_sampled`, do not count.
 
     With `num_sampled` a list is one click and so many items, drawn at random from those that the user has neither seen
     nor clicked: a list for each click, the same items for all clicks of a user, whose metrics are the means over the
@@ -195,23 +196,17 @@ def catalogue_metrics(
         seed: of the draws.
 
     Raises:
-        ValueError: no user counts, a user has fewer items to draw from than `num_sampled`, or a score is NaN.
+        ValueError: no user counts, or a score is NaN.
     """
     clicked, seen = ((one != 0).astype(np.int64) for one in (clicked, seen))
     again = clicked.multiply(seen)
     clicked = clicked - again
     clicks, unseen = clicked.sum(axis=1), clicked.shape[1] - seen.sum(axis=1)
-    lengths = unseen if num_sampled is None else np.full(len(clicks), 1 + num_sampled)
-    long = lengths > k
-    counted = np.flatnonzero(long & (clicks > 0))
+    enough = unseen > k if num_sampled is None else unseen - clicks >= max(k, num_sampled)
+    counted = np.flatnonzero(enough & (clicks > 0))
     if not len(counted):
-        raise ValueError(
-            f"--top_k {k} needs users with more than {k} items to rank, at least one of them clicked; the most items "
-            f"of a user with a click are {int((lengths * (clicks > 0)).max(initial=0))}"
-        )
-    fewest = int((unseen - clicks)[counted].min())
-    if num_sampled is not None and fewest < num_sampled:
-        raise ValueError(f"--num_sampled {num_sampled}: a user has {fewest} items that were neither seen nor clicked")
+        needed = f"more than {k} unseen items" if num_sampled is None else f"{num_sampled} unseen items beside clicks"
+        raise ValueError(f"--top_k {k}: of {len(clicks):,} users none has a click on an unseen item, and {needed}")
     random, parts = np.random.default_rng(seed), []
     for users in np.array_split(counted, -(-len(counted) * clicked.shape[1] // SCORES_AT_ONCE)):
         scores, relevant, candidates = score(users), clicked[users].toarray() > 0, seen[users].toarray() == 0
@@ -228,8 +223,8 @@ def catalogue_metrics(
         "gauc_low": low,
         "gauc_high": high,
         "ranked_users": len(counted),
-        f"users_with_at_most_{k}_rows": int((~long).sum()),
-        "users_without_click": int((long & (clicks == 0)).sum()),
+        "users_with_too_few_items": int((~enough).sum()),
+        "users_without_click": int((enough & (clicks == 0)).sum()),
         "clicks_on_seen_items": int(again.sum()),
     }
 

@@ -1,0 +1,151 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""A split as its users and all items of its dataset folder: who clicked what, and who had met what before."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from scipy.sparse import csr_array
+
+from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
+from flip_ctr.data.readers.shards import ITEMS_NAME, SplitRows, open_splits
+from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
+from flip_ctr.train.loop.loaders import has_split
+
+
+@dataclass
+class SplitCatalogue:
+    """U users and I items.
+
+    Args:
+        key: the column that tells items apart.
+        items: a row an item, its fields: of `items.parquet` where the folder has one, of others the last row of it.
+        users: a row a user, all fields but the items': the user's first row in the split.
+        clicked, seen: `(U, I)` not zero where the user clicked the item in the split, and where the user has a row of
+            the item in an earlier one (of train, validation, test).
+        lost: how many rows of the split are of no user, or of no item.
+    """
+
+    key: str
+    items: pa.Table
+    users: pa.Table
+    clicked: csr_array
+    seen: csr_array
+    lost: dict[str, int]
+
+
+def item_field(schema: DatasetSchema, name: str | None = None) -> FlipField:
+    """The field that tells items apart, by its name or else by what the dataset says: the key of histories, or the only
+    key that is not a user's (of several the one that is in the key of rows).
+
+    Raises:
+        ValueError: there is none, or several may be, or a field is of user and item together.
+    """
+    history = history_field(schema.fields)
+    if name is None and history is not None:
+        name = history.history_of
+    owner = next((field.entity for field in schema.fields if field.name == schema.user_column), "user")
+    keys = [field for field in schema.fields if field.entity != owner and (field.name == name or field.key)]
+    found = [field for field in keys if field.name == name] if name else keys
+    if len(found) > 1:
+        found = [field for field in found if field.name in schema.protocol.get("row_key", ())]
+    if len(found) != 1:
+        there = ", ".join(field.name for field in keys) or "none"
+        what = (
+            f"--item_key {name} is no field of an item" if name else "--item_key must say which field is an item's key"
+        )
+        raise ValueError(f"{what}; keys in {SCHEMA_NAME}: {there}")
+    if "statistics" in schema.protocol:
+        from flip_ctr.data.prepare.statistics import COUNT, RATE  # which imports an engine
+
+        for field in schema.fields:
+            if field.entity == "context" and field.name.endswith((RATE, COUNT)):
+                raise ValueError(
+                    f"'{field.name}' counts rows by several columns, and only rows have such a number, not each user "
+                    "with each item; prepare the dataset without these --statistics"
+                )
+    return found[0]
+
+
+def read_split_catalogue(rows: SplitRows, labels: np.ndarray, item_key: str | None = None) -> SplitCatalogue:
+    """Reads all of it from the dataset folder.
+
+    Args:
+        rows: all rows of the split.
+        labels: `(N,)` their clicks.
+        item_key: see [`item_field`].
+
+    Raises:
+        ValueError: as of [`item_field`] and [`SplitRows`]; an item of a row is not in `items.parquet`; or no row has a
+            user.
+    """
+    schema, item = rows.schema, item_field(rows.schema, item_key)
+    folder, user, key = rows.dataset_dir, schema.user_column, item.name
+    splits = open_splits(folder, {name: None for name in SPLITS if has_split(str(folder), name)})
+    of_items = [field.name for field in schema.fields if field.entity == item.entity and not field.is_history]
+    of_users = [field.name for field in schema.fields if field.name not in of_items]
+    items = None
+    for split in splits.values():
+        for _, part in split.parts(of_items):
+            part = part.filter(pc.is_valid(part[key]))
+            items = _last_of_each(part if items is None else pa.concat_tables([items, part]), key)
+    if (folder / ITEMS_NAME).is_file():
+        items = _with_columns(pq.read_table(folder / ITEMS_NAME, page_checksum_verification=True), items, key)
+    rows.check_same()
+    pairs = _pairs(rows, user, key)
+    users = pc.unique(pairs[user]).drop_null()
+    if not len(users):
+        raise ValueError(f"{folder}: column '{user}' of split '{rows.split}' is null in every row: there are no users")
+    numbers, places = _places(pairs[user], users), _places(pairs[key], items[key])
+    strange = (places < 0) & pairs[key].is_valid().to_numpy()
+    if strange.any():
+        raise ValueError(f"{folder / ITEMS_NAME} lacks {key} {pairs[key][int(strange.argmax())]}, which a row has")
+    _, first = np.unique(numbers[numbers >= 0], return_index=True)
+    shape = len(users), len(items)
+    earlier = SPLITS[: SPLITS.index(rows.split)]
+    before = [_pairs(splits[name], user, key) for name in earlier if name in splits]
+    seen = [np.empty((2, 0), np.int64)] + [
+        np.stack([_places(one[user], users), _places(one[key], items[key])]) for one in before
+    ]
+    return SplitCatalogue(
+        key,
+        items,
+        rows.take(np.flatnonzero(numbers >= 0)[first], of_users),
+        _marks(*np.stack([numbers, places])[:, labels > 0], shape),
+        _marks(*np.concatenate(seen, axis=1), shape),
+        {"rows_without_user": int((numbers < 0).sum()), "rows_without_item": int((places < 0).sum())},
+    )
+
+
+def _pairs(rows: SplitRows, *columns: str) -> pa.Table:
+    return pa.concat_tables(part for _, part in rows.parts(dict.fromkeys(columns)))
+
+
+def _places(values: pa.ChunkedArray, of: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Where values stand among others, -1 for null and for those that do not."""
+    of = of.combine_chunks() if isinstance(of, pa.ChunkedArray) else of
+    return pc.index_in(values, of, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
+
+
+def _marks(users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    both = (users >= 0) & (items >= 0)
+    return csr_array((np.ones(both.sum()), (users[both], items[both])), shape)
+
+
+def _last_of_each(table: pa.Table, key: str) -> pa.Table:
+    codes = table[key].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, from_end = np.unique(codes[::-1], return_index=True)
+    return table.take(len(table) - 1 - from_end)
+
+
+def _with_columns(items: pa.Table, of_rows: pa.Table, key: str) -> pa.Table:
+    """Items with the columns that the items of rows have more, such as statistics; null for an item of no row."""
+    items = items.set_column(items.column_names.index(key), key, items[key].cast(of_rows[key].type))
+    places = _places(items[key], of_rows[key])
+    found = of_rows.take(pa.array(places, mask=places < 0))
+    for name in of_rows.column_names:
+        if name not in items.column_names:
+            items = items.append_column(name, found[name])
+    return items.select(of_rows.column_names)
