@@ -4,12 +4,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS
+from flip_ctr.data.readers.dataset_items import read_dataset_items
+from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
 from flip_ctr.data.readers.row_reader import RowReader
-from flip_ctr.data.readers.shards import ITEMS_NAME, open_splits
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.rows_flip import column_of, named_columns
@@ -26,38 +25,19 @@ def fields_of_file(path: str, processor: FlipProcessor) -> list[FlipField]:
 
 def read_items(path: str, processor: FlipProcessor, item_key: str | None = None) -> pa.Table:
     """The items of a file, read as the model's data was read: the columns that are fields, and the key. Of a dataset
-    folder its `items.parquet`, or else the items of all rows, each as the first row with its key has it.
+    folder see [`read_dataset_items`].
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or lacks the key; or the folder is damaged.
     """
     if (Path(path) / SCHEMA_NAME).is_file():
-        if not (Path(path) / ITEMS_NAME).is_file():
-            return items_of_rows(path, processor, item_key)
-        path = str(Path(path) / ITEMS_NAME)
+        every = [field for field in processor.feature_extractor.all_fields if not field.is_history]
+        key = key_field(every, [field.name for field in every if field.entity == "item"], item_key)
+        return read_dataset_items(path, key.name, [field.name for field in every if field.entity == key.entity])
     fields = [field for field in fields_of_file(path, processor) if not field.is_history]
     also = {item_key: "string"} if item_key and item_key not in [field.name for field in fields] else {}
     return whole_table(RowReader([path], fields, processor.feature_extractor.reading, also=also), "items")
-
-
-def items_of_rows(dataset_dir: str, processor: FlipProcessor, item_key: str | None = None) -> pa.Table:
-    """The distinct items of a dataset folder's rows: the fields of the key's entity."""
-    fields = [field for field in processor.feature_extractor.all_fields if not field.is_history]
-    key = key_field(fields, [field.name for field in fields if field.entity == "item"], item_key)
-    names = [field.name for field in fields if field.entity == key.entity]
-    there = {split: None for split in SPLITS if any(Path(dataset_dir, "data").glob(f"{split}-*.parquet"))}
-    parts = []
-    for rows in open_splits(dataset_dir, there).values():
-        parts += [_first_of_each(part, key.name) for _, part in rows.parts(names)]
-    return _first_of_each(pa.concat_tables(parts), key.name)
-
-
-def _first_of_each(rows: pa.Table, key: str) -> pa.Table:
-    """The first row of each key that is not null."""
-    rows = rows.filter(rows.column(key).is_valid())
-    _, first = np.unique(rows.column(key).combine_chunks().dictionary_encode().indices.to_numpy(), return_index=True)
-    return rows.take(np.sort(first))
 
 
 def read_pairs(path: str, processor: FlipProcessor, user: FlipField, item: FlipField) -> dict[str, list[str]]:

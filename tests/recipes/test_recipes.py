@@ -16,7 +16,7 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import STRATEGIES
-from flip_ctr.train import evaluate_ctr, finetune, predict, pretrain
+from flip_ctr.train import evaluate_ctr, finetune, predict
 from flip_ctr.train.loop.optimizer import FeatureTables, make_optimizer
 from flip_ctr.train.loop.scoring import score
 
@@ -205,9 +205,11 @@ def test_the_test_split_is_scored_once_at_the_end(tmp_path, dataset_dir, monkeyp
 
 
 def test_pretraining_does_not_read_the_test_split(tmp_path, dataset_dir, plm, monkeypatch):
-    read = []
+    read, opened = [], SplitRows.__init__
     monkeypatch.setattr(
-        pretrain, "SplitRows", lambda folder, split, *args: (read.append(split), SplitRows(folder, split, *args))[1]
+        SplitRows,
+        "__init__",
+        lambda rows, folder, split, *args: (read.append(split), opened(rows, folder, split, *args))[1],
     )
     tiny.pretrain(dataset_dir, plm, tmp_path / "p", num_train_epochs=1)
     assert read == ["train", "validation"]

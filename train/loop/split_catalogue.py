@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
+from flip_ctr.data.readers.dataset_items import places_of, read_dataset_items
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
 from flip_ctr.data.readers.shards import ITEMS_NAME, SplitRows, open_splits
 from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
@@ -86,19 +86,13 @@ def read_split_catalogue(rows: SplitRows, labels: np.ndarray, item_key: str | No
     splits = open_splits(folder, {name: None for name in SPLITS if has_split(str(folder), name)})
     of_items = [field.name for field in schema.fields if field.entity == item.entity and not field.is_history]
     of_users = [field.name for field in schema.fields if field.name not in of_items]
-    items = None
-    for split in splits.values():
-        for _, part in split.parts(of_items):
-            part = part.filter(pc.is_valid(part[key]))
-            items = _last_of_each(part if items is None else pa.concat_tables([items, part]), key)
-    if (folder / ITEMS_NAME).is_file():
-        items = _with_columns(pq.read_table(folder / ITEMS_NAME, page_checksum_verification=True), items, key)
+    items = read_dataset_items(folder, key, of_items)
     rows.check_same()
     pairs = _pairs(rows, user, key)
     users = pc.unique(pairs[user]).drop_null()
     if not len(users):
         raise ValueError(f"{folder}: column '{user}' of split '{rows.split}' is null in every row: there are no users")
-    numbers, places = _places(pairs[user], users), _places(pairs[key], items[key])
+    numbers, places = places_of(pairs[user], users), places_of(pairs[key], items[key])
     strange = (places < 0) & pairs[key].is_valid().to_numpy()
     if strange.any():
         raise ValueError(f"{folder / ITEMS_NAME} lacks {key} {pairs[key][int(strange.argmax())]}, which a row has")
@@ -107,7 +101,7 @@ def read_split_catalogue(rows: SplitRows, labels: np.ndarray, item_key: str | No
     earlier = SPLITS[: SPLITS.index(rows.split)]
     before = [_pairs(splits[name], user, key) for name in earlier if name in splits]
     seen = [np.empty((2, 0), np.int64)] + [
-        np.stack([_places(one[user], users), _places(one[key], items[key])]) for one in before
+        np.stack([places_of(one[user], users), places_of(one[key], items[key])]) for one in before
     ]
     return SplitCatalogue(
         key,
@@ -123,29 +117,6 @@ def _pairs(rows: SplitRows, *columns: str) -> pa.Table:
     return pa.concat_tables(part for _, part in rows.parts(dict.fromkeys(columns)))
 
 
-def _places(values: pa.ChunkedArray, of: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Where values stand among others, -1 for null and for those that do not."""
-    of = of.combine_chunks() if isinstance(of, pa.ChunkedArray) else of
-    return pc.index_in(values, of, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
-
-
 def _marks(users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> csr_array:
     both = (users >= 0) & (items >= 0)
     return csr_array((np.ones(both.sum()), (users[both], items[both])), shape)
-
-
-def _last_of_each(table: pa.Table, key: str) -> pa.Table:
-    codes = table[key].combine_chunks().dictionary_encode().indices.to_numpy()
-    _, from_end = np.unique(codes[::-1], return_index=True)
-    return table.take(len(table) - 1 - from_end)
-
-
-def _with_columns(items: pa.Table, of_rows: pa.Table, key: str) -> pa.Table:
-    """Items with the columns that the items of rows have more, such as statistics; null for an item of no row."""
-    items = items.set_column(items.column_names.index(key), key, items[key].cast(of_rows[key].type))
-    places = _places(items[key], of_rows[key])
-    found = of_rows.take(pa.array(places, mask=places < 0))
-    for name in of_rows.column_names:
-        if name not in items.column_names:
-            items = items.append_column(name, found[name])
-    return items.select(of_rows.column_names)
