@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +107,21 @@ class Catalogue:
         shown = self.shown.copy()
         shown[rows] = False
         return replace(self, shown=shown)
+
+    @cached_property
+    def _by_answer(self) -> dict[Any, int]:
+        rows = np.flatnonzero(self.shown)
+        return dict(zip(self.answers[rows].tolist(), rows.tolist()))
+
+    def find_answers(self, keys: Sequence) -> np.ndarray | None:
+        """The numbers of items that are ranked, by their keys as `answers` has them; None where one is in another form,
+        or unknown. Reading many keys into canonical form takes longer than ranking them."""
+        if set(map(type, keys)) - {type(one) for one in self.answers[:1]}:
+            return None
+        try:
+            return np.array([self._by_answer[key] for key in keys], np.int64)
+        except KeyError:
+            return None
 
     def find(self, keys: Sequence[Value]) -> np.ndarray:
         """The numbers of items that are ranked. `ValueError` where there is none of a key."""

@@ -397,8 +397,11 @@ class FlipRanker:
         """The numbers of some candidates, and the columns of fields that they themselves have."""
         if candidates is None:
             return np.flatnonzero(catalogue.shown), {}
-        if not (hasattr(candidates, "columns") or any(isinstance(one, Mapping) for one in candidates)):
-            return catalogue.find(self._canonical(candidates)), {}
+        if not hasattr(candidates, "columns"):
+            keys = candidates.tolist() if hasattr(candidates, "tolist") else list(candidates)
+            if not any(issubclass(kind, Mapping) for kind in set(map(type, keys))):
+                numbers = catalogue.find_answers(keys)
+                return catalogue.find(self._canonical(keys)) if numbers is None else numbers, {}
         rows = RawRows.of(candidates)
         names = named_columns(rows.names or [])
         fields = [field for field in self._users.fields if column_of(field, names)]
