@@ -29,6 +29,7 @@ from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.run_log import logger
 
 ROWS_AT_ONCE = 8192  # candidates that go through the model together
+USERS_REMEMBERED = 10_000  # distinct texts
 ROW_PROMPTS_AT_ONCE = 64  # the same of a model that reads their prompts
 
 
@@ -130,7 +131,7 @@ class FlipRanker:
         _check_items(processor, model, item_fields)
         others = [one for one in self._fields if one not in item_fields and not one.is_history]
         self._items = RowSide(model, processor, item_fields, True, dtype)
-        self._users = RowSide(model, processor, others)
+        self._users = RowSide(model, processor, others, remembers=USERS_REMEMBERED)
         self._item_slots = self._items.slots([one.name for one in item_fields])
         of_history = self._items.slots([one.name for one in fields_of_items(self._fields)])
         self._history_slots = [self._item_slots.index(slot) for slot in of_history]  # among those of items

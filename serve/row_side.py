@@ -2,6 +2,7 @@
 """One side of rows, the items' or the users': some of the fields -> their feature ids, and what their prompts say."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ class RowSide:
         fields: of this side; those of one entity's prompt are all of one side.
         reads_items: whether what histories read of items is wanted too.
         dtype: of what is kept of texts; as computed when None.
+        remembers: of how many texts what was read last is remembered: many users have the same.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class RowSide:
         fields: Sequence[FlipField],
         reads_items: bool = False,
         dtype: torch.dtype | None = None,
+        remembers: int = 0,
     ):
         self.model, self.processor, self.fields, self.dtype = model, processor, list(fields), dtype
         names = {field.name for field in fields}
@@ -45,6 +48,7 @@ class RowSide:
         history = history_entity(processor.feature_extractor.all_fields, [prompt[0].entity for prompt in of_prompts])
         self._item = self.entities.index(history) if reads_items and history is not None else None
         self.lock = threading.Lock()  # a tokenizer is for one thread at a time
+        self._remembers, self._remembered = remembers, OrderedDict[tuple, list[torch.Tensor | None]]()
 
     def slots(self, names: Collection[str]) -> list[int]:
         """The slots of `feature_ids` that are of some fields."""
@@ -64,9 +68,33 @@ class RowSide:
         """What the prompts of this side say; None for a model whose prompts hold both sides, or that has none."""
         if not self.keeps_text:
             return None
+        if rows <= self._remembers and self.entities:
+            return self._recall(columns, rows)
         starts = range(0, max(rows, 1), ROWS_AT_ONCE)
         parts = [self._read_part(columns, range(start, min(start + ROWS_AT_ONCE, rows))) for start in starts]
         return TextParts(*(None if some[0] is None else torch.cat(some) for some in zip(*parts)))
+
+    def _recall(self, columns: dict[str, Column], rows: int) -> TextParts:
+        """As `read_text`; texts that are remembered are not read."""
+        names = [field.name for entity in self.entities for field in self.processor.prompt_fields[entity]]
+        said = zip(*([columns[name].values[code] for code in columns[name].codes] for name in names))
+        first: dict[tuple, int] = {}
+        places = [first.setdefault(values, row) for row, values in enumerate(said)]
+        with self.lock:
+            known = {values: self._remembered[values] for values in first if values in self._remembered}
+        new = {values: row for values, row in first.items() if values not in known}
+        if new:
+            read = self._read_part({name: columns[name].take(list(new.values())) for name in names}, range(len(new)))
+            known |= {values: [None if part is None else part[n] for part in read] for n, values in enumerate(new)}
+        with self.lock:
+            for values in first:
+                self._remembered[values] = known[values]
+                self._remembered.move_to_end(values)
+            while len(self._remembered) > self._remembers:
+                self._remembered.popitem(last=False)
+        by_row = {row: known[values] for values, row in first.items()}
+        parts = zip(*(by_row[place] for place in places))
+        return TextParts(*(None if some[0] is None else torch.stack(some) for some in parts))
 
     def _read_part(self, columns: dict[str, Column], rows: range) -> TextParts:
         interaction = self.model.flip.text_interaction

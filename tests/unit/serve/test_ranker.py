@@ -213,7 +213,9 @@ def test_a_saved_catalogue_is_the_same(joint, tmp_path, dtype, monkeypatch):
     again = FlipRanker.from_pretrained(tmp_path / "m", items=tmp_path / "c")
     assert again.catalogue.text.own.dtype == (dtype or torch.float32)
     monkeypatch.undo()
-    assert again.rank(users, history=[[101]] * len(users)) == ranker.rank(users, history=[[101]] * len(users))
+    histories = [[101]] * len(users)
+    for one, other in zip(again.rank(users, history=histories), ranker.rank(users, history=histories)):
+        assert by_key(one) == close(other)
     again.add_items([{"movie_id": 700, "title": "Film 1", "genre": "Drama, Romance"}])
     assert 700 in again and again.catalogue.text.own.dtype == (dtype or torch.float32)
 
@@ -342,3 +344,18 @@ def test_wrong_items_are_named(joint, tokenizer, text_config):
     ranker = FlipRanker(model, processor, items)
     with pytest.raises(ValueError, match="history: this model reads no histories; leave it out"):
         ranker.rank({"user_id": 1, "age": 2, "zip_code": "3"}, history=[])
+
+
+def test_the_text_of_users_is_remembered(joint, monkeypatch):
+    model, processor, users, items = joint
+    monkeypatch.setattr("flip_ctr.serve.ranker.USERS_REMEMBERED", 3)
+    ranker, read = FlipRanker(model, processor, items), []
+    whole = type(model.flip).pooled_text
+    monkeypatch.setattr(type(model.flip), "pooled_text", lambda *args: (read.append(len(args[1])), whole(*args))[1])
+    expected = close(ranker.rank(users[0]))
+    many = [users[0], users[1], users[0]]
+    assert by_key(ranker.rank(many)[2]) == expected and read == [1, 1]
+    assert by_key(ranker.rank(users[0] | {"user_id": 5})) != expected and read == [1, 1]  # an id is not text
+    ranker.rank(users)  # more than are remembered
+    ranker.rank(users[2:5])
+    assert by_key(ranker.rank(users[0])) == expected and read == [1, 1, len(users), 3, 1]
