@@ -1,7 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The items of a catalogue, and what users did with them, in files and dataset folders."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,9 +8,11 @@ import pyarrow as pa
 from flip_ctr.data.readers.dataset_items import read_dataset_items
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
 from flip_ctr.data.readers.row_reader import RowReader
+from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.rows_flip import column_of, named_columns
+from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.catalogue import key_field
 from flip_ctr.train.loop.file_scoring import whole_table
 
@@ -23,9 +24,9 @@ def fields_of_file(path: str, processor: FlipProcessor) -> list[FlipField]:
     return [field for field in extractor.all_fields if column_of(field, names)]
 
 
-def read_items(path: str, processor: FlipProcessor, item_key: str | None = None) -> pa.Table:
-    """The items of a file, read as the model's data was read: the columns that are fields, and the key. Of a dataset
-    folder see [`read_dataset_items`].
+def read_items(path: str, processor: FlipProcessor, item_key: str | None = None, entity: str = "item") -> pa.Table:
+    """The items, or what else is of that entity, in a file: read as the model's data was read, the columns that are
+    fields and the key. Of a dataset folder see [`read_dataset_items`].
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -33,18 +34,19 @@ def read_items(path: str, processor: FlipProcessor, item_key: str | None = None)
     """
     if (Path(path) / SCHEMA_NAME).is_file():
         every = [field for field in processor.feature_extractor.all_fields if not field.is_history]
-        key = key_field(every, [field.name for field in every if field.entity == "item"], item_key)
+        key = key_field(every, [field.name for field in every if field.entity == entity], item_key)
         return read_dataset_items(path, key.name, [field.name for field in every if field.entity == key.entity])
     fields = [field for field in fields_of_file(path, processor) if not field.is_history]
     also = {item_key: "string"} if item_key and item_key not in [field.name for field in fields] else {}
     return whole_table(RowReader([path], fields, processor.feature_extractor.reading, also=also), "items")
 
 
-def read_pairs(path: str, processor: FlipProcessor, user: FlipField, item: FlipField) -> dict[str, list[str]]:
+def read_pairs(path: str, processor: FlipProcessor, user: FlipField, item: FlipField) -> dict[Value, list[Value]]:
     """The items of each user in a file with the keys of both, in canonical form."""
     reader = RowReader([path], [user, item], processor.feature_extractor.reading)
-    table: Sequence[dict] = whole_table(reader, "--exclude").select([user.name, item.name]).to_pylist()
-    found: dict[str, list[str]] = {}
-    for row in table:
-        found.setdefault(row[user.name], []).append(row[item.name])
+    columns = read_columns(whole_table(reader, "--exclude"), [user, item])
+    users, items = ([column.values[code] for code in column.codes] for column in columns.values())
+    found: dict[Value, list[Value]] = {}
+    for one, other in zip(users, items):
+        found.setdefault(one, []).append(other)
     return found

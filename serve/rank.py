@@ -18,6 +18,7 @@ from flip_ctr.data.readers.row_files import RowWriter, check_output_file
 from flip_ctr.data.readers.row_reader import RowReader
 from flip_ctr.modeling_flip.columns_flip import Column
 from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
+from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.item_files import fields_of_file, read_pairs
 from flip_ctr.serve.ranker import FlipRanker
 from flip_ctr.train.arguments import RankArguments
@@ -96,7 +97,7 @@ class UsersToRank:
         elif history in there:
             self.fields = [*self.fields, history]
         self.keys = [field for field in ranker.user_fields if field.key]
-        self._excluded: dict[str, list[str]] = {}
+        self._excluded: dict[Value, list[Value]] = {}
         if args.exclude is not None:
             if len(self.keys) != 1:
                 found = ", ".join(field.name for field in self.keys) or "none"

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from flip_ctr.modeling_flip.columns_flip import Column
 from flip_ctr.modeling_flip.fields_flip import FlipField, history_entity
-from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip.modeling_flip import FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import EntityPrompts
 from flip_ctr.serve.candidate_model import TextParts
@@ -33,7 +33,7 @@ class RowSide:
 
     def __init__(
         self,
-        model: FlipForCTR,
+        model: FlipPreTrainedModel,
         processor: FlipProcessor,
         fields: Sequence[FlipField],
         reads_items: bool = False,
@@ -42,7 +42,7 @@ class RowSide:
     ):
         self.model, self.processor, self.fields, self.dtype = model, processor, list(fields), dtype
         names = {field.name for field in fields}
-        self.keeps_text = model.flip.text_interaction is not None
+        self.keeps_text = model.base_model.text_encoder is not None and model.config.prompts == "entity"
         of_prompts = processor.prompt_fields if self.keeps_text else []
         self.entities = [number for number, prompt in enumerate(of_prompts) if prompt[0].name in names]
         history = history_entity(processor.feature_extractor.all_fields, [prompt[0].entity for prompt in of_prompts])
@@ -97,15 +97,11 @@ class RowSide:
         return TextParts(*(None if some[0] is None else torch.stack(some) for some in parts))
 
     def _read_part(self, columns: dict[str, Column], rows: range) -> TextParts:
-        interaction = self.model.flip.text_interaction
+        interaction = self.model.base_model.text_interaction
         if not self.entities:  # all prompts are of the other side
             sizes = interaction.product.out_features, interaction.product.in_features
             return TextParts(*(interaction.product.weight.new_zeros(len(rows), size) for size in sizes))
-        with self.lock:
-            builder = self.processor.entity_prompts_builder()
-            few = {name: columns[name].take(rows) for entity in self.entities for name in builder.fields[entity]}
-            index = np.stack([builder.add_entity(few, entity) for entity in self.entities], axis=1)
-        states = self._read_prompts(builder.prompts(index))[torch.from_numpy(index.astype(np.int64))]
+        states = self.pooled(columns, rows)
         own, factors = interaction.parts(states, self.entities)
         query = entry = None
         if self._item is not None:
@@ -114,9 +110,18 @@ class RowSide:
         parts = own, factors, query, entry
         return TextParts(*(part if part is None else part.to(self.dtype or part.dtype) for part in parts))
 
+    @torch.no_grad()
+    def pooled(self, columns: Mapping[str, Column], rows: range) -> torch.Tensor:
+        """The pooled states of some rows' prompts, `(rows, prompts of this side, H)`; equal ones are read once."""
+        with self.lock:
+            builder = self.processor.entity_prompts_builder()
+            few = {name: columns[name].take(rows) for entity in self.entities for name in builder.fields[entity]}
+            index = np.stack([builder.add_entity(few, entity) for entity in self.entities], axis=1)
+        return self._read_prompts(builder.prompts(index))[torch.from_numpy(index.astype(np.int64))]
+
     def _read_prompts(self, prompts: EntityPrompts) -> torch.Tensor:
         """The pooled states of all prompts, `(P, H)`; those of similar length are read together."""
-        flip, count = self.model.flip, len(prompts.offsets) - 1
+        flip, count = self.model.base_model, len(prompts.offsets) - 1
         order = np.argsort(-np.diff(prompts.offsets), kind="stable")
         alone = EntityPrompts(
             prompts.tokens, prompts.token_fields, prompts.offsets, np.arange(count)[:, None], prompts.pad_token_id

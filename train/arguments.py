@@ -420,6 +420,21 @@ class RankArguments(LoadingOptions, ScoringOptions):
 
 
 @dataclass
+class EmbedArguments(ScoringOptions):
+    """Of `flip-ctr embed`."""
+
+    model_name_or_path: str = required("a FLIP checkpoint, pretrained or fine-tuned: a path or hub id", model=True)
+    input: str = required(
+        "a file with a row for each item (.parquet, .csv, .jsonl, ...), or a dataset folder", path=True
+    )
+    output: str = required("the .parquet file to write", path=True)
+    entity: str = option("item", "what the rows are: item, user, or another entity of the model's fields")
+    key: str | None = option(None, "column that tells the rows apart, where the model's fields do not say it")
+    overwrite_output: bool = option(False, "write in the place of an output that is there already")
+    custom_code: list[str] | None = option(None, CUSTOM_CODE, path=True)
+
+
+@dataclass
 class PushArguments(Options):
     """Of `flip-ctr push`."""
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate": Command("train.evaluate_ctr", "EvaluateArguments", "metrics of a checkpoint on a split"),
     "predict": Command("train.predict", "PredictArguments", "click probabilities for the rows of a file"),
     "rank": Command("serve.rank", "RankArguments", "the best items of a catalogue for the users of a file"),
+    "embed": Command("serve.embed", "EmbedArguments", "vectors of items or users, of ids and of text"),
     "push": Command("train.push", "PushArguments", "publish a checkpoint on the Hugging Face Hub"),
     "demo": Command("train.demo", "DemoArguments", "the whole pipeline on a generated catalogue, or on real data"),
 }
@@ -49,6 +50,7 @@ MEANT = {
     "evaluate": "eval test score metrics",
     "predict": "inference infer predict_proba",
     "rank": "recommend recommendations ranking rerank top_k topk",
+    "embed": "embedding embeddings vectors encode export_embeddings",
     "push": "upload publish share",
     "demo": "example quickstart",
 }

@@ -14,8 +14,8 @@ from flip_ctr.data.readers.shards import ITEMS_NAME, open_splits
 
 
 def read_dataset_items(dataset_dir: str | Path, key: str, columns: Sequence[str]) -> pa.Table:
-    """A row an item: of `items.parquet` where the folder has one, and else, with what that lacks (statistics), of the
-    last row of each item.
+    """A row an item, or what else has a key: of `items.parquet` where the folder has one of items, and else, with what
+    that lacks (statistics), of the last row of each key.
 
     Args:
         key: the column that tells items apart.
@@ -32,7 +32,7 @@ def read_dataset_items(dataset_dir: str | Path, key: str, columns: Sequence[str]
             of_rows = _last_of_each(part if of_rows is None else pa.concat_tables([of_rows, part]), key)
     assert of_rows is not None
     path = Path(dataset_dir) / ITEMS_NAME
-    if not path.is_file():
+    if not path.is_file() or key not in pq.read_schema(path).names:
         return of_rows
     return _with_columns(pq.read_table(path, page_checksum_verification=True), of_rows, key)
 

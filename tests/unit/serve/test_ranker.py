@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from serving import USER, made, parted, saved, scored
 
-from flip_ctr import FlipField, FlipForCTR, FlipProcessor, FlipRanker
-from flip_ctr.modeling_flip.pipeline_flip import ClickThroughRatePipeline
+from flip_ctr import FlipField, FlipRanker
 
-USER = ("user_id", "age", "zip_code")
 KINDS = {
     "id": {"strategy": "id"},
     "id with first order": {"strategy": "id", "id_tower": "deepfm"},
@@ -24,27 +23,6 @@ KINDS = {
     "joint, gate": {"fusion": "gate"},
     "frozen": {"strategy": "frozen"},
 }
-
-
-def parted(rows, user=USER):
-    """The distinct users of rows, and the items."""
-    users = list({row["user_id"]: {name: row[name] for name in user} for row in rows}.values())
-    return users, past.items_of(rows)
-
-
-def made(rows, fields, tokenizer, text_config, **settings):
-    """A processor, and a model with noise on its weights."""
-    id_only, prompts = settings.get("strategy") == "id", settings.get("prompts", "row")
-    options = {} if id_only else {"tokenizer": tokenizer, "max_length": 96, "prompts": prompts}
-    processor = FlipProcessor.from_dataset(rows, fields, **options)
-    config = tiny.flip_config(processor.fields, None if id_only else text_config, **settings)
-    return tiny.shake(FlipForCTR(config)).eval(), processor
-
-
-def scored(model, processor, users, shown, **more) -> list[list[dict]]:
-    """What the pipeline says of every user joined with every item."""
-    pipe = ClickThroughRatePipeline(model=model, processor=processor)
-    return [pipe([user | item for item in shown], **more) for user in users]
 
 
 def close(ranked: list[dict]) -> dict:
@@ -198,8 +176,7 @@ def test_items_come_and_go(joint):
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_a_saved_catalogue_is_the_same(joint, tmp_path, dtype, monkeypatch):
     model, processor, users, items = joint
-    model.save_pretrained(tmp_path / "m")
-    processor.save_pretrained(tmp_path / "m")
+    saved(tmp_path / "m", model, processor)
     ranker = FlipRanker(model, processor, items, dtype=dtype)
     ranker.remove_items([103])
     ranker.save(tmp_path / "c")
@@ -234,8 +211,7 @@ def test_a_saved_catalogue_is_the_same(joint, tmp_path, dtype, monkeypatch):
 def test_items_of_a_file(tokenizer, text_config, tmp_path, suffix):
     rows = tiny.toy_rows()
     model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, strategy="id")
-    model.save_pretrained(tmp_path / "m")
-    processor.save_pretrained(tmp_path / "m")
+    saved(tmp_path / "m", model, processor)
     users, items = parted(rows)
     table = pa.Table.from_pylist([item | {"more": "ignored"} for item in items])
     path = tmp_path / f"items.{suffix}"
@@ -258,8 +234,7 @@ def test_every_kind_of_field_is_kept(tokenizer, text_config, tmp_path):
     ranker, expected = FlipRanker(model, processor, items), scored(model, processor, users, items)
     same(ranker.rank(users), expected, items)
     ranker.save(tmp_path / "c")
-    model.save_pretrained(tmp_path / "m")
-    processor.save_pretrained(tmp_path / "m")
+    saved(tmp_path / "m", model, processor)
     same(FlipRanker.from_pretrained(tmp_path / "m", items=tmp_path / "c").rank(users), expected, items)
 
 
