@@ -165,6 +165,8 @@ WITH_PYTHON = [page for page in PAGES if page != "README.md" and blocks(page, "p
 def test_python_runs(page, folder):
     if page == "docs/lora.md":
         tiny.finetune(folder / "D", "P", "A", use_lora=True, lora_adapter_only=True)
+    if page == "docs/serving.md":
+        assert cli.main(["embed", "--model_name_or_path", "M", "--input", "D", "--output", "items.parquet"]) == 0
     if page == "docs/finetune.md":
         (folder / "M").unlink()
     write_files(page, folder)
@@ -185,7 +187,7 @@ def test_python_runs(page, folder):
 
 # --- commands
 
-CHEAP = ("evaluate", "predict")
+CHEAP = ("evaluate", "predict", "rank", "embed")
 
 
 def is_cheap(command: str, argv: list[str]) -> bool:
