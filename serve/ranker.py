@@ -28,7 +28,7 @@ from flip_ctr.serve.row_side import RowSide
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.run_log import logger
 
-ROWS_AT_ONCE = 8192  # candidates that go through the model together
+ROWS_AT_ONCE = 4096  # candidates that go through the model together
 USERS_REMEMBERED = 10_000  # distinct texts
 ROW_PROMPTS_AT_ONCE = 64  # the same of a model that reads their prompts
 
