@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .calibration_flip import check_calibration
 from .fields_flip import (
     MOST_IDS,
     NUM_RESERVED_IDS,
@@ -62,6 +63,8 @@ SETTINGS = {
     "strategy": Allowed(str, choices=STRATEGIES),
     "fusion": Allowed(str, choices=FUSIONS),
     "classifier_dropout": _DROPOUT,
+    "negative_sampling_rate": Allowed(float, above=0, at_most=1),
+    "calibration": Allowed(dict, optional=True),
     "fingerprint": Allowed(dict, optional=True),
     "tie_word_embeddings": Allowed(bool),
 }
@@ -151,6 +154,13 @@ class FlipConfig(PreTrainedConfig):
         fusion (`str`, defaults to `"scalar"`): how `joint` weighs the towers: one sigmoid `scalar`, a per-row `gate`,
             or the `raw` unbounded scalar of the release, which starts at 0.
         classifier_dropout (`float`, defaults to 0.0): dropout before the PLM's linear click layer.
+        negative_sampling_rate (`float`, defaults to 1.0): share of the non-clicks that was kept in the training rows,
+            for which [`FlipForCTR`] corrects its log odds in eval mode; the loss, and all in training, is of the
+            training rows as they are.
+        calibration (`dict`, *optional*): further correction of the log odds in eval mode, fitted on rows at their
+            natural click rate: `kind` (`platt` or `isotonic`), and for each head (`id_logits`, `text_logits`, of
+            `joint` also `logits`) Platt's `slope` and `intercept`, or isotonic knots, rising `log_odds` and
+            `calibrated` log odds.
         fingerprint (`dict`, *optional*): of the processor that gives the model its inputs; comes with
             `FlipProcessor.fields`.
 
@@ -203,6 +213,8 @@ class FlipConfig(PreTrainedConfig):
         fusion: str = "scalar",
         classifier_dropout: float = 0.0,
         tie_word_embeddings: bool = True,
+        negative_sampling_rate: float = 1.0,
+        calibration: dict | None = None,
         fingerprint: dict | None = None,
         **kwargs,
     ):
@@ -262,6 +274,8 @@ class FlipConfig(PreTrainedConfig):
         self.fusion = fusion
         self.classifier_dropout = classifier_dropout
         self.tie_word_embeddings = tie_word_embeddings
+        self.negative_sampling_rate = negative_sampling_rate
+        self.calibration = calibration
         if kwargs.get("id2label") is None:
             kwargs.setdefault("num_labels", 1)  # one logit a row: the click
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
@@ -312,6 +326,7 @@ class FlipConfig(PreTrainedConfig):
             setattr(self, name, as_python(getattr(self, name)))
             allowed.check("FlipConfig", name, getattr(self, name))
         read_fields(self.fields)
+        check_calibration(self.calibration, self.strategy)
         self._check_text_config()
 
     def _check_text_config(self) -> None:

@@ -12,6 +12,7 @@ from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file
 
+from .calibration_flip import corrected  # noqa: F401
 from .columns_flip import Column, read_columns
 from .configuration_flip import FlipConfig  # noqa: F401  which says what transformers is needed
 from .containers_flip import UnknownContainer  # noqa: F401

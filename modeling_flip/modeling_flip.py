@@ -21,6 +21,7 @@ from transformers import AutoModel, PreTrainedModel
 # named here.
 # isort: off
 from .base_flip import FlipPreTrainedModel, require_config
+from .calibration_flip import HEADS, corrected
 from .columns_flip import Column  # noqa: F401
 from .configuration_flip import FlipConfig, is_decoder
 from .containers_flip import UnknownContainer  # noqa: F401
@@ -896,7 +897,8 @@ class FlipForCTR(FlipPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForCTROutput | tuple:
-        """A view that the strategy does not use may be left out.
+        """A view that the strategy does not use may be left out. In eval mode the log odds are corrected as the
+        configuration's `negative_sampling_rate` and `calibration` say; the loss is of the log odds before that.
 
         Args:
             feature_ids: `(B, S)` local feature ids.
@@ -927,23 +929,26 @@ class FlipForCTR(FlipPreTrainedModel):
             )
         if self.text_classifier is not None:
             text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled, history_outcomes)
-        output = self.predict(feature_ids, id_state, text_state)
+        output = self._heads(feature_ids, id_state, text_state)
         if labels is not None:
             names = ("logits",) if self.fusion is None else ("logits", "id_logits", "text_logits")
             heads = torch.cat([output[name] for name in names], dim=1)
             output = FlipForCTROutput(loss=click_loss(heads, labels, sample_weight, self.training), **output)
-        return returned(output, self.config, return_dict)
+        return returned(self._correct(output), self.config, return_dict)
 
     def predict(
         self, feature_ids: torch.Tensor | None, id_state: torch.Tensor | None, text_state: torch.Tensor | None
     ) -> FlipForCTROutput:
-        """The heads alone.
+        """The heads alone; in eval mode their log odds are corrected, as those of `forward`.
 
         Args:
             feature_ids: `(B, S)`, of a model with an ID tower.
             id_state: `h_id` `(B, D_id)`, where the strategy has an ID tower's head.
             text_state: the textual view `(B, H)`, where it has a PLM's.
         """
+        return self._correct(self._heads(feature_ids, id_state, text_state))
+
+    def _heads(self, feature_ids, id_state, text_state) -> FlipForCTROutput:
         parts: dict[str, torch.Tensor] = {}
         if self.id_classifier is not None:
             parts["id_logits"] = self.id_classifier(id_state).float()
@@ -956,6 +961,16 @@ class FlipForCTR(FlipPreTrainedModel):
             states = id_state, text_state, feature_ids
             logits, parts["id_weight"] = self.fusion(*parts.values(), *states)
         return FlipForCTROutput(logits=logits, **parts)
+
+    def _correct(self, output: FlipForCTROutput) -> FlipForCTROutput:
+        """In eval mode the output with log odds as `config.negative_sampling_rate` and `config.calibration` correct
+        them; in training the output as it is."""
+        if not self.training:
+            config = self.config
+            for name in HEADS[config.strategy]:
+                output[name] = corrected(output[name], name, config.negative_sampling_rate, config.calibration)
+            output.logits = output[HEADS[config.strategy][0]]
+        return output
 
 
 __all__ = ["FlipPreTrainedModel", "FlipModel", "FlipForPretraining", "FlipForCTR"]

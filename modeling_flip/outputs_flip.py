@@ -83,7 +83,8 @@ class FlipForCTROutput(ModelOutput):
     """
     Args:
         loss: scalar, where labels were given.
-        logits: `(B, 1)`, log odds of a click; `logits.sigmoid()` is the click probability.
+        logits: `(B, 1)`, log odds of a click; `logits.sigmoid()` is the click probability. In eval mode all log odds
+            are corrected, see `negative_sampling_rate` and `calibration` of [`FlipConfig`].
         id_logits, text_logits: `(B, 1)`, the two towers' own log odds; None for a tower that the strategy does not use.
         id_weight: `(B, 1)` or `(1,)`, the weight alpha of the ID tower in the joint logit.
     """

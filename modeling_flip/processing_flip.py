@@ -19,6 +19,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
+from .calibration_flip import corrected  # noqa: F401
 from .columns_flip import Column, RowError, read_columns
 from .configuration_flip import PROMPTS, FlipConfig  # which also says what transformers is needed
 from .containers_flip import UnknownContainer  # noqa: F401

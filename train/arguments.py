@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from flip_ctr.train.option_groups import (
     BASE,
+    CALIBRATION,
+    CALIBRATIONS,
     CLICK_MODEL,
     CUSTOM_CODE,
     DATASET_DIR,
@@ -266,6 +268,25 @@ class FuseArguments(LoadingOptions, ScoringOptions):
     fusion: str = option(
         "scalar", "scalar: one weight for all rows; gate: each row its own; raw: one without bounds", choices=FUSIONS
     )
+    calibration: str | None = option(None, CALIBRATION, choices=CALIBRATIONS)
+    max_eval_samples: int | None = option(None, "fit and score on seeded random samples of so many rows", at_least=1)
+    seed: int = option(42, "seed of those samples, and of the folds", at_least=0, at_most=MAX_SEED)
+
+
+@dataclass(kw_only=True)
+class CalibrateArguments(LoadingOptions, ScoringOptions):
+    """Of `flip-ctr calibrate`."""
+
+    recipe: ClassVar[str] = "calibrate"
+
+    model_name_or_path: str = required(CLICK_MODEL, model=True)
+    dataset_dir: str = required(
+        "dataset folder, to whose validation split the probabilities are fitted; its rows are at their natural rate",
+        path=True,
+    )
+    output_dir: str = required("folder for the calibrated checkpoint and results", path=True)
+    overwrite_output_dir: bool = option(False, OVERWRITE, private=True)
+    calibration: str = option("platt", CALIBRATION, choices=CALIBRATIONS)
     max_eval_samples: int | None = option(None, "fit and score on seeded random samples of so many rows", at_least=1)
     seed: int = option(42, "seed of those samples, and of the folds", at_least=0, at_most=MAX_SEED)
 

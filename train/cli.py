@@ -34,6 +34,7 @@ COMMANDS = {
     "fuse": Command(
         "train.fuse", "FuseArguments", "a joint model from an ID-based and a PLM-based one that were trained apart"
     ),
+    "calibrate": Command("train.calibrate", "CalibrateArguments", "fit a checkpoint's probabilities to clicks"),
     "evaluate": Command("train.evaluate_ctr", "EvaluateArguments", "metrics of a checkpoint on a split"),
     "predict": Command("train.predict", "PredictArguments", "click probabilities for the rows of a file"),
     "rank": Command("serve.rank", "RankArguments", "the best items of a catalogue for the users of a file"),
@@ -47,6 +48,7 @@ MEANT = {
     "pretrain": "align pretraining",
     "finetune": "train fit tune training",
     "fuse": "ensemble merge",
+    "calibrate": "calibration platt isotonic recalibrate",
     "evaluate": "eval test score metrics",
     "predict": "inference infer predict_proba",
     "rank": "recommend recommendations ranking rerank top_k topk",

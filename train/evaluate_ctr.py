@@ -23,6 +23,7 @@ from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import Column
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import EvaluateArguments
+from flip_ctr.train.loop.calibration import uncorrected
 from flip_ctr.train.loop.file_scoring import RowsToScore, check_row_files, scored_batches
 from flip_ctr.train.loop.loaders import check_clicks, encode_split
 from flip_ctr.train.loop.run import make_accelerator
@@ -38,8 +39,9 @@ from flip_ctr.train.outputs.run_log import logger, set_up_logging
 
 
 def run(args: EvaluateArguments) -> dict:
-    """Returns the metrics of the joint prediction, and for `joint` of each tower alone; with `top_k` also of its
-    ranking for each user.
+    """Returns the metrics of the joint prediction, for `joint` of each tower alone, and where the checkpoint corrects
+    its log odds (negative sampling, calibration) what they are calibrated like before; with `top_k` also of its ranking
+    for each user.
 
     Raises:
         ValueError: the output folder is a checkpoint, the dataset's fields are not the checkpoint's, the split does not
@@ -69,26 +71,33 @@ def run(args: EvaluateArguments) -> dict:
         rows = SplitRows(args.dataset_dir, args.split, args.max_eval_samples, args.seed)
     model, processor = load_click_model(args.model_name_or_path, args.base_model_name_or_path)
     ranked: dict[str, float] = {}
-    if args.input is not None:
-        prefix = "eval"
-        scores, labels, users = score_files(accelerator, model, processor, args)
-    else:
-        check_fields(processor, rows.schema, args.model_name_or_path)
-        if args.top_k is not None and rows.schema.user_column is None:
-            raise ValueError(
-                f"--top_k ranks the rows of each user, and {os.path.join(args.dataset_dir, SCHEMA_NAME)} names no "
-                "user_column; prepare the dataset with one (`user` in a schema)"
-            )
-        check_clicks(processor, {args.split: rows})
-        dataset = encode_split(accelerator, processor, rows)
-        model, size = model.to(accelerator.device), args.per_device_eval_batch_size
-        if args.candidates != "split":
-            ranked = rank_catalogue(accelerator, model, processor, dataset, args)
-        elif args.top_k is not None:
-            check_lists(dataset.labels, dataset.users, args.top_k)
-        scores, labels, users = score(accelerator, model, dataset, size, progress=True), dataset.labels, dataset.users
-        prefix = {"validation": "eval"}.get(args.split, args.split)
-    results = score_metrics(scores, labels, users, prefix)
+    with uncorrected(model) as correct:
+        if args.input is not None:
+            prefix = "eval"
+            found, labels, users = score_files(accelerator, model, processor, args)
+        else:
+            check_fields(processor, rows.schema, args.model_name_or_path)
+            if args.top_k is not None and rows.schema.user_column is None:
+                raise ValueError(
+                    f"--top_k ranks the rows of each user, and {os.path.join(args.dataset_dir, SCHEMA_NAME)} names no "
+                    "user_column; prepare the dataset with one (`user` in a schema)"
+                )
+            check_clicks(processor, {args.split: rows})
+            dataset = encode_split(accelerator, processor, rows)
+            model, size = model.to(accelerator.device), args.per_device_eval_batch_size
+            if args.candidates != "split":
+                ranked = rank_catalogue(accelerator, model, processor, dataset, args)
+            elif args.top_k is not None:
+                check_lists(dataset.labels, dataset.users, args.top_k)
+            found, labels, users = score(accelerator, model, dataset, size, True), dataset.labels, dataset.users
+            prefix = {"validation": "eval"}.get(args.split, args.split)
+    scores, uncalibrated = correct(found)
+    if args.input is None and args.split == "validation" and model.config.calibration is not None:
+        logger.warning(
+            f"the calibration of {args.model_name_or_path} was fitted on validation, which these numbers flatter; its "
+            "own all_results.json has cross-fitted ones"
+        )
+    results = score_metrics(scores, labels, users, prefix, uncalibrated)
     if args.top_k is not None and args.candidates == "split":
         ranked = ranking_metrics(scores["logits"], labels, users, args.top_k)
     results |= {f"{prefix}_{name}": value for name, value in ranked.items()}
@@ -96,7 +105,7 @@ def run(args: EvaluateArguments) -> dict:
         os.makedirs(args.output_dir, exist_ok=True)
     report(accelerator, results, args.output_dir)
     if args.output_dir is not None and accelerator.is_main_process:
-        plot_reliability(scores["logits"], labels, args.output_dir)
+        plot_reliability(scores, labels, args.output_dir, uncalibrated)
     return results
 
 

@@ -11,8 +11,10 @@ accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.readers.shards import open_splits
 from flip_ctr.train.arguments import FinetuneArguments
+from flip_ctr.train.loop.calibration import NotCalibrated, calibrate, check_clicks_to_calibrate, uncorrected
 from flip_ctr.train.loop.loaders import (
     check_clicks,
+    check_sampling_rate,
     encode_split,
     has_split,
     log_unknown_keys,
@@ -85,7 +87,7 @@ def run(args: FinetuneArguments) -> dict:
         processor = new_processor(train_rows, schema, args, source)
         model = new_click_model(processor, args)
     processor = without_unread_history(model, processor)
-    check_clicks(processor, {"train": train_rows, **held_out})
+    check_sampling_rate(check_clicks(processor, {"train": train_rows, **held_out}), model.config.negative_sampling_rate)
     if from_checkpoint or args.id_model is not None:
         log_unknown_keys(processor, {"training": train_rows} | {n: rows for n, rows in held_out.items() if n == "test"})
     model = ready_to_train(model, processor, args)
@@ -94,6 +96,8 @@ def run(args: FinetuneArguments) -> dict:
     # the test split too: a value in it that cannot be read is found now, and not after training
     sets = {name: encode_split(accelerator, processor, rows, prompts) for name, rows in held_out.items()}
     eval_set, test_set = sets.get("validation"), sets.get("test")
+    if args.calibration is not None:
+        check_clicks_to_calibrate(args.calibration, eval_set.labels)
     logger.info(f"{args.strategy}: {train_set.num_rows:,} training rows")
 
     # 4. Train; validation decides what is kept
@@ -118,34 +122,57 @@ def run(args: FinetuneArguments) -> dict:
         on_best=lambda: save(accelerator, model, processor, args, record),
     )
 
-    # 5. The test split, once, with the best checkpoint: without validation the last
+    # 5. The best checkpoint, without validation the last, is calibrated
     if eval_set is None:
         save(accelerator, model, processor, args, record)
-    best = best_model(accelerator, model, processor, args, record)
-    scores = None if test_set is None else score(accelerator, best, test_set, args.per_device_eval_batch_size)
-    test = {} if scores is None else score_metrics(scores, test_set.labels, test_set.users, "test")
+    best, size, calibrated = (
+        best_model(accelerator, model, processor, args, record),
+        args.per_device_eval_batch_size,
+        {},
+    )
+    if args.calibration is not None:
+        try:
+            calibrated = calibrate(accelerator, best, eval_set, args.calibration, args.seed, size)
+        except NotCalibrated as error:  # of what was trained for hours nothing is lost
+            logger.warning(f"{error}. The checkpoint is not calibrated")
+        else:
+            if best is not model:
+                best.requires_grad_(False)  # it has no optimizer, where DeepSpeed would look for what trains
+            save(accelerator, best, processor, args, record)
 
-    # 6. Results
+    # 6. It scores the test split once
+    test = {}
+    if test_set is not None:
+        with uncorrected(best) as correct:
+            found = score(accelerator, best, test_set, size)
+        scores, uncalibrated = correct(found)
+        test = score_metrics(scores, test_set.labels, test_set.users, "test", uncalibrated)
+
+    # 7. Results
     evaluations = [entry for entry in history if "eval_auc" in entry]
     chosen = max(evaluations, key=criterion) if evaluations else history[-1]
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
-    results |= test | {
-        "best_step": chosen["step"],
-        "best_epoch": chosen["epoch"],
-        "train_rows": train_set.num_rows,
-        "train_steps": history[-1]["step"],
-        "train_seconds": history[-1]["seconds"],
-        "num_processes": accelerator.num_processes,
-    }
+    results |= (
+        calibrated
+        | test
+        | {
+            "best_step": chosen["step"],
+            "best_epoch": chosen["epoch"],
+            "train_rows": train_set.num_rows,
+            "train_steps": history[-1]["step"],
+            "train_seconds": history[-1]["seconds"],
+            "num_processes": accelerator.num_processes,
+        }
+    )
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
-        if scores is not None:
-            plot_reliability(scores["logits"], test_set.labels, args.output_dir)
+        if test:
+            plot_reliability(scores, test_set.labels, args.output_dir, uncalibrated)
         write_card(args.output_dir, record, plain(best), processor, schema, args.dataset_dir, train_rows, results)
     accelerator.end_training()
 
-    # 7. The Hub, where asked for
+    # 8. The Hub, where asked for
     if accelerator.is_main_process and args.push_to_hub:
         push(args)
     return results

@@ -23,12 +23,14 @@ from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FuseArguments
+from flip_ctr.train.loop.calibration import check_clicks_to_calibrate, fit_calibration, uncorrected
+from flip_ctr.train.loop.folds import FOLDS, folds
 from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader
 from flip_ctr.train.loop.run import check_output_dir, claim_output_dir, make_accelerator, recipe
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
-from flip_ctr.train.models.warm_start import ID_SHAPE, id_model_config, join_ids
+from flip_ctr.train.models.warm_start import ID_SHAPE, id_model_config, join_ids, set_sampling_rate
 from flip_ctr.train.outputs.card import training_record, write_card
 from flip_ctr.train.outputs.checkpoint import save
 from flip_ctr.train.outputs.metrics import score_metrics
@@ -36,7 +38,6 @@ from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger, set_up_logging
 
-FOLDS = 5
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of a gate's squared weights, as a share of the mean loss; tried in this order
 MAX_ITERATIONS = 100  # of L-BFGS
 
@@ -67,17 +68,28 @@ def run(args: FuseArguments) -> dict:
     check_clicks(processor, rows)
     eval_set, test_set = (encode_split(accelerator, processor, one) for one in rows.values())
 
+    if args.calibration is not None:
+        check_clicks_to_calibrate(args.calibration, eval_set.labels)
+
     model.to(accelerator.device)
     inputs = fusion_inputs(accelerator, model, eval_set, args.per_device_eval_batch_size)
     scores = {name: logits[:, 0].cpu().numpy() for name, logits in zip(("id_logits", "text_logits"), inputs)}
     labels = torch.tensor(eval_set.labels)
     weights = None if eval_set.weights is None else torch.tensor(eval_set.weights)
-    fusion = copy.deepcopy(model.fusion).cpu()
-    scores["logits"], penalty = fit(fusion, inputs, labels, folds(eval_set.users, len(labels), args.seed), weights)
+    fusion, fold = copy.deepcopy(model.fusion).cpu(), folds(eval_set.users, len(labels), args.seed)
+    scores["logits"], penalty = fit(fusion, inputs, labels, fold, weights)
     model.fusion.load_state_dict(fusion.state_dict())
-    results = score_metrics(scores, eval_set.labels, eval_set.users, "eval")
-    test = score(accelerator, model, test_set, args.per_device_eval_batch_size)
-    results |= score_metrics(test, test_set.labels, test_set.users, "test")
+    before = None
+    if args.calibration is not None:
+        before = scores
+        model.config.calibration, scores = fit_calibration(
+            args.calibration, "joint", scores, eval_set.labels, fold, eval_set.weights
+        )
+    results = score_metrics(scores, eval_set.labels, eval_set.users, "eval", before)
+    with uncorrected(model) as correct:
+        found = score(accelerator, model, test_set, args.per_device_eval_batch_size)
+    test, uncalibrated = correct(found)
+    results |= score_metrics(test, test_set.labels, test_set.users, "test", uncalibrated)
     results |= {"id_weight": mean_id_weight(fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
     results |= {"train_rows": len(eval_set), "num_processes": 1, "train_seconds": time.perf_counter() - started}
 
@@ -85,13 +97,14 @@ def run(args: FuseArguments) -> dict:
     record = training_record(args, args.plm_model)
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)
-    plot_reliability(test["logits"], test_set.labels, args.output_dir)
+    plot_reliability(test, test_set.labels, args.output_dir, uncalibrated)
     write_card(args.output_dir, record, model, processor, schema, args.dataset_dir, rows["validation"], results)
     return results
 
 
 def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
-    """The joint model of the two checkpoints' towers and click layers, its fusion new; and its processor, the PLM's."""
+    """The joint model of the two checkpoints' towers and click layers, its fusion new; and its processor, the PLM's.
+    What corrects a tower for negative sampling goes into the bias of its click layer."""
     id_model_config(args.id_model)  # its error says what is wrong
     (id_model, id_processor), (plm_model, processor) = (
         load_click_model(getattr(args, flag), args.base_model_name_or_path, flag) for flag in ("id_model", "plm_model")
@@ -101,10 +114,11 @@ def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
             f"--plm_model {args.plm_model} has strategy {plm_model.config.strategy!r}: its PLM does not predict"
         )
     join_ids(processor.feature_extractor, id_processor.feature_extractor, args.id_model)
-    for one in (id_model, plm_model):  # the one may have grown after the other
-        one.grow(processor.fields)
+    for one in (id_model, plm_model):
+        one.grow(processor.fields)  # the one may have grown after the other
+        set_sampling_rate(one, 1.0)  # the fusion weighs log odds at the natural rate
     config = copy.deepcopy(plm_model.config)
-    config.strategy, config.fusion, config.architectures = "joint", args.fusion, None
+    config.strategy, config.fusion, config.architectures, config.calibration = "joint", args.fusion, None, None
     for name in (*ID_SHAPE, "id_dropout", "id_embedding_dropout", "id_initializer_range"):
         setattr(config, name, copy.deepcopy(getattr(id_model.config, name)))
     model = FlipForCTR(config)
@@ -146,18 +160,6 @@ def fusion_inputs(
 
 def rows_of(inputs: list[torch.Tensor | None], picked: torch.Tensor) -> list[torch.Tensor | None]:
     return [None if one is None else one[picked] for one in inputs]
-
-
-def folds(users: np.ndarray | None, rows: int, seed: int) -> np.ndarray:
-    """A fold of each row `(N,)`, the same for all rows of a user."""
-    generator = np.random.default_rng(seed)
-    if users is None:
-        return generator.permutation(rows) % FOLDS
-    numbers = np.where(
-        users >= 0, users, users.max(initial=0) + 1 + np.arange(rows)
-    )  # a row of no user is one of its own
-    distinct, where = np.unique(numbers, return_inverse=True)
-    return (generator.permutation(len(distinct)) % FOLDS)[where]
 
 
 def fit(

@@ -15,6 +15,7 @@ EMBEDDING_OPTIMIZERS = ("dense", "rowwise_adagrad", "lazy_adam")
 STRATEGIES = ("id", "plm", "joint", "frozen")
 FUSIONS = ("scalar", "gate", "raw")
 PROMPTS = ("row", "entity")
+CALIBRATIONS = ("platt", "isotonic")
 MASK_UNITS = ("field", "entity", "token")
 ID_TOWERS = (
     *("dcnv2", "lr", "fm", "afm", "widedeep", "deepfm", "pnn", "fibinet", "dcn", "gdcn", "xdeepfm", "autoint"),
@@ -36,6 +37,10 @@ BASE = "base of a LoRA adapter, where the one that it names cannot be found"
 CUSTOM_CODE = "Python files to import first, which register what is yours: my_towers.py for an ID tower of your own"
 PRIVATE_REPO = "make a new repository private"
 HEADS = "of a pretrained model publish the MLM and MTM heads too: they can return a user's demographics from an id"
+CALIBRATION = (
+    "fit probabilities to the clicks of validation: platt (two numbers) or isotonic (a rising curve, for thousands of "
+    "clicks)"
+)
 PRESET = "named settings: `paper` takes the paper's choices where the defaults differ"
 
 
@@ -234,6 +239,14 @@ class ClickOptions(Options):
     fusion: str = by_case(
         "how joint weighs the towers: scalar, gate (each row its own weight) or raw (the release)", choices=FUSIONS
     )
+    negative_sampling_rate: float | None = option(
+        None,
+        "share of the non-clicks that was kept in the training rows, where validation and test have all: probabilities "
+        "are corrected for it; a checkpoint brings its own, 1 in a new model",
+        above=0,
+        at_most=1,
+    )
+    calibration: str | None = option(None, CALIBRATION, choices=CALIBRATIONS)
     early_stopping_patience: int | None = option(
         3, "stop after so many evaluations without a better AUC - LogLoss", at_least=1
     )

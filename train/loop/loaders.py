@@ -3,8 +3,10 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -21,6 +23,8 @@ from flip_ctr.train.arguments import TrainArguments
 
 logger = logging.getLogger("flip_ctr")
 
+FAR_OFF = 2.0  # ratio of two odds of a click that are not the same but for chance or drift
+
 
 def has_split(dataset_dir: str, split: str) -> bool:
     """Whether a dataset folder has a split, by its report where it has one; what is no folder has all, so that reading
@@ -33,30 +37,59 @@ def has_split(dataset_dir: str, split: str) -> bool:
 
 
 def say_no_validation(args: TrainArguments) -> None:
-    """Logs that nothing is chosen by validation. `ValueError` where the run asks for that."""
-    if "early_stopping_patience" in args.given:
-        raise ValueError(
-            f"--early_stopping_patience needs validation rows, which {args.dataset_dir} has not; leave it out, or "
-            "prepare the dataset with some (--ratios 8 1 1)"
-        )
+    """Logs that nothing is chosen by validation. `ValueError` where the run asks for that, or for a calibration."""
+    for name in ("early_stopping_patience", "calibration"):
+        if name in args.given:
+            raise ValueError(
+                f"--{name} needs validation rows, which {args.dataset_dir} has not; leave it out, or prepare the "
+                "dataset with some (--ratios 8 1 1)"
+            )
     logger.warning(f"{args.dataset_dir} has no split 'validation': the last model is kept, and none is chosen by it")
 
 
-def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:
-    """Raises `ValueError` where a split has no labels, labels other than 0 and 1 (in rows outside its sample too), or
-    in the rows of the sample one class only; names the split."""
+def check_clicks(processor: FlipProcessor, splits: dict[str, SplitRows]) -> dict[str, float]:
+    """The click rate of each split, by the rows' weights where they have some.
+
+    Raises:
+        ValueError: a split has no labels, labels other than 0 and 1 (in rows outside its sample too), or in the rows of
+            the sample one class only; names the split.
+    """
+    rates = {}
     for split, rows in splits.items():
         if processor.label not in rows.column_names:
             raise ValueError(f"split '{split}' has no column '{processor.label}' to learn from")
         columns = [name for name in (processor.label, processor.weight) if name in rows.column_names]
         for _ in rows.whole().map_parts(processor.read_targets, columns):
             pass  # what cannot be read is an error
-        clicks = sum(int(labels.sum()) for labels, _ in rows.map_parts(processor.read_targets, columns))
+        clicks, weight, total = 0, 0.0, 0.0
+        for labels, weights in rows.map_parts(processor.read_targets, columns):
+            weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+            clicks, weight, total = clicks + int(labels.sum()), weight + labels @ weights, total + weights.sum()
         if clicks in (0, len(rows)):
             raise ValueError(
                 f"split '{split}': all {len(rows):,} rows that were read have the label {int(clicks > 0)}; both "
                 "classes are needed"
             )
+        rates[split] = float(weight / total) if total else math.nan
+    return rates
+
+
+def check_sampling_rate(click_rates: dict[str, float], rate: float) -> None:
+    """Warns where the training rows' click rate, brought back to its natural value by the share of the non-clicks that
+    was kept (`rate`), is far from the one of validation, or else test."""
+    other = next((split for split in ("validation", "test") if split in click_rates), None)
+    ours, theirs = click_rates["train"], click_rates.get(other, math.nan)
+    if not (0 < ours < 1 and 0 < theirs < 1):  # unknown, or of weights that leave one class
+        return
+    odds, others = ours / (1 - ours), theirs / (1 - theirs)
+    natural = odds * rate / (1 + odds * rate)
+    if not 1 / FAR_OFF < odds * rate / others < FAR_OFF:
+        logger.warning(
+            f"{ours:.3%} of the training rows are clicks, which is a natural rate of {natural:.3%} with "
+            f"--negative_sampling_rate {rate:g}; but {theirs:.3%} of the {other} rows are clicks, which must be at the "
+            f"natural rate. Where training rows alone lack non-clicks, --negative_sampling_rate "
+            f"{min(1.0, others / odds):.3g} fits"
+        )
 
 
 def log_unknown_keys(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:

@@ -26,6 +26,7 @@ from flip_ctr.train.models.warm_start import (
     id_model_config,
     ids_of,
     join_ids,
+    set_sampling_rate,
     start_id_tower,
     take_ids,
 )
@@ -149,7 +150,7 @@ def model_settings(args: TrainArguments, names) -> dict:
 
 def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
     """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
-    names = {field.name for field in dataclasses.fields(args)} & set(SETTINGS)
+    names = ({field.name for field in dataclasses.fields(args)} & set(SETTINGS)) - {"calibration"}  # fitted later
     return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)) | new_tower_shape(args))
 
 
@@ -209,8 +210,21 @@ def load_checkpoint(
     else:
         check_shape(args, config, ID_SHAPE, path)
     settings |= model_settings(args, DROPOUTS)
+    if config.calibration is not None:
+        logger.warning(
+            f"the calibration of {path} is left out, as it is of the weights that are there; --calibration "
+            f"{config.calibration['kind']} fits one to the new ones"
+        )
+    settings["calibration"] = None
     with whole_checkpoint(path, args.base_model_name_or_path) as folder:
         model = FlipForCTR.from_pretrained(folder, **settings, **loading_arguments(args))
+    rate = config.negative_sampling_rate if args.negative_sampling_rate is None else args.negative_sampling_rate
+    if rate != config.negative_sampling_rate:
+        logger.info(
+            f"{path} was trained on {config.negative_sampling_rate:g} of the non-clicks, this run on {rate:g} "
+            "(--negative_sampling_rate): its click layers start from the same probabilities"
+        )
+    set_sampling_rate(model, rate)
     if args.id_model is not None:
         join_ids(processor.feature_extractor, ids_of(args.id_model), args.id_model)
     grow_vocabulary(processor, rows, args)

@@ -2,6 +2,9 @@
 """The ID tower of another checkpoint as the start of a run (`--id_model`): pretraining of ids alone costs little, and a
 click model that is in use has a tower already."""
 
+import math
+
+import torch
 from transformers import AutoConfig
 
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
@@ -99,6 +102,17 @@ def join_ids(extractor: FlipFeatureExtractor, other: FlipFeatureExtractor, path:
         extractor.append(number, theirs[shared:])
 
 
+@torch.no_grad()
+def set_sampling_rate(model: FlipForCTR, rate: float) -> None:
+    """Says of which share of the non-clicks a click model is trained. The biases of click layers that were trained on
+    another share take up the difference: their corrected log odds stay as they are."""
+    shift = math.log(model.config.negative_sampling_rate / rate)
+    for name in ("id_classifier", "text_classifier"):
+        if getattr(model, name) is not None and f"{name}.bias" not in model.untrained:
+            getattr(model, name).bias += shift
+    model.config.negative_sampling_rate = rate
+
+
 def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: str) -> None:
     """Copies the ID tower of a checkpoint, and what of its heads belongs to the tower, into a new model.
 
@@ -127,6 +141,7 @@ def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: s
         if getattr(model, "mtm_head", None) is not None and other.mtm_head is not None:
             model.mtm_head.start_from(other.mtm_head)
     elif isinstance(model, FlipForCTR):
+        set_sampling_rate(other, model.config.negative_sampling_rate)
         for name in ("id_classifier", "first_order"):
             if getattr(model, name) is not None:
                 getattr(model, name).load_state_dict(getattr(other, name).state_dict())

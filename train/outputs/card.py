@@ -30,6 +30,7 @@ from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, is_flip_checkpoint
 from flip_ctr.train.option_groups import OBJECTIVES
 from flip_ctr.train.options import public_name
+from flip_ctr.train.outputs.metrics import CALIBRATION_METRICS
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
 
 CARD, RECORD = "README.md", "training_args.json"
@@ -79,6 +80,7 @@ METRICS = {
     "ece": ("expected calibration error", "expected_calibration_error"),
     "predicted_actual_ratio": ("predicted / actual clicks", "predicted_actual_ratio"),
 }
+UNCALIBRATED = {f"uncalibrated_{name}": f"{METRICS[name][0]}, before the correction" for name in CALIBRATION_METRICS}
 ALIGNMENT = {"mlm": "masked tokens recovered (MLM)", "mtm": "masked ids recovered (MTM)"}
 UNKNOWN: dict = {}  # in place of a pretraining's arguments: there may have been one
 
@@ -114,7 +116,7 @@ def training_record(args: TrainArguments, source: str | None = None) -> dict:
         "base_model": (before or {}).get("base_model") or hub_id,
         "plm": public_name(source) if is_plm else (before or {}).get("plm"),
         "started_from": before,
-        "id_tower_from": read_record(args.id_model),
+        "id_tower_from": read_record(getattr(args, "id_model", None)),
     }
 
 
@@ -149,6 +151,7 @@ def write_card(
         "title": plain(_title(model, data)),
         "recipe": record["recipe"],
         "strategy": model.config.strategy if isinstance(model, FlipForCTR) else None,
+        "calibrated": model.config.calibration is not None,
         "has_id_tower": core.id_tower is not None,
         "has_plm": core.text_encoder is not None,
         "has_projections": core.id_projection is not None,
@@ -166,7 +169,7 @@ def write_card(
         "is_adapter": os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)),
         "row": _example_code(processor, rows),
         "model_table": _model_table(model, record),
-        "data": _data(schema, data, results, record["recipe"] == "fuse"),
+        "data": _data(schema, data, results, record["recipe"]),
         "fields_table": _fields_table(processor),
         "training": _training(record, results),
         "users": _fields_of_users(model, processor),
@@ -279,7 +282,7 @@ def _number(value) -> str:
 
 def _metrics(results: dict) -> str:
     if "eval_auc" in results or "test_auc" in results:
-        names = {name: title for name, (title, _) in METRICS.items()} | ALONE | {"rows": "rows"}
+        names = {name: title for name, (title, _) in METRICS.items()} | UNCALIBRATED | ALONE | {"rows": "rows"}
         cells = {name: [results.get(f"{split}_{name}") for split in ("eval", "test")] for name in names}
         rows = [
             [names[name], *("" if value is None else _number(value) for value in values)]
@@ -377,10 +380,19 @@ def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
         rows.append(["LoRA", f"rank {record['arguments']['lora_r']}, {kept}"])
     if isinstance(model, FlipForCTR) and config.strategy == "joint":
         rows.append(["fusion", f"`{config.fusion}`"])
+    if isinstance(model, FlipForCTR) and (correction := _correction(config)):
+        rows.append(["correction of the log odds", correction])
     return markdown_table(["part", ""], rows, right=False)
 
 
-def _data(schema: DatasetSchema, data: dict, results: dict, fused: bool) -> str:
+def _correction(config: FlipConfig) -> str:
+    """What corrects the log odds of a click model; nothing where nothing does."""
+    rate, calibration = config.negative_sampling_rate, config.calibration
+    parts = [f"training rows have {rate:g} of the non-clicks: {math.log(rate):+.3f}"] * (rate != 1)
+    return ", then ".join(parts + ([f"`{calibration['kind']}`, fitted on validation"] if calibration else []))
+
+
+def _data(schema: DatasetSchema, data: dict, results: dict, recipe: str) -> str:
     protocol, lines = schema.protocol, [f"* **Dataset** {plain(data['title'])} ({code(schema.dataset)})."]
     if "label_rule" in protocol:
         lines.append(f"* **Label** {code(schema.label)}: {prose(protocol['label_rule'])}.")
@@ -390,11 +402,11 @@ def _data(schema: DatasetSchema, data: dict, results: dict, fused: bool) -> str:
     splits = data["report"].get("splits", {})
     if splits:
         sizes = ", ".join(f"{name} {one['rows']:,}" for name, one in splits.items())
-        used = (
-            f"the weights of the towers were fitted on {results['train_rows']:,} of validation"
-            if fused
-            else (f"{results['train_rows']:,} of the training rows were used")
-        )
+        used = {
+            "fuse": "the weights of the towers were fitted on {:,} of validation",
+            "calibrate": "the calibration was fitted on {:,} of validation",
+        }.get(recipe, "{:,} of the training rows were used")
+        used = used.format(results["train_rows"])
         lines.append(f"* **Rows** {sizes}; {used}.")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from flip_ctr.train.outputs.ranking_metrics import RankedLists
 
 NUM_CALIBRATION_BINS = 20
+CALIBRATION_METRICS = ("logloss", "ece", "predicted_actual_ratio")
 
 
 def group_auc(logits: np.ndarray, labels: np.ndarray, users: np.ndarray) -> tuple[float, float]:
@@ -60,13 +61,25 @@ def click_metrics(logits: np.ndarray, labels: np.ndarray, users: np.ndarray | No
 
 
 def score_metrics(
-    scores: dict[str, np.ndarray], labels: np.ndarray, users: np.ndarray | None, prefix: str
+    scores: dict[str, np.ndarray],
+    labels: np.ndarray,
+    users: np.ndarray | None,
+    prefix: str,
+    uncalibrated: dict[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """Metrics of what `engine.score` returns, with names that start with the prefix: of the prediction, and where both
-    towers take part AUC and LogLoss of each tower alone (`…_id_auc`, `…_text_logloss`, …)."""
+    """Metrics of what `scoring.score` returns, with names that start with the prefix: of the prediction, and where both
+    towers take part AUC and LogLoss of each tower alone (`…_id_auc`, `…_text_logloss`, …).
+
+    Args:
+        uncalibrated: log odds before the correction for negative sampling and the calibration, where there is one:
+            `…_uncalibrated_ece` and others are of them.
+    """
     results = {f"{prefix}_{name}": value for name, value in click_metrics(scores["logits"], labels, users).items()}
     if "id_logits" in scores and "text_logits" in scores:
         for tower in ("id", "text"):
             alone = click_metrics(scores[f"{tower}_logits"], labels)
             results |= {f"{prefix}_{tower}_{name}": alone[name] for name in ("auc", "logloss")}
+    if uncalibrated is not None:
+        before = click_metrics(uncalibrated["logits"], labels)
+        results |= {f"{prefix}_uncalibrated_{name}": before[name] for name in CALIBRATION_METRICS}
     return results

@@ -3,7 +3,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,22 +72,30 @@ def history_figure(plt, history: list[dict]):
     return figure
 
 
-def plot_reliability(logits: np.ndarray, labels: np.ndarray, folder: str) -> str | None:
+def plot_reliability(
+    scores: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    folder: str,
+    uncalibrated: Mapping[str, np.ndarray] | None = None,
+) -> str | None:
     """Draws `reliability.png`: observed click rate against predicted probability, in bins of equal size, above their
     distribution.
 
     Args:
-        logits: `(N,)` log odds.
+        scores: `logits` `(N,)`, log odds.
         labels: `(N,)` clicks, 0 or 1.
+        uncalibrated: the same before a correction, drawn beside: both axes are then logarithmic, as negative sampling
+            alone changes probabilities by orders of magnitude.
     """
     plt = pyplot()
     if plt is None:
         return None
-    return save(plt, reliability_figure(plt, logits, labels), folder, RELIABILITY_FILE)
+    before = None if uncalibrated is None else uncalibrated["logits"]
+    return save(plt, reliability_figure(plt, scores["logits"], labels, before), folder, RELIABILITY_FILE)
 
 
-def reliability_figure(plt, logits: np.ndarray, labels: np.ndarray):
-    """See [`plot_reliability`]; both axes have the limits of the bins, their intervals and 99 % of the predictions."""
+def reliability_bins(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean probability, click rate, and how far its 95 % interval reaches below and above it, of bins of equal size."""
     probabilities = expit(logits.astype(np.float64))
     bins = [part for part in np.array_split(np.argsort(logits, kind="stable"), RELIABILITY_BINS) if len(part)]
     sizes = np.array([len(part) for part in bins])
@@ -97,32 +105,47 @@ def reliability_figure(plt, logits: np.ndarray, labels: np.ndarray):
     z = 1.96
     center = (observed + z**2 / (2 * sizes)) / (1 + z**2 / sizes)
     half = z * np.sqrt(observed * (1 - observed) / sizes + z**2 / (4 * sizes**2)) / (1 + z**2 / sizes)
-    bounds = np.clip(np.stack([observed - (center - half), center + half - observed]), 0, None)
-    edge = (1 - SHOWN_SHARE) / 2
-    shown = np.concatenate(
-        [predicted, observed - bounds[0], observed + bounds[1], np.quantile(probabilities, [edge, 1 - edge])]
-    )
-    room = 0.04 * (shown.max() - shown.min()) + 1e-6
-    limits = max(0.0, shown.min() - room), min(1.0, shown.max() + room)
+    return predicted, observed, np.clip(np.stack([observed - (center - half), center + half - observed]), 0, None)
+
+
+def reliability_figure(plt, logits: np.ndarray, labels: np.ndarray, before: np.ndarray | None = None):
+    """See [`plot_reliability`]; both axes have the limits of the bins, their intervals and 99 % of the predictions."""
+    edge, shown = (1 - SHOWN_SHARE) / 2, []
+    series = [("observed, 95 %", COLORS[0], logits)]
+    series += [] if before is None else [("before the correction", COLORS[1], before)]
+    drawn = [
+        (label, color, expit(one.astype(np.float64)), *reliability_bins(one, labels)) for label, color, one in series
+    ]
+    for _, _, probabilities, predicted, observed, bounds in drawn:
+        ends = (
+            [] if before is not None else [observed - bounds[0]]
+        )  # of no click: it has no place on a logarithmic axis
+        shown += [predicted, observed + bounds[1], np.quantile(probabilities, [edge, 1 - edge]), *ends]
+    shown = np.concatenate(shown)
+    if before is None:
+        room = 0.04 * (shown.max() - shown.min()) + 1e-6
+        limits = max(0.0, shown.min() - room), min(1.0, shown.max() + room)
+        steps = np.linspace(*limits, 41)
+    else:
+        limits = max(1e-12, shown.min()) / 1.2, min(1.0, shown.max() * 1.2)
+        steps = np.geomspace(*limits, 41)
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(4.2, 5.4), sharex=True, height_ratios=(4, 1), layout="constrained"
     )
-    above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
-    above.errorbar(
-        predicted,
-        observed,
-        yerr=bounds,
-        fmt="o",
-        color=COLORS[0],
-        markersize=4.5,
-        elinewidth=1.2,
-        label="observed, 95 %",
-    )
+    above.plot(limits, limits, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
+    for label, color, _, predicted, observed, bounds in drawn[::-1]:  # what the model says lies on top
+        above.errorbar(
+            predicted, observed, yerr=bounds, fmt="o", color=color, markersize=4.5, elinewidth=1.2, label=label
+        )
     titles_and_legends([above], ["Reliability"])
     above.set(ylabel="observed click rate", xlim=limits, ylim=limits, box_aspect=1)
-    below.hist(probabilities, bins=np.linspace(*limits, 41), color=COLORS[0])
+    for _, color, probabilities, *_ in drawn:
+        below.hist(probabilities, bins=steps, color=color, histtype="stepfilled", alpha=1 / len(drawn))
     below.set(xlabel="predicted click probability", ylabel="rows", box_aspect=0.25)
     below.grid(False, axis="x")
+    if before is not None:
+        above.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+        return figure
     for axis in (above.xaxis, above.yaxis):
         axis.set_major_locator(plt.MaxNLocator(6))
     return figure

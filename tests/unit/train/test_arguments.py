@@ -14,6 +14,7 @@ from transformers import get_scheduler
 from flip_ctr.data.batches import collators
 from flip_ctr.data.datasets.public_datasets import PUBLIC_DATASETS
 from flip_ctr.data.prepare.splits import RATIOS, SEED, SPLIT_RULES
+from flip_ctr.modeling_flip.calibration_flip import CALIBRATIONS
 from flip_ctr.modeling_flip.configuration_flip import FUSIONS, SETTINGS, STRATEGIES, FlipConfig
 from flip_ctr.modeling_flip.id_tower import BUILT_IN_TOWERS
 from flip_ctr.train import arguments, cli, option_groups, options, prepare_arguments
@@ -340,8 +341,10 @@ def test_choices_are_those_of_the_code():
     assert set(option_groups.ID_TOWERS) == set(BUILT_IN_TOWERS)
     assert set(prepare_arguments.DATASETS) == {*PUBLIC_DATASETS, prepare_arguments.TABLE}
     assert tuple(SPLIT_RULES) == prepare_arguments.SPLITS
+    assert tuple(CALIBRATIONS) == option_groups.CALIBRATIONS
+    others = ("id_tower", "id_tower_kwargs", "calibration")
     for one in dataclasses.fields(PretrainArguments) + dataclasses.fields(FinetuneArguments):
-        if (allowed := SETTINGS.get(one.name)) is not None and one.name not in ("id_tower", "id_tower_kwargs"):
+        if (allowed := SETTINGS.get(one.name)) is not None and one.name not in others:
             bounds = {name: getattr(allowed, name) for name in options.BOUNDS if getattr(allowed, name) is not None}
             assert bounds == {name: one.metadata[name] for name in options.BOUNDS if name in one.metadata}, one.name
             assert tuple(one.metadata.get("choices", ())) == allowed.choices

@@ -70,7 +70,10 @@ def test_reliability_shows_where_the_predictions_are(plt, center):
 
 def test_reliability_of_extreme_scores_is_drawn(plt, tmp_path):
     logits, labels = np.array([-50.0, -50.0, 50.0, 50.0, 0.0]), np.array([0, 0, 1, 1, 1])
-    assert plot_reliability(logits, labels, str(tmp_path)) and (tmp_path / "reliability.png").stat().st_size > 1000
+    assert (
+        plot_reliability({"logits": logits}, labels, str(tmp_path))
+        and (tmp_path / "reliability.png").stat().st_size > 1000
+    )
 
 
 def test_methods_are_dots_without_stems_and_intervals_where_they_are_known(plt):
