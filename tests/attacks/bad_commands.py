@@ -18,6 +18,7 @@ SCORE_IT = "evaluate --dataset_dir {data} --model_name_or_path {broken}"
 PUSH_IT = "push --model_name_or_path {broken} --hub_model_id a/b"
 TRAIN_ON_IT = "finetune --dataset_dir {broken} --strategy id --output_dir {tmp}/o"
 PRETRAIN_IT = "pretrain --dataset_dir {data} --model_name_or_path {broken} --output_dir {tmp}/o"
+CALIBRATE = "calibrate --dataset_dir {data} --model_name_or_path {id} --output_dir {tmp}/o"
 FUSE = "fuse --dataset_dir {data} --id_model {id} --plm_model {joint} --output_dir {tmp}/o"
 
 
@@ -289,6 +290,10 @@ RECIPE_CALLS = [
     call("fuse --dataset_dir {data} --id_model {plm} --plm_model {joint} --output_dir {tmp}/o", "--id_model", "plm"),
     call(f"{FUSE} --fusion mean", "--fusion", "'mean'"),
     call(FUSE, "the ids of", "age"),
+    call(f"{CALIBRATE} --calibration beta", "--calibration", "'beta'"),
+    call(f"{CALIBRATE} --output_dir {{id}}", "--output_dir", "--model_name_or_path"),
+    call("calibrate --dataset_dir {data} --model_name_or_path {pretrained} --output_dir {tmp}/o", "FlipForPretraining"),
+    call("finetune --dataset_dir {data} --strategy id --output_dir {tmp}/o --negative_sampling_rate 1.5", "at most 1"),
     call("push --model_name_or_path {tmp}/nowhere --hub_model_id a/b", "nowhere"),
     call("push --model_name_or_path {tmp} --hub_model_id a/b", "config.json"),
     call("push --model_name_or_path {plm} --hub_model_id a/b", "bert"),

@@ -3,6 +3,7 @@ all that scores."""
 
 import json
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,8 @@ from flip_ctr import FlipConfig, FlipField, FlipForCTR
 from flip_ctr.data.prepare.dataset_folder import REPORT_NAME, shard_path
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.train import calibrate, evaluate_ctr, fuse
-from flip_ctr.train.arguments import CalibrateArguments, EvaluateArguments, FuseArguments
-from flip_ctr.train.loop import calibration
+from flip_ctr.train.arguments import CalibrateArguments, EvaluateArguments, FuseArguments, PredictArguments
+from flip_ctr.train.loop import calibration, spark_scoring
 from flip_ctr.train.loop.calibration import NotCalibrated
 
 RATE = 0.05
@@ -144,6 +145,10 @@ def test_all_that_scores_has_the_correction(tmp_path, folder, models):
     np.testing.assert_allclose(found[inside], expected[inside], rtol=1e-4)
     written = tiny.predicted(path, tmp_path / "rows.parquet")["click_probability"].to_numpy()
     np.testing.assert_allclose(written, found, rtol=1e-6)
+    args = PredictArguments(str(path), [str(tmp_path / "rows.parquet")], "o.parquet", engine="pyspark")
+    batches = pq.read_table(tmp_path / "rows.parquet").to_batches()
+    of_spark = pa.Table.from_batches(spark_scoring._score(args, iter(batches)))["click_probability"].to_numpy()
+    np.testing.assert_allclose(of_spark, found, rtol=1e-6)
     pq.write_table(pq.read_table(shard_path(folder, "test")), tmp_path / "labelled.parquet")
     of_file = evaluate_ctr.run(EvaluateArguments(str(path), input=[str(tmp_path / "labelled.parquet")], label="label"))
     assert of_file["eval_ece"] == pytest.approx(models[1]["test_ece"], rel=1e-4)
@@ -192,7 +197,9 @@ def test_training_goes_on_from_a_calibrated_checkpoint(tmp_path, folder, models,
     assert results["test_logloss"] == pytest.approx(first["test_logloss"], rel=1e-4)
     assert results["test_uncalibrated_logloss"] < first["test_uncalibrated_logloss"] / 2
     # the rows are of another share than is said
-    assert "fits" in caplog.text and "which is a natural rate of" in caplog.text
+    assert "of the training rows are clicks, which is a natural rate of" in caplog.text
+    said = float(re.search("lack non-clicks, --negative_sampling_rate ([0-9.]+) fits", caplog.text)[1])
+    assert said == pytest.approx(RATE, rel=0.3)
 
 
 def test_towers_of_different_shares_are_fused(tmp_path, folder, models):

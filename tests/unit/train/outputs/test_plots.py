@@ -68,6 +68,22 @@ def test_reliability_shows_where_the_predictions_are(plt, center):
     assert above.get_legend().get_window_extent().y0 >= box.y1 - 1
 
 
+def test_reliability_before_a_correction_is_drawn_beside(plt):
+    """Both lie in the picture, whatever lies between them."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(-7, 0.8, size=40_000).astype(np.float32)
+    labels = (generator.random(len(logits)) < expit(logits)).astype(int)
+    figure = reliability_figure(plt, logits, labels, logits + 4.6)
+    figure.canvas.draw()
+    above, below = figure.axes
+    low, high = above.get_xlim()
+    assert above.get_xscale() == above.get_yscale() == "log" and above.get_ylim() == (low, high) == below.get_xlim()
+    probabilities = expit(np.concatenate([logits, logits + 4.6]))
+    assert ((probabilities >= low) & (probabilities <= high)).mean() >= 0.98
+    shown = above.get_legend_handles_labels()[1]
+    assert set(shown) == {"perfect", "observed, 95 %", "before the correction"}
+
+
 def test_reliability_of_extreme_scores_is_drawn(plt, tmp_path):
     logits, labels = np.array([-50.0, -50.0, 50.0, 50.0, 0.0]), np.array([0, 0, 1, 1, 1])
     assert (
