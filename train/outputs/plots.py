@@ -137,7 +137,7 @@ def reliability_figure(plt, logits: np.ndarray, labels: np.ndarray, before: np.n
         above.errorbar(
             predicted, observed, yerr=bounds, fmt="o", color=color, markersize=4.5, elinewidth=1.2, label=label
         )
-    titles_and_legends([above], ["Reliability"])
+    titles_and_legends([above], ["Reliability"], columns=2 if before is None else 1)
     above.set(ylabel="observed click rate", xlim=limits, ylim=limits, box_aspect=1)
     for _, color, probabilities, *_ in drawn:
         below.hist(probabilities, bins=steps, color=color, histtype="stepfilled", alpha=1 / len(drawn))
@@ -145,9 +145,12 @@ def reliability_figure(plt, logits: np.ndarray, labels: np.ndarray, before: np.n
     below.grid(False, axis="x")
     if before is not None:
         above.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
-        return figure
+    ticks = (1,) if limits[1] > 50 * limits[0] else (1, 2, 5)  # of a decade
     for axis in (above.xaxis, above.yaxis):
-        axis.set_major_locator(plt.MaxNLocator(6))
+        axis.set_major_locator(plt.MaxNLocator(6) if before is None else plt.LogLocator(subs=ticks))
+        if before is not None:
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(plt.NullFormatter())
     return figure
 
 

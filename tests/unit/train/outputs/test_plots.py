@@ -82,6 +82,9 @@ def test_reliability_before_a_correction_is_drawn_beside(plt):
     assert ((probabilities >= low) & (probabilities <= high)).mean() >= 0.98
     shown = above.get_legend_handles_labels()[1]
     assert set(shown) == {"perfect", "observed, 95 %", "before the correction"}
+    assert {"0.001", "0.01", "0.1"} <= {label.get_text() for label in above.get_yticklabels()}
+    legend, box = above.get_legend().get_window_extent(), above.get_window_extent()
+    assert legend.y0 >= box.y1 - 1 and legend.x1 <= figure.bbox.x1
 
 
 def test_reliability_of_extreme_scores_is_drawn(plt, tmp_path):
