@@ -20,6 +20,7 @@ from flip_ctr.train import calibrate, evaluate_ctr, fuse
 from flip_ctr.train.arguments import CalibrateArguments, EvaluateArguments, FuseArguments, PredictArguments
 from flip_ctr.train.loop import calibration, spark_scoring
 from flip_ctr.train.loop.calibration import NotCalibrated
+from flip_ctr.train.models.lora import ADAPTER_CONFIG
 
 RATE = 0.05
 FIELDS = [
@@ -46,9 +47,9 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("sampled") / "data", tables)
 
 
-def write(folder, tables: dict[str, pa.Table]):
+def write(folder, tables: dict[str, pa.Table], **schema):
     (folder / "data").mkdir(parents=True)
-    DatasetSchema("sampled", FIELDS, user_column="user_id").save(folder)
+    DatasetSchema("sampled", FIELDS, user_column="user_id", **schema).save(folder)
     for split, table in tables.items():
         pq.write_table(table, shard_path(folder, split))
     report = {"splits": {split: {"rows": len(table)} for split, table in tables.items()}}
@@ -202,6 +203,20 @@ def test_training_goes_on_from_a_calibrated_checkpoint(tmp_path, folder, models,
     assert said == pytest.approx(RATE, rel=0.3)
 
 
+def test_weights_can_make_up_for_non_clicks(tmp_path, caplog):
+    """Then no share is said, and the click rates are those of the weights."""
+    tables = {"train": rows_of(20_000, 0, RATE), "validation": rows_of(20_000, 1)}
+    for split, table in tables.items():
+        lacking = 1 - table["label"].to_numpy() if split == "train" else np.zeros(len(table))
+        tables[split] = table.append_column("weight", pa.array(1 + lacking * (1 / RATE - 1)))
+    folder = write(tmp_path / "data", tables, weight_column="weight")
+    results = tiny.finetune(folder, None, tmp_path / "m", **SETTINGS)
+    assert results["eval_predicted_actual_ratio"] == pytest.approx(1, abs=0.5)  # not 14, as without weights
+    assert "natural rate" not in caplog.text and "eval_uncalibrated_ece" not in results
+    tiny.finetune(folder, None, tmp_path / "twice", **SETTINGS | {"num_train_epochs": 1}, negative_sampling_rate=RATE)
+    assert "which is a natural rate of" in caplog.text
+
+
 def test_towers_of_different_shares_are_fused(tmp_path, folder, models):
     made, _ = models
     arguments = {"id_model": str(made / "id"), "plm_model": str(made / "plm"), "dataset_dir": str(folder)}
@@ -248,6 +263,26 @@ def test_an_id_tower_of_another_share_starts_a_model(tmp_path, folder, plm, mode
         FlipForCTR.from_pretrained(path).id_classifier.bias for path in (tmp_path / "joint", models[0] / "id")
     )
     assert (here - there).item() == pytest.approx(math.log(RATE / 0.5), abs=1e-4)
+
+
+def test_an_adapter_is_calibrated(tmp_path, folder, plm):
+    """With the run, and once it is finished: then as the merged model."""
+    options = {"max_train_samples": 512, "max_eval_samples": 2048, "max_train_steps": 2, "streaming": True}
+    options |= {"strategy": "plm", "use_lora": True, "lora_adapter_only": True, "negative_sampling_rate": RATE}
+    results = tiny.finetune(folder, plm, tmp_path / "m", **options, calibration="isotonic")
+    assert (tmp_path / "m" / ADAPTER_CONFIG).is_file() and set(config_of(tmp_path / "m").calibration) == {
+        "kind",
+        "text_logits",
+    }
+    found = evaluated(tmp_path / "m", folder, max_eval_samples=2048, base_model_name_or_path=str(plm))
+    assert found["test_ece"] == pytest.approx(results["test_ece"], rel=1e-3)
+    assert found["test_predicted_actual_ratio"] == pytest.approx(1, abs=0.4) and results["eval_uncalibrated_ece"] > 0.1
+    options = {"model_name_or_path": str(tmp_path / "m"), "base_model_name_or_path": str(plm)}
+    options |= {"dataset_dir": str(folder), "max_eval_samples": 2048, "calibration": "isotonic"}
+    again = calibrate.run(CalibrateArguments(**options, output_dir=str(tmp_path / "whole")))
+    assert (tmp_path / "whole" / "model.safetensors").is_file() and again["test_ece"] == pytest.approx(
+        found["test_ece"], rel=1e-3
+    )
 
 
 def test_a_calibration_that_cannot_be_is_said_before_training(tmp_path, folder, plm):

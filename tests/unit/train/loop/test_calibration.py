@@ -14,6 +14,7 @@ from flip_ctr.modeling_flip.calibration_flip import check_calibration, corrected
 from flip_ctr.train.loop import calibration as fitting
 from flip_ctr.train.loop.calibration import (
     NotCalibrated,
+    calibrate,
     check_clicks_to_calibrate,
     fit_calibration,
     fit_isotonic,
@@ -154,6 +155,28 @@ def test_validation_is_scored_with_calibrations_of_other_users(monkeypatch):
         expected = log_odds[fold == number] * line["slope"] + line["intercept"]
         np.testing.assert_allclose(fitted["logits"][fold == number], expected, rtol=1e-5)
     assert fitted["logits"] is fitted["id_logits"]
+
+
+def test_a_run_fits_with_the_weights_and_users_of_its_rows(monkeypatch):
+    class Rows:
+        labels = (np.arange(600) % 5 == 0).astype(int)
+        weights = np.where(np.arange(600) % 2, 3.0, 0.5).astype(np.float32)
+        users = np.repeat(np.arange(30), 20)
+
+        def __len__(self):
+            return 600
+
+    logits = np.random.default_rng(0).normal(Rows.labels, 1).astype(np.float32)
+    monkeypatch.setattr(fitting, "score", lambda *_: {"logits": logits, "id_logits": logits})
+    model = SimpleNamespace(config=FlipConfig(strategy="id", negative_sampling_rate=0.5))
+    metrics = calibrate(None, model, Rows(), "platt", seed=7, batch_size=8)
+    shifted = logits + np.float32(math.log(0.5))
+    assert model.config.calibration["id_logits"] == pytest.approx(fit_platt(shifted, Rows.labels, Rows.weights))
+    _, fitted = fit_calibration(
+        "platt", "id", {"id_logits": shifted}, Rows.labels, folds(Rows.users, 600, 7), Rows.weights
+    )
+    expected = score_metrics(fitted, Rows.labels, Rows.users, "eval", {"logits": logits})
+    assert metrics == pytest.approx(expected) and "eval_uncalibrated_ece" in metrics
 
 
 def test_too_few_clicks_are_named(caplog):
