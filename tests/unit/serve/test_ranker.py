@@ -47,6 +47,27 @@ def same(ranked: list[list[dict]], expected: list[list[dict]], items, tolerance=
 
 
 @pytest.mark.parametrize("prompts", ["entity", "row"])
+def test_log_odds_are_corrected_as_those_of_rows(tokenizer, text_config, prompts):
+    """For non-clicks that training lacked, and by a calibration."""
+    rows = tiny.toy_rows()
+    model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, prompts=prompts, fusion="gate")
+    users, items = parted(rows)
+    before = scored(model, processor, users, items)
+    line = {"slope": 0.5, "intercept": -1.0}
+    heads = ("logits", "id_logits", "text_logits")
+    model.config.calibration = {"kind": "platt"} | dict.fromkeys(heads, line)
+    model.config.negative_sampling_rate = 0.1
+    expected = scored(model, processor, users, items)
+    assert all(
+        score[name] < first[name]
+        for one, two in zip(expected, before)
+        for score, first in zip(one, two)
+        for name in first
+    )
+    same(FlipRanker(model, processor, items).rank(users), expected, items)
+
+
+@pytest.mark.parametrize("prompts", ["entity", "row"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_the_joined_rows(tokenizer, text_config, kind, prompts):
     rows = tiny.toy_rows()
