@@ -157,8 +157,10 @@ def test_a_command_is_handed_to_accelerate_launch(command, monkeypatch, tmp_path
     rest = ["--dataset_dir", "D", "--seed", "3", "--model_name_or_path", "M"] + ["--output_dir", "O"] * (
         command != "evaluate"
     )
-    if command == "predict":
+    if command in ("predict", "rank"):
         rest = ["--input", "r.csv", "--output", "s.csv", "--model_name_or_path", "M"]
+    if command == "rank":
+        rest[:2] = ["--users", "u.csv", "--items", "i.csv"]
     assert cli.main([command, *rest[:2], "--accelerate_config", str(mine), "--num_processes=4", *rest[2:]]) == 0
     (args,) = launched
     assert (args.config_file, args.num_processes, args.main_process_port) == (str(mine), 4, None)
