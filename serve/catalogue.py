@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +200,10 @@ def distinct(column: Column) -> Column:
 
 
 def joined(columns: Sequence[Column]) -> Column:
-    """The rows of some columns, one behind the other."""
+    """The rows of some columns, one behind the other; a value that several columns have is there several times."""
     starts = np.cumsum([0, *(len(column.values) for column in columns)])
     codes = np.concatenate([start + column.codes for start, column in zip(starts, columns)])
-    return distinct(Column([value for column in columns for value in column.values], codes))
+    return Column(list(chain.from_iterable(column.values for column in columns)), codes)
 
 
 def read_back(values: pa.ChunkedArray) -> Column:
