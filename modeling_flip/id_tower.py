@@ -191,8 +191,8 @@ class FeatureEmbedding(nn.Embedding):
     def check_history(self, history_ids: torch.Tensor, outcomes: torch.Tensor, slots: list[int], rows: int) -> None:
         """Raises `TypeError` and `ValueError` where these are no `history_ids` and `history_outcomes` of so many rows,
         or of rows that share them, whose items have these slots."""
-        if getattr(history_ids, "ndim", 0) and len(history_ids) and rows % len(history_ids) == 0:
-            rows = len(history_ids)
+        if getattr(history_ids, "ndim", 0) and history_ids.shape[0] and rows % history_ids.shape[0] == 0:
+            rows = history_ids.shape[0]
         check_tensor("history_ids", history_ids, (rows, "n", len(slots)), IDS)
         check_tensor("history_outcomes", outcomes, (rows, "n"), IDS)
         if history_ids.ndim != 3 or history_ids.shape[::2] != (rows, len(slots)):
@@ -361,11 +361,12 @@ class IdTower(nn.Module):
                 shape = (len(feature_ids), 1, len(self.history_slots))
                 history_ids = feature_ids.new_full(shape, PAD_ID)
                 history_outcomes = feature_ids.new_full(shape[:2], NO_ENTRY)
-            self.embeddings.check_history(history_ids, history_outcomes, self.history_slots, len(feature_ids))
+            self.embeddings.check_history(history_ids, history_outcomes, self.history_slots, feature_ids.shape[0])
             item = self.embeddings.of_fields(feature_ids[:, self.history_slots], self.history_slots).flatten(1)
             entries = self._entries(history_ids)
+            users = entries.shape[0]  # (`len` would be a constant in a graph)
             of_rows = self.history(
-                item.unflatten(0, (len(entries), len(item) // max(len(entries), 1))), entries, history_outcomes
+                item.unflatten(0, (users, item.shape[0] // max(users, 1))), entries, history_outcomes
             )
             added.append(of_rows.flatten(0, 1))
         return added if text_embeds is None else [*added, text_embeds]
@@ -376,7 +377,7 @@ class IdTower(nn.Module):
         def read(ids: torch.Tensor) -> torch.Tensor:
             return self.history.entry(self.embeddings.of_fields(ids, self.history_slots).flatten(-2))
 
-        if len(history_ids) == 1 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or len(history_ids) == 1:
             return read(history_ids)
         # histories share their items: each is read once
         keys, places = integer_keys(history_ids).unique(return_inverse=True)  # (U, n)

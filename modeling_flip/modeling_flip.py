@@ -146,7 +146,7 @@ class FlipModel(FlipPreTrainedModel):
         what the PLM can read."""
         if input_ids is None:
             raise ValueError("`input_ids` is needed: this model reads the textual view.")
-        if len(input_ids) == 0:  # not every PLM takes none
+        if input_ids.shape[0] == 0:  # not every PLM takes none
             shape = (*input_ids.shape, self.config.text_config.hidden_size)
             return torch.zeros(shape, dtype=self.text_encoder.dtype, device=input_ids.device)
         try:
@@ -167,7 +167,7 @@ class FlipModel(FlipPreTrainedModel):
         if self.config.text_pooling == "last":
             positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
             last = (positions * (attention_mask != 0)).argmax(1)
-            return text_hidden_states[torch.arange(len(last), device=last.device), last]
+            return text_hidden_states[torch.arange(last.shape[0], device=last.device), last]
         mask = attention_mask[..., None].to(text_hidden_states.dtype)
         return (text_hidden_states * mask).sum(1) / mask.sum(1)
 
@@ -268,6 +268,8 @@ class FlipModel(FlipPreTrainedModel):
     def frozen_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Token ids and mask `(B, L)` -> pooled states `(B, H)` without gradients; equal prompts go through the PLM
         once."""
+        if torch.compiler.is_compiling():  # a graph has no number of prompts that depends on them
+            return self.pooled_text(input_ids, attention_mask)
         (ids, mask), index = distinct_prompts((input_ids[:, None], attention_mask[:, None].to(input_ids.dtype)))
         return self.pooled_text(ids, mask)[index[:, 0]]
 

@@ -111,13 +111,18 @@ class FlipTextInteraction(nn.Module):
         """What the prompt of one entity says without the others, `(..., H)` -> `(..., H)`."""
         return self.own[entity](pooled)
 
-    def parts(self, pooled: torch.Tensor, entities: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def parts(
+        self, pooled: torch.Tensor, entities: Sequence[int], known: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the prompts of some of the entities say together, `(..., H)`, and their factors, with which they meet
-        the others', `(..., rank)`; from their pooled states `(..., those entities, H)`."""
+        the others', `(..., rank)`; from their pooled states `(..., those entities, H)`, of which only those count that
+        are `known` `(..., those entities)`."""
         states = pooled.unbind(-2)
-        own = torch.stack([self.alone(state, entity) for state, entity in zip(states, entities)]).sum(0)
+        own = torch.stack([self.alone(state, entity) for state, entity in zip(states, entities)], dim=-2)
         factors = torch.stack([self.factors[entity](state) for state, entity in zip(states, entities)], dim=-2)
-        return own + self.product(bi_interaction(factors)), factors.sum(-2)
+        if known is not None:
+            own, factors = own * known[..., None], factors * known[..., None]
+        return own.sum(-2) + self.product(bi_interaction(factors)), factors.sum(-2)
 
     def forward(
         self, pooled: torch.Tensor, prompt_index: torch.Tensor, history_outcomes: torch.Tensor | None = None

@@ -55,7 +55,7 @@ class FlipTargetAttention(nn.Module):
         entries = entries.unflatten(-1, (2, NUM_HEADS, -1))
         keys, values = entries.permute(2, 0, 3, 1, 4)  # (B, heads, n, d) each
         shape, rows = query.shape[:-1], query.shape[1] if query.ndim == 3 else 1
-        query = query.view(len(keys), rows, *keys.shape[1::2]).transpose(1, 2)  # (B, heads, C, d)
+        query = query.view(keys.shape[0], rows, *keys.shape[1::2]).transpose(1, 2)  # (B, heads, C, d)
         scores = query @ keys.mT / query.shape[-1] ** 0.5
         scores = scores.masked_fill((outcomes == NO_ENTRY)[:, None, None], torch.finfo(scores.dtype).min)
         nothing = self.nothing.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)

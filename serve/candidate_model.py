@@ -60,7 +60,8 @@ class CandidateModel(nn.Module):
         """
         flip, text_state, id_state = self.model.flip, None, None
         if item_own is not None:
-            together = (len(user_own), len(item_own) // max(len(user_own), 1))
+            users, candidates = user_own.shape[0], item_own.shape[0]
+            together = (users, candidates // max(users, 1))
             product = user_factors[:, None] * item_factors.unflatten(0, together)
             state = item_own.unflatten(0, together) + user_own[:, None] + flip.text_interaction.product(product)
             if item_query is not None:

@@ -1,10 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Ranking the items of a catalogue for users: what the items say alone is computed once and kept."""
 
-import json
 import threading
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +11,7 @@ import torch
 from scipy.special import expit
 
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
-from flip_ctr.modeling_flip.fields_flip import CLICKED, PAD_ID, FlipField, fields_of_items
+from flip_ctr.modeling_flip.fields_flip import CLICKED, PAD_ID, FlipField, check_choice, fields_of_items
 from flip_ctr.modeling_flip.histories_flip import Histories, read_histories
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
@@ -23,6 +21,7 @@ from flip_ctr.modeling_flip.rows_flip import RawRows, column_of, named_columns
 from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.candidate_model import CandidateModel, TextParts
 from flip_ctr.serve.catalogue import MANIFEST, Catalogue, joined, key_field
+from flip_ctr.serve.digests import digest
 from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.row_side import RowSide
 from flip_ctr.train.models.build import load_click_model
@@ -31,6 +30,7 @@ from flip_ctr.train.outputs.run_log import logger
 ROWS_AT_ONCE = 4096  # candidates that go through the model together
 USERS_REMEMBERED = 10_000  # distinct texts
 ROW_PROMPTS_AT_ONCE = 64  # the same of a model that reads their prompts
+BACKENDS = ("torch", "onnx")
 
 
 class Users(NamedTuple):
@@ -87,6 +87,9 @@ class FlipRanker:
             or the first field of the items that is a `key`.
         device: where the model computes and the catalogue lies; where the model is when not given.
         dtype: of what is kept of texts; as computed when not given. `torch.float16` takes half the memory.
+        backend: what computes requests: `torch`, or on the CPU `onnx` (ONNX Runtime); the PLM is torch's.
+        export_dir: folder that `flip-ctr export` has written for `onnx`, or where it is to be written; when not given
+            the model is exported anew.
 
     Attributes:
         key: the field that tells items apart.
@@ -105,6 +108,8 @@ class FlipRanker:
         item_key: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        backend: str = "torch",
+        export_dir: str | Path | None = None,
     ):
         raw = RawRows.of(items)
         names = named_columns(raw.names or [])
@@ -116,15 +121,19 @@ class FlipRanker:
             key_field(processor.feature_extractor.all_fields, [one.name for one in fields], item_key),
             device,
             dtype,
+            backend,
+            export_dir,
         )
         self.catalogue = self._encode_items(raw)
 
-    def _set_up(self, model, processor, item_fields, key, device, dtype) -> None:
+    def _set_up(self, model, processor, item_fields, key, device, dtype, backend, export_dir) -> None:
+        check_choice("FlipRanker", "backend", backend, BACKENDS)
+        if backend == "torch" and export_dir is not None:
+            raise ValueError(f"FlipRanker: `export_dir` is for backend 'onnx'; got {export_dir} with 'torch'")
         processor.check_model(model.config, model.name_or_path or "FlipRanker")
         if device is not None:
             model.to(device)
         self.model, self.processor, self.key = model.eval(), processor, key
-        self._candidate_model = CandidateModel(model)
         self._changing = threading.Lock()  # of the catalogue: two changes at once would lose one
         self._fields = processor.feature_extractor.all_fields
         self._history = processor.history_field
@@ -137,6 +146,11 @@ class FlipRanker:
         self._history_slots = [self._item_slots.index(slot) for slot in of_history]  # among those of items
         # rows' prompts hold both sides: nothing of them can be kept
         self._reads_rows = model.flip.text_encoder is not None and not self._items.keeps_text
+        self._compute: Callable = model if self._reads_rows else CandidateModel(model)
+        if backend == "onnx":
+            from flip_ctr.serve.onnx_graph import onnx_graph  # what it needs is an extra
+
+            self._compute = onnx_graph(model, processor, export_dir)
         if self._reads_rows:
             logger.warning("this model has row prompts: its PLM reads the text of every candidate in every request")
 
@@ -149,6 +163,8 @@ class FlipRanker:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         base_model_name_or_path: str | None = None,
+        backend: str = "torch",
+        export_dir: str | Path | None = None,
     ) -> "FlipRanker":
         """A ranker of a checkpoint.
 
@@ -156,7 +172,8 @@ class FlipRanker:
             pretrained_model_name_or_path: folder or hub id of a fine-tuned model.
             items: as of [`FlipRanker`]; or a file of them, read as the model's data was read; or a dataset folder; or a
                 folder that `save` has written, whose texts are not read again.
-            item_key, device, dtype: as of [`FlipRanker`]; a saved catalogue has its own key and dtype.
+            item_key, device, dtype, backend, export_dir: as of [`FlipRanker`]; a saved catalogue has its own key and
+                dtype.
             base_model_name_or_path: base of a LoRA adapter, where the one that it names cannot be found.
 
         Raises:
@@ -165,17 +182,18 @@ class FlipRanker:
             OSError: there is no such checkpoint.
         """
         model, processor = load_click_model(str(pretrained_model_name_or_path), base_model_name_or_path)
+        settings = device, dtype, backend, export_dir
         if not isinstance(items, str | Path):
-            return cls(model, processor, items, item_key, device, dtype)
+            return cls(model, processor, items, item_key, *settings)
         if not (Path(items) / MANIFEST).is_file():
-            return cls(model, processor, read_items(str(items), processor, item_key), item_key, device, dtype)
+            return cls(model, processor, read_items(str(items), processor, item_key), item_key, *settings)
         ranker = cls.__new__(cls)
         if device is not None:
             model.to(device)
         catalogue = Catalogue.load(items, model_digest(model, processor), model.device)
         fields = [one for one in processor.feature_extractor.all_fields if one.name in catalogue.columns]
         kept = catalogue.text and catalogue.text.own.dtype
-        ranker._set_up(model, processor, fields, catalogue.key, None, kept)
+        ranker._set_up(model, processor, fields, catalogue.key, None, kept, backend, export_dir)
         ranker.catalogue = catalogue
         return ranker
 
@@ -449,7 +467,7 @@ class FlipRanker:
                     logits = self._read_rows(catalogue, feature_ids, row_columns, history)
                 else:
                     of_users = text and TextParts(*(part if part is None else part[some] for part in text))
-                    logits = self._candidate_model(**self._inputs(catalogue, picked, feature_ids, of_users, history))
+                    logits = self._compute(**self._inputs(catalogue, picked, feature_ids, of_users, history))
                 for name in PROBABILITIES:
                     if name in logits:
                         values = found.setdefault(name, np.empty(numbers.shape, np.float32))
@@ -501,7 +519,7 @@ class FlipRanker:
         order, found = rows.order(), []
         for start in range(0, len(order), ROW_PROMPTS_AT_ONCE):
             batch = rows.batch(order[start : start + ROW_PROMPTS_AT_ONCE])
-            found.append(self.model(**{name: torch.from_numpy(part).to(ids.device) for name, part in batch.items()}))
+            found.append(self._compute(**{name: torch.from_numpy(part).to(ids.device) for name, part in batch.items()}))
         back = torch.from_numpy(np.argsort(order)).to(ids.device)
         names = PROBABILITIES if self.model.fusion is not None else ["logits"]
         return {name: torch.cat([one[name] for one in found])[back] for name in names}
@@ -509,11 +527,7 @@ class FlipRanker:
 
 def model_digest(model: FlipForCTR, processor: FlipProcessor) -> str:
     """Of all that a catalogue's ids and texts are made by."""
-    digest = blake2b(json.dumps(processor.fingerprint, sort_keys=True).encode(), digest_size=16)
-    for part in (model.flip.text_encoder, model.flip.text_interaction):
-        for tensor in [] if part is None else part.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return digest(processor.fingerprint, [model.flip.text_encoder, model.flip.text_interaction])
 
 
 def _check_items(processor: FlipProcessor, model: FlipForCTR, fields: list[FlipField]) -> None:

@@ -456,6 +456,23 @@ class EmbedArguments(ScoringOptions):
 
 
 @dataclass
+class ExportArguments(LoadingOptions):
+    """Of `flip-ctr export`."""
+
+    model_name_or_path: str = required(CLICK_MODEL, model=True)
+    output_dir: str = required("folder for the graphs, the processor and export.json", path=True)
+    format: str = option("onnx", "of the graphs: for ONNX Runtime, or for OpenVINO", choices=("onnx", "openvino"))
+    quantize: str | None = option(
+        None, "int8: weights a quarter as large, and inner products of whole numbers (ONNX)", choices=("int8",)
+    )
+    overwrite_output_dir: bool = option(False, "replace the output folder of a former export")
+
+    def check(self) -> None:
+        if self.quantize is not None and self.format != "onnx":
+            raise ValueError(f"--quantize {self.quantize} is for --format onnx; got --format {self.format}")
+
+
+@dataclass
 class PushArguments(Options):
     """Of `flip-ctr push`."""
 

@@ -39,6 +39,7 @@ COMMANDS = {
     "predict": Command("train.predict", "PredictArguments", "click probabilities for the rows of a file"),
     "rank": Command("serve.rank", "RankArguments", "the best items of a catalogue for the users of a file"),
     "embed": Command("serve.embed", "EmbedArguments", "vectors of items or users, of ids and of text"),
+    "export": Command("serve.export", "ExportArguments", "a click model as graphs for ONNX Runtime or OpenVINO"),
     "push": Command("train.push", "PushArguments", "publish a checkpoint on the Hugging Face Hub"),
     "demo": Command("train.demo", "DemoArguments", "the whole pipeline on a generated catalogue, or on real data"),
 }
@@ -53,6 +54,7 @@ MEANT = {
     "predict": "inference infer predict_proba",
     "rank": "recommend recommendations ranking rerank top_k topk",
     "embed": "embedding embeddings vectors encode export_embeddings",
+    "export": "onnx openvino convert quantize",
     "push": "upload publish share",
     "demo": "example quickstart",
 }
