@@ -44,23 +44,47 @@ MODEL, CANDIDATES, TEXTS = "model", "candidates", "texts"
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
 OPSET = 20
 FORMAT = 1  # of the manifest
-MOST_BYTES = 2**31 - 2**20  # of an ONNX file; larger ones have their weights beside them
-# the sizes of the example that graphs are traced with, all different; graphs take others
-USERS, CANDIDATES_EACH, ENTRIES, PROMPTS, TOKENS = 2, 3, 5, 4, 7
+# what a configuration says of how it was saved and loaded
+OF_SAVING = {"_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version"}
+# of the example that a graph is traced with, all different; the graph takes others
+SIZES = {"users": 2, "rows": 6, "prompts": 4, "tokens": 7, "entries": 5, "sets": 11}
+
+
+class Input(NamedTuple):
+    """An input of a graph.
+
+    Args:
+        shape: the size of each dimension, or its name where it may be any.
+        sizes: of the example, by those names.
+    """
+
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+    sizes: dict[str, int] = SIZES
+
+    @property
+    def example(self) -> torch.Tensor:
+        return torch.ones([self.sizes.get(size, size) for size in self.shape], dtype=self.dtype)
+
+    @property
+    def axes(self) -> dict[int, str]:
+        """The names of the dimensions that may have any size."""
+        return {axis: size for axis, size in enumerate(self.shape) if isinstance(size, str)}
+
+
+def ids(*shape: int | str) -> Input:
+    return Input(shape, torch.long)
+
+
+def states(*shape: int | str) -> Input:
+    return Input(shape, torch.float32)
 
 
 class Graph(NamedTuple):
-    """What becomes a graph.
-
-    Args:
-        module: called with the inputs by name, gives a dict of tensors.
-        inputs: an example.
-        axes: the names of the dimensions of each input that may have any size.
-    """
+    """What becomes a graph: a module that is called with the inputs by name, and gives a dict of tensors."""
 
     module: nn.Module
-    inputs: dict[str, torch.Tensor]
-    axes: dict[str, dict[int, str]]
+    inputs: dict[str, Input]
 
 
 class ByName(nn.Module):
@@ -116,74 +140,59 @@ class TextGraph(nn.Module):
 
 def graphs_of(model: FlipForCTR) -> dict[str, Graph]:
     """The graphs of a model, by their names."""
-    flip, config, rows, joint = model.flip, model.config, USERS * CANDIDATES_EACH, model.fusion is not None
+    flip, config, joint = model.flip, model.config, model.fusion is not None
     on_ids = flip.id_tower is not None and flip.id_tower.history is not None
     on_text = flip.text_interaction is not None and flip.text_interaction.history is not None
 
-    def ids(of_histories: str, histories: int) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, str]]]:
-        inputs, axes = {}, {}
-        if flip.id_tower is not None:
-            inputs["feature_ids"], axes["feature_ids"] = zeros(rows, config.num_slots), {0: "rows"}
+    def features(whose: str) -> dict[str, Input]:
+        """The inputs that are no text; histories are of rows, or of users who share them."""
+        inputs = {"feature_ids": ids("rows", config.num_slots)} if flip.id_tower is not None else {}
         if on_ids:
-            inputs["history_ids"] = zeros(histories, ENTRIES, len(config.history_slots))
-        if on_ids or on_text:
-            inputs["history_outcomes"] = zeros(histories, ENTRIES)
-        return inputs, axes | {name: {0: of_histories, 1: "entries"} for name in inputs if name != "feature_ids"}
+            inputs["history_ids"] = ids(whose, "entries", len(config.history_slots))
+        return inputs | ({"history_outcomes": ids(whose, "entries")} if on_ids or on_text else {})
 
     if flip.text_encoder is None:
-        return {MODEL: Graph(ClickGraph(CandidateModel(model), joint), *ids("users", USERS))}
-    inputs, axes = ids("rows", rows)
-    prompts = PROMPTS if config.prompts == "entity" else rows
-    inputs |= {"input_ids": zeros(prompts, TOKENS), "attention_mask": zeros(prompts, TOKENS) + 1}
-    of_prompts = {0: "prompts" if config.prompts == "entity" else "rows", 1: "tokens"}
-    axes |= {"input_ids": of_prompts, "attention_mask": of_prompts}
+        return {MODEL: Graph(ClickGraph(CandidateModel(model), joint), features("users"))}
+    whose = "rows" if flip.text_interaction is None else "prompts"
+    texts = {"input_ids": ids(whose, "tokens"), "attention_mask": ids(whose, "tokens")}
     if flip.text_interaction is None:
-        return {MODEL: Graph(ClickGraph(model, joint), inputs, axes)}
-    entities, size = len(flip.entities), config.text_config.hidden_size
-    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    text_axes = dict.fromkeys(texts, of_prompts) | {"prompt_index": {0: "sets"}}
-    inputs["prompt_index"] = zeros(rows, entities + (ENTRIES if on_text else 0))
-    axes["prompt_index"] = {0: "rows"} | ({1: "entities_and_entries"} if on_text else {})
-    kept, kept_axes = ids("users", USERS)
-    rank = flip.text_interaction.product.in_features
-    kept |= {f"item_{name}": torch.zeros(rows, width) for name, width in (("own", size), ("factors", rank))}
-    kept |= {f"user_{name}": torch.zeros(USERS, width) for name, width in (("own", size), ("factors", rank))}
-    kept_axes |= {name: {0: name.replace("item", "row").split("_")[0] + "s"} for name in kept if name not in kept_axes}
+        return {MODEL: Graph(ClickGraph(model, joint), features("rows") | texts)}
+    entities, size, rank = len(flip.entities), config.text_config.hidden_size, flip.text_interaction.product.in_features
+    index, both = ids("rows", entities), "entities_and_entries"
     if on_text:
-        kept["item_query"], kept_axes["item_query"] = torch.zeros(rows, ATTENTION_DIM), {0: "rows"}
-        kept["history_entry"] = torch.zeros(USERS, ENTRIES, 2 * ATTENTION_DIM)
-        kept_axes["history_entry"] = {0: "users", 1: "entries"}
+        index = Input(("rows", both), torch.long, SIZES | {both: entities + SIZES["entries"]})
+    kept = {"item_own": states("rows", size), "item_factors": states("rows", rank)}
+    kept |= {"user_own": states("users", size), "user_factors": states("users", rank)}
+    if on_text:
+        kept["item_query"] = states("rows", ATTENTION_DIM)
+        kept["history_entry"] = states("users", "entries", 2 * ATTENTION_DIM)
     return {
-        MODEL: Graph(ClickGraph(model, joint), inputs, axes),
-        CANDIDATES: Graph(ClickGraph(CandidateModel(model), joint), kept, kept_axes),
-        TEXTS: Graph(TextGraph(model), texts | {"prompt_index": zeros(7 * USERS, entities)}, text_axes),
+        MODEL: Graph(ClickGraph(model, joint), features("rows") | texts | {"prompt_index": index}),
+        CANDIDATES: Graph(ClickGraph(CandidateModel(model), joint), features("users") | kept),
+        TEXTS: Graph(TextGraph(model), texts | {"prompt_index": ids("sets", entities)}),
     }
-
-
-def zeros(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.long)
 
 
 def write_graph(name: str, graph: Graph, folder: Path) -> Path:
     """Writes a graph as ONNX; returns the file. `ValueError` where it cannot be one: names the part of the model."""
-    shapes = {one: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for one, axes in graph.axes.items()}
-    path = folder / f"{name}.onnx"
+    path, axes = folder / f"{name}.onnx", {one: given.axes for one, given in graph.inputs.items()}
+    example = {one: given.example for one, given in graph.inputs.items()}
     try:
         with torch.no_grad(), quiet():
-            outputs = list(graph.module(**graph.inputs))
+            outputs = list(graph.module(**example))
             exported = torch.export.export(
                 ByName(graph.module),
-                (graph.inputs,),
-                dynamic_shapes=(shapes,),
-                # that there are as many rows for each user is no size that the trace must know
+                (example,),
+                dynamic_shapes=({one: dict.fromkeys(names, torch.export.Dim.DYNAMIC) for one, names in axes.items()},),
+                # that each user has as many rows is known when the graph runs
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
             program = torch.onnx.export(
                 exported,
-                input_names=list(graph.inputs),
+                input_names=list(example),
                 output_names=outputs,
                 opset_version=OPSET,
-                dynamic_shapes=(graph.axes,),
+                dynamic_shapes=(axes,),
                 verbose=False,
             )
             program.save(path)
@@ -231,6 +240,7 @@ def quantized(path: Path) -> None:
     small = path.with_name(f"int8-{path.name}")
     with quiet():
         quantize_dynamic(path, small, weight_type=QuantType.QInt8, per_channel=True)
+    remove(path)
     small.replace(path)
 
 
@@ -239,7 +249,13 @@ def as_openvino(path: Path) -> None:
     import openvino
 
     openvino.save_model(openvino.convert_model(path), path.with_suffix(ENDINGS["openvino"]), compress_to_fp16=False)
-    path.unlink()
+    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes an ONNX file, and the weights beside it, which one of more than 2 GB has."""
+    for one in path.parent.glob(f"{path.name}*"):
+        one.unlink()
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -336,9 +352,15 @@ def check_installed(format: str) -> None:
 
 def checkpoint_digest(model: FlipForCTR, processor: FlipProcessor) -> str:
     """Of all that a model's graphs are made from."""
-    config = model.config.to_diff_dict()
-    of_saving = ("_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version")
-    return digest({"config": {k: v for k, v in config.items() if k not in of_saving}} | processor.fingerprint, [model])
+
+    def settings(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: settings(value) if isinstance(value, dict) else value
+            for name, value in values.items()
+            if name not in OF_SAVING
+        }
+
+    return digest({"config": settings(model.config.to_dict()), "processor": processor.fingerprint}, [model])
 
 
 def run(args: ExportArguments) -> dict[str, Any]:
