@@ -22,7 +22,7 @@ from flip_ctr.benchmarks.children import write_rows
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.prepare.markdown import markdown_table
 from flip_ctr.serve.item_files import read_items
-from flip_ctr.serve.ranker import FlipRanker
+from flip_ctr.serve.ranker import BACKENDS, FlipRanker
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
@@ -35,6 +35,7 @@ BARE = "bare ID tower"
 class LatencyArguments(Options):
     models: list[str] = required("fine-tuned checkpoints, an ID-only one first", path=True)
     dataset_dir: str = required("dataset folder whose items are ranked for users of its test split", path=True)
+    backends: list[str] = option(["torch"], "what computes requests: torch, onnx", choices=BACKENDS)
     candidates: int = option(1000, "items a request ranks", at_least=1)
     turns: int = option(200, "requests", at_least=10)
     seed: int = option(0, "seed of the candidates", at_least=0)
@@ -64,11 +65,12 @@ def run(args: LatencyArguments) -> list[dict]:
     for path in args.models:
         model, processor = load_click_model(path)
         items = read_items(args.dataset_dir, processor)
-        ranker = FlipRanker(model, processor, items)
-        asked = requests(args, ranker)
-        if not calls:
-            calls[BARE] = [bare_tower(ranker, items, asked[0]["user"], args.candidates)] * len(asked)
-        calls[Path(path).name] = [partial(ranker.rank, **one) for one in asked]
+        for backend in args.backends:
+            ranker = FlipRanker(model, processor, items, backend=backend)
+            asked = requests(args, ranker)
+            if not calls:
+                calls[BARE] = [bare_tower(ranker, items, asked[0]["user"], args.candidates)] * len(asked)
+            calls[f"{Path(path).name}, {backend}"] = [partial(ranker.rank, **one) for one in asked]
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(args.turns + WARM_UP):
         for name, some in calls.items():
