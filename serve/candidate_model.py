@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
+
+OUTPUTS = (*PROBABILITIES, "id_weight")  # of the model's output, what is said of a candidate
 
 
 class TextParts(NamedTuple):
@@ -56,7 +59,8 @@ class CandidateModel(nn.Module):
             history_entry: `(U, n, 128)` of the items in the histories.
             history_ids, history_outcomes: `(U, n, slots of an item)` and `(U, n)`, see [`FlipModel.forward`].
 
-        Returns `logits`, and of strategy `joint` `id_logits`, `text_logits` and `id_weight`: `(U C, 1)` each.
+        Returns `logits`, and of strategy `joint` `id_logits` and `text_logits`, `(U C, 1)` each, and `id_weight`,
+        `(U C, 1)` or `(1,)`.
         """
         flip, text_state, id_state = self.model.flip, None, None
         if item_own is not None:

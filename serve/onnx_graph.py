@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
-from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.serve.candidate_model import OUTPUTS
 from flip_ctr.serve.export import (
     CANDIDATES,
     FORMAT,
@@ -26,7 +26,7 @@ from flip_ctr.serve.export import (
 
 class OnnxGraph:
     """An ONNX file as a function of torch tensors on the CPU: takes what [`CandidateModel`] takes (of a model with row
-    prompts, what [`FlipForCTR`] takes), and returns the log odds by the names of the model's output. ONNX Runtime
+    prompts, what [`FlipForCTR`] takes), and returns the `OUTPUTS` by the names of the model's output. ONNX Runtime
     computes it on as many threads as torch has when this is built."""
 
     def __init__(self, path: str | Path):
@@ -38,7 +38,7 @@ class OnnxGraph:
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {one.name: one.type for one in self.session.get_inputs()}
         outputs = [one.name for one in self.session.get_outputs()]
-        self.outputs = [name for name in PROBABILITIES if name in outputs]
+        self.outputs = [name for name in OUTPUTS if name in outputs]
 
     def __call__(self, **given: torch.Tensor) -> dict[str, torch.Tensor]:
         dtypes = {"tensor(int64)": torch.int64, "tensor(float)": torch.float32}

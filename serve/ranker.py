@@ -3,6 +3,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import EncodedRows
 from flip_ctr.modeling_flip.rows_flip import RawRows, column_of, named_columns
 from flip_ctr.modeling_flip.values_flip import Value
-from flip_ctr.serve.candidate_model import CandidateModel, TextParts
+from flip_ctr.serve.candidate_model import OUTPUTS, CandidateModel, TextParts
 from flip_ctr.serve.catalogue import MANIFEST, Catalogue, joined, key_field
 from flip_ctr.serve.digests import digest
 from flip_ctr.serve.item_files import read_items
@@ -203,6 +204,11 @@ class FlipRanker:
         return self._users.fields
 
     @property
+    def item_fields(self) -> list[FlipField]:
+        """The fields that items have; the key is not among them where it is no field of the model."""
+        return self._items.fields
+
+    @property
     def probabilities(self) -> list[str]:
         """What answers say of an item beside its key."""
         names = list(PROBABILITIES.values())
@@ -229,6 +235,13 @@ class FlipRanker:
         encoded = self._encode_items(RawRows.of(items))
         with self._changing:
             self.catalogue = self.catalogue.with_items(encoded)
+
+    def with_items(self, items: Any) -> "FlipRanker":
+        """A ranker of the same model with these items too, as of `add_items`; this one stays as it is."""
+        other = copy(self)
+        other._changing = threading.Lock()
+        other.catalogue = self.catalogue.with_items(self._encode_items(RawRows.of(items)))
+        return other
 
     def remove_items(self, keys: Sequence) -> None:
         """Items that are not to be ranked any more; histories may still name them. `ValueError` where there is none of
@@ -316,8 +329,9 @@ class FlipRanker:
                 order = order[~np.isin(numbers[row, order], excluded[row])]
             order = order[:top_k]
             columns = [catalogue.answers[numbers[row, order]].tolist()]
-            columns += [expit(np.float64(values[row, order])).tolist() for values in logits.values()]
-            names = [self.key.name, *(PROBABILITIES[name] for name in logits)]
+            parts = [name for name in PROBABILITIES if name in logits]
+            columns += [expit(np.float64(logits[name][row, order])).tolist() for name in parts]
+            names = [self.key.name, *(PROBABILITIES[name] for name in parts)]
             answers.append([dict(zip(names, values)) for values in zip(*columns)])
         return answers if many else answers[0]
 
@@ -328,8 +342,9 @@ class FlipRanker:
         history: Sequence | None = None,
         context: Mapping | Sequence[Mapping] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The log odds of candidates that all users share, as of `rank`: `(U, C)` by the names of the model's output,
-        in the order of the candidates (of `catalogue.keys[catalogue.shown]` when not given)."""
+        """The log odds of candidates that all users share, as of `rank`, and for strategy `joint` the weight of the ID
+        tower in them (`id_weight`): `(U, C)` by the names of the model's output, in the order of the candidates (of
+        `catalogue.keys[catalogue.shown]` when not given)."""
         catalogue = self.catalogue
         read, _ = self._read_users(catalogue, users, history, context)
         return self._score(catalogue, read, self._read_candidates(catalogue, candidates, read))
@@ -442,7 +457,7 @@ class FlipRanker:
 
     @torch.no_grad()
     def _score(self, catalogue: Catalogue, users: Users, candidates: Candidates) -> dict[str, np.ndarray]:
-        """The log odds of all candidates, `(U, C)` by the names of the model's output."""
+        """The `OUTPUTS` of all candidates, `(U, C)` by the names of the model's output."""
         width = candidates.numbers.shape[1]
         numbers = np.broadcast_to(candidates.numbers, (users.count, width))
         slots = [*map(self._users.slots, (users.columns, candidates.columns))]
@@ -468,10 +483,11 @@ class FlipRanker:
                 else:
                     of_users = text and TextParts(*(part if part is None else part[some] for part in text))
                     logits = self._compute(**self._inputs(catalogue, picked, feature_ids, of_users, history))
-                for name in PROBABILITIES:
+                for name in OUTPUTS:
                     if name in logits:
                         values = found.setdefault(name, np.empty(numbers.shape, np.float32))
-                        values[block] = logits[name].float().cpu().numpy().reshape(picked.shape)
+                        of_rows = logits[name].float().expand(picked.numel(), 1)  # one weight may be for all rows
+                        values[block] = of_rows.cpu().numpy().reshape(picked.shape)
         return found
 
     def _inputs(self, catalogue, picked, feature_ids, text, history) -> dict[str, torch.Tensor]:
@@ -521,8 +537,9 @@ class FlipRanker:
             batch = rows.batch(order[start : start + ROW_PROMPTS_AT_ONCE])
             found.append(self._compute(**{name: torch.from_numpy(part).to(ids.device) for name, part in batch.items()}))
         back = torch.from_numpy(np.argsort(order)).to(ids.device)
-        names = PROBABILITIES if self.model.fusion is not None else ["logits"]
-        return {name: torch.cat([one[name] for one in found])[back] for name in names}
+        names = OUTPUTS if self.model.fusion is not None else ["logits"]
+        whole = {name: torch.cat([one[name].expand(len(one["logits"]), 1) for one in found]) for name in names}
+        return {name: values[back] for name, values in whole.items()}
 
 
 def model_digest(model: FlipForCTR, processor: FlipProcessor) -> str:

@@ -15,9 +15,10 @@ OWN = {
 KINDS = [
     r"flip_ctr/(__init__|configuration_flip)\.py",
     r"flip_ctr/modeling_flip/\w+\.py",
-    r"flip_ctr/(data|train)/(\w+/)?\w+\.py",
+    r"flip_ctr/(data|train|serve)/(\w+/)?\w+\.py",
     r"flip_ctr/train/accelerate_configs/\w+\.yaml",
     r"flip_ctr/train/presets/\w+\.yaml",
+    r"flip_ctr/serve/templates/[\w.]+",
     r"flip_ctr/model_cards/template\w*\.md",
     r"flip_ctr/py\.typed",
     r"flip_ctr_command/__init__\.py",

@@ -82,6 +82,11 @@ def test_scores_are_those_of_the_joined_rows(tokenizer, text_config, kind, promp
     logits = ranker.score(users[:2])
     probabilities = [[score["click_probability"] for score in scores] for scores in expected[:2]]
     np.testing.assert_allclose(1 / (1 + np.exp(-logits["logits"])), probabilities, atol=1e-5)
+    assert ("id_weight" in logits) == (model.fusion is not None)
+    if "id_weight" in logits:
+        weighted = logits["id_weight"] * logits["id_logits"] + (1 - logits["id_weight"]) * logits["text_logits"]
+        np.testing.assert_allclose(logits["logits"], weighted, atol=1e-5)
+        assert logits["id_weight"].shape == logits["logits"].shape
 
 
 @pytest.mark.parametrize("kind", ["id", "joint, gate", "plm", "frozen"])
