@@ -247,7 +247,7 @@ class _Page:
     def _new(self, history: History, values: Sequence) -> str:
         user, item = self._read(values)
         if all(value is None for value in item.values()):
-            raise ValueError(f"write at least the new item's {self.trial.label_field.wording}")
+            raise ValueError(f"Write at least the new item's {self.trial.label_field.wording}")
         key = self.trial.unused_key()
         after = self.trial.rank_with(user, history, item | {self.trial.ranker.key.name: key})
         return self._moved(None, after, str(key), history)

@@ -165,7 +165,7 @@ class Trial:
         is none."""
         said = " ".join(str(chosen or "").split())
         if not said:
-            raise ValueError("find an item first: type a part of its name")
+            raise ValueError("Find an item first: type a part of its name")
         if said in self.catalogue.known:
             return said
         keys = [key for key, number in self.catalogue.known.items() if self._searched[number] == said.casefold()]

@@ -1,4 +1,5 @@
-"""A Hub in memory for the real client: create, commit, LFS, tree, resolve, of models, on the loopback interface.
+"""A Hub in memory for the real client: create, commit, LFS, tree, resolve, of models and Spaces, on the loopback
+interface. A Space is under `spaces/` and its name.
 
 It does not cover Xet, permissions, card validation by the server, or anything else of the real Hub.
 """
@@ -84,6 +85,10 @@ class FakeHub:
         if path == "/api/repos/create":
             j = json.loads(body)
             rid = f"{j.get('organization') or 'tester'}/{j['name']}"
+            if j.get("type") == "space":
+                if j.get("sdk") != "gradio":
+                    return 400, {}, {"error": "sdk"}
+                rid = f"spaces/{rid}"
             if rid in self.repos:
                 return 409, {}, {"error": "exists", "url": f"{self.url}/{rid}"}
             self.private[rid] = j.get("private") or j.get("visibility") == "private"
@@ -94,7 +99,7 @@ class FakeHub:
                 return 422, {}, {"error": "sha256"}
             self.blobs[m[1]] = body
             return 200, {}, {}
-        if m := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+        if m := re.fullmatch(r"/((?:spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             objs = [
                 {
                     "oid": o["oid"],
@@ -108,8 +113,9 @@ class FakeHub:
                 for o in json.loads(body)["objects"]
             ]
             return 200, {}, {"transfer": "basic", "objects": objs}
-        if m := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(preupload|commit|tree|revision|branch)/(.+))?", path):
-            repo, what, rest = m[1], m[2], m[3]
+        inside = r"([^/]+/[^/]+)(?:/(preupload|commit|tree|revision|branch)/(.+))?"
+        if m := re.fullmatch(rf"/api/(models/|spaces/){inside}", path):
+            repo, what, rest = m[1].removeprefix("models/") + m[2], m[3], m[4]
             if repo not in self.repos:
                 return self.err(404, "RepoNotFound")
             rev, _, sub = (rest or "main").partition("/")
@@ -166,7 +172,7 @@ class FakeHub:
                 200,
                 {},
                 {
-                    "id": repo,
+                    "id": repo.removeprefix("spaces/"),
                     "modelId": repo,
                     "sha": c[0],
                     "private": bool(self.private[repo]),

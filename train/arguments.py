@@ -296,6 +296,12 @@ ROW_FILES = (
     "patterns"
 )
 
+ITEM_FILE = (
+    "a file with a row for each (.parquet, .csv, .jsonl, ...), a dataset folder, or a catalogue that FlipRanker.save "
+    "has written"
+)
+ITEM_KEY = "column that tells items apart, where the model's fields do not say it"
+
 
 EVENTS = (
     "file with what users did, an event a row: the user's key, the item's key and `clicked`, which histories are made "
@@ -414,11 +420,7 @@ class RankArguments(LoadingOptions, ScoringOptions):
     """Of `flip-ctr rank`."""
 
     model_name_or_path: str = required(CLICK_MODEL, model=True)
-    items: str = required(
-        "the items to rank: a file with a row for each (.parquet, .csv, .jsonl, ...), a dataset folder, or a catalogue "
-        "that FlipRanker.save has written",
-        path=True,
-    )
+    items: str = required(f"the items to rank: {ITEM_FILE}", path=True)
     users: list[str] = required(f"a row for each user: {ROW_FILES}", path=True)
     output: str = required(
         "file to write, a row for each user and item, best first (.parquet, .csv, .jsonl); it appears when all are "
@@ -426,7 +428,7 @@ class RankArguments(LoadingOptions, ScoringOptions):
         path=True,
     )
     top_k: int = option(10, "items a user", at_least=1)
-    item_key: str | None = option(None, "column that tells items apart, where the model's fields do not say it")
+    item_key: str | None = option(None, ITEM_KEY)
     candidates: str | None = option(
         None, "column of the users with the list of the keys that are ranked for each; the whole catalogue without it"
     )
@@ -470,6 +472,41 @@ class ExportArguments(LoadingOptions):
     def check(self) -> None:
         if self.quantize is not None and self.format != "onnx":
             raise ValueError(f"--quantize {self.quantize} is for --format onnx; got --format {self.format}")
+
+
+@dataclass
+class SpaceArguments(LoadingOptions):
+    """Of `flip-ctr space`."""
+
+    model_name_or_path: str = required(
+        f"{CLICK_MODEL}; the Space names a model of the Hub, and has a copy of one in a folder", model=True
+    )
+    items: str = required(f"the items to rank, which the Space publishes: {ITEM_FILE}", path=True)
+    output_dir: str = required("folder for the Space", path=True)
+    overwrite_output_dir: bool = option(False, "replace the folder of a former Space", private=True)
+    users: list[str] | None = option(
+        None,
+        "users to choose from on the page, with what the model reads of them: the Space PUBLISHES a sample of them; "
+        f"a row for each user, {ROW_FILES}",
+        path=True,
+    )
+    num_users: int = option(20, "size of that sample", at_least=1)
+    seed: int = option(42, "seed of that sample", at_least=0, at_most=MAX_SEED)
+    item_key: str | None = option(None, ITEM_KEY)
+    space_title: str | None = option(None, "title of the page; the model's name when not given")
+    license: str | None = option(None, "of the Space, such as mit; the licence of the model's card when not given")
+    top_k: int = option(10, "items that the page shows at first", at_least=1, at_most=100)
+    push_to_hub: bool = option(False, "publish the Space, with the token of `hf auth login` or HF_TOKEN", private=True)
+    hub_model_id: str | None = option(
+        None, "Space to publish to, e.g. org/try-flip; the output folder's name when not given", private=True
+    )
+    hub_private_repo: bool = option(False, "make a new Space private", private=True)
+
+    def check(self) -> None:
+        if self.users is None:
+            self.no_effect("without --users", num_users=None, seed=None)
+        if not self.push_to_hub:
+            self.no_effect("without --push_to_hub", hub_model_id=None, hub_private_repo=False)
 
 
 @dataclass

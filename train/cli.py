@@ -40,6 +40,9 @@ COMMANDS = {
     "rank": Command("serve.rank", "RankArguments", "the best items of a catalogue for the users of a file"),
     "embed": Command("serve.embed", "EmbedArguments", "vectors of items or users, of ids and of text"),
     "export": Command("serve.export", "ExportArguments", "a click model as graphs for ONNX Runtime or OpenVINO"),
+    "space": Command(
+        "serve.space", "SpaceArguments", "a page to try a model: a Hugging Face Space, as a folder or published"
+    ),
     "push": Command("train.push", "PushArguments", "publish a checkpoint on the Hugging Face Hub"),
     "demo": Command("train.demo", "DemoArguments", "the whole pipeline on a generated catalogue, or on real data"),
 }
@@ -55,6 +58,7 @@ MEANT = {
     "rank": "recommend recommendations ranking rerank top_k topk",
     "embed": "embedding embeddings vectors encode export_embeddings",
     "export": "onnx openvino convert quantize",
+    "space": "page app gradio ui web spaces",
     "push": "upload publish share",
     "demo": "example quickstart",
 }

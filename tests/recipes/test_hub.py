@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, RepoCard
 from loopback_hub import FakeHub
 from safetensors.torch import load as load_safetensors
 from transformers import AutoModel, AutoProcessor
@@ -179,6 +179,34 @@ def test_nothing_secret_and_no_path_is_published(hub, pushed, dataset_dir, pretr
             os.getcwd(),
         ):
             assert secret.encode() not in content, (name, secret)
+
+
+def test_a_space_of_a_published_model_is_published(hub, worker, pushed, dataset_dir, tmp_path):
+    asked = ["--items", dataset_dir, "--output_dir", tmp_path / "s", "--hub_model_id", "org/try", "--hub_private_repo"]
+    command(worker, "space", "--model_name_or_path", "org/flip-tiny", *asked, "--push_to_hub")
+    files = published(hub, "spaces/org/try")
+    assert set(files) == {"README.md", "app.py", "requirements.txt", "items.parquet"}
+    assert hub.private["spaces/org/try"] and "org/try" not in hub.repos
+    card = RepoCard(files["README.md"].decode())
+    assert card.data.to_dict()["models"] == ["org/flip-tiny"] and "(https://huggingface.co/org/flip-tiny)" in card.text
+    assert "FlipRanker.from_pretrained('org/flip-tiny', " in files["app.py"].decode()
+    hub.repos["spaces/org/try"][-1][1]["users.parquet"] = b"of a former Space"
+    command(worker, "space", "--model_name_or_path", pushed, *asked, "--push_to_hub", "--overwrite_output_dir")
+    files = published(hub, "spaces/org/try")
+    assert "users.parquet" not in files and "model/model.safetensors" in files
+    said = command(
+        worker,
+        "space",
+        "--model_name_or_path",
+        pushed,
+        *asked[:4],
+        "--push_to_hub",
+        "--hub_model_id",
+        "org/full/x",
+        "--overwrite_output_dir",
+        code=2,
+    )
+    assert "--hub_model_id org/full/x" in said
 
 
 ELSEWHERE = """

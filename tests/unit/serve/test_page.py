@@ -2,14 +2,18 @@
 
 import json
 import re
+from copy import copy
 
 import past
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from test_ranker import made, parted
 
 from flip_ctr import FlipField, FlipRanker
+from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.page import build_page
+from flip_ctr.serve.space import items_table
 from flip_ctr.serve.trial import NEW_ITEM, Trial
 
 SCRIPT = "<script>alert(1)</script>"
@@ -22,17 +26,22 @@ def page_of(ranker, users=(), **more):
     return {one.fn.__name__: one.fn for one in blocks.fns.values()}, blocks
 
 
-@pytest.fixture(scope="module")
-def shown(tokenizer, text_config):
-    """A model that reads histories, its ranker, users with histories, and a page of them."""
+def strange_items(tokenizer, text_config):
+    """A ranker of a model that reads histories, users with histories, and the items; a title and a zip code look like
+    code."""
     rows = past.past_rows()
     model, processor = made(rows, past.FIELDS, tokenizer, text_config, prompts="entity", fusion="gate")
     _, items = parted(rows)
     items[0] = items[0] | {"title": STRANGE}
-    users = list(
-        {row["user_id"]: {n: row[n] for n in ("user_id", "age", "zip_code", "history")} for row in rows}.values()
-    )
-    ranker = FlipRanker(model, processor, items)
+    of_user = ("user_id", "age", "zip_code", "history")
+    users = list({row["user_id"]: {name: row[name] for name in of_user} for row in rows}.values())
+    users[0]["zip_code"] = STRANGE
+    return FlipRanker(model, processor, items), users, items
+
+
+@pytest.fixture(scope="module")
+def shown(tokenizer, text_config):
+    ranker, users, items = strange_items(tokenizer, text_config)
     return ranker, users, items, page_of(ranker, users)[0]
 
 
@@ -93,7 +102,7 @@ def test_a_changed_title_moves_an_item_for_its_visitor_alone(shown):
     html = page["on_change"]("104", history, *values, "Another film", genre)
     changed = ranker.with_items([{"movie_id": 104, "title": "Another film", "genre": "Drama, Romance"}]).rank(users[1])
     was, now = ([row["movie_id"] for row in one].index(104) + 1 for one in (before, changed))
-    assert f"rank {was} → {now} of {len(items)}" in html and "No training row had this title:" in html
+    assert f"rank {was} → {now} of {len(items)}" in html and "lack this title:" in html
     assert re.search(r'flip-chosen"><td class="flip-rank">(\d+)</td>\s*<td class="flip-item"><b>Another', html)[
         1
     ] == str(now)
@@ -109,7 +118,7 @@ def test_a_new_item_is_placed_by_its_text(shown):
     html = page["on_new"](history, *values, "A film that nobody knows", "Comedy")
     new = ranker.with_items([{"movie_id": 109, "title": "A film that nobody knows", "genre": "Comedy"}])
     place = [row["movie_id"] for row in new.rank(users[2])].index(109) + 1
-    assert f"would be number {place} of {len(items) + 1}" in html and "this movie id, title:" in html
+    assert f"would be number {place} of {len(items) + 1}" in html and "lack this movie id and title:" in html
     assert 4 <= len(places(html)) <= 7 and places(html)["A film that nobody knows"] == str(place)
     assert len(ranker) == len(items)
 
@@ -119,11 +128,11 @@ def test_a_new_item_is_placed_by_its_text(shown):
     [
         ("on_rank", (5, [], "1", "old", "0"), "age: expected int, got str &#39;old&#39;"),
         ("on_rank", (5, [], "1", f"{SCRIPT}", "0"), "&lt;script&gt;"),
-        ("on_add", ([], None, 1), "find an item first"),
+        ("on_add", ([], None, 1), "Find an item first"),
         ("on_add", ([], SCRIPT, 1), "there is no such item"),
         ("on_item", ("999",), "999: there is no such item"),
-        ("on_change", (None, [], "1", "20", "0", "A", "B"), "find an item first"),
-        ("on_new", ([], "1", "20", "0", "", ""), "write at least the new item&#39;s title"),
+        ("on_change", (None, [], "1", "20", "0", "A", "B"), "Find an item first"),
+        ("on_new", ([], "1", "20", "0", "", ""), "Write at least the new item&#39;s title"),
     ],
 )
 def test_what_is_wrong_is_said(shown, name, arguments, message):
@@ -158,7 +167,7 @@ def test_models_of_one_tower_have_no_columns_of_two(tokenizer, text_config):
         labels = [one["props"].get("label") for one in blocks.get_config_file()["components"]]
         assert "What they had before" in labels and "on_user" in page
         assert "would be number" in page["on_new"]([], "1", "20", "00139", "x", "y")
-        assert ("No training row" in page["on_new"]([], "1", "20", "00139", "x", "y")) == (kind["strategy"] == "id")
+        assert ("vocabularies lack" in page["on_new"]([], "1", "20", "00139", "x", "y")) == (kind["strategy"] == "id")
 
 
 def test_inputs_are_made_from_fields_and_vocabularies(tokenizer, text_config):
@@ -190,8 +199,9 @@ def test_inputs_are_made_from_fields_and_vocabularies(tokenizer, text_config):
         assert "the same place" in page["on_change"](str(item["movie_id"]), [], *page["on_user"](0)[2:], *values)
 
 
-def test_values_survive_their_inputs(tokenizer, text_config):
-    """Decimal commas, a separator inside a value, booleans; and keys of every type."""
+@pytest.fixture(scope="module")
+def shop(tokenizer, text_config):
+    """A ranker of items with decimal commas, a separator inside a value, booleans and nulls, and their fields."""
     fields = [
         FlipField("who", entity="user", key=True, sides=("id",)),
         FlipField("code", entity="item", key=True, sides=("id",)),
@@ -202,7 +212,11 @@ def test_values_survive_their_inputs(tokenizer, text_config):
     items = [{"code": f"c{n}", "price": n / 2, "tags": ["a|b", "c"], "sold": bool(n % 2)} for n in range(4)]
     items.append({"code": NEW_ITEM, "price": 3.0, "tags": None, "sold": None})
     rows = [item | {"who": f"u{n}"} for n, item in enumerate(items)]
-    ranker = FlipRanker(*made(rows, fields, tokenizer, text_config, prompts="entity"), items)
+    return FlipRanker(*made(rows, fields, tokenizer, text_config, prompts="entity"), items), items, fields
+
+
+def test_values_survive_their_inputs(shop):
+    ranker, items, fields = shop
     trial = Trial(ranker)
     assert trial.choices(fields[2]) == ["0", "0,5", "1", "1,5", "3"] and trial.choices(fields[4]) == ["true", "false"]
     assert trial.unused_key() == f"{NEW_ITEM} 1"
@@ -215,6 +229,16 @@ def test_values_survive_their_inputs(tokenizer, text_config):
         trial.read(trial.item_fields, ["", [], None])
     with pytest.raises(ValueError, match="price: expected float"):
         trial.read(trial.item_fields, ["cheap", [], None])
+
+
+def test_a_space_has_the_same_items(shop, tmp_path):
+    """As typed columns: text with the decimals' sign of canonical values would be read otherwise."""
+    ranker = copy(shop[0])
+    ranker.remove_items(["c0"])
+    pq.write_table(items_table(ranker), tmp_path / "items.parquet")
+    again = FlipRanker(ranker.model, ranker.processor, read_items(str(tmp_path / "items.parquet"), ranker.processor))
+    assert again.catalogue.as_table().to_pylist() == shop[0].catalogue.as_table().to_pylist()[1:]
+    assert again.catalogue.ids.tolist() == shop[0].catalogue.ids.tolist()[1:]
 
 
 def test_items_of_one_name_are_told_apart(shown):
