@@ -8,7 +8,7 @@ import past
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from test_ranker import made, parted
+from serving import made, parted
 
 from flip_ctr import FlipField, FlipRanker
 from flip_ctr.serve.item_files import read_items
