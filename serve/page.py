@@ -19,7 +19,7 @@ from flip_ctr.train.options import public_name
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_ITEMS = 100  # that are shown
-FIRST = "Choose a user or a history, and press Rank."
+FIRST = "Say who the user is, or what they had before, and press Rank."
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 WHILE_TYPING: dict[str, Any] = HIDDEN | {"show_progress": "hidden", "trigger_mode": "always_last"}
 
@@ -87,7 +87,7 @@ class _Page:
             elem_id="flip-sample",
         )
         with gr.Accordion("The user's fields", open=not self.trial.users):
-            gr.HTML('<p class="flip-note">What is left empty is unknown to the model.</p>')
+            gr.HTML(self._framed('<p class="flip-note">What is left empty is unknown to the model.</p>'))
             with gr.Row():
                 self.user_inputs = self._inputs(fields, "user")
         self.history = gr.State([])
@@ -203,12 +203,14 @@ class _Page:
     def on_clear(self) -> tuple:
         return [], self._entries([])
 
-    def on_user(self, number: int) -> list:
+    def on_user(self, number: int | None) -> list:
+        if number is None:
+            return [gr.skip() for _ in range(2 + len(self.user_inputs))]
         values, history = self.trial.user(number)
         return [history, self._entries(history), *self._values(self.trial.ranker.user_fields, values)]
 
-    def on_rank(self, most: int, history: History, *values) -> str:
-        return self._answer(self._rank, most, history, values)
+    def on_rank(self, most: int | None, history: History, *values) -> str:
+        return self._answer(self._rank, most or self.top_k, history, values)
 
     def on_item(self, chosen: str | None) -> list:
         fields = self.trial.item_fields

@@ -69,6 +69,8 @@ def test_a_user_of_the_sample_is_ranked_for(shown):
     assert all(f">{weight:.2f}</span>" in html for weight in weights) and len(set(weights.round(4))) > 1
     assert "clicked before" in html and html.count("<tr") == 1 + len(items)
     assert page["on_rank"](2, history, *values).count("<tr") == 1 + 2
+    assert page["on_rank"](None, history, *values).count("<tr") == 1 + len(items)  # of an input that was emptied
+    assert len(page["on_user"](None)) == 2 + len(values)
 
 
 def test_a_history_is_clicked_together(shown):
