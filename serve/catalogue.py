@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,17 @@ class Catalogue:
     @cached_property
     def answers(self) -> np.ndarray:
         """`(N,)` the keys as rows have them: of type int, float or bool, or text."""
-        plain = {"int": int, "float": float, "bool": lambda value: value == "1"}.get(self.key.type)
+        plain = {"int": int, "float": float, "bool": lambda value: value == "true"}.get(self.key.type)
         return self.keys if plain is None else np.array([plain(key) for key in self.keys], object)
+
+    @cached_property
+    def version(self) -> str:
+        """A digest of the items, the same wherever the same ones stand in the same order."""
+        sink = pa.BufferOutputStream()
+        table = self.as_table()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return blake2b(sink.getvalue(), digest_size=6).hexdigest()
 
     def take(self, rows: np.ndarray) -> "Catalogue":
         """Some items, by their numbers."""

@@ -319,6 +319,8 @@ class FlipRanker:
         catalogue = self.catalogue
         users, many = self._read_users(catalogue, user, history, context)
         found = self._read_candidates(catalogue, candidates, users)
+        if not found.numbers.size:
+            return [[] for _ in range(users.count)] if many else []
         logits = self._score(catalogue, users, found)
         answers = []
         numbers, lengths = (np.broadcast_to(part, (users.count, *part.shape[1:])) for part in found[:2])

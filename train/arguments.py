@@ -243,6 +243,8 @@ class FinetuneArguments(TrainArguments, ClickOptions, BaseOptions):
 
 # --- the other commands
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 @dataclass(kw_only=True)
 class LoadingOptions(Options):
@@ -413,6 +415,74 @@ class PredictArguments(RowFileOptions, LoadingOptions, ScoringOptions):
         "local: this machine scores; pyspark: Spark does, from Parquet to a folder of Parquet files",
         choices=("local", "pyspark"),
     )
+
+
+@dataclass(kw_only=True)
+class ServeAddressOptions(Options):
+    title = "Address and access"
+
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 for those of other machines")
+    port: int = option(8000, "port to listen at", at_least=1, at_most=65535)
+    root_path: str | None = option(None, "path under which a proxy shows the server, e.g. /ranking")
+    api_key: str | None = option(
+        None,
+        "key that requests must bring as `Authorization: Bearer KEY`, all but /health, /ready and the API's page; "
+        "FLIP_CTR_API_KEY of the environment when not given, which does not show in lists of processes",
+        private=True,
+    )
+    log_level: str = option("info", "debug: a line a request too, without its data", choices=LOG_LEVELS)
+
+
+@dataclass(kw_only=True)
+class ServeLimitOptions(Options):
+    title = "Limits"
+
+    max_batch_size: int = option(
+        2048,
+        "rows (users times candidates) of waiting requests that are ranked together; 1: none are. More pay on a GPU",
+        at_least=1,
+    )
+    max_wait_ms: float = option(
+        0.0,
+        "milliseconds that a request waits for others to be ranked with, where the model has nothing else to do",
+        at_least=0,
+        at_most=1000,
+    )
+    max_queue: int = option(256, "requests that may wait; more are answered 429", at_least=1)
+    max_candidates: int = option(
+        100_000, "rows (users times candidates) of a request, or of a prediction; more are answered 422", at_least=1
+    )
+    max_request_bytes: int = option(2_000_000, "size of a request; a larger one is answered 413", at_least=1)
+    timeout: float = option(30.0, "seconds after which a request is answered 504", above=0, at_most=86_400)
+    shutdown_delay: float = option(
+        0.0,
+        "seconds between SIGTERM, from which on /ready says no, and the end of listening: as long as a load balancer "
+        "takes to notice",
+        at_least=0,
+        at_most=3600,
+    )
+
+
+@dataclass(kw_only=True)
+class ServeArguments(LoadingOptions, ServeAddressOptions, ServeLimitOptions):
+    """Of `flip-ctr serve`."""
+
+    model_name_or_path: str = required(CLICK_MODEL, model=True)
+    items: str = required(
+        "the items to rank: a file with a row for each, a dataset folder, or a catalogue that `FlipRanker.save` has "
+        "written",
+        path=True,
+    )
+    item_key: str | None = option(
+        None, "column of the items that tells them apart, where the model's fields do not say it"
+    )
+    reload_from: list[str] | None = option(
+        None,
+        "folders whose models and items /reload may name; without it, only those that the server started with are "
+        "read again",
+        path=True,
+    )
+    device: str | None = option(None, "where the model computes, e.g. cuda:1; a GPU where there is one")
 
 
 @dataclass

@@ -43,6 +43,7 @@ COMMANDS = {
     "space": Command(
         "serve.space", "SpaceArguments", "a page to try a model: a Hugging Face Space, as a folder or published"
     ),
+    "serve": Command("serve.server", "ServeArguments", "rank items and score rows over HTTP"),
     "push": Command("train.push", "PushArguments", "publish a checkpoint on the Hugging Face Hub"),
     "demo": Command("train.demo", "DemoArguments", "the whole pipeline on a generated catalogue, or on real data"),
 }
@@ -59,6 +60,7 @@ MEANT = {
     "embed": "embedding embeddings vectors encode export_embeddings",
     "export": "onnx openvino convert quantize",
     "space": "page app gradio ui web spaces",
+    "serve": "server deploy api http",
     "push": "upload publish share",
     "demo": "example quickstart",
 }

@@ -285,6 +285,40 @@ def options() -> dict[str, set[str]]:
     return found
 
 
+# --- requests to a server
+
+
+def test_requests_of_the_page_of_the_server(folder):
+    """Each is answered, by a server with the catalogue of the stand-ins."""
+    from fastapi.testclient import TestClient
+
+    from flip_ctr.serve.server import make_app
+    from flip_ctr.serve.service import Served
+
+    rows = read_split("D", "train").to_pandas()
+    rows[["movie_id", "title", "genre"]].drop_duplicates("movie_id").to_parquet("items.parquet")
+    requests = re.findall(r"<!-- ([A-Z]+) (/\w+) -->\n```json\n(.*?)^```", PAGES["docs/server.md"], re.M | re.S)
+    args = cli.arguments_of("serve")(model_name_or_path="M", items="items.parquet")
+    with TestClient(make_app(args, Served.load(args, ("M", "items.parquet")))) as client:
+        for method, route, text in requests:
+            answer = client.request(method, route, json=json.loads(text))
+            assert answer.status_code == 200, f"{method} {route}: {answer.text}"
+            if "skip" in text and route == "/rank":
+                assert len(answer.json()["items"]) == 2 and answer.json()["skipped"] == {"candidates": [9999]}
+    assert len(requests) == 5
+
+
+def test_the_image():
+    """What it installs and starts is there."""
+    text = (ROOT / "Dockerfile").read_text()
+    check_extras(re.search(r"pip install .* '(.*)'", text)[1])
+    program, command, *argv = json.loads(re.search(r"^ENTRYPOINT (.*)", text, re.M)[1])
+    arguments = parse(command, [*argv, "--model_name_or_path", "M", "--items", "items.parquet"])
+    assert program == "flip-ctr" and arguments.host == "0.0.0.0"
+    for line in (f"EXPOSE {arguments.port}", f"127.0.0.1:{arguments.port}/health", "USER flip"):
+        assert line in text
+
+
 # --- names, paths, links
 
 

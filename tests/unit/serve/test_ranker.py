@@ -132,6 +132,7 @@ def test_candidates_are_those_asked_for(joint):
     for user, found in zip(users, ranker.rank(users[:2], candidates=[104, 101])):
         assert by_key(found) == close(ranker.rank(user, [104, 101]))
     assert ranker.rank([], candidates=None) == []
+    assert ranker.rank(users[0], []) == [] and ranker.rank(users[:2], []) == [[], []]
 
 
 def test_many_rows_go_through_the_model_in_parts(joint, monkeypatch):
