@@ -140,6 +140,7 @@ def pushed(hub, worker, tmp_path_factory, dataset_dir, pretrained):
 
 def test_a_recipe_publishes_what_belongs_to_a_checkpoint(hub, pushed):
     files = published(hub, "org/flip-tiny")
+    assert b"class EndpointHandler" in files.pop("handler.py")
     assert set(files) == WEIGHTS | CODE | REPORTS | TOKENIZER | {"reliability.png"}
     assert hub.private["org/flip-tiny"]
     for name in set(files) - {"README.md"}:

@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
 from flip_ctr.modeling_flip.base_flip import naming_weights
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.fingerprint_flip import check_checkpoint, json_text
-from flip_ctr.modeling_flip.modeling_flip import FlipForPretraining, FlipModel
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipModel
 from flip_ctr.train.arguments import TrainArguments
 from flip_ctr.train.models.lora import is_adapter
 from flip_ctr.train.outputs.card import CARD, PLACEHOLDER, RECORD
@@ -26,6 +26,7 @@ from flip_ctr.train.outputs.run_log import logger
 # What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker
 # logs and files of the user stay out because they are not named here.
 PUBLISHED = (*WEIGHTS, *CODE, *PROCESSOR, RECORD, *REPORTS)
+HANDLER = "handler.py"  # of Inference Endpoints
 
 
 def published_files(folder: str) -> dict[str, str]:
@@ -85,6 +86,9 @@ def push_checkpoint(
 ) -> str:
     """Publishes a checkpoint folder in one commit: weights, processor, code, card, results, training arguments.
 
+    A model that predicts has a `handler.py` for Inference Endpoints: the folder's own, or else that of
+    `endpoint_handler.py`.
+
     Weights, code and processor files of an earlier upload that this checkpoint does not have are removed from the
     repository.
 
@@ -118,6 +122,9 @@ def push_checkpoint(
         files = {name: path for name, path in files.items() if not matches(name, WEIGHTS)} | without_heads(
             folder, config
         )
+    if architecture == FlipForCTR.__name__ and not is_adapter(folder):
+        own = os.path.join(folder, HANDLER)
+        files[HANDLER] = own if os.path.isfile(own) else os.path.join(os.path.dirname(__file__), "endpoint_handler.py")
     api = HfApi(token=token)
     try:
         # None where nothing is asked: an organisation may have its own default
