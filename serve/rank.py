@@ -51,6 +51,7 @@ def run(args: RankArguments) -> dict[str, int]:
         args.item_key,
         accelerator.device,
         base_model_name_or_path=args.base_model_name_or_path,
+        backend=args.backend,
     )
     users = UsersToRank(ranker, args)
     index, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process

@@ -25,13 +25,13 @@ from flip_ctr.serve.catalogue import MANIFEST, Catalogue, joined, key_field
 from flip_ctr.serve.digests import digest
 from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.row_side import RowSide
+from flip_ctr.train.arguments import BACKENDS
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.run_log import logger
 
 ROWS_AT_ONCE = 4096  # candidates that go through the model together
 USERS_REMEMBERED = 10_000  # distinct texts
 ROW_PROMPTS_AT_ONCE = 64  # the same of a model that reads their prompts
-BACKENDS = ("torch", "onnx")
 
 
 class Users(NamedTuple):
@@ -141,7 +141,7 @@ class FlipRanker:
         _check_items(processor, model, item_fields)
         others = [one for one in self._fields if one not in item_fields and not one.is_history]
         self._items = RowSide(model, processor, item_fields, True, dtype)
-        self._users = RowSide(model, processor, others, remembers=USERS_REMEMBERED)
+        self._users = RowSide(model, processor, others, remembers=USERS_REMEMBERED, lock=self._items.lock)
         self._item_slots = self._items.slots([one.name for one in item_fields])
         of_history = self._items.slots([one.name for one in fields_of_items(self._fields)])
         self._history_slots = [self._item_slots.index(slot) for slot in of_history]  # among those of items

@@ -4,6 +4,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class RowSide:
         reads_items: whether what histories read of items is wanted too.
         dtype: of what is kept of texts; as computed when None.
         remembers: of how many texts what was read last is remembered: many users have the same.
+        lock: of the tokenizer, where another side has it too.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class RowSide:
         reads_items: bool = False,
         dtype: torch.dtype | None = None,
         remembers: int = 0,
+        lock: AbstractContextManager | None = None,
     ):
         self.model, self.processor, self.fields, self.dtype = model, processor, list(fields), dtype
         names = {field.name for field in fields}
@@ -47,7 +50,7 @@ class RowSide:
         self.entities = [number for number, prompt in enumerate(of_prompts) if prompt[0].name in names]
         history = history_entity(processor.feature_extractor.all_fields, [prompt[0].entity for prompt in of_prompts])
         self._item = self.entities.index(history) if reads_items and history is not None else None
-        self.lock = threading.Lock()  # a tokenizer is for one thread at a time
+        self.lock = lock or threading.Lock()  # a tokenizer is for one thread at a time
         self._remembers, self._remembered = remembers, OrderedDict[tuple, list[torch.Tensor | None]]()
 
     def slots(self, names: Collection[str]) -> list[int]:

@@ -62,7 +62,9 @@ class Served:
         device = args.device or ("cuda" if torch.cuda.is_available() else None)
         base = args.base_model_name_or_path
         return cls(
-            FlipRanker.from_pretrained(*source, args.item_key, device, base_model_name_or_path=base),
+            FlipRanker.from_pretrained(
+                *source, args.item_key, device, base_model_name_or_path=base, backend=args.backend
+            ),
             source,
         )
 

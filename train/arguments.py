@@ -302,6 +302,8 @@ ITEM_FILE = (
     "a file with a row for each (.parquet, .csv, .jsonl, ...), a dataset folder, or a catalogue that FlipRanker.save "
     "has written"
 )
+BACKENDS = ("torch", "onnx")  # what computes a ranker's requests
+BACKEND = "what computes requests: torch, or on a CPU ONNX Runtime (onnx), which takes about half as long"
 ITEM_KEY = "column that tells items apart, where the model's fields do not say it"
 
 
@@ -469,13 +471,10 @@ class ServeArguments(LoadingOptions, ServeAddressOptions, ServeLimitOptions):
 
     model_name_or_path: str = required(CLICK_MODEL, model=True)
     items: str = required(
-        "the items to rank: a file with a row for each, a dataset folder, or a catalogue that `FlipRanker.save` has "
-        "written",
+        f"the items to rank: {ITEM_FILE}",
         path=True,
     )
-    item_key: str | None = option(
-        None, "column of the items that tells them apart, where the model's fields do not say it"
-    )
+    item_key: str | None = option(None, ITEM_KEY)
     reload_from: list[str] | None = option(
         None,
         "folders whose models and items /reload may name; without it, only those that the server started with are "
@@ -483,6 +482,7 @@ class ServeArguments(LoadingOptions, ServeAddressOptions, ServeLimitOptions):
         path=True,
     )
     device: str | None = option(None, "where the model computes, e.g. cuda:1; a GPU where there is one")
+    backend: str = option("torch", BACKEND, choices=BACKENDS)
 
 
 @dataclass
@@ -499,6 +499,7 @@ class RankArguments(LoadingOptions, ScoringOptions):
     )
     top_k: int = option(10, "items a user", at_least=1)
     item_key: str | None = option(None, ITEM_KEY)
+    backend: str = option("torch", BACKEND, choices=BACKENDS)
     candidates: str | None = option(
         None, "column of the users with the list of the keys that are ranked for each; the whole catalogue without it"
     )
