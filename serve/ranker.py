@@ -332,7 +332,7 @@ class FlipRanker:
             order = order[:top_k]
             columns = [catalogue.answers[numbers[row, order]].tolist()]
             parts = [name for name in PROBABILITIES if name in logits]
-            columns += [expit(np.float64(logits[name][row, order])).tolist() for name in parts]
+            columns += [expit(logits[name][row, order].astype(np.float64)).tolist() for name in parts]
             names = [self.key.name, *(PROBABILITIES[name] for name in parts)]
             answers.append([dict(zip(names, values)) for values in zip(*columns)])
         return answers if many else answers[0]
