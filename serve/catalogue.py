@@ -237,8 +237,11 @@ def key_field(fields: Sequence[FlipField], names: Sequence[str], item_key: str |
         ValueError: none is.
     """
     history = next((field for field in fields if field.is_history), None)
-    keys = [field.name for field in fields if field.key and field.name in names]
-    name = item_key or (history.history_of if history is not None else next(iter(keys), None))
+    # a user's key comes last: a table of rows may hold it before the item's
+    keys = sorted(
+        (field for field in fields if field.key and field.name in names), key=lambda one: one.entity == "user"
+    )
+    name = item_key or (history.history_of if history is not None else next((field.name for field in keys), None))
     if name is None:
         raise ValueError("items: no column of theirs is a key; say which one tells them apart by item_key")
     return next((field for field in fields if field.name == name), FlipField(name))

@@ -120,7 +120,11 @@ class UsersToRank:
         """A row for each user and item, best first."""
         if self._events is not None:
             users = users.append_column(self._events.history.name, self._events.histories(users))
-        candidates = users.column(self.args.candidates).to_pylist() if self.args.candidates else None
+        candidates = None
+        if self.args.candidates:  # a null lists nothing; text, as CSV has it, is read as that of multi-valued fields
+            lists = FlipField(self.args.candidates, self.ranker.key.type, kind="multi-valued")
+            column = Column.read(users.column(self.args.candidates), lists)
+            candidates = [column.values[code] or () for code in column.codes]
         excluded = None
         if self._excluded:
             column = Column.read(users.column(self.keys[0].name), self.keys[0])

@@ -2,7 +2,7 @@
 """Ranking the items of a catalogue for users: what the items say alone is computed once and kept."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +113,9 @@ class FlipRanker:
         export_dir: str | Path | None = None,
     ):
         raw = RawRows.of(items)
-        names = named_columns(raw.names or [])
+        if raw.names is None:
+            raise ValueError("items: there are none; give a row an item, or a table without rows but with its columns")
+        names = named_columns(raw.names)
         fields = [one for one in processor.feature_extractor.all_fields if not one.is_history and column_of(one, names)]
         self._set_up(
             model,
@@ -138,7 +140,7 @@ class FlipRanker:
         self._changing = threading.Lock()  # of the catalogue: two changes at once would lose one
         self._fields = processor.feature_extractor.all_fields
         self._history = processor.history_field
-        _check_items(processor, model, item_fields)
+        _check_items(processor, model, item_fields, key)
         others = [one for one in self._fields if one not in item_fields and not one.is_history]
         self._items = RowSide(model, processor, item_fields, True, dtype)
         self._users = RowSide(model, processor, others, remembers=USERS_REMEMBERED, lock=self._items.lock)
@@ -214,6 +216,10 @@ class FlipRanker:
         names = list(PROBABILITIES.values())
         return names if self.model.fusion is not None else names[:1]
 
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        return OUTPUTS if self.model.fusion is not None else OUTPUTS[:1]
+
     # --- items
 
     def __len__(self) -> int:
@@ -247,7 +253,7 @@ class FlipRanker:
         """Items that are not to be ranked any more; histories may still name them. `ValueError` where there is none of
         a key."""
         with self._changing:
-            self.catalogue = self.catalogue.without(self._canonical(keys))
+            self.catalogue = self.catalogue.without(self._read_keys(keys, "remove_items"))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Writes the catalogue, so that `from_pretrained(..., items=folder)` reads no text again.
@@ -275,9 +281,21 @@ class FlipRanker:
         ids, text = self._items.encode_ids(columns, rows), self._items.read_text(columns, rows)
         return Catalogue(self.key, columns, ids, text, np.ones(rows, bool))
 
-    def _canonical(self, keys: Sequence) -> list[Value]:
-        column = Column.read(list(keys), self.key)
+    def _canonical(self, keys: Any) -> list[Value]:
+        column = Column.read(keys if hasattr(keys, "__len__") else list(keys), self.key)
         return [column.values[code] for code in column.codes]
+
+    def _check_list(self, keys: Any, what: str) -> None:
+        if isinstance(keys, str | bytes | Mapping) or not hasattr(keys, "__iter__"):  # text is no list of its letters
+            raise ValueError(f"{what}: a list of keys ({self.key.name}) is needed; got {keys!r}")
+
+    def _read_keys(self, keys: Any, what: str) -> list[Value]:
+        """The keys of items in canonical form."""
+        self._check_list(keys, what)
+        try:
+            return self._canonical(keys)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
 
     # --- ranking
 
@@ -346,25 +364,27 @@ class FlipRanker:
     ) -> dict[str, np.ndarray]:
         """The log odds of candidates that all users share, as of `rank`, and for strategy `joint` the weight of the ID
         tower in them (`id_weight`): `(U, C)` by the names of the model's output, in the order of the candidates (of
-        `catalogue.keys[catalogue.shown]` when not given)."""
+        `catalogue.keys[catalogue.shown]` when not given). `ValueError` where users have lists of different lengths."""
         catalogue = self.catalogue
         read, _ = self._read_users(catalogue, users, history, context)
-        return self._score(catalogue, read, self._read_candidates(catalogue, candidates, read))
+        found = self._read_candidates(catalogue, candidates, read)
+        if len(set(found.lengths.tolist())) > 1:
+            raise ValueError(f"candidates: users share one list here; got lists of {found.lengths.tolist()} items")
+        return self._score(catalogue, read, found)
 
     # --- reading a request
 
     def _read_users(self, catalogue: Catalogue, user, history, context) -> tuple[Users, bool]:
-        many = not (isinstance(user, Mapping) or (hasattr(user, "iloc") and not hasattr(user, "columns")))
+        many = not _is_row(user)
+        user = list(user) if isinstance(user, Iterator) else user
         rows = RawRows.of(user if many else [user], self._fields)
         count = len(user) if many else 1
-        if many and isinstance(context, Mapping) or not many:
-            contexts, of_all = RawRows.of([context or {}]), True
-        else:
-            contexts, of_all = RawRows.of(context or []), False
-            if context is not None and len(context) != count:
-                raise ValueError(
-                    f"context: one for each of the {count} users is needed, or one for all; got {len(context)}"
-                )
+        of_all = context is None or _is_row(context)
+        if not of_all and len(context) != count:
+            raise ValueError(
+                f"context: one for each of the {count} users is needed, or one for all; got {len(context)}"
+            )
+        contexts = RawRows.of([{} if context is None else context] if of_all else context)
         sides = {"user": named_columns(rows.names or []), "context": named_columns(contexts.names or [])}
         columns: dict[str, Column] = {}
         for side, raw in (("user", rows), ("context", contexts)):
@@ -390,13 +410,22 @@ class FlipRanker:
         if history is None and column_of(field, named_columns(rows.names or [])):
             source: Any = rows
         else:
-            listed = [[]] * count if history is None else history if many else [history]
+            listed = [None] * count if history is None else history if many else [history]
+            listed = listed.tolist() if hasattr(listed, "tolist") else listed
             if len(listed) != count:
                 raise ValueError(f"history: one for each of the {count} users is needed; got {len(listed)}")
-            plain = lambda one: one if isinstance(one, Mapping) else {field.history_of: one, CLICKED: 1}  # noqa: E731
-            source = {field.name: [[plain(one) for one in entries or []] for entries in listed]}
+            source = {field.name: [self._entries(one) for one in listed]}
         numbers, outcomes, _ = read_histories(source, self._fields, catalogue)
         return numbers, outcomes
+
+    def _entries(self, history: Any) -> list[Mapping]:
+        """The entries of one history, of which those that are plain keys were clicked."""
+        if history is None:
+            return []
+        self._check_list(history, "history")
+        entries = history.tolist() if hasattr(history, "tolist") else history
+        name = self._history.history_of
+        return [one if isinstance(one, Mapping) else {name: one, CLICKED: 1} for one in entries]
 
     def _read_excluded(self, catalogue: Catalogue, exclude, many: bool, count: int) -> list[list[int]] | None:
         """The numbers of the items that each user is not shown."""
@@ -405,24 +434,25 @@ class FlipRanker:
         lists = exclude if many else [exclude]
         if len(lists) != count:
             raise ValueError(f"exclude: a list for each of the {count} users is needed; got {len(lists)}")
-        return [[catalogue.known[key] for key in self._canonical(one) if key in catalogue.known] for one in lists]
+        known = catalogue.known
+        read = ([] if one is None else self._read_keys(one, "exclude") for one in lists)
+        return [[known[key] for key in keys if key in known] for keys in read]
 
     def _read_candidates(self, catalogue: Catalogue, candidates: Any, users: Users) -> Candidates:
-        shared = candidates is None or not _is_list_of_lists(candidates)
-        lists = [candidates] if shared else list(candidates)
-        if not shared and len(lists) != users.count:
+        lists = _lists_of(candidates)
+        if lists is not None and len(lists) != users.count:
             raise ValueError(f"candidates: one list for each of the {users.count} users is needed; got {len(lists)}")
-        read = [self._read_list(catalogue, one, users) for one in lists]
-        own = [columns for _, columns in read]
+        read = [self._read_list(catalogue, one, users) for one in ([candidates] if lists is None else lists)]
+        own = [columns for numbers, columns in read if len(numbers)] or [{}]  # no candidate has no fields
         if any(columns.keys() != own[0].keys() for columns in own):
             raise ValueError("candidates: those of all users must have the same fields")
         missing = [one for one in self._users.fields if one.name not in {*users.columns, *own[0]}]
-        if missing:
+        lengths = np.array([len(numbers) for numbers, _ in read])
+        if missing and lengths.any():
             raise ValueError(
                 f"user: column(s) {', '.join(repr(field.name) for field in missing)} missing; give them in the user or "
                 "the context, as None where they are unknown"
             )
-        lengths = np.array([len(numbers) for numbers, _ in read])
         filled = np.arange(lengths.max()) < lengths[:, None]
         numbers, places = np.zeros((2, *filled.shape), np.int64)
         numbers[filled], places[filled] = np.concatenate([some for some, _ in read]), np.arange(lengths.sum())
@@ -434,10 +464,15 @@ class FlipRanker:
         if candidates is None:
             return np.flatnonzero(catalogue.shown), {}
         if not hasattr(candidates, "columns"):
+            self._check_list(candidates, "candidates")
             keys = candidates.tolist() if hasattr(candidates, "tolist") else list(candidates)
             if not any(issubclass(kind, Mapping) for kind in set(map(type, keys))):
                 numbers = catalogue.find_answers(keys)
-                return catalogue.find(self._canonical(keys)) if numbers is None else numbers, {}
+                if numbers is None:  # an array says more of its values than Python's own do
+                    whole = candidates if hasattr(candidates, "__len__") else keys
+                    numbers = catalogue.find(self._read_keys(whole, "candidates"))
+                return numbers, {}
+            candidates = keys
         rows = RawRows.of(candidates)
         names = named_columns(rows.names or [])
         fields = [field for field in self._users.fields if column_of(field, names)]
@@ -461,6 +496,8 @@ class FlipRanker:
     def _score(self, catalogue: Catalogue, users: Users, candidates: Candidates) -> dict[str, np.ndarray]:
         """The `OUTPUTS` of all candidates, `(U, C)` by the names of the model's output."""
         width = candidates.numbers.shape[1]
+        if width == 0:
+            return {name: np.empty((users.count, 0), np.float32) for name in self._outputs}
         numbers = np.broadcast_to(candidates.numbers, (users.count, width))
         slots = [*map(self._users.slots, (users.columns, candidates.columns))]
         ids = self._users.encode_ids(users.columns, users.count)
@@ -539,8 +576,7 @@ class FlipRanker:
             batch = rows.batch(order[start : start + ROW_PROMPTS_AT_ONCE])
             found.append(self._compute(**{name: torch.from_numpy(part).to(ids.device) for name, part in batch.items()}))
         back = torch.from_numpy(np.argsort(order)).to(ids.device)
-        names = OUTPUTS if self.model.fusion is not None else ["logits"]
-        whole = {name: torch.cat([one[name].expand(len(one["logits"]), 1) for one in found]) for name in names}
+        whole = {name: torch.cat([one[name].expand(len(one["logits"]), 1) for one in found]) for name in self._outputs}
         return {name: values[back] for name, values in whole.items()}
 
 
@@ -549,9 +585,16 @@ def model_digest(model: FlipForCTR, processor: FlipProcessor) -> str:
     return digest(processor.fingerprint, [model.flip.text_encoder, model.flip.text_interaction])
 
 
-def _check_items(processor: FlipProcessor, model: FlipForCTR, fields: list[FlipField]) -> None:
-    """`ValueError` where the items lack a column that they need: those of histories, and all of a prompt's."""
+def _check_items(processor: FlipProcessor, model: FlipForCTR, fields: list[FlipField], key: FlipField) -> None:
+    """`ValueError` where the items lack a column that they need: those of histories, and all of a prompt's; or have one
+    that says something of users, who would all have the item's value."""
     names = [field.name for field in fields]
+    of_users = [repr(field.name) for field in fields if field.entity == "user" != key.entity]
+    if of_users:
+        raise ValueError(
+            f"items: column(s) {', '.join(of_users)} are fields of users, which a request gives; leave them out of the "
+            "items, or give them other names"
+        )
     for field in fields_of_items(processor.feature_extractor.all_fields):
         if field.name not in names:
             raise ValueError(
@@ -566,6 +609,16 @@ def _check_items(processor: FlipProcessor, model: FlipForCTR, fields: list[FlipF
             )
 
 
-def _is_list_of_lists(candidates: Any) -> bool:
-    first = candidates[0] if isinstance(candidates, list | tuple) and len(candidates) else None
-    return isinstance(first, list | tuple | np.ndarray) or hasattr(first, "columns")
+def _is_row(rows: Any) -> bool:
+    """Whether this is one row: a dict, or a row of a pandas frame."""
+    return isinstance(rows, Mapping) or (hasattr(rows, "iloc") and not hasattr(rows, "columns"))
+
+
+def _lists_of(candidates: Any) -> list | None:
+    """The lists of candidates, one a user; None where they are one list."""
+    if candidates is None or hasattr(candidates, "columns") or not hasattr(candidates, "__len__"):
+        return None
+    listed = candidates.tolist() if hasattr(candidates, "tolist") else list(candidates)
+    first = next((one for one in listed if one is not None), None)
+    is_list = hasattr(first, "__iter__") and not isinstance(first, str | bytes | Mapping)
+    return listed if is_list else None

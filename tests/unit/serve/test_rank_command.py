@@ -68,6 +68,12 @@ def test_candidates_and_what_is_left_out(case):
     lists = [[100 + (row + n) % 9 for n in range(row % 4)] for row in range(len(users))]
     asked = [user | {"retrieved": some} for user, some in zip(users, lists)]
     assert ranked(case, asked, candidates="retrieved") == expected(ranker, users, candidates=lists)
+    asked[1]["retrieved"] = lists[1] = []
+    asked[2]["retrieved"], lists[2] = None, []  # nothing was found for them
+    assert ranked(case, asked, candidates="retrieved") == expected(ranker, users, candidates=lists)
+    for one, some in zip(asked, lists):
+        one["retrieved"] = ",".join(map(str, some))  # as CSV files have lists
+    assert ranked(case, asked, candidates="retrieved") == expected(ranker, users, candidates=lists)
     seen = [{"user_id": users[0]["user_id"], "movie_id": 100}, {"user_id": users[0]["user_id"], "movie_id": 105}]
     seen += [{"user_id": users[1]["user_id"], "movie_id": 777}, {"user_id": 12345, "movie_id": 101}]
     pd.DataFrame(seen).to_csv(folder / "seen.csv", index=False)

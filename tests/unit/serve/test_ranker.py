@@ -168,9 +168,14 @@ def test_context_and_fields_of_candidates(tokenizer, text_config, prompts):
     expected = scored(model, processor, users, joined)
     same(ranker.rank(users, candidates, context={"device": "tv"}), expected, items)
     same([ranker.rank(one, candidates, context={"device": "tv"}) for one in users], expected, items)
+    same([ranker.rank(one, candidates, context=pd.Series({"device": "tv"})) for one in users], expected, items)
+    same(ranker.rank(users, candidates, context=pd.DataFrame([{"device": "tv"}] * len(users))), expected, items)
     contexts = [{"device": "tv"}] * len(users)
     same(ranker.rank(users, [candidates] * len(users), context=contexts), expected, items)
     same(ranker.rank([one | {"device": "tv"} for one in users], pd.DataFrame(candidates)), expected, items)
+    found = ranker.rank(users[:2], [candidates, []], context={"device": "tv"})  # nobody says a rank of no candidate
+    same(found[:1], expected[:1], items)
+    assert found[1] == ranker.rank(users[0], [], context={"device": "tv"}) == []
 
 
 def test_items_come_and_go(joint):
@@ -314,9 +319,70 @@ WRONG = {
         lambda r, u: r.rank({"user_id": 1, "zip_code": "1"}, [{"movie_id": 100, "age": 3}]),
         "candidates: 'age' is in a prompt",
     ),
+    "a key in place of a list": (
+        lambda r, u: r.rank(u, "102"),
+        "candidates: a list of keys .movie_id. is needed; got '102'",
+    ),
+    "keys in place of lists": (lambda r, u: r.rank([u, u], exclude=["102", "105"]), "exclude: a list of keys"),
+    "a history of one key": (lambda r, u: r.rank(u, history=102), "history: a list of keys"),
+    "lists of two lengths": (
+        lambda r, u: r.score([u, u], [[100], []]),
+        r"users share one list here; .* of \[1, 0\] items",
+    ),
     "removed twice": (lambda r, u: r.remove_items([777]), "no item of the catalogue has movie_id '777'"),
     "added without a title": (lambda r, u: r.add_items([{"movie_id": 1}]), "items: .*'title'"),
 }
+
+
+def test_lists_in_any_container(joint):
+    """Of candidates, histories and what is left out; none of them has items too."""
+    model, processor, users, items = joint
+    ranker, lists, both = FlipRanker(model, processor, items), [[102, 105], [101]], users[:2]
+    expected = [close(rows) for rows in ranker.rank(both, lists)]
+    for each in (np.array, pd.Series, set, pa.array):
+        assert [by_key(rows) for rows in ranker.rank(both, [each(one) for one in lists])] == expected
+    for given in (pd.Series(lists), pa.array(lists)):
+        assert [by_key(rows) for rows in ranker.rank(iter(both), given)] == expected
+    one = close(ranker.rank(users[0], [102, 105]))
+    for given in (
+        np.array([[102, 105]]),
+        np.array([102, 105]),
+        [102.0, 105.0],
+        ["102", "105"],
+        {102: 1, 105: 1}.keys(),
+    ):
+        (found,) = ranker.rank(users[:1], given)
+        assert by_key(found) == one
+    assert ranker.rank(both, [None, [101]])[0] == ranker.rank(both)[0]
+    for nothing in ([], np.array([]), [[], []]):
+        assert ranker.rank(both, nothing) == [[], []] and ranker.score(both, nothing)["id_weight"].shape == (2, 0)
+    left = [[row["movie_id"] for row in rows] for rows in ranker.rank(both, exclude=[None, pa.array([101])])]
+    assert len(left[0]) == len(left[1]) + 1 == 9 and 101 not in left[1]
+    past_of = [[102, 105], [104]]
+    expected = [close(rows) for rows in ranker.rank(both, history=past_of)]
+    for given in (pd.Series(past_of), pa.array(past_of), [np.array(one) for one in past_of]):
+        assert [by_key(rows) for rows in ranker.rank(both, history=given)] == expected
+    assert by_key(ranker.rank(users[0], history=np.array([102, 105]))) == expected[0]
+    ranker.remove_items(pd.Series([item["movie_id"] for item in items]))
+    assert ranker.rank(users[0]) == [] and ranker.rank(both, top_k=3) == [[], []]
+
+
+def test_keys_of_every_type(tokenizer, text_config):
+    for kind, keys, shown in (
+        ("bool", [True, False], [False]),
+        ("string", np.array([3, 2**63 + 5], np.uint64), np.array([3], np.uint64)),
+        ("float", [0.5, 1.0], [1]),
+    ):
+        fields = [FlipField("user_id", "int", entity="user", key=True), FlipField("sku", kind, entity="item", key=True)]
+        items = pd.DataFrame({"sku": keys})
+        model, processor = made(items.assign(user_id=1), fields, tokenizer, text_config, strategy="id")
+        ranker = FlipRanker(model, processor, items)
+        every = {row["sku"]: row for row in ranker.rank({"user_id": 1})}
+        assert len(every) == 2
+        (found,) = ranker.rank({"user_id": 1}, candidates=shown)
+        assert found == every[found["sku"]] and found["sku"] in (False, "3", 1.0)
+        (other,) = ranker.rank({"user_id": 1}, exclude=shown)
+        assert other["sku"] != found["sku"]
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -334,6 +400,8 @@ def test_wrong_items_are_named(joint, tokenizer, text_config):
         ([{"movie_id": 1, "genre": None}], r"items: column\(?s?\)? ?'title' missing"),
         ([{"title": "x", "genre": None}], "items: column 'movie_id' missing, which histories read"),
         ([*items, items[0] | {"movie_id": None}], "items: movie_id of row 9 is null"),
+        ([], "items: there are none"),
+        ([{"user_id": n, "age": 3} | item for n, item in enumerate(items)], r"'user_id', 'age' are fields of users"),
     ):
         with pytest.raises(ValueError, match=message):
             FlipRanker(model, processor, wrong)
@@ -343,6 +411,10 @@ def test_wrong_items_are_named(joint, tokenizer, text_config):
         FlipRanker(model, processor, [{"genre": "Comedy"}])
     with pytest.raises(ValueError, match=r"items: column\(s\) 'genre' missing; 'title' is in one prompt with"):
         FlipRanker(model, processor, [{"movie_id": 1, "title": "x"}])
+    with pytest.raises(
+        ValueError, match=r"items: column\(s\) 'user_id' are fields of users"
+    ):  # no history says the key
+        FlipRanker(model, processor, [{"user_id": n} | item for n, item in enumerate(items)])
     ranker = FlipRanker(model, processor, items)
     with pytest.raises(ValueError, match="history: this model reads no histories; leave it out"):
         ranker.rank({"user_id": 1, "age": 2, "zip_code": "3"}, history=[])
