@@ -7,21 +7,19 @@ import pyarrow as pa
 
 from flip_ctr.data.readers.dataset_items import read_dataset_items
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
-from flip_ctr.data.readers.row_reader import RowReader
+from flip_ctr.data.readers.row_reader import RowReader, columns_of_file
 from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.modeling_flip.rows_flip import column_of, named_columns
 from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.catalogue import key_field
 from flip_ctr.train.loop.file_scoring import whole_table
 
 
-def fields_of_file(path: str, processor: FlipProcessor) -> list[FlipField]:
-    """The fields that a file of rows has columns of."""
+def fields_of_file(path: str, processor: FlipProcessor, option: str) -> list[FlipField]:
+    """The model's fields that a file of rows has columns of; `option` is what names the file."""
     extractor = processor.feature_extractor
-    names = named_columns(RowReader([path], [], extractor.reading).files[0].columns)
-    return [field for field in extractor.all_fields if column_of(field, names)]
+    return columns_of_file(path, extractor.all_fields, extractor.reading, option)
 
 
 def read_items(path: str, processor: FlipProcessor, item_key: str | None = None, entity: str = "item") -> pa.Table:
@@ -35,15 +33,18 @@ def read_items(path: str, processor: FlipProcessor, item_key: str | None = None,
     if (Path(path) / SCHEMA_NAME).is_file():
         every = [field for field in processor.feature_extractor.all_fields if not field.is_history]
         key = key_field(every, [field.name for field in every if field.entity == entity], item_key)
-        return read_dataset_items(path, key.name, [field.name for field in every if field.entity == key.entity])
-    fields = [field for field in fields_of_file(path, processor) if not field.is_history]
-    also = {item_key: "string"} if item_key and item_key not in [field.name for field in fields] else {}
-    return whole_table(RowReader([path], fields, processor.feature_extractor.reading, also=also), "items")
+        entity = key.entity if key in every else entity
+        columns = [field.name for field in every if field.entity == entity]
+        return read_dataset_items(path, key.name, list(dict.fromkeys([key.name, *columns])))
+    fields = [field for field in fields_of_file(path, processor, "items") if not field.is_history]
+    also = {item_key: None} if item_key and item_key not in [field.name for field in fields] else {}
+    reader = RowReader([path], fields, processor.feature_extractor.reading, also=also, option="items")
+    return whole_table(reader, "items")
 
 
 def read_pairs(path: str, processor: FlipProcessor, user: FlipField, item: FlipField) -> dict[Value, list[Value]]:
     """The items of each user in a file with the keys of both, in canonical form."""
-    reader = RowReader([path], [user, item], processor.feature_extractor.reading)
+    reader = RowReader([path], [user, item], processor.feature_extractor.reading, option="--exclude")
     columns = read_columns(whole_table(reader, "--exclude"), [user, item])
     users, items = ([column.values[code] for code in column.codes] for column in columns.values())
     found: dict[Value, list[Value]] = {}

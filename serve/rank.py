@@ -87,13 +87,13 @@ class UsersToRank:
         self.ranker, self.args, processor = ranker, args, ranker.processor
         reading, all_fields = processor.feature_extractor.reading, processor.feature_extractor.all_fields
         self.fields = ranker.user_fields
-        there = fields_of_file(args.users[0], processor)
+        there = fields_of_file(args.users[0], processor, "--users")
         history = processor.history_field
         self._events = None
         if args.events is not None:
             history, user = event_fields(all_fields)
             item = FlipField.from_dict({**ranker.key.to_dict(), "name": history.history_of})
-            events = RowReader([args.events], [user, item], reading, also={CLICKED: None})
+            events = RowReader([args.events], [user, item], reading, also={CLICKED: None}, option="--events")
             self._events = EventLog(whole_table(events, "--events"), all_fields)
         elif history in there:
             self.fields = [*self.fields, history]
@@ -105,7 +105,7 @@ class UsersToRank:
                 raise ValueError(f"--exclude needs one field that is the key of a user; the model has {found}")
             self._excluded = read_pairs(args.exclude, processor, self.keys[0], ranker.key)
         also = {args.candidates: None} if args.candidates else {}
-        self._reader = RowReader(args.users, self.fields, reading, also=also)
+        self._reader = RowReader(args.users, self.fields, reading, also=also, option="--users")
 
     def parts(self) -> Iterator[pa.Table]:
         """The users in their order, so many at a time that their scores fit into memory."""

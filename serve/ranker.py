@@ -12,6 +12,7 @@ import torch
 from scipy.special import expit
 
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
+from flip_ctr.modeling_flip.containers_flip import factorize, plain_column
 from flip_ctr.modeling_flip.fields_flip import CLICKED, PAD_ID, FlipField, check_choice, fields_of_items
 from flip_ctr.modeling_flip.histories_flip import Histories, read_histories
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
@@ -116,17 +117,12 @@ class FlipRanker:
         if raw.names is None:
             raise ValueError("items: there are none; give a row an item, or a table without rows but with its columns")
         names = named_columns(raw.names)
-        fields = [one for one in processor.feature_extractor.all_fields if not one.is_history and column_of(one, names)]
-        self._set_up(
-            model,
-            processor,
-            fields,
-            key_field(processor.feature_extractor.all_fields, [one.name for one in fields], item_key),
-            device,
-            dtype,
-            backend,
-            export_dir,
-        )
+        every = processor.feature_extractor.all_fields
+        fields = [one for one in every if not one.is_history and column_of(one, names)]
+        key = key_field(every, [one.name for one in fields], item_key)
+        if key not in every:
+            key = FlipField(key.name, _type_of(raw, key))
+        self._set_up(model, processor, fields, key, device, dtype, backend, export_dir)
         self.catalogue = self._encode_items(raw)
 
     def _set_up(self, model, processor, item_fields, key, device, dtype, backend, export_dir) -> None:
@@ -607,6 +603,16 @@ def _check_items(processor: FlipProcessor, model: FlipForCTR, fields: list[FlipF
             raise ValueError(
                 f"items: column(s) {', '.join(map(repr, missing))} missing; '{there[0]}' is in one prompt with them"
             )
+
+
+def _type_of(items: RawRows, key: FlipField) -> str:
+    """The type of a key of which the model says nothing: that of its values."""
+    try:
+        values, _ = factorize(plain_column(items.columns([key])[key.name]))
+    except ValueError as error:
+        raise ValueError(f"items: {error}") from None
+    kinds = {type(value) for value in values if value is not None}
+    return "int" if kinds and all(issubclass(one, int | np.integer) and one is not bool for one in kinds) else "string"
 
 
 def _is_row(rows: Any) -> bool:

@@ -128,8 +128,10 @@ def sample_users(ranker: FlipRanker, files: list[str], count: int, seed: int) ->
     with several rows the last one. `ValueError` where a column is missing or a value cannot be read."""
     processor = ranker.processor
     history = processor.history_field
-    fields = ranker.user_fields + [history] * (history in fields_of_file(files[0], processor) if history else 0)
-    table = whole_table(RowReader(files, fields, processor.feature_extractor.reading), "--users")
+    fields = ranker.user_fields + [history] * (
+        history in fields_of_file(files[0], processor, "--users") if history else 0
+    )
+    table = whole_table(RowReader(files, fields, processor.feature_extractor.reading, option="--users"), "--users")
     keys = [field.name for field in ranker.user_fields if field.key]
     rows = np.arange(len(table))
     if keys:

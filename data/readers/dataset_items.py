@@ -22,11 +22,13 @@ def read_dataset_items(dataset_dir: str | Path, key: str, columns: Sequence[str]
         columns: of an item, the key among them.
 
     Raises:
-        ValueError: the folder is damaged.
+        ValueError: the folder is damaged, or its rows lack the key.
     """
     there = [split for split in SPLITS if any(Path(dataset_dir, "data").glob(f"{split}-*.parquet"))]
     of_rows = None
     for split in open_splits(dataset_dir, dict.fromkeys(there)).values():
+        if key not in split.column_names:
+            raise ValueError(f"{dataset_dir}: no column '{key}'; there are {', '.join(split.column_names)}")
         for _, part in split.parts(columns):
             part = part.filter(pc.is_valid(part[key]))
             of_rows = _last_of_each(part if of_rows is None else pa.concat_tables([of_rows, part]), key)

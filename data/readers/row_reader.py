@@ -22,6 +22,7 @@ from flip_ctr.data.readers.raw_files import LineLog, RejectedLine, byte_blocks, 
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, find_files
 from flip_ctr.data.readers.table_values import TableColumn, typed_column
 from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.modeling_flip.rows_flip import column_of, named_columns
 
 BATCH_ROWS = 65_536  # in memory at a time
 KEY = "_key_"  # before the name of a side table's key
@@ -102,6 +103,32 @@ class _Rejects(LineLog):
         self.lines.append((line, _said(error)))
 
 
+def columns_of_file(
+    pattern: str, fields: Sequence[FlipField], reading: Mapping[str, Any] | None, option: str
+) -> list[FlipField]:
+    """The fields that the first file of a pattern has columns of, in the format in which it has the most of them.
+
+    Args:
+        fields, reading, option: as of [`RowReader`].
+
+    Raises:
+        FileNotFoundError, ValueError: as of [`RowReader`].
+    """
+    events, _ = _read_reading(reading or {})
+    path = find_files([pattern], Path(), option)[0]
+    found, failures = [], []
+    for table_format in _formats(events, path):
+        try:
+            names = named_columns(table_format.columns(path))
+        except (ValueError, UnicodeError) as error:
+            failures.append(error)
+            continue
+        found.append([field for field in fields if column_of(field, names)])
+    if not found:
+        raise failures[0]
+    return max(found, key=len)
+
+
 class RowReader:
     """Rows to be scored, in files of any format.
 
@@ -114,6 +141,7 @@ class RowReader:
             stand in the rows themselves.
         also: more columns that must be there, such as a label or a time, and their types; None for a column that
             `known` has as it stands.
+        option: what names the files, for messages.
 
     Raises:
         FileNotFoundError: no file fits a pattern.
@@ -127,6 +155,7 @@ class RowReader:
         reading: Mapping[str, Any] | None = None,
         sides: Mapping[str, Sequence[str]] | None = None,
         also: Mapping[str, str | None] = {},
+        option: str = "--input",
     ):
         self.fields, sides = list(fields), dict(sides or {})
         self._events, joins = _read_reading(reading or {})
@@ -153,7 +182,7 @@ class RowReader:
                 self._columns.setdefault(name, TableColumn(name, name, kind, None, self._events.null_values))
             elif name not in self._columns:
                 self._raw[name] = name
-        self.files = [self._open(path) for path in find_files(list(patterns), Path(), "--input")]
+        self.files = [self._open(path) for path in find_files(list(patterns), Path(), option)]
         self._sides = {join.name: self._read_side(join, sides[join.name]) for join in self._joins}
 
     # --- files and columns

@@ -86,14 +86,18 @@ class RowsToScore:
         own, times = self.fields, []
         self._items = self._events = None
         if args.items is not None:
-            table = whole_table(RowReader([args.items], fields_of_items(self.fields), reading), "--items")
+            table = whole_table(
+                RowReader([args.items], fields_of_items(self.fields), reading, option="--items"), "--items"
+            )
             self._items = self._read("--items", lambda: processor.read_items(table))
         if args.events is not None:
             history, user = self._read("--events", lambda: event_fields(self.fields))
             own = [field for field in self.fields if not field.is_history]
             times = [args.time_column] if args.time_column else []
             item = next(field for field in self.fields if field.name == history.history_of)
-            events = RowReader([args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]))
+            events = RowReader(
+                [args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]), option="--events"
+            )
             self._events = self._read(
                 "--events", lambda: EventLog(whole_table(events, "--events"), self.fields, *times)
             )

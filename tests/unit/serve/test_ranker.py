@@ -255,6 +255,12 @@ def test_items_of_a_file(tokenizer, text_config, tmp_path, suffix):
         table.to_pandas().to_json(path, orient="records", lines=True)
     ranker = FlipRanker.from_pretrained(tmp_path / "m", items=path)
     same(ranker.rank(users), scored(model, processor, users, items), items)
+    if suffix == "csv":  # also where the data of the model had another delimiter
+        processor.feature_extractor.reading = {"delimiter": ";"}
+        ranker = FlipRanker.from_pretrained(saved(tmp_path / "n", model, processor), items=path)
+        same(ranker.rank(users), scored(model, processor, users, items), items)
+        with pytest.raises(FileNotFoundError, match="items: no file fits '.*absent.csv'"):
+            FlipRanker.from_pretrained(tmp_path / "n", items=tmp_path / "absent.csv")
 
 
 def test_every_kind_of_field_is_kept(tokenizer, text_config, tmp_path):
@@ -270,7 +276,7 @@ def test_every_kind_of_field_is_kept(tokenizer, text_config, tmp_path):
     same(FlipRanker.from_pretrained(tmp_path / "m", items=tmp_path / "c").rank(users), expected, items)
 
 
-def test_items_without_a_key_among_the_fields(tokenizer, text_config):
+def test_items_without_a_key_among_the_fields(tokenizer, text_config, tmp_path):
     rows = [row | {"sku": f"S{row['movie_id']}"} for row in tiny.toy_rows()]
     fields = [field for field in tiny.FIELDS if field.name != "movie_id"]
     model, processor = made(rows, fields, tokenizer, text_config, prompts="entity")
@@ -278,6 +284,22 @@ def test_items_without_a_key_among_the_fields(tokenizer, text_config):
     user = {name: rows[0][name] for name in USER}
     ranked = FlipRanker(model, processor, items, item_key="sku").rank(user)
     assert sorted(row["sku"] for row in ranked) == sorted(item["sku"] for item in items)
+    # the type of such a key is that of its values; a dataset folder may hold it beside the fields
+    checkpoint = saved(tmp_path / "m", model, processor)
+    whole = [row | {"sku": row["movie_id"]} for row in rows]
+    folder = tiny.write_dataset(tmp_path / "d", whole, fields)
+    frame = pd.DataFrame([item | {"sku": int(item["sku"][1:])} for item in items])
+    frame.to_parquet(tmp_path / "items.parquet")
+    for given in (frame, str(tmp_path / "items.parquet"), str(folder)):
+        ranker = FlipRanker.from_pretrained(checkpoint, items=given, item_key="sku")
+        (found,) = ranker.rank(user, candidates=[ranked[0]["sku"][1:]])
+        assert found == ranked[0] | {name: pytest.approx(value) for name, value in found.items() if name != "sku"} | {
+            "sku": int(ranked[0]["sku"][1:])
+        }
+    with pytest.raises(ValueError, match="d: no column 'ean'; there are user_id, .*sku"):
+        FlipRanker.from_pretrained(checkpoint, items=str(folder), item_key="ean")
+    with pytest.raises(ValueError, match="items: column.* 'ean'"):
+        FlipRanker(model, processor, items, item_key="ean")
 
 
 def test_threads_share_a_ranker_while_items_change(joint):
