@@ -43,11 +43,13 @@ def read_items(path: str, processor: FlipProcessor, item_key: str | None = None,
 
 
 def read_pairs(path: str, processor: FlipProcessor, user: FlipField, item: FlipField) -> dict[Value, list[Value]]:
-    """The items of each user in a file with the keys of both, in canonical form."""
+    """The items of each user in a file with the keys of both, in canonical form; rows without a user are nobody's."""
     reader = RowReader([path], [user, item], processor.feature_extractor.reading, option="--exclude")
     columns = read_columns(whole_table(reader, "--exclude"), [user, item])
     users, items = ([column.values[code] for code in column.codes] for column in columns.values())
     found: dict[Value, list[Value]] = {}
     for one, other in zip(users, items):
+        if one is None:  # nobody's
+            continue
         found.setdefault(one, []).append(other)
     return found

@@ -28,12 +28,14 @@ from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging
 
 RANK = "rank"
+KEY_TYPES = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}  # of others text
 SCORES_AT_ONCE = 2**22  # of users and items, that are in memory
 
 
 def run(args: RankArguments) -> dict[str, int]:
-    """Writes for each user the best items: the columns of the user's keys, `rank` from 1, the item's key and the
-    probabilities. Returns how many `users` were read, and how many `rows` written.
+    """Writes for each user the best items: the columns of the user's keys (of a model without one, of all fields of the
+    user), `rank` from 1, the item's key and the probabilities. Returns how many `users` were read, and how many `rows`
+    written.
 
     Raises:
         ValueError: the output is there already; or users or items lack a column, or hold a value that cannot be read
@@ -56,7 +58,7 @@ def run(args: RankArguments) -> dict[str, int]:
     users = UsersToRank(ranker, args)
     index, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     counts, parts = {"users": 0, "rows": 0}, users.parts()
-    with RowWriter(args.output, None, [], main, args.overwrite_output, args.escape_formulas) as writer:
+    with RowWriter(args.output, None, users.keys, main, args.overwrite_output, args.escape_formulas) as writer:
         with tqdm(unit="user", unit_scale=True, dynamic_ncols=True, disable=not main) as bar:
             while several := list(islice(parts, processes)):  # one for each process
                 mine = []
@@ -97,11 +99,12 @@ class UsersToRank:
             self._events = EventLog(whole_table(events, "--events"), all_fields)
         elif history in there:
             self.fields = [*self.fields, history]
-        self.keys = [field for field in ranker.user_fields if field.key]
+        # what tells users apart in the output
+        self.keys = [field for field in ranker.user_fields if field.key] or ranker.user_fields
         self._excluded: dict[Value, list[Value]] = {}
         if args.exclude is not None:
-            if len(self.keys) != 1:
-                found = ", ".join(field.name for field in self.keys) or "none"
+            if [field.key for field in self.keys] != [True]:
+                found = ", ".join(field.name for field in self.keys if field.key) or "none"
                 raise ValueError(f"--exclude needs one field that is the key of a user; the model has {found}")
             self._excluded = read_pairs(args.exclude, processor, self.keys[0], ranker.key)
         also = {args.candidates: None} if args.candidates else {}
@@ -130,9 +133,11 @@ class UsersToRank:
             column = Column.read(users.column(self.keys[0].name), self.keys[0])
             excluded = [self._excluded.get(column.values[code], []) for code in column.codes]
         best = self.ranker.rank(users, candidates, top_k=self.args.top_k, exclude=excluded)
-        of = [row for row, items in enumerate(best) for _ in items]
+        of = pa.array([row for row, items in enumerate(best) for _ in items], pa.int64())
         columns = {field.name: users.column(field.name).take(of) for field in self.keys}
         columns[RANK] = pa.array([rank for items in best for rank in range(1, len(items) + 1)], pa.int64())
-        rows = [item for items in best for item in items]
-        names = [self.ranker.key.name, *self.ranker.probabilities]
-        return pa.table(columns | {name: pa.array([row[name] for row in rows]) for name in names})
+        key, rows = self.ranker.key, [item for items in best for item in items]
+        types = {key.name: KEY_TYPES.get(key.type, pa.string())} | dict.fromkeys(
+            self.ranker.probabilities, pa.float64()
+        )
+        return pa.table(columns | {name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()})

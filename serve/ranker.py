@@ -585,7 +585,11 @@ def _check_items(processor: FlipProcessor, model: FlipForCTR, fields: list[FlipF
     """`ValueError` where the items lack a column that they need: those of histories, and all of a prompt's; or have one
     that says something of users, who would all have the item's value."""
     names = [field.name for field in fields]
-    of_users = [repr(field.name) for field in fields if field.entity == "user" != key.entity]
+    of_users = [
+        repr(field.name) + (f" (or {field.column!r})" if field.column else "")
+        for field in fields
+        if field.entity == "user" != key.entity
+    ]
     if of_users:
         raise ValueError(
             f"items: column(s) {', '.join(of_users)} are fields of users, which a request gives; leave them out of the "

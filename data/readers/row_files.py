@@ -168,7 +168,7 @@ class RowWriter:
             return
         if self.suffix == ".jsonl":
             objects = rows.to_pylist() if isinstance(rows, pa.Table) else rows
-            added = pa.table(more).to_pylist()
+            added = pa.table(more).to_pylist() if more else [{}] * len(objects)
             self._file.write(b"".join(_json_line(row | one) for row, one in zip(objects, added, strict=True)))
             return
         table = table_of(rows, self.schema)

@@ -7,6 +7,7 @@ import past
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 from serving import USER, made, parted, saved
 
 from flip_ctr import FlipRanker
@@ -34,7 +35,9 @@ def ranked(case, users, name="best.parquet", **options) -> list[dict]:
     output = folder / name
     run(RankArguments(**{"model_name_or_path": path, "items": str(data), "users": [str(source)], "output": str(output),
                          "overwrite_output": True, **options}))  # fmt: skip
-    return pq.read_table(output).to_pylist() if name.endswith("parquet") else pd.read_csv(output).to_dict("records")
+    if name.endswith("parquet"):
+        return pq.read_table(output).to_pylist()
+    return (pd.read_csv(output) if name.endswith("csv") else pd.read_json(output, lines=True)).to_dict("records")
 
 
 def expected(ranker, users, **options) -> list[dict]:
@@ -49,7 +52,7 @@ def close(row: dict) -> dict:
     return {name: pytest.approx(value, abs=1e-6) for name, value in row.items()}
 
 
-@pytest.mark.parametrize("name", ["best.parquet", "best.csv"])
+@pytest.mark.parametrize("name", ["best.parquet", "best.csv", "best.jsonl"])
 def test_a_row_for_each_user_and_item(case, name, capsys):
     *_, ranker, users = case
     rows = ranked(case, users, name, top_k=4)
@@ -61,6 +64,27 @@ def test_few_users_at_a_time_are_ranked_alike(case, monkeypatch):
     monkeypatch.setattr("flip_ctr.serve.rank.SCORES_AT_ONCE", 20)
     *_, ranker, users = case
     assert ranked(case, users) == expected(ranker, users, top_k=10)
+    lists = [[], [], [101], *[[] for _ in users[3:]]]  # the first part has no rows
+    asked = [user | {"retrieved": some} for user, some in zip(users, lists)]
+    assert ranked(case, asked, candidates="retrieved") == expected(ranker, users, candidates=lists)
+
+
+def test_users_without_a_key(case, tokenizer, text_config, tmp_path):
+    """Their fields say who they are; and rows without a user leave nothing out for others without one."""
+    rows = tiny.toy_rows()
+    model, processor = made(rows, tiny.FIELDS[1:], tokenizer, text_config, strategy="id")
+    users = [{name: row[name] for name in ("age", "zip_code")} for row in rows[:2]]
+    items = tmp_path / "items.csv"
+    pd.DataFrame(rows[:9])[["movie_id", "title", "genre"]].to_csv(items, index=False)
+    path = saved(tmp_path / "m", model, processor)
+    best = ranked(case, users, "best.csv", model_name_or_path=path, items=str(items), top_k=1)
+    assert [(row["age"], row["rank"]) for row in best] == [(user["age"], 1) for user in users]
+    model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, strategy="id")
+    pd.DataFrame([{"user_id": None, "movie_id": 100}]).to_csv(tmp_path / "seen.csv", index=False)
+    users = [user | {"user_id": None} for user in users]
+    path = saved(tmp_path / "n", model, processor)
+    options = {"model_name_or_path": path, "items": str(items), "exclude": str(tmp_path / "seen.csv")}
+    assert len(ranked(case, users, **options)) == 18
 
 
 def test_candidates_and_what_is_left_out(case):
