@@ -114,6 +114,11 @@ def run(args: EmbedArguments) -> dict[str, int]:
     model = AutoModel.from_pretrained(args.model_name_or_path)
     if isinstance(model, FlipForPretraining):
         model = model.flip
+    if not isinstance(model, FlipPreTrainedModel):
+        raise ValueError(
+            f"--model_name_or_path {args.model_name_or_path} is a {type(model).__name__}, not a FLIP model; run "
+            "`flip-ctr pretrain` or `flip-ctr finetune` first"
+        )
     processor = FlipProcessor.from_pretrained(args.model_name_or_path)
     processor.check_model(model.config, args.model_name_or_path)
     model = model.eval().to(accelerator.device)

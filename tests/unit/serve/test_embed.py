@@ -100,6 +100,9 @@ def test_what_there_is_not_is_said(tmp_path, rows, tokenizer, text_config, capsy
     given = {"model_name_or_path": str(tmp_path / "m"), "input": str(tmp_path / "rows.parquet")}
     with pytest.raises(ValueError, match="--output must be a .parquet file"):
         run(EmbedArguments(**given, output=str(tmp_path / "v.csv")))
+    tiny.save_bert(tmp_path / "plm", tokenizer)
+    with pytest.raises(ValueError, match="plm is a BertModel, not a FLIP model"):
+        run(EmbedArguments(**given | {"model_name_or_path": str(tmp_path / "plm")}, output=str(tmp_path / "v.parquet")))
     (tmp_path / "there.parquet").write_text("x")
     with pytest.raises(ValueError, match="there.parquet is there already"):
         run(EmbedArguments(**given, output=str(tmp_path / "there.parquet")))
