@@ -71,7 +71,7 @@ class RowSide:
         """What the prompts of this side say; None for a model whose prompts hold both sides, or that has none."""
         if not self.keeps_text:
             return None
-        if rows <= self._remembers and self.entities:
+        if 0 < rows <= self._remembers and self.entities:
             return self._recall(columns, rows)
         starts = range(0, max(rows, 1), ROWS_AT_ONCE)
         parts = [self._read_part(columns, range(start, min(start + ROWS_AT_ONCE, rows))) for start in starts]
@@ -137,4 +137,6 @@ class RowSide:
                 inputs = [batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")]
                 found.append(flip.pooled_text(*inputs)[batch["prompt_index"][:, 0].to(self.model.device)])
                 bar.update(len(numbers))
+        if not found:
+            return torch.empty(0, flip.config.text_config.hidden_size, device=self.model.device)
         return torch.cat(found)[torch.from_numpy(np.argsort(order))]

@@ -385,6 +385,8 @@ def test_lists_in_any_container(joint):
     for given in (pd.Series(past_of), pa.array(past_of), [np.array(one) for one in past_of]):
         assert [by_key(rows) for rows in ranker.rank(both, history=given)] == expected
     assert by_key(ranker.rank(users[0], history=np.array([102, 105]))) == expected[0]
+    assert ranker.rank(pd.DataFrame(both)[:0]) == [] and len(ranker.with_items([])) == len(items)
+    assert FlipRanker(model, processor, pd.DataFrame(items)[:0]).rank(both) == [[], []]
     ranker.remove_items(pd.Series([item["movie_id"] for item in items]))
     assert ranker.rank(users[0]) == [] and ranker.rank(both, top_k=3) == [[], []]
 
