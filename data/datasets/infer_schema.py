@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flip_ctr.data.datasets.column_profiles import NESTED, profile
+from flip_ctr.data.datasets.column_profiles import NESTED, Profile, profile
 from flip_ctr.data.datasets.schema_guess import (
     Group,
     SchemaGuess,
@@ -31,7 +31,15 @@ from flip_ctr.data.prepare.split_statistics import check_splits, split_statistic
 from flip_ctr.data.readers.described_tables import ENDINGS, EVENTS, TableFiles
 from flip_ctr.data.readers.hive_partitions import FOLDER, with_partitions
 from flip_ctr.data.readers.raw_files import PACKED_NAME, LineLog, byte_blocks, kind_of, open_raw
-from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, array_blocks, find_files, sample
+from flip_ctr.data.readers.table_files import (
+    ParquetFormat,
+    TableFormat,
+    array_blocks,
+    find_files,
+    own_types,
+    sample,
+)
+from flip_ctr.modeling_flip.fields_flip import FlipField
 
 SAMPLE_ROWS, SAMPLE_FILES = 20_000, 8
 FRAME_FILE = "table.parquet"
@@ -53,6 +61,22 @@ def infer_schema(data: Any, rows: int = SAMPLE_ROWS) -> str:
         ValueError: a file cannot be read, or a column of a frame holds values of several types.
     """
     return _guess(data, rows, Path()).text
+
+
+def infer_fields(frame: Any, rows: int = SAMPLE_ROWS) -> tuple[list[FlipField], dict[str, str]]:
+    """The fields of a frame that has no label, by the rules of [`infer_schema`], and of each column that is none the
+    reason.
+
+    Args:
+        frame, rows: as of [`infer_schema`].
+
+    Raises:
+        TypeError, ValueError: see [`infer_schema`].
+    """
+    table = _some_rows(_arrow_table(frame), rows)
+    columns = {name: profile(name, table[name].to_pylist()) for name in table.column_names}
+    _settle_nested(columns, own_types(table.schema))
+    return SchemaGuess([Group(EVENTS, [FRAME_FILE], ParquetFormat(), {}, columns)], EVENTS, labelled=False).fields()
 
 
 def write_schema(files: Sequence[str], target: str | Path, rows: int = SAMPLE_ROWS) -> str:
@@ -131,13 +155,10 @@ class _Samples:
     def add_frame(self, frame: Any) -> None:
         """Adds the rows of a frame."""
         table = _arrow_table(frame)
-        half = table.slice(0, self.rows // 2)
-        step = max(1, (len(table) - len(half)) // max(1, self.rows // 2))
-        later = table.take(pa.array(range(len(half), len(table), step), pa.int64())[: self.rows - len(half)])
         folder = self.work / "0"
         folder.mkdir()
         path = folder / FRAME_FILE
-        pq.write_table(pa.concat_tables([half, later]) if len(table) > self.rows else table, path)
+        pq.write_table(_some_rows(table, self.rows), path)
         self._add_group(path, FRAME_FILE, ParquetFormat(), {}, len(table) <= self.rows)
 
     def add(self, path: Path, shown: str) -> None:
@@ -191,10 +212,25 @@ class _Samples:
             if not any(values.values()):
                 raise ValueError(f"{group.files[0]} has no rows to look at.")
             own = group.reader.own_types(paths[0]) if isinstance(group.reader, ParquetFormat) else {}
-            for name in names:
-                group.columns[name] = column = profile(name, values[name])
-                if own.get(name, "") is None:
-                    column.type, column.separator, column.why_not = NESTED, None, "of a Parquet type that is not read"
+            group.columns |= {name: profile(name, values[name]) for name in names}
+            _settle_nested(group.columns, own)
+
+
+def _settle_nested(columns: dict[str, Profile], own: dict[str, str | None]) -> None:
+    """Says of columns which are of an Arrow type that is not read (`own`: None) that they are no fields."""
+    for name, column in columns.items():
+        if own.get(name, "") is None:
+            column.type, column.separator, column.why_not = NESTED, None, "of a Parquet type that is not read"
+
+
+def _some_rows(table: pa.Table, rows: int) -> pa.Table:
+    """At most so many rows: the first half of them, and the others evenly from what follows."""
+    if len(table) <= rows:
+        return table
+    half = table.slice(0, rows // 2)
+    step = max(1, (len(table) - len(half)) // max(1, rows // 2))
+    later = table.take(pa.array(range(len(half), len(table), step), pa.int64())[: rows - len(half)])
+    return pa.concat_tables([half, later])
 
 
 def _arrow_table(frame: Any) -> pa.Table:

@@ -12,6 +12,7 @@ import yaml
 from flip_ctr.data.datasets.column_profiles import NESTED, WIDE, Profile, is_digit_time
 from flip_ctr.data.datasets.table import INNER_NAMES
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat
+from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 
 
 def _words(text: str) -> set[str]:
@@ -100,12 +101,15 @@ def flow(value: Any) -> str:
 class SchemaGuess:
     """A first schema of some tables, of which the first are the events.
 
+    Args:
+        labelled: whether a column of the events is the label, and another may be the weight of a row.
+
     Attributes:
         notes: what a person should look at.
         label: as the schema says it; None where a person must name it.
     """
 
-    def __init__(self, groups: list[Group], name: str):
+    def __init__(self, groups: list[Group], name: str, labelled: bool = True):
         self.groups, self.name, self.notes = groups, name, []
         for group in groups:
             for column in group.columns.values():
@@ -123,13 +127,12 @@ class SchemaGuess:
         for number, group in enumerate(groups[1:], 1):
             self._guess_join(group, groups[:number])
         events = [column for column in groups[0].columns.values() if column.name not in groups[0].repeated]
-        self.label, label_column = self._guess_label([one for one in events if one.name])
+        self.label, label_column = self._guess_label([one for one in events if one.name]) if labelled else (None, None)
         named = [one for one in events if one.name and one.name != label_column]
         times = [one for one in named if self._is_time(one)]
         self.time = next(iter(times), None)
-        self.weight = next(
-            (one for one in named if one.name.replace("_", "").lower() in WEIGHT_WORDS and one.is_number), None
-        )
+        weights = [one for one in named if one.name.replace("_", "").lower() in WEIGHT_WORDS and one.is_number]
+        self.weight = next(iter(weights), None) if labelled else None
         self.left_out = {label_column, *(one.name for one in (self.time, self.weight) if one)}
         self.label_column = label_column
         self.keys: dict[str, str] = {}
@@ -406,19 +409,37 @@ class SchemaGuess:
                     result.append((one, self._field_name(column), column))
         return result
 
-    def _field_lines(self) -> list[str]:
-        lines, seen = [], {(name or "").lower() for name in self.left_out}
+    def _described(self) -> Iterator[tuple[str, Profile, dict[str, Any] | str]]:
+        """The columns, their profiles, and what the schema says of each: the keys of a field, or why it is none."""
+        seen = {(name or "").lower() for name in self.left_out}
         for group, one, column in self._columns():
             name = self._field_name(column)
             reason = self._why_not(group, one, name, seen)
             if reason is not None:
-                lines.append(" ".join(f"  # {column or '(no name)'}: {reason}".split("\n")))
+                yield column, one, reason
                 continue
             seen.add(name.lower())
             partner = self.groups[0].columns.get(next(iter(group.on))) if group.on else None
             entity = entity_of(partner) if partner is not None and entity_of(partner) != "context" else entity_of(one)
-            lines.append(self._field_line(one, name, column, entity))
-        return lines
+            yield column, one, self._keys_of_field(one, name, column, entity)
+
+    def _field_lines(self) -> list[str]:
+        return [
+            " ".join(f"  # {column or '(no name)'}: {said}".split("\n"))
+            if isinstance(said, str)
+            else self._field_line(one, said)
+            for column, one, said in self._described()
+        ]
+
+    def fields(self) -> tuple[list[FlipField], dict[str, str]]:
+        """The fields, and of each column that is none the reason."""
+        fields, reasons = [], {} if self.time is None else {self.time.name: "a time"}
+        for column, one, said in self._described():
+            if isinstance(said, str):
+                reasons[column] = said
+            else:
+                fields.append(FlipField(**said, null_values=one.null_words))
+        return read_fields(fields), reasons
 
     def _sides(self) -> dict[str, list[str]]:
         """Which sides fields are on that are not on both: a prompt takes so many tokens only."""
@@ -445,10 +466,9 @@ class SchemaGuess:
     def _is_row_id(one: Profile) -> bool:
         return is_id(one) and one.distinct > 0.9 * one.rows and one.rows >= 1_000
 
-    def _field_line(self, one: Profile, name: str, column: str, entity: str) -> str:
+    def _keys_of_field(self, one: Profile, name: str, column: str, entity: str) -> dict[str, Any]:
         parts: dict[str, Any] = {"name": name} | ({"column": column} if column != name else {})
         parts |= {"type": one.type, "entity": entity}
-        note = f"{one.distinct:,} values, such as {', '.join(one.examples[:2])[:50]}"
         if one.separator is not None:
             parts["kind"] = "multi-valued"
             if one.separator:
@@ -465,6 +485,10 @@ class SchemaGuess:
             parts["sides"] = self.sides[name]
         if parts.get("sides") != ["id"] and _budget(one, self.tight) != 32:
             parts["max_tokens"] = _budget(one, self.tight)
+        return parts
+
+    def _field_line(self, one: Profile, parts: dict[str, Any]) -> str:
+        note = f"{one.distinct:,} values, such as {', '.join(one.examples[:2])[:50]}"
         if self._is_row_id(one):
             note += "; almost as many as rows: `kind: hashed, num_buckets: 100000` needs no vocabulary"
         return f"  - {flow(parts)}     # {' '.join(note.split())}"

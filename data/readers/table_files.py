@@ -275,7 +275,7 @@ class ParquetFormat:
 
     def own_types(self, path) -> dict[str, str | None]:
         """The columns and their types: `null` for one without values, None for one of another type than the five."""
-        return {field.name: _arrow_type(field.type) for field in self.schema(path)}
+        return own_types(self.schema(path))
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         """The wanted columns of a file."""
@@ -344,6 +344,11 @@ def _next_batch(batches: Iterator[pa.RecordBatch], path) -> pa.RecordBatch | Non
         return next(batches, None)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: damaged Parquet ({one_line(error)}).") from error
+
+
+def own_types(schema: pa.Schema) -> dict[str, str | None]:
+    """As [`ParquetFormat.own_types`], of the columns of an Arrow table."""
+    return {field.name: _arrow_type(field.type) for field in schema}
 
 
 def _arrow_type(kind: pa.DataType) -> str | None:

@@ -595,3 +595,29 @@ def test_very_many_fields_are_not_all_in_the_prompt(tmp_path):
     assert "fields are not in the prompt" in text and "--prompt_fields" in text
     text, schema = inferred(tmp_path, csv_text(rows(60, **dict(list(more.items())[:8]))))
     assert "prompt" not in text and all("max_tokens" not in one for one in schema["fields"])
+
+
+def test_the_fields_of_a_frame_without_a_label():
+    """What `infer_schema` would take for label, weight and time are columns like others, but for a time."""
+    rows = range(120)
+    frame = pd.DataFrame(
+        {
+            "user_id": [row % 7 for row in rows],
+            "rating": [row % 5 for row in rows],
+            "weight": [row / 7 for row in rows],
+            "tags": [["a", "b"][: row % 3] for row in rows],
+            "city": ["NULL" if row % 4 == 0 else f"City {row % 6}" for row in rows],
+            "timestamp": [1_600_000_000 + row for row in rows],
+            "parts": [{"a": 1} for _ in rows],
+        }
+    )
+    fields, unread = infer.infer_fields(frame)
+    assert [(field.name, field.kind, field.entity) for field in fields] == [
+        ("user_id", "categorical", "user"),
+        ("rating", "categorical", "context"),
+        ("weight", "numeric", "context"),
+        ("tags", "multi-valued", "item"),
+        ("city", "categorical", "user"),
+    ]
+    assert fields[0].key and fields[-1].null_values == ("NULL",)
+    assert unread == {"timestamp": "a time", "parts": "of a Parquet type that is not read"}
