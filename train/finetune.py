@@ -8,8 +8,13 @@ flip-ctr finetune --dataset_dir D --strategy id --id_tower deepfm --output_dir M
 accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 """
 
+from typing import Any
+
 from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import open_splits
+from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FinetuneArguments
 from flip_ctr.train.loop.calibration import NotCalibrated, calibrate, check_clicks_to_calibrate, uncorrected
 from flip_ctr.train.loop.loaders import (
@@ -48,6 +53,45 @@ def criterion(metrics: dict[str, float]) -> float:
     return metrics["eval_auc"] - metrics["eval_logloss"]
 
 
+def check_models(args: FinetuneArguments) -> None:
+    """Raises `OSError` where one of the models that the run starts from is not there."""
+    for flag in ("model_name_or_path", "id_model"):
+        if getattr(args, flag) is not None:
+            check_model(flag, getattr(args, flag))
+
+
+def starts_with_ids(args: FinetuneArguments) -> bool:
+    """Whether the run starts with the vocabulary of a checkpoint."""
+    source = args.model_name_or_path
+    return args.id_model is not None or (source is not None and is_flip_checkpoint(source))
+
+
+def processor_and_model(
+    args: FinetuneArguments, schema: DatasetSchema, train_rows: Any
+) -> tuple[FlipForCTR, FlipProcessor]:
+    """The click model that a run starts with, and its processor: from a FLIP checkpoint, around a PLM, or ID-only from
+    scratch.
+
+    Args:
+        train_rows: the training rows, on disk ([`SplitRows`]) or in any form that [`FlipProcessor`] takes.
+
+    Raises:
+        ValueError: an argument, the rows or the checkpoint does not fit.
+    """
+    source = args.model_name_or_path
+    if source is not None and is_flip_checkpoint(source):
+        model, processor = load_checkpoint(args, schema, train_rows, strategy=args.strategy, fusion=args.fusion)
+    elif source is not None and args.strategy == "id":
+        raise ValueError(
+            f"--strategy id uses no PLM, and {source} is no FLIP checkpoint; leave out --model_name_or_path"
+        )
+    else:
+        args.check_id_tower(new=True)
+        processor = new_processor(train_rows, schema, args, source)
+        model = new_click_model(processor, args)
+    return model, without_unread_history(model, processor)
+
+
 @recipe
 def run(args: FinetuneArguments) -> dict:
     """Fine-tunes, keeps the checkpoint that is best on validation, and scores the test split once with it.
@@ -68,27 +112,13 @@ def run(args: FinetuneArguments) -> dict:
     if "validation" not in held_out:
         say_no_validation(args)
     schema = train_rows.schema
-    for flag in ("model_name_or_path", "id_model"):
-        if getattr(args, flag) is not None:
-            check_model(flag, getattr(args, flag))
+    check_models(args)
     record = training_record(args)
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
-    source = args.model_name_or_path
-    from_checkpoint = source is not None and is_flip_checkpoint(source)
-    if from_checkpoint:
-        model, processor = load_checkpoint(args, schema, train_rows, strategy=args.strategy, fusion=args.fusion)
-    elif source is not None and args.strategy == "id":
-        raise ValueError(
-            f"--strategy id uses no PLM, and {source} is no FLIP checkpoint; leave out --model_name_or_path"
-        )
-    else:
-        args.check_id_tower(new=True)
-        processor = new_processor(train_rows, schema, args, source)
-        model = new_click_model(processor, args)
-    processor = without_unread_history(model, processor)
+    model, processor = processor_and_model(args, schema, train_rows)
     check_sampling_rate(check_clicks(processor, {"train": train_rows, **held_out}), model.config.negative_sampling_rate)
-    if from_checkpoint or args.id_model is not None:
+    if starts_with_ids(args):
         log_unknown_keys(processor, {"training": train_rows} | {n: rows for n, rows in held_out.items() if n == "test"})
     model = ready_to_train(model, processor, args)
     prompts = args.strategy != "id"

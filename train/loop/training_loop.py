@@ -50,6 +50,8 @@ def train(
     criterion: Callable[[dict[str, float]], float] | None = None,
     on_best: Callable[[], None] | None = None,
     patience: int | None = None,
+    max_seconds: float | None = None,
+    progress: bool = True,
 ) -> list[dict]:
     """The training loop. Returns the history, which is also kept in `history.json`.
 
@@ -59,6 +61,8 @@ def train(
         criterion: what `evaluate` returns -> a number, the larger the better; None keeps no best.
         on_best: called after an evaluation that improved on all before.
         patience: stop after so many evaluations without improvement.
+        max_seconds: stop after the step that takes longer than so many seconds in all, and evaluate there.
+        progress: whether to show a bar, and what `evaluate` measures.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; names the first such step, and what was saved before
@@ -72,7 +76,18 @@ def train(
     checkpoints = StepCheckpoints(accelerator, args, loader.dataset, steps_per_epoch)
     try:
         return _train(
-            accelerator, model, loader, args, evaluate, criterion, on_best, patience, steps_per_epoch, checkpoints
+            accelerator,
+            model,
+            loader,
+            args,
+            evaluate,
+            criterion,
+            on_best,
+            patience,
+            max_seconds,
+            progress,
+            steps_per_epoch,
+            checkpoints,
         )
     except BaseException:
         for tracker in accelerator.trackers:  # the next run of this process must not write into it
@@ -83,7 +98,18 @@ def train(
 
 
 def _train(
-    accelerator, model, loader, args, evaluate, criterion, on_best, patience, steps_per_epoch, checkpoints
+    accelerator,
+    model,
+    loader,
+    args,
+    evaluate,
+    criterion,
+    on_best,
+    patience,
+    max_seconds,
+    progress,
+    steps_per_epoch,
+    checkpoints,
 ) -> list[dict]:
     if args.embedding_optimizer != "dense":
         use_sparse_tables(model)
@@ -151,12 +177,11 @@ def _train(
             )
 
     def done() -> bool:
-        return step >= total or (patience is not None and misses >= patience)
+        return is_last or step >= total or (patience is not None and misses >= patience)
 
     shown: dict[str, str] = {}
-    with tqdm(
-        total=total, initial=step, disable=not accelerator.is_main_process, unit="step", dynamic_ncols=True
-    ) as bar:
+    is_last, progress = False, progress and accelerator.is_main_process
+    with tqdm(total=total, initial=step, disable=not progress, unit="step", dynamic_ncols=True) as bar:
         for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
             if done():
                 break
@@ -175,10 +200,12 @@ def _train(
                 if norm is not None and (accelerator.scaler is None or training.skipped > MAX_SKIPPED):
                     finite.watch(norm, step - max(0, training.skipped - 1))
                 bar.update()
+                late = max_seconds is not None and time.perf_counter() - started >= max_seconds
+                is_last = late or step == total
                 # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics
                 # fail on it
-                if step % args.logging_steps == 0 or step % eval_steps == 0 or step == total:
-                    stop_unless_finite(weights=step % eval_steps == 0 or step == total)
+                if step % args.logging_steps == 0 or step % eval_steps == 0 or is_last:
+                    stop_unless_finite(weights=step % eval_steps == 0 or is_last)
                     entry = {name: value / counted for name, value in over_processes().items()}
                     group = optimizer.param_groups[0]  # all have the same share of their own rate
                     entry |= {"learning_rate": args.learning_rate * group["lr"] / group["initial_lr"]} | (
@@ -194,7 +221,7 @@ def _train(
                     shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
                     bar.set_postfix(shown)
                     sums, counted = {}, 0
-                if step % eval_steps == 0 or step == total:
+                if step % eval_steps == 0 or is_last:
                     metrics = evaluate()
                     if not all(math.isfinite(value) for name, value in metrics.items() if name.endswith("loss")):
                         finite.watch(torch.tensor(math.nan, device=accelerator.device), step)
@@ -203,7 +230,7 @@ def _train(
                         at = {"step": step, "epoch": step / steps_per_epoch}
                         record(at | metrics | {"seconds": time.perf_counter() - started})
                     write_json(accelerator, args.output_dir, HISTORY_FILE, history)
-                    if metrics and accelerator.is_main_process:
+                    if metrics and progress:
                         bar.write(f"epoch {step / steps_per_epoch:.2f}: {in_words(metrics)}")
                     if "eval_auc" in metrics:
                         shown["auc"] = f"{metrics['eval_auc']:.4f}"

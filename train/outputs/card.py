@@ -159,6 +159,8 @@ def write_card(
         "plm": _plm(model, record) if core.text_encoder is not None else None,
         "plm_name": plain(record["plm"]) if record["plm"] is not None else None,
         "metrics_table": _metrics(results),
+        "validated": "eval_auc" in results,
+        "tested": "test_auc" in results,
         "own_mlm_vocabulary": record["arguments"].get("mlm_vocabulary") == "dataset",
         "shuffled": any(name.endswith("shuffled_accuracy") for name in results),
         "curves": CURVES_FILE if os.path.isfile(os.path.join(folder, CURVES_FILE)) else None,

@@ -23,9 +23,10 @@ from flip_ctr.train.outputs.card import CARD, PLACEHOLDER, RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS, matches
 from flip_ctr.train.outputs.run_log import logger
 
+CLASSIFIER = "classifier.json"  # the classes and columns of a FlipClassifier
 # What of a checkpoint folder is published, of its top level alone: step checkpoints, optimizer and RNG states, tracker
 # logs and files of the user stay out because they are not named here.
-PUBLISHED = (*WEIGHTS, *CODE, *PROCESSOR, RECORD, *REPORTS)
+PUBLISHED = (*WEIGHTS, *CODE, *PROCESSOR, RECORD, CLASSIFIER, *REPORTS)
 HANDLER = "handler.py"  # of Inference Endpoints
 
 
