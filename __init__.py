@@ -42,7 +42,11 @@ if PIPELINE_TASK not in PIPELINE_REGISTRY.supported_tasks:
 
 
 # what needs libraries that nothing else here does, by the module that is imported when it is asked for
-LAZY = {"FlipRanker": ".serve.ranker", "infer_schema": ".data.datasets.infer_schema"}
+LAZY = {
+    "FlipClassifier": ".estimator.classifier",
+    "FlipRanker": ".serve.ranker",
+    "infer_schema": ".data.datasets.infer_schema",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -65,6 +69,7 @@ __all__ = [
     "ClickThroughRatePipeline",
     "IdTower",
     "register_id_tower",
+    "FlipClassifier",
     "FlipRanker",
     "infer_schema",
 ]

@@ -15,7 +15,7 @@ OWN = {
 KINDS = [
     r"flip_ctr/(__init__|configuration_flip)\.py",
     r"flip_ctr/modeling_flip/\w+\.py",
-    r"flip_ctr/(data|train|serve)/(\w+/)?\w+\.py",
+    r"flip_ctr/(data|train|serve|estimator)/(\w+/)?\w+\.py",
     r"flip_ctr/train/accelerate_configs/\w+\.yaml",
     r"flip_ctr/train/presets/\w+\.yaml",
     r"flip_ctr/serve/templates/[\w.]+",
