@@ -224,7 +224,7 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
             if not frame.size:
                 raise ValueError(f"X has {len(frame)} rows and {len(frame.columns)} columns: there is nothing to learn")
         if self.fields is not None:
-            fields = read_fields(self.fields)
+            fields = read_fields(copy.deepcopy(self.fields))  # sizes will be set
         elif fields is None:
             fields, unread = infer_fields(frame)
             if unread:

@@ -54,7 +54,8 @@ class _Rows:
         self._frame = frame
 
     def parts(self, columns):
-        yield 0, pa.Table.from_pandas(self._frame[list(columns)], preserve_index=False)
+        # as text, which every type is read from: a column may hold values of several types
+        yield 0, pa.Table.from_pandas(self._frame[list(columns)].astype("string"), preserve_index=False)
 
     def take(self, rows):
         return pa.Table.from_pandas(self._frame.iloc[list(rows)], preserve_index=False)

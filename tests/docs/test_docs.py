@@ -151,9 +151,11 @@ def test_python_of_the_readme_runs(folder):
     for name in ("D", "M", "P"):
         (folder / name).unlink()
     scope = {"frame": frame_of_impressions()}
-    first, second, third = (block.text for block in blocks("README.md", "python"))
-    for block in (first, second, third):
+    found = [block.text for block in blocks("README.md", "python")]
+    assert len(found) == 4
+    for block in found:
         exec(compile(block.replace("path/or/hub-id", "J"), "README.md", "exec"), scope)
+    assert scope["probabilities"].shape == (200,)
     assert scope["frame"].click_probability.between(0, 1).all() and (folder / "M" / "README.md").is_file()
     assert set(scope["score"](scope["frame"])[0]) == {"click_probability", "id_probability", "text_probability"}
 

@@ -241,8 +241,10 @@ def test_columns_that_are_no_fields_are_said(frame):
         model = FlipClassifier(**FAST).fit(strange, clicks(frame))
     assert {"label_value", "weight"} <= {field.name for field in model.fields_}
     assert np.isfinite(model.predict_proba(strange)).all()
-    given = FlipClassifier(fields=[FlipField("label"), {"name": "price", "type": "float", "kind": "numeric"}], **FAST)
-    assert [field.name for field in given.fit(strange, clicks(frame)).fields_] == ["label", "price"]
+    fields = [FlipField("label", "int", key=True), {"name": "price", "type": "float", "kind": "numeric"}]
+    strange["label"] = [1, "2"] * (len(frame) // 2)  # which no inference would take
+    given = FlipClassifier(fields=fields, **FAST).fit(strange, clicks(frame))
+    assert [field.name for field in given.fields_] == ["label", "price"] and fields[0].vocab_size is None
 
 
 def one_more(frame):
@@ -275,6 +277,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:columns of X")
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_say_what_is_wrong(name, fitted, frame):
     call, message = ERRORS[name]
