@@ -31,7 +31,7 @@ from flip_ctr.estimator.frames import as_frame, is_matrix, matrix_frame, named_b
 from flip_ctr.estimator.isolation import isolated
 from flip_ctr.estimator.targets import held_out_rows, read_labels, read_weights
 from flip_ctr.estimator.training import Trained, fit_model
-from flip_ctr.modeling_flip.configuration_flip import FlipConfig
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig, is_decoder
 from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 from flip_ctr.modeling_flip.rows_flip import RawRows
 from flip_ctr.train.arguments import FinetuneArguments
@@ -56,8 +56,12 @@ OWN = {"seed": "random_state"} | {
 NOT_HERE = ("dataset_dir", "output_dir", "overwrite_output_dir", "streaming", "max_train_samples", "max_eval_samples")
 NOT_HERE += ("grow", "report_to", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint")
 NOT_HERE += ("push_to_hub", "hub_model_id", "hub_private_repo", "lora_adapter_only")
-OF_NEW_MODELS = ("id_model", "prompt_fields", "prompts")  # which a model has for good
+OF_NEW_MODELS = ("id_model", "prompt_fields", "prompts", "text_pooling")  # which a model has for good
 LEAST_BATCH, STEPS_PER_EPOCH = 32, 32
+# A PLM stays as it is unless a setting asks for something else: what it says of each text is then computed once.
+FROZEN = {"prompts": "entity", "freeze_plm": True}
+EPOCHS = 10  # with a PLM that stays as it is: as many as of ids alone
+TRAINS_PLM = {"freeze_plm", "freeze_plm_layers", "use_lora", "gradient_checkpointing", "plm_learning_rate", "plm_every"}
 FLAG = re.compile(r"--(?=[a-z])")
 
 
@@ -66,10 +70,11 @@ def naming_parameters() -> Iterator[None]:
     """What is wrong with an option of the recipe is said of the parameter or setting of that name."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if not FLAG.search(str(error)):
             raise
-        raise ValueError(FLAG.sub("", str(error))) from error
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(FLAG.sub("", str(error))) from error
 
 
 class FlipClassifier(ClassifierMixin, BaseEstimator):
@@ -87,8 +92,8 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
     is written.
 
     Args:
-        model_name_or_path: a PLM (path or hub id), which reads each row as text; or a FLIP checkpoint to start from.
-            None for a model of ids alone.
+        model_name_or_path: a PLM (path or hub id), which reads the text of users, items, ... and stays as it is, unless
+            `settings` say `{"freeze_plm": False}`; or a FLIP checkpoint to start from. None for a model of ids alone.
         fields: a list of [`FlipField`] (or dicts); inferred when None.
         strategy: `id`, `plm`, `joint` or `frozen`, see `flip-ctr finetune`. `auto`: `id` without a PLM; with one both
             `id` and `joint` are trained, and the one with the better AUC - LogLoss on the validation rows is kept.
@@ -187,6 +192,8 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         codes, _ = read_labels(y, len(frame), self.classes_)
         sets = self._sets(frame, self.fields_, codes, self.classes_, eval_set, sample_weight)
         settings = {name: value for name, value in (self.settings or {}).items() if name not in OF_NEW_MODELS}
+        if self._record and self._record["arguments"].get("freeze_plm") and not TRAINS_PLM & settings.keys():
+            settings["freeze_plm"] = True
         with tempfile.TemporaryDirectory(prefix="flip-ctr-") as folder:
             self.save_pretrained(folder)
             self._train(sets, {self.strategy_: folder}, settings | {"grow": True})
@@ -297,10 +304,10 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
     def _arguments(
         self, folder: str, strategy: str, start: str | None, settings: dict, sets: tuple
     ) -> FinetuneArguments:
-        schema, train_rows, _ = sets
-        if start is not None and strategy in ("joint", "plm") and not is_flip_checkpoint(start):
-            prompts = "entity" if self._shares_texts(train_rows, schema.fields) else "row"
-            settings = {"prompts": prompts} | settings
+        is_plm = start is not None and not is_flip_checkpoint(start)
+        if is_plm and strategy in ("joint", "plm") and not TRAINS_PLM & settings.keys():
+            decodes = is_decoder(AutoConfig.from_pretrained(start))  # its last token alone has seen the whole text
+            settings = FROZEN | ({} if decodes else {"text_pooling": "mean"}) | settings
         given = {name: getattr(self, name) for name in OWN.values() if name not in ("random_state", "strategy")}
         args = FinetuneArguments(
             dataset_dir=folder,
@@ -310,19 +317,12 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
             **given | {"model_name_or_path": start},
             **settings,
         )
+        if self.num_train_epochs is None and args.freeze_plm:
+            args.num_train_epochs = EPOCHS
         if self.per_device_train_batch_size is None:
             most = args.per_device_train_batch_size  # the recipe's default
-            args.per_device_train_batch_size = min(most, max(LEAST_BATCH, len(train_rows) // STEPS_PER_EPOCH))
+            args.per_device_train_batch_size = min(most, max(LEAST_BATCH, len(sets[1]) // STEPS_PER_EPOCH))
         return args
-
-    def _shares_texts(self, frame: pd.DataFrame, fields: list[FlipField]) -> bool:
-        """Whether the texts of users, items, ... are of at most half as many kinds as there are rows."""
-        named: dict[str, list[str]] = {}
-        for field in fields:
-            if field.on_text_side:
-                named.setdefault(field.entity, []).append(field.name)
-        kinds = sum(len(frame[names].astype(str).drop_duplicates()) for names in named.values())
-        return kinds <= len(frame) / 2
 
     def _starts(self, fields: list[FlipField], validates: bool) -> dict[str, str | None]:
         """The strategies to try, and what each starts from.
@@ -331,10 +331,11 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
             validates: whether there are rows to choose by.
         """
         path = self.model_name_or_path
+        if path is not None:
+            with naming_parameters():
+                check_model("model_name_or_path", path)
         if self.strategy != "auto" or path is None:
             return {"id" if self.strategy == "auto" else self.strategy: path}
-        with isolated(), naming_parameters():
-            check_model("model_name_or_path", path)
         config = AutoConfig.from_pretrained(path)
         is_plm = config.model_type != FlipConfig.model_type
         starts = {"id": None if is_plm else path, "joint": path}

@@ -204,7 +204,17 @@ def test_a_plm_reads_the_text(frame, plm):
     joint = FlipClassifier(str(plm), strategy="joint", **FAST).fit(frame, y)
     assert joint.model_.config.strategy == "joint" and joint.model_.config.prompts == "entity"
     assert np.array_equal(pickle.loads(pickle.dumps(joint)).predict_proba(frame), joint.predict_proba(frame))
+    frozen = {name: value.clone() for name, value in joint.model_.flip.text_encoder.state_dict().items()}
     joint.continue_fit(table(60).assign(item_id=999, title="New"), clicks(table(60)))
+    after = joint.model_.flip.text_encoder.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in frozen.items())
+    trained = FlipClassifier(str(plm), strategy="joint", num_train_epochs=1, settings={"freeze_plm": False}).fit(
+        frame, y
+    )
+    after = trained.model_.flip.text_encoder.state_dict()
+    assert trained.model_.config.prompts == "row" and not all(torch.equal(frozen[name], after[name]) for name in frozen)
+    with pytest.raises(OSError, match="^model_name_or_path nowhere: no model folder"):
+        FlipClassifier("nowhere").fit(frame, y)
     assert FlipClassifier(str(plm), **FAST).fit(frame[["age", "price"]].to_numpy(), y).strategy_ == "id"
     settings = FAST["settings"] | {"use_lora": True, "mixed_precision": "bf16", "prompts": "row"}
     lora = FlipClassifier(str(plm), strategy="plm", num_train_epochs=1, settings=settings).fit(frame, y)
