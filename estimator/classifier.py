@@ -31,6 +31,7 @@ from flip_ctr.estimator.frames import as_frame, is_matrix, matrix_frame, named_b
 from flip_ctr.estimator.isolation import isolated
 from flip_ctr.estimator.targets import held_out_rows, read_labels, read_weights
 from flip_ctr.estimator.training import Trained, fit_model
+from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig, is_decoder
 from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 from flip_ctr.modeling_flip.rows_flip import RawRows
@@ -258,6 +259,8 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
 
     @staticmethod
     def _with_fields(frame: pd.DataFrame, fields: list[FlipField]) -> pd.DataFrame:
+        """The columns of the fields, whose values can all be read: an error names a row as the caller counts them."""
+        read_columns(frame, fields)
         return pd.DataFrame(RawRows.of(frame).columns(fields))
 
     def _sets(self, frame, fields, codes, classes, eval_set, sample_weight):

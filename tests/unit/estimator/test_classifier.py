@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from transformers.utils import logging as transformers_logging
 
 from flip_ctr import FlipClassifier, FlipField
+from flip_ctr.train.outputs.hub import published_files
 from flip_ctr.train.outputs.run_log import logger
 
 FAST = {"num_train_epochs": 2, "settings": {"id_embedding_size": 4, "id_hidden_dims": [8]}}
@@ -274,6 +275,10 @@ ERRORS = {
     "weights": (lambda m, X, y: m.fit(X, y, sample_weight=[1]), "a number for each of 240 rows"),
     "missing": (lambda m, X, y: m.predict(X.drop(columns="price")), "'price' missing; the rows have: 'user_id'"),
     "value": (lambda m, X, y: m.predict(one_more(X)), "column 'age', row 7: expected float, got str 'old'"),
+    "value of training": (
+        lambda m, X, y: m.set_params(fields=[FlipField("age", "float")]).fit(one_more(X), y),
+        "column 'age', row 7: expected float, got str 'old'",
+    ),
     "matrix": (lambda m, X, y: m.predict(np.ones((2, 6))), "X is a matrix without names.*'user_id', 'age'"),
     "fields": (lambda m, X, y: m.set_params(fields=[FlipField("colour")]).fit(X, y), "'colour' missing"),
     "fraction": (lambda m, X, y: m.set_params(validation_fraction=1.5).fit(X, y), "validation_fraction must be"),
@@ -300,6 +305,7 @@ def test_publishing_reads_as_saving_does(fitted, frame, monkeypatch):
     pushed = {}
 
     def push(folder, repo_id, private, token):
+        assert set(published_files(folder)) == set(os.listdir(folder)) >= {"classifier.json", "README.md"}
         pushed[repo_id] = FlipClassifier.from_pretrained(folder).predict_proba(frame)
         return "https://hub/" + repo_id
 
