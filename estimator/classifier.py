@@ -63,6 +63,7 @@ LEAST_BATCH, STEPS_PER_EPOCH = 32, 32
 FROZEN = {"prompts": "entity", "freeze_plm": True}
 EPOCHS = 10  # with a PLM that stays as it is: as many as of ids alone
 TRAINS_PLM = {"freeze_plm", "freeze_plm_layers", "use_lora", "gradient_checkpointing", "plm_learning_rate", "plm_every"}
+OF_PLM = TRAINS_PLM | {"prompts", "prompt_fields", "plm_dropout", "text_pooling", "fusion", "torch_compile"}
 FLAG = re.compile(r"--(?=[a-z])")
 
 
@@ -307,6 +308,9 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
     def _arguments(
         self, folder: str, strategy: str, start: str | None, settings: dict, sets: tuple
     ) -> FinetuneArguments:
+        if self.strategy == "auto" and strategy == "id":
+            of_plm = [name for name in settings if name in OF_PLM or name.startswith("lora_")]
+            settings = {name: value for name, value in settings.items() if name not in of_plm}
         is_plm = start is not None and not is_flip_checkpoint(start)
         if is_plm and strategy in ("joint", "plm") and not TRAINS_PLM & settings.keys():
             decodes = is_decoder(AutoConfig.from_pretrained(start))  # its last token alone has seen the whole text

@@ -86,6 +86,7 @@ def fit_model(
     check_models(args)
     record = training_record(args)
     model, processor = processor_and_model(args, schema, train_rows)
+    processor.label, processor.weight = schema.label, schema.weight_column  # a checkpoint may have others
     model = ready_to_train(model, processor, args)
     prompts, size = args.strategy != "id", args.per_device_eval_batch_size
     train_set = EncodedDataset(processor, train_rows, prompts)

@@ -190,7 +190,9 @@ def test_continue_fit_gives_new_values_ids_and_keeps_the_rest(frame, tmp_path):
     assert model.model_.config.id_fields[0].vocab_size == size + 11
     assert not np.array_equal(model.predict_proba(frame), before)
     model.save_pretrained(tmp_path / "grown")
-    again = FlipClassifier.from_pretrained(tmp_path / "grown", num_train_epochs=1).continue_fit(newer, clicks(newer))
+    again = FlipClassifier.from_pretrained(tmp_path / "grown", num_train_epochs=1)
+    again.processor_.label = "clicked"  # as others call it
+    again.continue_fit(newer, clicks(newer))
     assert again.predict_proba(newer).shape == (120, 2)
     with pytest.raises(ValueError, match="y, row 3: 2 is none of the classes"):
         model.continue_fit(newer, [0, 1, 0, 2] + [1] * 116)
@@ -200,7 +202,8 @@ def test_continue_fit_gives_new_values_ids_and_keeps_the_rest(frame, tmp_path):
 
 def test_a_plm_reads_the_text(frame, plm):
     y = clicks(frame)
-    both = FlipClassifier(str(plm), **FAST).fit(frame, y)
+    of_plm = {"use_lora": True, "lora_r": 4, "fusion": "gate"}
+    both = FlipClassifier(str(plm), num_train_epochs=1, settings=FAST["settings"] | of_plm).fit(frame, y)
     assert both.strategy_ in ("id", "joint")
     joint = FlipClassifier(str(plm), strategy="joint", **FAST).fit(frame, y)
     assert joint.model_.config.strategy == "joint" and joint.model_.config.prompts == "entity"
@@ -241,6 +244,9 @@ def test_weights_count(frame):
         for one in (None, weights)
     )
     assert heavy.mean() > plain.mean() + 0.1
+    model, even = (FlipClassifier(**FAST).fit(frame, y) for _ in range(2))
+    model.continue_fit(frame, y, sample_weight=weights), even.continue_fit(frame, y)
+    assert model.predict_proba(frame)[:, 1].mean() > even.predict_proba(frame)[:, 1].mean() + 0.005
     fitted = FlipClassifier(validation_fraction=0.4, settings={"calibration": "platt"}).fit(frame, y)
     assert fitted.model_.config.calibration["kind"] == "platt"
 
