@@ -65,6 +65,7 @@ EPOCHS = 10  # with a PLM that stays as it is: as many as of ids alone
 TRAINS_PLM = {"freeze_plm", "freeze_plm_layers", "use_lora", "gradient_checkpointing", "plm_learning_rate", "plm_every"}
 OF_PLM = TRAINS_PLM | {"prompts", "prompt_fields", "plm_dropout", "text_pooling", "fusion", "torch_compile"}
 FLAG = re.compile(r"--(?=[a-z])")
+KEPT = re.compile(r" Kept in .+: .+?\.(?= )")  # what of a run that broke off is in its folder
 
 
 @contextmanager
@@ -72,11 +73,11 @@ def naming_parameters() -> Iterator[None]:
     """What is wrong with an option of the recipe is said of the parameter or setting of that name."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if not FLAG.search(str(error)):
             raise
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(FLAG.sub("", str(error))) from error
+        kind = next(one for one in (ValueError, OSError, FloatingPointError) if isinstance(error, one))
+        raise kind(FLAG.sub("", KEPT.sub("", str(error)))) from error
 
 
 class FlipClassifier(ClassifierMixin, BaseEstimator):

@@ -2,6 +2,7 @@
 """A click model fine-tuned on rows in memory, by the recipe's own parts: nothing but a history is written."""
 
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FinetuneArguments
 from flip_ctr.train.finetune import check_models, criterion, processor_and_model
-from flip_ctr.train.loop.calibration import calibrate, check_clicks_to_calibrate
+from flip_ctr.train.loop.calibration import NotCalibrated, calibrate, check_clicks_to_calibrate
 from flip_ctr.train.loop.loaders import training_loader
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
@@ -92,6 +93,8 @@ def fit_model(
     train_set = EncodedDataset(processor, train_rows, prompts)
     eval_set = None if eval_rows is None else EncodedDataset(processor, eval_rows, prompts)
     if args.calibration is not None:
+        if eval_set is None:
+            raise ValueError(f"--calibration {args.calibration} needs validation rows, and there are none")
         check_clicks_to_calibrate(args.calibration, eval_set.labels)
     collator = FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
     best: dict = {}
@@ -125,7 +128,10 @@ def fit_model(
     chosen = max(evaluations, key=criterion) if evaluations else history[-1]
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
     if args.calibration is not None:
-        results |= calibrate(accelerator, model, eval_set, args.calibration, args.seed, size)
+        try:
+            results |= calibrate(accelerator, model, eval_set, args.calibration, args.seed, size)
+        except NotCalibrated as error:  # of what was trained nothing is lost
+            warnings.warn(f"{error}. The model is not calibrated", stacklevel=2)
     results |= {
         "best_epoch": chosen["epoch"],
         "train_rows": len(train_set),

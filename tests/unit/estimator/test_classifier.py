@@ -293,6 +293,10 @@ ERRORS = {
     "strategy": (lambda m, X, y: m.set_params(strategy="both").fit(X, y), "^strategy must be one of id"),
     "no PLM": (lambda m, X, y: m.set_params(strategy="joint").fit(X, y), "needs a PLM.*: model_name_or_path"),
     "setting": (lambda m, X, y: m.set_params(settings={"tower": "fm"}).fit(X, y), "no 'tower' .*did you mean id_tower"),
+    "calibration": (
+        lambda m, X, y: m.set_params(settings={"calibration": "platt"}, validation_fraction=0).fit(X, y),
+        "^calibration platt needs validation rows",
+    ),
     "parameter": (lambda m, X, y: m.set_params(settings={"seed": 1}).fit(X, y), "the parameter random_state"),
     "settings": (lambda m, X, y: m.set_params(settings=[1]).fit(X, y), "settings must be a dict"),
 }
@@ -305,6 +309,12 @@ def test_errors_say_what_is_wrong(name, fitted, frame):
     model = pickle.loads(pickle.dumps(fitted))
     with pytest.raises(ValueError, match=message):
         call(model, frame, clicks(frame))
+
+
+def test_a_loss_that_is_not_finite_is_an_error(frame):
+    with pytest.raises(FloatingPointError) as caught:
+        FlipClassifier(learning_rate=1e25, **FAST).fit(frame, clicks(frame))
+    assert "Kept in" not in str(caught.value) and "Lower learning_rate or" in str(caught.value)
 
 
 def test_publishing_reads_as_saving_does(fitted, frame, monkeypatch):
