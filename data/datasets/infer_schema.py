@@ -220,7 +220,7 @@ def _settle_nested(columns: dict[str, Profile], own: dict[str, str | None]) -> N
     """Says of columns which are of an Arrow type that is not read (`own`: None) that they are no fields."""
     for name, column in columns.items():
         if own.get(name, "") is None:
-            column.type, column.separator, column.why_not = NESTED, None, "of a Parquet type that is not read"
+            column.type, column.separator, column.why_not = NESTED, None, "of a type that is not read"
 
 
 def _some_rows(table: pa.Table, rows: int) -> pa.Table:
@@ -239,9 +239,11 @@ def _arrow_table(frame: Any) -> pa.Table:
     if hasattr(frame, "iloc"):  # pandas: an index of row numbers is no column
         try:
             return pa.Table.from_pandas(frame)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
             column = re.search(r"Conversion failed for column (.*) with type", str(error))
             owner = f"column '{column[1]}' of the frame" if column else "a column of the frame"
+            if isinstance(error, pa.ArrowNotImplementedError):
+                raise ValueError(f"{owner} is of a type that is not read; leave it out.") from None
             raise ValueError(
                 f"{owner} holds values of several types, which no Parquet file takes; give it one."
             ) from None

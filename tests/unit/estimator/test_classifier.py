@@ -275,6 +275,7 @@ ERRORS = {
     "null label": (lambda m, X, y: m.fit(X, np.where(np.arange(len(y)) == 3, np.nan, y)), "y, row 3: null"),
     "no rows": (lambda m, X, y: m.fit(X[:0], []), "X has 0 rows and 6 columns"),
     "types": (lambda m, X, y: m.fit(one_more(X), y), "column 'age' of the frame holds values of several types"),
+    "type": (lambda m, X, y: m.fit(X.assign(wave=1j), y), "column 'wave' of the frame is of a type that is not read"),
     "no column": (lambda m, X, y: m.fit(X[[]].assign(a=1), y), "no column that a click could be predicted by"),
     "twice": (lambda m, X, y: m.fit(pd.concat([X, X], axis=1), y), "more than one column 'user_id'"),
     "weight": (lambda m, X, y: m.fit(X, y, sample_weight=np.arange(len(y)) - 1), "sample_weight, row 0.*got -1"),

@@ -620,4 +620,4 @@ def test_the_fields_of_a_frame_without_a_label():
         ("city", "categorical", "user"),
     ]
     assert fields[0].key and fields[-1].null_values == ("NULL",)
-    assert unread == {"timestamp": "a time", "parts": "of a Parquet type that is not read"}
+    assert unread == {"timestamp": "a time", "parts": "of a type that is not read"}
