@@ -149,6 +149,8 @@ def test_seeds_decide_and_nothing_else_changes(frame, tmp_path, monkeypatch, cap
     assert (logger.level, transformers_logging.get_verbosity(), logging.getLogger().handlers[:]) == said
     assert os.listdir(tmp_path) == ["tmp"] and not os.listdir(tmp_path / "tmp")
     assert capfd.readouterr() == ("", "")
+    torch.manual_seed(5)  # nor does what came before count
+    assert np.array_equal(FlipClassifier(random_state=1, **FAST).fit(frame, y).predict_proba(frame), first)
     FlipClassifier(verbose=True, **FAST).fit(frame, y)
     assert "eval_auc" in "".join(capfd.readouterr())
 
