@@ -26,7 +26,7 @@ from flip_ctr.train.options import Options, option
 from flip_ctr.train.parser import parse_arguments
 
 GENERATED = "generated"
-GENERATED_ROWS, TAGS = 40_000, 30
+GENERATED_TEST_ROWS, TAGS = 20_000, 30
 
 
 @dataclass
@@ -37,10 +37,10 @@ class EstimatorArguments(Options):
     seeds: list[int] = option([0, 1, 2], "a run for each", at_least=0)
 
 
-def generated() -> tuple[pd.DataFrame, np.ndarray]:
-    """Rows of users and items with numbers, lists and nulls, and clicks that depend on all of them."""
+def generated(n: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """`n` rows of users and items with numbers, lists and nulls, and clicks that depend on all of them."""
     random = np.random.default_rng(0)
-    users, items, n = 2_000, 500, GENERATED_ROWS
+    users, items = 2_000, 500
     user, item = random.integers(0, users, n), random.integers(0, items, n)
     quality, taste = random.normal(0, 0.8, items), random.normal(0, 0.8, (users, 5))
     price, age = random.lognormal(3, 1, items), random.integers(18, 80, users).astype(float)
@@ -67,9 +67,8 @@ def tables(folders: list[str], rows: int, seed: int):
         frame, test = pd.concat(parts, ignore_index=True), read_split(folder, "test").to_pandas()
         frame = frame.iloc[random.permutation(len(frame))[:rows]]
         yield Path(folder).name, True, (frame[columns], frame[schema.label]), (test[columns], test[schema.label])
-    frame, clicks = generated()
-    order = random.permutation(len(frame))
-    picked, test = order[:rows], order[len(order) // 2 :] if rows <= len(order) // 2 else order[rows:]
+    frame, clicks = generated(rows + GENERATED_TEST_ROWS)
+    picked, test = np.split(random.permutation(len(frame)), [rows])
     yield GENERATED, False, (frame.iloc[picked], clicks[picked]), (frame.iloc[test], clicks[test])
 
 
