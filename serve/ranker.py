@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
 from flip_ctr.modeling_flip.containers_flip import factorize, plain_column
-from flip_ctr.modeling_flip.fields_flip import CLICKED, PAD_ID, FlipField, check_choice, fields_of_items
+from flip_ctr.modeling_flip.fields_flip import CLICKED, PAD_ID, FlipField, check_choice, check_count, fields_of_items
 from flip_ctr.modeling_flip.histories_flip import Histories, read_histories
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
@@ -326,8 +326,8 @@ class FlipRanker:
             ValueError: a field is missing, or a value has another type; an item is not in the catalogue; or the model
                 reads no history, and one is given.
         """
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1; got {top_k}")
+        if top_k is not None:
+            check_count("rank", "top_k", top_k, 1)
         if isinstance(user, list | tuple) and not user:
             return []
         catalogue = self.catalogue
