@@ -23,8 +23,9 @@ def fields_of_file(path: str, processor: FlipProcessor, option: str) -> list[Fli
 
 
 def read_items(path: str, processor: FlipProcessor, item_key: str | None = None, entity: str = "item") -> pa.Table:
-    """The items, or what else is of that entity, in a file: read as the model's data was read, the columns that are
-    fields and the key. Of a dataset folder see [`read_dataset_items`].
+    """The items, or what else is of that entity, in a file, in the format of the model's data or a plain one of its
+    ending: the columns that are fields, and the key. What a side table of that data called its columns is not known
+    here. Of a dataset folder see [`read_dataset_items`].
 
     Raises:
         FileNotFoundError: there is no such file.

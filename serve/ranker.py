@@ -169,7 +169,7 @@ class FlipRanker:
 
         Args:
             pretrained_model_name_or_path: folder or hub id of a fine-tuned model.
-            items: as of [`FlipRanker`]; or a file of them, read as the model's data was read; or a dataset folder; or a
+            items: as of [`FlipRanker`]; or a file of them, see [`read_items`]; or a dataset folder; or a
                 folder that `save` has written, whose texts are not read again.
             item_key, device, dtype, backend, export_dir: as of [`FlipRanker`]; a saved catalogue has its own key and
                 dtype.
