@@ -195,6 +195,8 @@ def write_graph(name: str, graph: Graph, folder: Path) -> Path:
                 dynamic_shapes=(axes,),
                 verbose=False,
             )
+            for node in program.model.graph.all_nodes():
+                node.metadata_props.clear()  # the lines of code that made it, with the paths of this machine
             program.save(path)
     except Exception as error:  # each step of torch raises types of its own
         raise ValueError(

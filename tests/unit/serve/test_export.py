@@ -174,6 +174,8 @@ def test_the_folder_says_what_it_holds(joint):
         session = onnxruntime.InferenceSession(str(folder / f"{name}.onnx"))
         said = {one.name: one.shape for one in session.get_inputs()}
         assert said == {one: values["shape"] for one, values in about["graphs"][name]["inputs"].items()}
+        content = (folder / f"{name}.onnx").read_bytes()  # whose machine it was made on is nobody's business
+        assert not any(str(Path(module.__file__).parent).encode() in content for module in (export, torch))
 
 
 # --- the ranker
