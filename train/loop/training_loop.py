@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -73,185 +74,164 @@ def train(
     if len(loader) == 0:
         raise ValueError(f"{loader.dataset.num_rows} training rows give {accelerator.num_processes} processes no batch")
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+    with checkpoints_of(accelerator, args, loader, steps_per_epoch) as checkpoints:
+        if args.embedding_optimizer != "dense":
+            use_sparse_tables(model)
+        keep_out_of_ddp(model, plm=plain(model).config.prompts == "entity")
+        optimizer = make_optimizer(model, args, accelerator.device)
+        model, optimizer = prepare(accelerator, model, optimizer, args)
+        training, finite = TrainingStep(accelerator, model, optimizer, args), FiniteWatch(accelerator)
+        checkpoints.reader = training.reader
+        accumulation = args.gradient_accumulation_steps
+        total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+        warmup = math.ceil(args.warmup_ratio * total)
+        # a plain scheduler stepped by hand: Accelerate's would step once a process
+        scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+        eval_steps = args.eval_steps or steps_per_epoch
+        set_seed(args.seed + accelerator.process_index)  # dropout differs between processes, initial weights do not
+
+        history: list[dict] = []
+        best, misses, step = -math.inf, 0, 0
+        sums: dict[str, torch.Tensor] = {}
+        counted, started = 0, time.perf_counter()
+        state = checkpoints.load(model, optimizer, scheduler)
+        begin(accelerator, args)
+        if state is not None:
+            history, best, misses, step, counted = (
+                state[name] for name in ("history", "best", "misses", "step", "counted")
+            )
+            sums = {name: value.to(accelerator.device) for name, value in state["sums"].items()}
+            started -= state["seconds"]
+            write_json(accelerator, args.output_dir, HISTORY_FILE, history)
+
+        def over_processes() -> dict[str, float]:
+            """The sums as they are on average over the processes, whose shares of global means they are."""
+            means = accelerator.reduce(torch.stack(list(sums.values())), "mean") if sums else []
+            return dict(zip(sums, torch.as_tensor(means).tolist()))
+
+        def loop() -> dict:
+            means = {name: torch.tensor(value) for name, value in over_processes().items()}
+            return {
+                "history": history,
+                "best": best,
+                "misses": misses,
+                "step": step,
+                "counted": counted,
+                "sums": means,
+                "seconds": time.perf_counter() - started,
+            }
+
+        def record(entry: dict) -> None:
+            history.append(entry)
+            accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=entry["step"])
+            file_logger.info(f"step {entry['step']}/{total}: {in_words(entry)}")
+
+        def stop_unless_finite(weights: bool) -> None:
+            bad = finite.first_bad_step()
+            if bad is None and weights and not weights_are_finite(model):
+                bad = step
+            if bad is not None:
+                kept = [os.path.basename(folder) for folder in step_checkpoints(args.output_dir)[-1:]] + [
+                    "the best model"
+                ] * (best > -math.inf)
+                raise FloatingPointError(
+                    f"the loss, its gradient or the weights are not finite at step {bad} (epoch "
+                    f"{bad / steps_per_epoch:.2f}). Kept in {args.output_dir}: {' and '.join(kept) or 'nothing yet'}. "
+                    "Lower --learning_rate or --plm_learning_rate, or clip with --max_grad_norm"
+                )
+
+        def done() -> bool:
+            return is_last or step >= total or (patience is not None and misses >= patience)
+
+        shown: dict[str, str] = {}
+        is_last, progress = False, progress and accelerator.is_main_process
+        with tqdm(total=total, initial=step, disable=not progress, unit="step", dynamic_ncols=True) as bar:
+            for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
+                if done():
+                    break
+                loader.set_epoch(epoch, step % steps_per_epoch * accumulation)
+                for group in training.windows(grouped(loader, accumulation), total - step):
+                    model.train()
+                    for output in training.backward(group):
+                        for name, value in output.items():
+                            sums[name] = sums.get(name, 0) + value
+                        counted += 1
+                        finite.watch(output["loss"], step + 1)
+                    norm = training.update()
+                    step += 1
+                    if training.skipped == 0:
+                        scheduler.step()
+                    if norm is not None and (accelerator.scaler is None or training.skipped > MAX_SKIPPED):
+                        finite.watch(norm, step - max(0, training.skipped - 1))
+                    bar.update()
+                    late = max_seconds is not None and time.perf_counter() - started >= max_seconds
+                    is_last = late or step == total
+                    # also before an evaluation: it may be the last, and a loss that is not finite is named before
+                    # metrics fail on it
+                    if step % args.logging_steps == 0 or step % eval_steps == 0 or is_last:
+                        stop_unless_finite(weights=step % eval_steps == 0 or is_last)
+                        entry = {name: value / counted for name, value in over_processes().items()}
+                        group = optimizer.param_groups[0]  # all have the same share of their own rate
+                        entry |= {"learning_rate": args.learning_rate * group["lr"] / group["initial_lr"]} | (
+                            {} if norm is None else {"grad_norm": norm.item()}
+                        )
+                        entry = {
+                            "step": step,
+                            "epoch": step / steps_per_epoch,
+                            **entry,
+                            "seconds": time.perf_counter() - started,
+                        }
+                        record(entry)
+                        shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
+                        bar.set_postfix(shown)
+                        sums, counted = {}, 0
+                    if step % eval_steps == 0 or is_last:
+                        metrics = evaluate()
+                        if not all(math.isfinite(value) for name, value in metrics.items() if name.endswith("loss")):
+                            finite.watch(torch.tensor(math.nan, device=accelerator.device), step)
+                            stop_unless_finite(weights=False)
+                        if metrics:  # none without validation rows
+                            at = {"step": step, "epoch": step / steps_per_epoch}
+                            record(at | metrics | {"seconds": time.perf_counter() - started})
+                        write_json(accelerator, args.output_dir, HISTORY_FILE, history)
+                        if metrics and progress:
+                            bar.write(f"epoch {step / steps_per_epoch:.2f}: {in_words(metrics)}")
+                        if "eval_auc" in metrics:
+                            shown["auc"] = f"{metrics['eval_auc']:.4f}"
+                        if criterion is not None:
+                            if criterion(metrics) > best:
+                                best, misses = criterion(metrics), 0
+                                on_best()
+                            else:
+                                misses += 1
+                    checkpoints.after_step(
+                        step,
+                        model,
+                        optimizer,
+                        scheduler,
+                        loop,
+                        before_saving=lambda: stop_unless_finite(weights=True),
+                        between_windows=training.closes,
+                    )
+                    if done():
+                        break
+        return history
+
+
+@contextmanager
+def checkpoints_of(
+    accelerator: Accelerator, args: TrainArguments, loader: BatchLoader, steps_per_epoch: int
+) -> Iterator[StepCheckpoints]:
+    """The step checkpoints of a run; whatever ends it, nothing of it stays in this process."""
     checkpoints = StepCheckpoints(accelerator, args, loader.dataset, steps_per_epoch)
     try:
-        return _train(
-            accelerator,
-            model,
-            loader,
-            args,
-            evaluate,
-            criterion,
-            on_best,
-            patience,
-            max_seconds,
-            progress,
-            steps_per_epoch,
-            checkpoints,
-        )
+        yield checkpoints
     except BaseException:
         for tracker in accelerator.trackers:  # the next run of this process must not write into it
             tracker.finish()
         raise
     finally:
         checkpoints.close()
-
-
-def _train(
-    accelerator,
-    model,
-    loader,
-    args,
-    evaluate,
-    criterion,
-    on_best,
-    patience,
-    max_seconds,
-    progress,
-    steps_per_epoch,
-    checkpoints,
-) -> list[dict]:
-    if args.embedding_optimizer != "dense":
-        use_sparse_tables(model)
-    keep_out_of_ddp(model, plm=plain(model).config.prompts == "entity")
-    optimizer = make_optimizer(model, args, accelerator.device)
-    model, optimizer = prepare(accelerator, model, optimizer, args)
-    training, finite = TrainingStep(accelerator, model, optimizer, args), FiniteWatch(accelerator)
-    checkpoints.reader = training.reader
-    accumulation = args.gradient_accumulation_steps
-    total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
-    warmup = math.ceil(args.warmup_ratio * total)
-    # a plain scheduler stepped by hand: Accelerate's would step once a process
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total)
-    eval_steps = args.eval_steps or steps_per_epoch
-    set_seed(args.seed + accelerator.process_index)  # dropout differs between processes, initial weights do not
-
-    history: list[dict] = []
-    best, misses, step = -math.inf, 0, 0
-    sums: dict[str, torch.Tensor] = {}
-    counted, started = 0, time.perf_counter()
-    state = checkpoints.load(model, optimizer, scheduler)
-    begin(accelerator, args)
-    if state is not None:
-        history, best, misses, step, counted = (
-            state[name] for name in ("history", "best", "misses", "step", "counted")
-        )
-        sums = {name: value.to(accelerator.device) for name, value in state["sums"].items()}
-        started -= state["seconds"]
-        write_json(accelerator, args.output_dir, HISTORY_FILE, history)
-
-    def over_processes() -> dict[str, float]:
-        """The sums as they are on average over the processes, whose shares of global means they are."""
-        means = accelerator.reduce(torch.stack(list(sums.values())), "mean") if sums else []
-        return dict(zip(sums, torch.as_tensor(means).tolist()))
-
-    def loop() -> dict:
-        means = {name: torch.tensor(value) for name, value in over_processes().items()}
-        return {
-            "history": history,
-            "best": best,
-            "misses": misses,
-            "step": step,
-            "counted": counted,
-            "sums": means,
-            "seconds": time.perf_counter() - started,
-        }
-
-    def record(entry: dict) -> None:
-        history.append(entry)
-        accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=entry["step"])
-        file_logger.info(f"step {entry['step']}/{total}: {in_words(entry)}")
-
-    def stop_unless_finite(weights: bool) -> None:
-        bad = finite.first_bad_step()
-        if bad is None and weights and not weights_are_finite(model):
-            bad = step
-        if bad is not None:
-            kept = [os.path.basename(folder) for folder in step_checkpoints(args.output_dir)[-1:]] + [
-                "the best model"
-            ] * (best > -math.inf)
-            raise FloatingPointError(
-                f"the loss, its gradient or the weights are not finite at step {bad} (epoch "
-                f"{bad / steps_per_epoch:.2f}). Kept in {args.output_dir}: {' and '.join(kept) or 'nothing yet'}. "
-                "Lower --learning_rate or --plm_learning_rate, or clip with --max_grad_norm"
-            )
-
-    def done() -> bool:
-        return is_last or step >= total or (patience is not None and misses >= patience)
-
-    shown: dict[str, str] = {}
-    is_last, progress = False, progress and accelerator.is_main_process
-    with tqdm(total=total, initial=step, disable=not progress, unit="step", dynamic_ncols=True) as bar:
-        for epoch in range(step // steps_per_epoch, math.ceil(total / steps_per_epoch)):
-            if done():
-                break
-            loader.set_epoch(epoch, step % steps_per_epoch * accumulation)
-            for group in training.windows(grouped(loader, accumulation), total - step):
-                model.train()
-                for output in training.backward(group):
-                    for name, value in output.items():
-                        sums[name] = sums.get(name, 0) + value
-                    counted += 1
-                    finite.watch(output["loss"], step + 1)
-                norm = training.update()
-                step += 1
-                if training.skipped == 0:
-                    scheduler.step()
-                if norm is not None and (accelerator.scaler is None or training.skipped > MAX_SKIPPED):
-                    finite.watch(norm, step - max(0, training.skipped - 1))
-                bar.update()
-                late = max_seconds is not None and time.perf_counter() - started >= max_seconds
-                is_last = late or step == total
-                # also before an evaluation: it may be the last, and a loss that is not finite is named before metrics
-                # fail on it
-                if step % args.logging_steps == 0 or step % eval_steps == 0 or is_last:
-                    stop_unless_finite(weights=step % eval_steps == 0 or is_last)
-                    entry = {name: value / counted for name, value in over_processes().items()}
-                    group = optimizer.param_groups[0]  # all have the same share of their own rate
-                    entry |= {"learning_rate": args.learning_rate * group["lr"] / group["initial_lr"]} | (
-                        {} if norm is None else {"grad_norm": norm.item()}
-                    )
-                    entry = {
-                        "step": step,
-                        "epoch": step / steps_per_epoch,
-                        **entry,
-                        "seconds": time.perf_counter() - started,
-                    }
-                    record(entry)
-                    shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
-                    bar.set_postfix(shown)
-                    sums, counted = {}, 0
-                if step % eval_steps == 0 or is_last:
-                    metrics = evaluate()
-                    if not all(math.isfinite(value) for name, value in metrics.items() if name.endswith("loss")):
-                        finite.watch(torch.tensor(math.nan, device=accelerator.device), step)
-                        stop_unless_finite(weights=False)
-                    if metrics:  # none without validation rows
-                        at = {"step": step, "epoch": step / steps_per_epoch}
-                        record(at | metrics | {"seconds": time.perf_counter() - started})
-                    write_json(accelerator, args.output_dir, HISTORY_FILE, history)
-                    if metrics and progress:
-                        bar.write(f"epoch {step / steps_per_epoch:.2f}: {in_words(metrics)}")
-                    if "eval_auc" in metrics:
-                        shown["auc"] = f"{metrics['eval_auc']:.4f}"
-                    if criterion is not None:
-                        if criterion(metrics) > best:
-                            best, misses = criterion(metrics), 0
-                            on_best()
-                        else:
-                            misses += 1
-                checkpoints.after_step(
-                    step,
-                    model,
-                    optimizer,
-                    scheduler,
-                    loop,
-                    before_saving=lambda: stop_unless_finite(weights=True),
-                    between_windows=training.closes,
-                )
-                if done():
-                    break
-    return history
 
 
 def in_words(entry: dict) -> str:
