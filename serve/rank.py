@@ -5,7 +5,6 @@ flip-ctr rank --model_name_or_path M --items items.parquet --users users.parquet
 accelerate launch -m flip_ctr.train.cli rank --model_name_or_path M --items D --users users.csv --output best.csv
 """
 
-import os
 from collections.abc import Iterator
 from itertools import islice
 
@@ -41,8 +40,6 @@ def run(args: RankArguments) -> dict[str, int]:
         ValueError: the output is there already; or users or items lack a column, or hold a value that cannot be read
             (names file and line).
     """
-    if os.path.isdir(args.output):
-        raise ValueError(f"--output {args.output} is a folder; name a file")
     check_output_file(args.output, args.overwrite_output, args.escape_formulas)
     import_custom_code(args.custom_code)
     accelerator = make_accelerator(args.mixed_precision)

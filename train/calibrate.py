@@ -9,10 +9,10 @@ The weights stay as they are, and a calibration that the model had is replaced. 
 
 import time
 
-from flip_ctr.data.readers.shards import open_splits
+from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.train.arguments import CalibrateArguments
 from flip_ctr.train.loop.calibration import calibrate, check_clicks_to_calibrate, uncorrected
-from flip_ctr.train.loop.loaders import check_clicks, encode_split, has_split
+from flip_ctr.train.loop.loaders import check_clicks, encode_split
 from flip_ctr.train.loop.run import check_output_dir, claim_output_dir, make_accelerator, recipe
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model

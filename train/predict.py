@@ -8,8 +8,6 @@ The files are read twice: once to refuse what cannot be scored before any row is
 is in memory at a time.
 """
 
-import os
-
 import pyarrow as pa
 
 from flip_ctr.data.readers.row_files import RowWriter, check_output_file, file_format, lists_as_text, table_of
@@ -71,9 +69,7 @@ def report(counts: dict[str, int], output: str) -> dict[str, int]:
 
 def check_output(args: PredictArguments) -> None:
     """`ValueError` where the output has no ending of a format, or is there already."""
-    if os.path.isdir(args.output) and args.engine != "pyspark":
-        raise ValueError(f"--output {args.output} is a folder; name a file")
-    check_output_file(args.output, args.overwrite_output, args.escape_formulas)
+    check_output_file(args.output, args.overwrite_output, args.escape_formulas, args.engine == "pyspark")
 
 
 def check_rows(rows: RowsToScore, args: PredictArguments, added: list[str]) -> tuple[int, pa.Schema | None]:

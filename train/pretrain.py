@@ -8,11 +8,10 @@ accelerate launch -m flip_ctr.train.cli pretrain --config pretrain.yaml
 import torch
 
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
-from flip_ctr.data.readers.shards import open_splits
+from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.train.arguments import PretrainArguments
 from flip_ctr.train.loop.loaders import (
     encode_split,
-    has_split,
     make_loader,
     say_no_validation,
     training_loader,

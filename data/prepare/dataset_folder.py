@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_ctr.data.outputs import new_folder, sync
-from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
+from flip_ctr.data.readers.dataset_schema import REPORT_NAME, SCHEMA_NAME, SPLITS, DatasetSchema
 from flip_ctr.data.readers.raw_files import REJECTED_COLUMNS
 from flip_ctr.data.readers.shards import ITEMS_NAME, shard_paths
 
-REPORT_NAME = "prepare_report.json"
 CARD_NAME = "README.md"
 REJECTED_NAME = "rejected.parquet"
 

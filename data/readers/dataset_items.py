@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flip_ctr.data.readers.dataset_schema import SPLITS
-from flip_ctr.data.readers.shards import ITEMS_NAME, open_splits
+from flip_ctr.data.readers.shards import ITEMS_NAME, has_split, open_splits
 
 
 def read_dataset_items(dataset_dir: str | Path, key: str, columns: Sequence[str]) -> pa.Table:
@@ -24,7 +24,7 @@ def read_dataset_items(dataset_dir: str | Path, key: str, columns: Sequence[str]
     Raises:
         ValueError: the folder is damaged, or its rows lack the key.
     """
-    there = [split for split in SPLITS if any(Path(dataset_dir, "data").glob(f"{split}-*.parquet"))]
+    there = [split for split in SPLITS if has_split(dataset_dir, split)]
     of_rows = None
     for split in open_splits(dataset_dir, dict.fromkeys(there)).values():
         if key not in split.column_names:

@@ -8,6 +8,7 @@ from pathlib import Path
 from flip_ctr.modeling_flip.fields_flip import Allowed, FlipField, read_fields
 
 SCHEMA_NAME = "schema.json"
+REPORT_NAME = "prepare_report.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 

@@ -115,8 +115,10 @@ def _kind(value) -> str:
     return f"list of {' and '.join(parts)}" if parts else type(value).__name__
 
 
-def check_output_file(path: str, overwrite: bool, escape_formulas: bool) -> None:
-    """`ValueError` where `--output` has no ending of a format, cannot be made, or is there already."""
+def check_output_file(path: str, overwrite: bool, escape_formulas: bool, may_be_folder: bool = False) -> None:
+    """`ValueError` where `--output` has no ending of a format, is a folder, cannot be made, or is there already."""
+    if Path(path).is_dir() and not may_be_folder:
+        raise ValueError(f"--output {path} is a folder; name a file")
     if file_format(path) != ".csv" and escape_formulas:
         raise ValueError(f"--escape_formulas is for a .csv output; got --output {path}")
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())

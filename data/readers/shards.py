@@ -3,6 +3,7 @@
 whole."""
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, DatasetSchema
+from flip_ctr.data.readers.dataset_schema import REPORT_NAME, SCHEMA_NAME, DatasetSchema
 from flip_ctr.data.readers.raw_files import one_line
 from flip_ctr.modeling_flip.columns_flip import RowError
 from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField, history_field
@@ -101,6 +102,16 @@ def fits(arrow: pa.DataType, field: FlipField) -> bool:
         "bool": text or kinds.is_integer(arrow) or kinds.is_boolean(arrow),
     }
     return kinds.is_null(arrow) or allowed[field.type]
+
+
+def has_split(dataset_dir: str | Path, split: str) -> bool:
+    """Whether a dataset folder has a split, by its report where it has one; what is no folder has all, so that reading
+    it says what is wrong."""
+    folder = Path(dataset_dir)
+    if (folder / REPORT_NAME).is_file():
+        splits = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))["splits"]
+        return splits.get(split, {}).get("rows", 0) > 0
+    return not (folder / "data").is_dir() or any((folder / "data").glob(f"{split}-*.parquet"))
 
 
 def open_splits(dataset_dir: str | Path, max_samples: dict[str, int | None], seed: int = 0) -> dict[str, "SplitRows"]:

@@ -1,10 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The rows of a run: splits that are encoded or streamed, checked, and made into batches for this process."""
 
-import json
 import logging
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +13,6 @@ from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 from flip_ctr.data.batches.streaming import StreamedDataset
-from flip_ctr.data.prepare.dataset_folder import REPORT_NAME
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
@@ -24,16 +21,6 @@ from flip_ctr.train.arguments import TrainArguments
 logger = logging.getLogger("flip_ctr")
 
 FAR_OFF = 2.0  # ratio of two odds of a click that are not the same but for chance or drift
-
-
-def has_split(dataset_dir: str, split: str) -> bool:
-    """Whether a dataset folder has a split, by its report where it has one; what is no folder has all, so that reading
-    it says what is wrong."""
-    folder = Path(dataset_dir)
-    if (folder / REPORT_NAME).is_file():
-        splits = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))["splits"]
-        return splits.get(split, {}).get("rows", 0) > 0
-    return not (folder / "data").is_dir() or any((folder / "data").glob(f"{split}-*.parquet"))
 
 
 def say_no_validation(args: TrainArguments) -> None:

@@ -10,9 +10,8 @@ from scipy.sparse import csr_array
 
 from flip_ctr.data.readers.dataset_items import places_of, read_dataset_items
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
-from flip_ctr.data.readers.shards import ITEMS_NAME, SplitRows, open_splits
+from flip_ctr.data.readers.shards import ITEMS_NAME, SplitRows, has_split, open_splits
 from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
-from flip_ctr.train.loop.loaders import has_split
 
 
 @dataclass
@@ -83,7 +82,7 @@ def read_split_catalogue(rows: SplitRows, labels: np.ndarray, item_key: str | No
     """
     schema, item = rows.schema, item_field(rows.schema, item_key)
     folder, user, key = rows.dataset_dir, schema.user_column, item.name
-    splits = open_splits(folder, {name: None for name in SPLITS if has_split(str(folder), name)})
+    splits = open_splits(folder, {name: None for name in SPLITS if has_split(folder, name)})
     of_items = [field.name for field in schema.fields if field.entity == item.entity and not field.is_history]
     of_users = [field.name for field in schema.fields if field.name not in of_items]
     items = read_dataset_items(folder, key, of_items)
