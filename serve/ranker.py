@@ -335,10 +335,10 @@ class FlipRanker:
         found = self._read_candidates(catalogue, candidates, users)
         if not found.numbers.size:
             return [[] for _ in range(users.count)] if many else []
+        excluded = self._read_excluded(catalogue, exclude, many, users.count)
         logits = self._score(catalogue, users, found)
         answers = []
         numbers, lengths = (np.broadcast_to(part, (users.count, *part.shape[1:])) for part in found[:2])
-        excluded = self._read_excluded(catalogue, exclude, many, users.count)
         for row, length in enumerate(lengths.tolist()):
             order = np.argsort(-logits["logits"][row, :length], kind="stable")
             if excluded is not None:
@@ -501,7 +501,7 @@ class FlipRanker:
         own_ids = own_ids.unflatten(0, candidates.numbers.shape).expand(users.count, -1, -1)
         text = self._users.read_text(users.columns, users.count)
         found: dict[str, np.ndarray] = {}
-        users_at_once = max(1, ROWS_AT_ONCE // max(width, 1))
+        users_at_once = max(1, ROWS_AT_ONCE // width)
         for first in range(0, users.count, users_at_once):
             some = slice(first, min(first + users_at_once, users.count))
             for start in range(0, width, ROWS_AT_ONCE):
@@ -537,7 +537,7 @@ class FlipRanker:
         if history is not None:
             items, outcomes = (torch.from_numpy(part.astype(np.int64)).to(picked.device) for part in history)
             known = items.clamp(min=0)
-            entries = catalogue.ids[:, self._history_slots][known].long()
+            entries = catalogue.ids[known][..., self._history_slots].long()
             inputs["history_ids"] = entries.masked_fill((items < 0)[..., None], PAD_ID)
             inputs["history_outcomes"] = outcomes
             if text is not None and of_items.query is not None:

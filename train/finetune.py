@@ -12,7 +12,7 @@ from typing import Any
 
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.data.readers.shards import open_splits
+from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FinetuneArguments
@@ -21,7 +21,6 @@ from flip_ctr.train.loop.loaders import (
     check_clicks,
     check_sampling_rate,
     encode_split,
-    has_split,
     log_unknown_keys,
     say_no_validation,
     training_loader,
@@ -155,11 +154,8 @@ def run(args: FinetuneArguments) -> dict:
     # 5. The best checkpoint, without validation the last, is calibrated
     if eval_set is None:
         save(accelerator, model, processor, args, record)
-    best, size, calibrated = (
-        best_model(accelerator, model, processor, args, record),
-        args.per_device_eval_batch_size,
-        {},
-    )
+    best = best_model(accelerator, model, processor, args, record)
+    size, calibrated = args.per_device_eval_batch_size, {}
     if args.calibration is not None:
         try:
             calibrated = calibrate(accelerator, best, eval_set, args.calibration, args.seed, size)
@@ -182,18 +178,15 @@ def run(args: FinetuneArguments) -> dict:
     evaluations = [entry for entry in history if "eval_auc" in entry]
     chosen = max(evaluations, key=criterion) if evaluations else history[-1]
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
-    results |= (
-        calibrated
-        | test
-        | {
-            "best_step": chosen["step"],
-            "best_epoch": chosen["epoch"],
-            "train_rows": train_set.num_rows,
-            "train_steps": history[-1]["step"],
-            "train_seconds": history[-1]["seconds"],
-            "num_processes": accelerator.num_processes,
-        }
-    )
+    results |= calibrated | test
+    results |= {
+        "best_step": chosen["step"],
+        "best_epoch": chosen["epoch"],
+        "train_rows": train_set.num_rows,
+        "train_steps": history[-1]["step"],
+        "train_seconds": history[-1]["seconds"],
+        "num_processes": accelerator.num_processes,
+    }
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
