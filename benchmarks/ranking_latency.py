@@ -23,10 +23,10 @@ from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.prepare.markdown import markdown_table
 from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.ranker import FlipRanker
-from flip_ctr.train.arguments import BACKENDS
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
+from flip_ctr.train.serve_arguments import BACKENDS
 
 WARM_UP = 5
 BARE = "bare ID tower"

@@ -23,11 +23,11 @@ from flip_ctr.modeling_flip.modeling_flip import FlipForPretraining, FlipPreTrai
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.row_side import RowSide
-from flip_ctr.train.arguments import EmbedArguments
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models.build import check_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging
+from flip_ctr.train.serve_arguments import EmbedArguments
 
 ROWS_AT_ONCE = 8192
 

@@ -20,11 +20,11 @@ from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
 from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.item_files import fields_of_file, read_pairs
 from flip_ctr.serve.ranker import FlipRanker
-from flip_ctr.train.arguments import RankArguments
 from flip_ctr.train.loop.file_scoring import whole_table
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging
+from flip_ctr.train.serve_arguments import RankArguments
 
 RANK = "rank"
 KEY_TYPES = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}  # of others text

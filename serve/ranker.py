@@ -26,9 +26,9 @@ from flip_ctr.serve.catalogue import MANIFEST, Catalogue, joined, key_field
 from flip_ctr.serve.digests import digest
 from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.row_side import RowSide
-from flip_ctr.train.arguments import BACKENDS
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.run_log import logger
+from flip_ctr.train.serve_arguments import BACKENDS
 
 ROWS_AT_ONCE = 4096  # candidates that go through the model together
 USERS_REMEMBERED = 10_000  # distinct texts

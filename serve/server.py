@@ -34,9 +34,9 @@ from transformers.utils import logging as transformers_logging
 from flip_ctr.serve.batching import Job, QueueFull
 from flip_ctr.serve.exchange import answer, failed, refusal, show_error, too_many, wait_for, whole_body
 from flip_ctr.serve.service import Served, Service, TooManyChanges, without_unknown
-from flip_ctr.train.arguments import ServeArguments
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import LOG_FORMAT, logger
+from flip_ctr.train.serve_arguments import ServeArguments
 
 API_KEY = "FLIP_CTR_API_KEY"
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

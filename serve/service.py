@@ -21,8 +21,8 @@ from flip_ctr.modeling_flip.values_flip import value_reader
 from flip_ctr.serve.batching import BatchingThread, Job
 from flip_ctr.serve.ranker import FlipRanker
 from flip_ctr.serve.request_types import RankRequest, RequestTypes, UnknownItems
-from flip_ctr.train.arguments import ServeArguments
 from flip_ctr.train.options import public_name
+from flip_ctr.train.serve_arguments import ServeArguments
 
 # of a configuration: where, how and by what it was saved
 NOT_OF_A_MODEL = ("_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version")

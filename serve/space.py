@@ -26,7 +26,6 @@ from flip_ctr.data.readers.row_reader import RowReader
 from flip_ctr.serve.item_files import fields_of_file
 from flip_ctr.serve.ranker import FlipRanker
 from flip_ctr.serve.trial import Trial, values_of
-from flip_ctr.train.arguments import SpaceArguments
 from flip_ctr.train.loop.file_scoring import whole_table
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.lora import is_adapter
@@ -34,6 +33,7 @@ from flip_ctr.train.options import public_name
 from flip_ctr.train.outputs.card import CARD
 from flip_ctr.train.outputs.hub import check_repository, published_files, whole_config
 from flip_ctr.train.outputs.run_log import logger
+from flip_ctr.train.serve_arguments import SpaceArguments
 
 APP, REQUIREMENTS, ITEMS, USERS = "app.py", "requirements.txt", "items.parquet", "users.parquet"
 MODEL, CUSTOM_CODE = "model", "custom_code"  # folders

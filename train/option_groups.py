@@ -42,6 +42,18 @@ CALIBRATION = (
     "clicks)"
 )
 PRESET = "named settings: `paper` takes the paper's choices where the defaults differ"
+ROW_FILES = (
+    "files with the rows, as the model's data had them or plain (.csv, .tsv, .jsonl, .parquet, also packed), paths or "
+    "patterns"
+)
+EVENTS = (
+    "file with what users did, an event a row: the user's key, the item's key and `clicked`, which histories are made "
+    "of"
+)
+ESCAPE = (
+    "write ' before text that a spreadsheet would take for a formula (it begins with = + - @, a tab or a carriage "
+    "return, and is no number); for a .csv output"
+)
 
 
 # --- groups
@@ -383,3 +395,11 @@ class BaseOptions(Options):
     title = ModelOptions.title
 
     base_model_name_or_path: str | None = option(None, BASE, model=True)
+
+
+@dataclass(kw_only=True)
+class LoadingOptions(Options):
+    title = "Loading"
+
+    base_model_name_or_path: str | None = option(None, BASE, model=True)
+    custom_code: list[str] | None = option(None, CUSTOM_CODE, path=True)

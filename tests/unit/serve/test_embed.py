@@ -11,7 +11,7 @@ from serving import USER, made, parted, saved
 
 from flip_ctr import FlipForPretraining
 from flip_ctr.serve.embed import run
-from flip_ctr.train.arguments import EmbedArguments
+from flip_ctr.train.serve_arguments import EmbedArguments
 
 
 @pytest.fixture(scope="module")

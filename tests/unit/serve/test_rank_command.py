@@ -12,7 +12,7 @@ from serving import USER, made, parted, saved
 
 from flip_ctr import FlipRanker
 from flip_ctr.serve.rank import run
-from flip_ctr.train.arguments import RankArguments
+from flip_ctr.train.serve_arguments import RankArguments
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from flip_ctr.serve.exchange import wait_for, whole_body
 from flip_ctr.serve.server import Server, make_app
 from flip_ctr.serve.service import Served
 from flip_ctr.train import cli
-from flip_ctr.train.arguments import ServeArguments
+from flip_ctr.train.serve_arguments import ServeArguments
 
 
 def served_by(model, processor, items) -> Served:
