@@ -50,7 +50,7 @@ from flip_ctr.train.serve_arguments import (  # noqa: F401
 
 
 @dataclass(kw_only=True)
-class TrainArguments(
+class TrainingOptions(
     RunOptions,
     DataOptions,
     ModelOptions,
@@ -143,7 +143,7 @@ class TrainArguments(
 
 
 @dataclass(kw_only=True)
-class PretrainArguments(TrainArguments, ObjectiveOptions, HeadsOptions):
+class PretrainArguments(TrainingOptions, ObjectiveOptions, HeadsOptions):
     """Of `flip-ctr pretrain`."""
 
     recipe: ClassVar[str] = "pretrain"
@@ -210,7 +210,7 @@ class PretrainArguments(TrainArguments, ObjectiveOptions, HeadsOptions):
 
 
 @dataclass(kw_only=True)
-class FinetuneArguments(TrainArguments, ClickOptions, BaseOptions):
+class FinetuneArguments(TrainingOptions, ClickOptions, BaseOptions):
     """Of `flip-ctr finetune`."""
 
     recipe: ClassVar[str] = "finetune"

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 
 BLOCKS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # the variable of Accelerate's `fsdp_transformer_layer_cls_to_wrap`
 
@@ -91,7 +91,7 @@ def splits_states(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
+def check_run(accelerator: Accelerator, args: TrainingOptions) -> None:
     """Checks a training run's arguments against the way it is spread over processes.
 
     Raises:
@@ -151,7 +151,7 @@ def check_run(accelerator: Accelerator, args: TrainArguments) -> None:
 # --- training
 
 
-def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, args: TrainArguments):
+def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, args: TrainingOptions):
     """`accelerator.prepare` of model and optimizer, with what FSDP and DeepSpeed must know of the run.
 
     Raises:

@@ -16,14 +16,14 @@ from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 
 logger = logging.getLogger("flip_ctr")
 
 FAR_OFF = 2.0  # ratio of two odds of a click that are not the same but for chance or drift
 
 
-def say_no_validation(args: TrainArguments) -> None:
+def say_no_validation(args: TrainingOptions) -> None:
     """Logs that nothing is chosen by validation. `ValueError` where the run asks for that, or for a calibration."""
     for name in ("early_stopping_patience", "calibration"):
         if name in args.given:
@@ -111,7 +111,7 @@ def encode_split(
 
 
 def training_split(
-    accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, args: TrainArguments, prompts: bool = True
+    accelerator: Accelerator, processor: FlipProcessor, rows: SplitRows, args: TrainingOptions, prompts: bool = True
 ) -> EncodedDataset | StreamedDataset:
     """The training rows, encoded beforehand or with `--streaming` while they are read."""
     if not args.streaming:
@@ -128,7 +128,7 @@ def training_split(
 
 
 def training_loader(
-    dataset: EncodedDataset | StreamedDataset, collator: FlipCollator, accelerator: Accelerator, args: TrainArguments
+    dataset: EncodedDataset | StreamedDataset, collator: FlipCollator, accelerator: Accelerator, args: TrainingOptions
 ) -> "BatchLoader":
     """Batches of the training rows, as the run's arguments say."""
     size, workers = args.per_device_train_batch_size, args.dataloader_num_workers

@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 from flip_ctr.modeling_flip.gather_flip import gather_unequal, world_size
 from flip_ctr.modeling_flip.heads_flip import FlipMTMHead
 from flip_ctr.modeling_flip.id_tower import FeatureEmbedding
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 
 FUSED_ON = ("cpu", "cuda", "mps", "xpu")  # devices with a fused AdamW
 
@@ -170,7 +170,7 @@ def feature_tables(model: nn.Module) -> dict[str, nn.Embedding]:
     return input_tables(model) | outputs
 
 
-def make_optimizer(model: nn.Module, args: TrainArguments, device: torch.device) -> Optimizer:
+def make_optimizer(model: nn.Module, args: TrainingOptions, device: torch.device) -> Optimizer:
     """AdamW with learning rates of their own for the PLM and the ID tower; no weight decay on tables, biases, norms and
     single scalars. Feature tables are left to a row-wise optimizer where `--embedding_optimizer` asks for one; it needs
     [`use_sparse_tables`] first."""

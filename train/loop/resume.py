@@ -31,7 +31,7 @@ from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.outputs import sync
 from flip_ctr.modeling_flip.fingerprint_flip import file_sha256, read_json
 from flip_ctr.modeling_flip.new_files_flip import PARTIAL
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.loop.prompt_states import PromptReader
 from flip_ctr.train.models.whole_weights import load_training_state, training_state
 from flip_ctr.train.outputs.card import RECORD
@@ -92,7 +92,7 @@ class StepCheckpoints:
     def __init__(
         self,
         accelerator: Accelerator,
-        args: TrainArguments,
+        args: TrainingOptions,
         dataset: EncodedDataset | StreamedDataset,
         steps_per_epoch: int,
     ):

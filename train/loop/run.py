@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from flip_ctr.data.outputs import LOCK, OWNER, claimed
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.loop.distributed import (
     check_accelerator,
     check_launch,
@@ -80,7 +80,7 @@ def claim_output_dir(args: Any, goes_on: bool = False) -> None:
         discard(checkpoint)
 
 
-def start(args: TrainArguments) -> Accelerator:
+def start(args: TrainingOptions) -> Accelerator:
     """Checks the output folder and the Hub's arguments, starts Accelerate and logging, and sets the seed. Writes
     nothing yet, not even the folder, see [`begin`].
 
@@ -119,7 +119,7 @@ def start(args: TrainArguments) -> Accelerator:
     return accelerator
 
 
-def begin(accelerator: Accelerator, args: TrainArguments) -> None:
+def begin(accelerator: Accelerator, args: TrainingOptions) -> None:
     """All was checked, and training begins: what a former run left in the output folder goes, the log is a file from
     here on, and the tracker starts."""
     if accelerator.is_main_process:
@@ -136,11 +136,11 @@ def begin(accelerator: Accelerator, args: TrainArguments) -> None:
         )
 
 
-def recipe(run: Callable[[TrainArguments], dict]) -> Callable[[TrainArguments], dict]:
+def recipe(run: Callable[[TrainingOptions], dict]) -> Callable[[TrainingOptions], dict]:
     """Decorator of a recipe's `run`: what ends it is in its log too, which is then closed."""
 
     @wraps(run)
-    def logged(args: TrainArguments) -> dict:
+    def logged(args: TrainingOptions) -> dict:
         close_log()
         try:
             return run(args)

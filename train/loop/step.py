@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.loop.distributed import accumulating
 from flip_ctr.train.loop.grad_cache import chunked_losses
 from flip_ctr.train.loop.optimizer import FeatureTables
@@ -34,7 +34,7 @@ class TrainingStep:
         args: of the run.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer, args: TrainArguments):
+    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer, args: TrainingOptions):
         self.accelerator, self.model, self.optimizer, self.args = accelerator, model, optimizer, args
         self.tables = FeatureTables(accelerator.unwrap_model(model), args.embedding_l2)
         # DeepSpeed takes the gradients away: there l2 must be in the loss

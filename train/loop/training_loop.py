@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.loop.distributed import (
     prepare,
 )
@@ -46,7 +46,7 @@ def train(
     accelerator: Accelerator,
     model: nn.Module,
     loader: BatchLoader,
-    args: TrainArguments,
+    args: TrainingOptions,
     evaluate: Callable[[], dict[str, float]],
     criterion: Callable[[dict[str, float]], float] | None = None,
     on_best: Callable[[], None] | None = None,
@@ -220,7 +220,7 @@ def train(
 
 @contextmanager
 def checkpoints_of(
-    accelerator: Accelerator, args: TrainArguments, loader: BatchLoader, steps_per_epoch: int
+    accelerator: Accelerator, args: TrainingOptions, loader: BatchLoader, steps_per_epoch: int
 ) -> Iterator[StepCheckpoints]:
     """The step checkpoints of a run; whatever ends it, nothing of it stays in this process."""
     checkpoints = StepCheckpoints(accelerator, args, loader.dataset, steps_per_epoch)

@@ -18,7 +18,7 @@ from flip_ctr.modeling_flip.feature_extraction_flip import FlipFeatureExtractor
 from flip_ctr.modeling_flip.fields_flip import FlipField, history_field
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import PretrainArguments, TrainArguments
+from flip_ctr.train.arguments import PretrainArguments, TrainingOptions
 from flip_ctr.train.models.lora import add_lora, is_adapter, load_adapter, plain, whole_checkpoint
 from flip_ctr.train.models.warm_start import (
     ID_SHAPE,
@@ -57,7 +57,7 @@ def max_positions(text_config) -> int | None:
     return positions
 
 
-def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, plm: str | None) -> FlipProcessor:
+def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainingOptions, plm: str | None) -> FlipProcessor:
     """A processor whose vocabularies come from the training rows; with the PLM's tokenizer where one is named."""
     settings = {
         "label": schema.label,
@@ -86,7 +86,7 @@ def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainArguments, 
     return processor
 
 
-def check_vocabulary(args: TrainArguments, extractor: FlipFeatureExtractor, path: str) -> None:
+def check_vocabulary(args: TrainingOptions, extractor: FlipFeatureExtractor, path: str) -> None:
     """Raises `ValueError` where an argument asks for another vocabulary than the checkpoint brings: for a frequency and
     it does not grow, or for hashes and it holds the values themselves."""
     if not args.grow:
@@ -97,7 +97,7 @@ def check_vocabulary(args: TrainArguments, extractor: FlipFeatureExtractor, path
         )
 
 
-def grow_vocabulary(processor: FlipProcessor, rows: SplitRows, args: TrainArguments) -> None:
+def grow_vocabulary(processor: FlipProcessor, rows: SplitRows, args: TrainingOptions) -> None:
     """With `--grow`: ids for the values of the training rows that have none; says how many."""
     if args.grow:
         added = processor.grow(rows, args.min_frequency)
@@ -140,7 +140,7 @@ def without_unread_history(model: FlipForCTR, processor: FlipProcessor) -> FlipP
     return processor.without_history()
 
 
-def model_settings(args: TrainArguments, names) -> dict:
+def model_settings(args: TrainingOptions, names) -> dict:
     """Those arguments that were given, as settings of `FlipConfig`."""
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if "id_tower_kwargs" in settings:
@@ -148,13 +148,13 @@ def model_settings(args: TrainArguments, names) -> dict:
     return settings
 
 
-def new_config(processor: FlipProcessor, args: TrainArguments) -> FlipConfig:
+def new_config(processor: FlipProcessor, args: TrainingOptions) -> FlipConfig:
     """The configuration of a new model: every given argument that is also a setting of [`FlipConfig`]."""
     names = ({field.name for field in dataclasses.fields(args)} & set(SETTINGS)) - {"calibration"}  # fitted later
     return FlipConfig(fields=processor.fields, **model_settings(args, sorted(names)) | new_tower_shape(args))
 
 
-def new_tower_shape(args: TrainArguments) -> dict:
+def new_tower_shape(args: TrainingOptions) -> dict:
     """The shape of an ID tower that the model does not have yet: that of `--id_model` where one is named, and otherwise
     what was asked for."""
     if args.id_model is None:
@@ -165,7 +165,7 @@ def new_tower_shape(args: TrainArguments) -> dict:
     return {name: getattr(config, name) for name in ID_SHAPE}
 
 
-def check_shape(args: TrainArguments, config: FlipConfig, names, path: str) -> None:
+def check_shape(args: TrainingOptions, config: FlipConfig, names, path: str) -> None:
     """Raises `ValueError` where a flag asks for another shape than the checkpoint has."""
     for name, value in model_settings(args, names).items():
         if value != getattr(config, name):
@@ -175,7 +175,7 @@ def check_shape(args: TrainArguments, config: FlipConfig, names, path: str) -> N
 
 
 def load_checkpoint(
-    args: TrainArguments, schema: DatasetSchema, rows: SplitRows, **settings
+    args: TrainingOptions, schema: DatasetSchema, rows: SplitRows, **settings
 ) -> tuple[FlipForCTR, FlipProcessor]:
     """A click model and its processor from a FLIP checkpoint, with those settings of its configuration changed, and
     with `--grow` the new values of the training rows in its vocabulary.
@@ -316,7 +316,7 @@ def check_fields(processor: FlipProcessor, schema: DatasetSchema, path: str) -> 
         )
 
 
-def loading_arguments(args: TrainArguments) -> dict:
+def loading_arguments(args: TrainingOptions) -> dict:
     """What `from_pretrained` is given, for a PLM and for a checkpoint."""
     # float32 master weights: transformers 5 would take the checkpoint's dtype
     kwargs = {"dtype": torch.float32}
@@ -324,7 +324,7 @@ def loading_arguments(args: TrainArguments) -> dict:
 
 
 def new_pretraining_model(
-    processor: FlipProcessor, args: TrainArguments, train_set: EncodedDataset | StreamedDataset
+    processor: FlipProcessor, args: TrainingOptions, train_set: EncodedDataset | StreamedDataset
 ) -> FlipForPretraining:
     """A new model, or one around the PLM, that knows how often each feature occurs in the training rows, and which
     tokens where MLM's softmax is over those."""
@@ -344,14 +344,14 @@ def new_pretraining_model(
     return model
 
 
-def new_click_model(processor: FlipProcessor, args: TrainArguments) -> FlipForCTR:
+def new_click_model(processor: FlipProcessor, args: TrainingOptions) -> FlipForCTR:
     config = new_config(processor, args)
     if args.strategy == "id":
         return FlipForCTR(config)
     return FlipForCTR.from_text_pretrained(args.model_name_or_path, config, **loading_arguments(args))
 
 
-def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainArguments) -> nn.Module:
+def ready_to_train(model: FlipPreTrainedModel, processor: FlipProcessor, args: TrainingOptions) -> nn.Module:
     """The model with the ID tower of `--id_model` where one is named, which stays as it is with `--id_learning_rate 0`,
     and with what the arguments ask of its PLM: dropout, LoRA, frozen layers, gradient checkpointing, compilation; says
     what trains.

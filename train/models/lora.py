@@ -25,7 +25,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.fingerprint_flip import add_checksums, check_checkpoint, read_json
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipPreTrainedModel
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.options import public_name
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -57,7 +57,7 @@ def target_pattern(model: FlipPreTrainedModel, names: list[str] | None) -> str:
     return "|".join(kinds)
 
 
-def add_lora(model: FlipPreTrainedModel, args: TrainArguments) -> PeftModel:
+def add_lora(model: FlipPreTrainedModel, args: TrainingOptions) -> PeftModel:
     """Wraps a model: of the PLM only the low-rank updates train; everything outside it trains in full.
 
     Raises:

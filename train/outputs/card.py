@@ -26,7 +26,7 @@ from flip_ctr.modeling_flip.fields_flip import CLICKED, NUM_RESERVED_IDS, fields
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.values_flip import canonical_value
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, is_flip_checkpoint
 from flip_ctr.train.option_groups import OBJECTIVES
 from flip_ctr.train.options import public_name
@@ -99,7 +99,7 @@ def read_record(name_or_path: str | None) -> dict | None:
         return json.load(file)
 
 
-def training_record(args: TrainArguments, source: str | None = None) -> dict:
+def training_record(args: TrainingOptions, source: str | None = None) -> dict:
     """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started
     from, `--model_name_or_path` or another source, and of what `--id_model` names."""
     source, published = source or args.model_name_or_path, args.published()

@@ -21,7 +21,7 @@ from flip_ctr.modeling_flip.fingerprint_flip import SAVED
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.new_files_flip import PARTIAL
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, plain, restore_adapter, save_adapter
 from flip_ctr.train.models.whole_weights import whole_model
 from flip_ctr.train.outputs.card import CARD, RECORD
@@ -69,7 +69,7 @@ def clear_leftovers(folder: str) -> None:
 
 
 def save(
-    accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainArguments, record: dict
+    accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainingOptions, record: dict
 ) -> None:
     """Saves model, processor and training record to `--output_dir` from the main process; a LoRA model as an adapter.
     All processes must call it.
@@ -138,7 +138,7 @@ def place_saved(folder: str) -> None:
 
 
 def best_model(
-    accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainArguments, record: dict
+    accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainingOptions, record: dict
 ) -> nn.Module:
     """The best click model of a run, as its checkpoint gives it; that of a LoRA run is merged, unless only the adapter
     is kept."""

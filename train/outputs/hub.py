@@ -17,7 +17,7 @@ from flip_ctr.modeling_flip.base_flip import naming_weights
 from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.modeling_flip.fingerprint_flip import check_checkpoint, json_text
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipModel
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.models.lora import is_adapter
 from flip_ctr.train.outputs.card import CARD, PLACEHOLDER, RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS, matches
@@ -43,11 +43,11 @@ def published_files(folder: str) -> dict[str, str]:
     return {name: os.path.join(folder, name) for name in names}
 
 
-def default_repository(args: TrainArguments) -> str:
+def default_repository(args: TrainingOptions) -> str:
     return args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
 
 
-def check_hub_arguments(args: TrainArguments) -> None:
+def check_hub_arguments(args: TrainingOptions) -> None:
     """Finds before training what can be found without the network. `ValueError` names the flag."""
     flags = ("hub_model_id", "hub_private_repo", "hub_pretraining_heads")
     given = [name for name in flags if getattr(args, name, None)]
@@ -71,7 +71,7 @@ def check_repository(repo_id: str) -> None:
         raise ValueError(f"--hub_model_id {repo_id}: {error}") from None
 
 
-def push(args: TrainArguments) -> str:
+def push(args: TrainingOptions) -> str:
     """Publishes the checkpoint of a run as its arguments say; see [`push_checkpoint`]."""
     heads = getattr(args, "hub_pretraining_heads", False)
     return push_checkpoint(args.output_dir, default_repository(args), args.hub_private_repo, pretraining_heads=heads)

@@ -11,7 +11,7 @@ from torch import nn
 from flip_ctr import FlipForCTR, FlipForPretraining, IdTower, register_id_tower
 from flip_ctr.modeling_flip.id_tower import ID_TOWERS, FeatureEmbedding, build_id_tower, own_arguments
 from flip_ctr.modeling_flip.id_tower_dcnv2 import DCNv2
-from flip_ctr.train.arguments import TrainArguments
+from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.loop.optimizer import feature_tables, use_sparse_tables
 from flip_ctr.train.outputs.card import TOWERS
 
@@ -30,7 +30,7 @@ def tower_config(form: str, fields=None, **settings):
 def test_every_tower_has_a_name_for_people_and_is_in_the_help():
     towers = set(ID_TOWERS) & set(tiny.TOWER_KWARGS)
     assert towers == set(tiny.TOWER_KWARGS) == set(TOWERS)
-    text = next(field for field in dataclasses.fields(TrainArguments) if field.name == "id_tower").metadata["help"]
+    text = next(field for field in dataclasses.fields(TrainingOptions) if field.name == "id_tower").metadata["help"]
     assert towers <= set(re.findall(r"\w+", text))
 
 
