@@ -50,7 +50,7 @@ OWN = {"seed": "random_state"} | {
     name: name
     for name in (
         *("strategy", "model_name_or_path", "num_train_epochs", "learning_rate", "per_device_train_batch_size"),
-        "early_stopping_patience",
+        *("early_stopping_patience", "max_minutes"),
     )
 }
 # settings of folders and of runs, of which there are none
@@ -107,7 +107,8 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         validation_fraction: share of the rows that early stopping sees and training does not, in the same share of
             each class. 0, or rows of which a class has only one: the last model is kept.
         early_stopping_patience: stop after so many epochs without a better AUC - LogLoss on the validation rows.
-        max_minutes: stop training after so many minutes, and keep the best model until then.
+        max_minutes: end training after so many minutes, and keep the best model until then; the learning rate falls
+            with the time.
         random_state: seed of initialisation, order and noise, and of the validation rows: an int, or as scikit-learn
             takes it. On a CPU equal seeds give equal models.
         verbose: show a progress bar, and each evaluation.
@@ -294,20 +295,20 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         started = time.perf_counter()
         tried: dict[str, Trained] = {}
         for strategy, start in starts.items():
-            seconds = None
+            minutes = None
             if self.max_minutes is not None:
-                left = 60 * self.max_minutes - (time.perf_counter() - started)
-                seconds = max(0.0, left / (len(starts) - len(tried)))
+                left = self.max_minutes - (time.perf_counter() - started) / 60
+                minutes = max(0.0, left / (len(starts) - len(tried)))
             with isolated(), naming_parameters(), tempfile.TemporaryDirectory(prefix="flip-ctr-") as folder:
-                args = self._arguments(folder, strategy, start, settings, sets)
-                tried[strategy] = fit_model(args, *sets, max_seconds=seconds, progress=bool(self.verbose))
+                args = self._arguments(folder, strategy, start, settings, sets, minutes)
+                tried[strategy] = fit_model(args, *sets, progress=bool(self.verbose))
         self.strategy_ = max(tried, key=lambda one: tried[one].value or 0.0)
         best = tried[self.strategy_]
         self.model_, self.processor_, self.history_ = best.model, best.processor, best.history
         self._record, self._card = best.record, best.card
 
     def _arguments(
-        self, folder: str, strategy: str, start: str | None, settings: dict, sets: tuple
+        self, folder: str, strategy: str, start: str | None, settings: dict, sets: tuple, minutes: float | None
     ) -> FinetuneArguments:
         if self.strategy == "auto" and strategy == "id":
             of_plm = [name for name in settings if name in OF_PLM or name.startswith("lora_")]
@@ -322,7 +323,7 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
             output_dir=folder,
             seed=self._seed,
             strategy=strategy,
-            **given | {"model_name_or_path": start},
+            **given | {"model_name_or_path": start, "max_minutes": minutes},
             **settings,
         )
         if self.num_train_epochs is None and args.freeze_plm:

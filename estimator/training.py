@@ -67,7 +67,6 @@ def fit_model(
     schema: DatasetSchema,
     train_rows: pd.DataFrame,
     eval_rows: pd.DataFrame | None,
-    max_seconds: float | None = None,
     progress: bool = False,
 ) -> Trained:
     """Fine-tunes as [`flip_ctr.train.finetune.run`] does, and keeps the model that is best on validation.
@@ -76,7 +75,7 @@ def fit_model(
         args: `output_dir` is a folder for the history.
         schema: of the rows: fields, label and weight.
         eval_rows: of validation; without them the last model is kept.
-        max_seconds, progress: as of [`train`].
+        progress: as of [`train`].
 
     Raises:
         ValueError: an argument, a row or the checkpoint does not fit.
@@ -117,7 +116,6 @@ def fit_model(
         None if eval_set is None else criterion,
         on_best=keep,
         patience=args.early_stopping_patience,
-        max_seconds=max_seconds,
         progress=progress,
     )
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)

@@ -276,6 +276,12 @@ class OptimisationOptions(Options):
 
     num_train_epochs: float = by_case("epochs", above=0)
     max_train_steps: int = option(-1, "optimizer steps; overrides the epochs when above 0", at_least=-1)
+    max_minutes: float | None = option(
+        None,
+        "end training after so many minutes (reading the rows and scoring the test split come on top); the learning "
+        "rate falls with the time where that runs out before the steps do",
+        at_least=0,
+    )
     per_device_train_batch_size: int = by_case("rows a process takes in one forward pass", at_least=1)
     plm_every: int = option(
         1,

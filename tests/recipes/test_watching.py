@@ -11,7 +11,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel
 
-from flip_ctr.train.loop.resume import step_checkpoints
+from flip_ctr.train.loop import training_loop
+from flip_ctr.train.loop.resume import Preempted, StepCheckpoints, step_checkpoints
 from flip_ctr.train.loop.step import TrainingStep
 
 
@@ -220,3 +221,39 @@ def test_the_bar_shows_the_loss_parts_and_the_last_auc(tmp_path, dataset_dir, pl
     tiny.pretrain(dataset_dir, plm, tmp_path / "p", num_train_epochs=1)
     bar = capsys.readouterr().err.split("\r")[-1]
     assert all(f"{part}_loss=" in bar for part in ("mlm", "mtm", "icl"))
+
+
+class Clock:
+    """Takes a second whenever it is read."""
+
+    def __init__(self, *given):
+        self.seconds = 0
+
+    def perf_counter(self):
+        self.seconds += 1
+        return self.seconds
+
+
+def test_time_that_runs_out_ends_the_run_at_the_end_of_its_schedule(tmp_path, dataset_dir, monkeypatch):
+    monkeypatch.setattr(training_loop, "time", Clock())
+    options = {"logging_steps": 1, "num_train_epochs": 100, "max_minutes": 0.5, "learning_rate": 0.01}
+    results = tiny.finetune(dataset_dir, None, tmp_path / "m", early_stopping_patience=None, **options)
+    history = json.loads((tmp_path / "m" / "history.json").read_text())
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert 5 < results["train_steps"] < 12 and history[-1]["step"] == results["train_steps"], "of 300"
+    assert rates[1:] == sorted(rates[1:], reverse=True) and rates[-1] < 0.001 < rates[1] < 0.01, "after a warm-up"
+    assert "eval_auc" in history[-1]
+
+
+def test_a_run_that_goes_on_has_spent_what_it_had_spent(tmp_path, dataset_dir, monkeypatch):
+    options = {"num_train_epochs": 100, "max_minutes": 0.5, "checkpointing_steps": "2"}
+    options |= {"early_stopping_patience": None, "resume_from_checkpoint": "latest"}
+    monkeypatch.setattr(training_loop, "time", Clock())
+    whole = tiny.finetune(dataset_dir, None, tmp_path / "whole", **options)
+    monkeypatch.setattr(training_loop, "time", Clock())
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(StepCheckpoints, "_any_asked_to_stop", lambda self: True)
+        tiny.finetune(dataset_dir, None, tmp_path / "m", **options)
+    monkeypatch.setattr(training_loop, "time", Clock())
+    gone_on = tiny.finetune(dataset_dir, None, tmp_path / "m", **options)
+    assert abs(gone_on["train_steps"] - whole["train_steps"]) <= 1

@@ -51,7 +51,6 @@ def train(
     criterion: Callable[[dict[str, float]], float] | None = None,
     on_best: Callable[[], None] | None = None,
     patience: int | None = None,
-    max_seconds: float | None = None,
     progress: bool = True,
 ) -> list[dict]:
     """The training loop. Returns the history, which is also kept in `history.json`.
@@ -62,7 +61,6 @@ def train(
         criterion: what `evaluate` returns -> a number, the larger the better; None keeps no best.
         on_best: called after an evaluation that improved on all before.
         patience: stop after so many evaluations without improvement.
-        max_seconds: stop after the step that takes longer than so many seconds in all, and evaluate there.
         progress: whether to show a bar, and what `evaluate` measures.
 
     Raises:
@@ -103,6 +101,22 @@ def train(
             sums = {name: value.to(accelerator.device) for name, value in state["sums"].items()}
             started -= state["seconds"]
             write_json(accelerator, args.output_dir, HISTORY_FILE, history)
+
+        limit = None if args.max_minutes is None else 60 * args.max_minutes
+
+        def spent() -> float:
+            """Seconds of training; with `--max_minutes` the same on all processes, which stop together."""
+            seconds = time.perf_counter() - started
+            if limit is None or accelerator.num_processes == 1:
+                return seconds
+            return accelerator.reduce(torch.tensor(seconds, device=accelerator.device), "max").item()
+
+        def fall_with_time() -> None:
+            """Sets the learning rates to where the time is, if that is further than the steps are."""
+            place = total * spent() / limit if limit else total
+            if place > step:
+                for group, rate, shape in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
+                    group["lr"] = rate * shape(min(place, total))
 
         def over_processes() -> dict[str, float]:
             """The sums as they are on average over the processes, whose shares of global means they are."""
@@ -161,10 +175,12 @@ def train(
                     step += 1
                     if training.skipped == 0:
                         scheduler.step()
+                    if limit is not None:
+                        fall_with_time()
                     if norm is not None and (accelerator.scaler is None or training.skipped > MAX_SKIPPED):
                         finite.watch(norm, step - max(0, training.skipped - 1))
                     bar.update()
-                    late = max_seconds is not None and time.perf_counter() - started >= max_seconds
+                    late = limit is not None and training.closes and spent() >= limit
                     is_last = late or step == total
                     # also before an evaluation: it may be the last, and a loss that is not finite is named before
                     # metrics fail on it
