@@ -46,6 +46,7 @@ LAZY = {
     "FlipClassifier": ".estimator.classifier",
     "FlipRanker": ".serve.ranker",
     "infer_schema": ".data.datasets.infer_schema",
+    "train_model": ".train.train_model",
 }
 
 
@@ -72,4 +73,5 @@ __all__ = [
     "FlipClassifier",
     "FlipRanker",
     "infer_schema",
+    "train_model",
 ]

@@ -36,10 +36,12 @@ from flip_ctr.modeling_flip.configuration_flip import FlipConfig, is_decoder
 from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 from flip_ctr.modeling_flip.rows_flip import RawRows
 from flip_ctr.train.arguments import FinetuneArguments
+from flip_ctr.train.loop.loaders import fitting_batch_size
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_model, load_click_model
 from flip_ctr.train.models.lora import is_flip_checkpoint
+from flip_ctr.train.option_groups import OF_PLM, TRAINS_PLM
 from flip_ctr.train.options import did_you_mean
 from flip_ctr.train.outputs.card import CARD, RECORD, read_record
 from flip_ctr.train.outputs.hub import CLASSIFIER, push_checkpoint
@@ -58,12 +60,9 @@ NOT_HERE = ("dataset_dir", "output_dir", "overwrite_output_dir", "streaming", "m
 NOT_HERE += ("grow", "report_to", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint")
 NOT_HERE += ("push_to_hub", "hub_model_id", "hub_private_repo", "lora_adapter_only")
 OF_NEW_MODELS = ("id_model", "prompt_fields", "prompts", "text_pooling")  # which a model has for good
-LEAST_BATCH, STEPS_PER_EPOCH = 32, 32
 # A PLM stays as it is unless a setting asks for something else: what it says of each text is then computed once.
 FROZEN = {"prompts": "entity", "freeze_plm": True}
 EPOCHS = 10  # with a PLM that stays as it is: as many as of ids alone
-TRAINS_PLM = {"freeze_plm", "freeze_plm_layers", "use_lora", "gradient_checkpointing", "plm_learning_rate", "plm_every"}
-OF_PLM = TRAINS_PLM | {"prompts", "prompt_fields", "plm_dropout", "text_pooling", "fusion", "torch_compile"}
 FLAG = re.compile(r"--(?=[a-z])")
 KEPT = re.compile(r" Kept in .+: .+?\.(?= )")  # what of a run that broke off is in its folder
 
@@ -196,7 +195,7 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         codes, _ = read_labels(y, len(frame), self.classes_)
         sets = self._sets(frame, self.fields_, codes, self.classes_, eval_set, sample_weight)
         settings = {name: value for name, value in (self.settings or {}).items() if name not in OF_NEW_MODELS}
-        if self._record and self._record["arguments"].get("freeze_plm") and not TRAINS_PLM & settings.keys():
+        if self._record and self._record["arguments"].get("freeze_plm") and settings.keys().isdisjoint(TRAINS_PLM):
             settings["freeze_plm"] = True
         with tempfile.TemporaryDirectory(prefix="flip-ctr-") as folder:
             self.save_pretrained(folder)
@@ -311,10 +310,9 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         self, folder: str, strategy: str, start: str | None, settings: dict, sets: tuple, minutes: float | None
     ) -> FinetuneArguments:
         if self.strategy == "auto" and strategy == "id":
-            of_plm = [name for name in settings if name in OF_PLM or name.startswith("lora_")]
-            settings = {name: value for name, value in settings.items() if name not in of_plm}
+            settings = {name: value for name, value in settings.items() if name not in OF_PLM}
         is_plm = start is not None and not is_flip_checkpoint(start)
-        if is_plm and strategy in ("joint", "plm") and not TRAINS_PLM & settings.keys():
+        if is_plm and strategy in ("joint", "plm") and settings.keys().isdisjoint(TRAINS_PLM):
             decodes = is_decoder(AutoConfig.from_pretrained(start))  # its last token alone has seen the whole text
             settings = FROZEN | ({} if decodes else {"text_pooling": "mean"}) | settings
         given = {name: getattr(self, name) for name in OWN.values() if name not in ("random_state", "strategy")}
@@ -330,7 +328,7 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
             args.num_train_epochs = EPOCHS
         if self.per_device_train_batch_size is None:
             most = args.per_device_train_batch_size  # the recipe's default
-            args.per_device_train_batch_size = min(most, max(LEAST_BATCH, len(sets[1]) // STEPS_PER_EPOCH))
+            args.per_device_train_batch_size = fitting_batch_size(len(sets[1]), most)
         return args
 
     def _starts(self, fields: list[FlipField], validates: bool) -> dict[str, str | None]:

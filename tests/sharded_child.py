@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import tiny
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from torch.distributed.fsdp import FSDPModule
 
@@ -29,7 +29,6 @@ def without_projection_dropout(new_config=build.new_config):
 def main(data: str, plm: str, out: str, runs: str, shared: str) -> None:
     PartialState(cpu=True)  # gloo
     del os.environ["ACCELERATE_USE_CPU"]
-    Accelerator.end_training = lambda self: None  # a recipe ends its process group; the next one needs it
     build.new_config = without_projection_dropout()
     prepare = training_loop.prepare
 

@@ -13,6 +13,7 @@ from flip_ctr.train.option_groups import (
     CALIBRATION,
     CALIBRATIONS,
     CLICK_MODEL,
+    CUSTOM_CODE,
     DATASET_DIR,
     ESCAPE,
     EVENTS,
@@ -47,6 +48,17 @@ from flip_ctr.train.serve_arguments import (  # noqa: F401
     ServeArguments,
     SpaceArguments,
 )
+
+
+def json_object(name: str, text: str, example: str) -> str:
+    """The JSON object of an option, in one form; `ValueError` names the option where it is none."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"--{name} must be a JSON object such as {example}; got {text}")
+    return json.dumps(value)
 
 
 @dataclass(kw_only=True)
@@ -123,14 +135,7 @@ class TrainingOptions(
                     f"registers; got {self.id_tower!r}{did_you_mean(self.id_tower, ID_TOWERS)}"
                 )
         if self.id_tower_kwargs is not None:
-            try:
-                valid = isinstance(json.loads(self.id_tower_kwargs), dict)
-            except json.JSONDecodeError:
-                valid = False
-            if not valid:
-                raise ValueError(
-                    f'--id_tower_kwargs must be a JSON object such as {{"low_rank": 32}}; got {self.id_tower_kwargs}'
-                )
+            json_object("id_tower_kwargs", self.id_tower_kwargs, '{"low_rank": 32}')
 
     def check_id_tower(self, new: bool) -> None:
         """Raises `ValueError` where a new ID tower, one that `--id_model` does not start either, is to stay as it
@@ -248,6 +253,39 @@ class FinetuneArguments(TrainingOptions, ClickOptions, BaseOptions):
                 gradient_checkpointing=False,
                 plm_dropout=None,
             )
+
+
+@dataclass(kw_only=True)
+class TrainArguments(HubOptions):
+    """Of `flip-ctr train`."""
+
+    dataset_dir: str = required(DATASET_DIR, path=True)
+    output_dir: str = required("folder for the model that is kept, and for the stages that lead to it", path=True)
+    model_name_or_path: str | None = option(
+        None, "the PLM: a path or hub id of a masked language model, or of a decoder; none for ids alone", model=True
+    )
+    overwrite_output_dir: bool = option(False, f"{OVERWRITE}; a killed run goes on without it", private=True)
+    max_minutes: float | None = option(
+        None,
+        "time for all stages, which share it; reading the rows and scoring the test split come on top",
+        above=0,
+    )
+    stages: str | None = option(
+        None,
+        "settings of the stages id_only, map, id, align, plm, joint and fused, or of all, as JSON, and in a --config "
+        'file as YAML: {"map": {"num_train_epochs": 60}, "joint": null}; null leaves a stage out',
+    )
+    id_tower: str | None = option(None, "ID-based backbone, see `flip-ctr finetune`; dcnv2 when not given")
+    calibration: str | None = option(None, CALIBRATION, choices=CALIBRATIONS)
+    custom_code: list[str] | None = option(None, CUSTOM_CODE, path=True)
+    max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows", at_least=1)
+    max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows", at_least=1)
+    mixed_precision: str = option("no", "bf16 and fp16 are faster where the machine has them", choices=PRECISIONS)
+    seed: int = option(42, "seed of initialisation, order, masks and noise", at_least=0, at_most=MAX_SEED)
+
+    def check(self) -> None:
+        if self.stages is not None:
+            self.stages = json_object("stages", self.stages, '{"map": {"num_train_epochs": 60}}')
 
 
 # --- the other commands

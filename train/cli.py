@@ -29,6 +29,7 @@ COMMANDS = {
     "prepare": Command(
         "train.prepare", "PrepareArguments", "raw files of a public dataset, or any table -> dataset folder"
     ),
+    "train": Command("train.train_model", "TrainArguments", "the best known recipe: all stages, the best model kept"),
     "pretrain": Command("train.pretrain", "PretrainArguments", "align an ID tower and a PLM on the training rows"),
     "finetune": Command("train.finetune", "FinetuneArguments", "train click prediction: id, plm or joint"),
     "fuse": Command(
@@ -50,8 +51,9 @@ COMMANDS = {
 # what others call them
 MEANT = {
     "prepare": "preprocess preprocessing data download dataset convert",
+    "train": "fit training learn automl auto",
     "pretrain": "align pretraining",
-    "finetune": "train fit tune training",
+    "finetune": "tune finetuning fine_tune",
     "fuse": "ensemble merge",
     "calibrate": "calibration platt isotonic recalibrate",
     "evaluate": "eval test score metrics",
@@ -141,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
             whole_package()
         recipe = importlib.import_module(f"flip_ctr.{COMMANDS[name].module}")
         getattr(recipe, "main", recipe.run)(args)
+        if name in LAUNCHED:
+            importlib.import_module("flip_ctr.train.loop.run").part_processes()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:  # (an attention that is not installed, say)
         if "--debug" in rest:
             traceback.print_exc()

@@ -26,7 +26,7 @@ from flip_ctr.train.loop.loaders import (
     training_loader,
     training_split,
 )
-from flip_ctr.train.loop.run import recipe, start
+from flip_ctr.train.loop.run import end_trackers, recipe, start
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import (
@@ -193,7 +193,7 @@ def run(args: FinetuneArguments) -> dict:
         if test:
             plot_reliability(scores, test_set.labels, args.output_dir, uncalibrated)
         write_card(args.output_dir, record, plain(best), processor, schema, args.dataset_dir, train_rows, results)
-    accelerator.end_training()
+    end_trackers(accelerator)
 
     # 8. The Hub, where asked for
     if accelerator.is_main_process and args.push_to_hub:

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from flip_ctr.data.batches.collators import FlipCollator
@@ -58,8 +59,7 @@ def run(args: FuseArguments) -> dict:
     import_custom_code(args.custom_code)
     check_output_dir(args, "id_model", "plm_model")
     accelerator = make_accelerator(args.mixed_precision)
-    if accelerator.num_processes > 1:
-        raise ValueError(f"fuse fits a few numbers in one process; it was started in {accelerator.num_processes}")
+    accelerator.wait_for_everyone()  # nobody writes into the folder before all have seen it empty
     set_up_logging(accelerator)
     rows = open_splits(args.dataset_dir, dict.fromkeys(("validation", "test"), args.max_eval_samples), args.seed)
     schema = rows["validation"].schema
@@ -91,14 +91,21 @@ def run(args: FuseArguments) -> dict:
     test, uncalibrated = correct(found)
     results |= score_metrics(test, test_set.labels, test_set.users, "test", uncalibrated)
     results |= {"id_weight": mean_id_weight(fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
-    results |= {"train_rows": len(eval_set), "num_processes": 1, "train_seconds": time.perf_counter() - started}
+    results |= {
+        "train_rows": len(eval_set),
+        "num_processes": accelerator.num_processes,
+        "train_seconds": time.perf_counter() - started,
+    }
 
-    claim_output_dir(args)
+    if accelerator.is_main_process:
+        claim_output_dir(args)
+    accelerator.wait_for_everyone()
     record = training_record(args, args.plm_model)
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)
-    plot_reliability(test, test_set.labels, args.output_dir, uncalibrated)
-    write_card(args.output_dir, record, model, processor, schema, args.dataset_dir, rows["validation"], results)
+    if accelerator.is_main_process:
+        plot_reliability(test, test_set.labels, args.output_dir, uncalibrated)
+        write_card(args.output_dir, record, model, processor, schema, args.dataset_dir, rows["validation"], results)
     return results
 
 
@@ -144,17 +151,23 @@ def fusion_inputs(
     """What the fusion is given for every row, in the rows' order and on the CPU: `[id_logits, text_logits, h_id,
     pooled, feature_ids]`, `(N, ...)`; the last three None where it is no gate, which alone looks at them."""
     loader = make_loader(dataset, FlipCollator(dataset.processor), batch_size, accelerator, shuffle=False)
-    batches: list[tuple[torch.Tensor, ...]] = []
+    batches: list[list[torch.Tensor]] = []
     used = 5 if model.fusion.kind == "gate" else 2
     hook = model.fusion.register_forward_pre_hook(
         lambda module, inputs: batches.append([one.cpu() for one in inputs[:used]])
     )
-    for batch in tqdm(loader, unit="batch", dynamic_ncols=True):
+    for batch in tqdm(loader, disable=not accelerator.is_main_process, unit="batch", dynamic_ncols=True):
+        if not len(batch["feature_ids"]):  # fewer rows than processes in the last batch
+            continue
         with accelerator.autocast():
             model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
     hook.remove()
-    place = torch.from_numpy(np.argsort(np.concatenate(loader.batch_sampler.plan())))
-    whole = [torch.cat(parts)[place] for parts in zip(*batches)]
+    index, processes = accelerator.process_index, accelerator.num_processes
+    rows = np.concatenate([part[index::processes] for part in loader.batch_sampler.plan()])
+    mine = [(rows, [torch.cat(parts) for parts in zip(*batches)])]
+    shares = gather_object(mine) if processes > 1 else mine
+    place = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in shares])))
+    whole = [torch.cat(parts)[place] for parts in zip(*(inputs for _, inputs in shares))]
     return [one.float() if one.is_floating_point() else one for one in whole] + [None] * (5 - used)
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from flip_ctr.train.options import did_you_mean
 
 CONFIGS = Path(__file__).parent / "accelerate_configs"
-LAUNCHED = ("pretrain", "finetune", "evaluate", "predict", "rank")  # the commands that know more than one process
+LAUNCHED = (
+    "train",
+    "pretrain",
+    "finetune",
+    "fuse",
+    "evaluate",
+    "predict",
+    "rank",
+)  # the commands that know more than one process
 OPTIONS = {
     "num_processes": int,
     "num_machines": int,

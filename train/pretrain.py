@@ -18,7 +18,7 @@ from flip_ctr.train.loop.loaders import (
     training_split,
 )
 from flip_ctr.train.loop.prompt_states import PromptReader, read_ahead
-from flip_ctr.train.loop.run import recipe, start
+from flip_ctr.train.loop.run import end_trackers, recipe, start
 from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import check_mlm, check_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.models.lora import is_flip_checkpoint, merge, plain
@@ -112,7 +112,7 @@ def run(args: PretrainArguments) -> dict:
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
         write_card(args.output_dir, record, plain(whole), processor, schema, args.dataset_dir, train_rows, results)
-    accelerator.end_training()
+    end_trackers(accelerator)
 
     # 7. The Hub, where asked for
     if accelerator.is_main_process and args.push_to_hub:

@@ -11,6 +11,7 @@ import tiny
 import torch
 from transformers import AutoModel
 
+from flip_ctr.train import fuse
 from flip_ctr.train.launch import CONFIGS
 
 # 65 rows of validation: of the last batch one process has no row
@@ -62,8 +63,9 @@ RUNS = {
 }
 SCRIPT = """
 import sys, tiny, torch
-from accelerate import Accelerator
-Accelerator.end_training = lambda self: None  # a recipe ends its process group; the next one needs it
+from flip_ctr.train.fuse import FuseArguments, run as fuse
+from flip_ctr.train.loop.run import part_processes
+from test_distributed import fusing
 data, plm, out, runs, shared = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.argv[4]), eval(sys.argv[5])
 for name, options in runs.items():
     recipe = tiny.finetune if "strategy" in options else tiny.pretrain
@@ -71,9 +73,15 @@ for name, options in runs.items():
     recipe(data, None if name == "map" else plm, f"{out}/{name}", **shared, **options)
 for name in ("finetune", "entity"):
     tiny.predicted(f"{out}/{name}", f"{data}/data/*.parquet", f"{out}/{name}.parquet")
-torch.distributed.barrier()  # a process that ends while another still talks to it makes that one abort
-torch.distributed.destroy_process_group()
+fuse(FuseArguments(dataset_dir=data, output_dir=f"{out}/fused", **fusing(out)))
+part_processes()
 """
+
+
+def fusing(out) -> dict:
+    """Arguments of `fuse`: both towers of a joint model, weighed anew."""
+    models = {"id_model": f"{out}/finetune", "plm_model": f"{out}/finetune"}
+    return models | {"fusion": "gate", "max_eval_samples": 65, "per_device_eval_batch_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +102,9 @@ def two_processes(tmp_path_factory, dataset_dir, calm_plm, warm):
     ]
     (out / "script.py").write_text(SCRIPT)
     paths = [str(dataset_dir), str(calm_plm), str(out)]
-    path = os.pathsep.join([str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(Path(tiny.__file__).parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    )
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     environment["PYTHON_EXEC"] = warm
     done = subprocess.run(
@@ -150,6 +160,16 @@ def test_two_processes_share_the_files_that_predict_scores(dataset_dir, two_proc
     assert two[column].to_pylist() == pytest.approx(one[column].to_pylist(), abs=1e-6)
 
 
+def test_two_processes_fuse_as_one_does(dataset_dir, two_processes, tmp_path):
+    one = fuse.run(
+        fuse.FuseArguments(dataset_dir=str(dataset_dir), output_dir=str(tmp_path / "m"), **fusing(two_processes))
+    )
+    two = json.loads((two_processes / "fused" / "all_results.json").read_text())
+    assert two["num_processes"] == 2 and two["eval_rows"] == two["test_rows"] == 65
+    measured = [name for name in one if name.startswith(("eval_", "test_", "id_weight", "penalty"))]
+    assert [two[name] for name in measured] == pytest.approx([one[name] for name in measured], rel=1e-3)
+
+
 @pytest.mark.parametrize("names", [("whole", "resumed"), ("streamed", "streamed resumed")])
 def test_two_processes_go_on_where_they_were(two_processes, names):
     assert (two_processes / names[0] / "checkpoint-2" / "process_1.pt").exists()
@@ -174,7 +194,7 @@ def test_alignment_is_measured_on_every_row_once(tmp_path, dataset_dir, calm_plm
 def test_only_the_main_process_talks(two_processes):
     printed = (two_processes / "printed").read_text()
     runs = sum("strategy" in options for options in RUNS.values())
-    assert printed.count("\ntest_auc ") == runs and printed.count("\neval_mlm_loss ") == 5
+    assert printed.count("\ntest_auc ") == runs + 1 and printed.count("\neval_mlm_loss ") == 5
     assert printed.count("joint: 96 training rows") + printed.count("frozen: 96 training rows") == runs
 
 

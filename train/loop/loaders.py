@@ -23,6 +23,14 @@ logger = logging.getLogger("flip_ctr")
 FAR_OFF = 2.0  # ratio of two odds of a click that are not the same but for chance or drift
 
 
+LEAST_BATCH, STEPS_PER_EPOCH = 32, 32  # of small data
+
+
+def fitting_batch_size(rows: int, most: int) -> int:
+    """Rows of a step: fewer than usual where an epoch of so few rows would have less than STEPS_PER_EPOCH steps."""
+    return min(most, max(LEAST_BATCH, rows // STEPS_PER_EPOCH))
+
+
 def say_no_validation(args: TrainingOptions) -> None:
     """Logs that nothing is chosen by validation. `ValueError` where the run asks for that, or for a calibration."""
     for name in ("early_stopping_patience", "calibration"):

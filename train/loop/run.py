@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
@@ -134,6 +135,19 @@ def begin(accelerator: Accelerator, args: TrainingOptions) -> None:
         accelerator.init_trackers(
             f"flip-ctr-{args.recipe}", published, {key: where[key] for key in where.keys() & {args.report_to}}
         )
+
+
+def end_trackers(accelerator: Accelerator) -> None:
+    """Ends the trackers of a run. The processes stay together for what comes next, see [`part_processes`]."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def part_processes() -> None:
+    """Ends what keeps the processes of a command together, if there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # a process that ends while another still talks to it makes that one abort
+        torch.distributed.destroy_process_group()
 
 
 def recipe(run: Callable[[TrainingOptions], dict]) -> Callable[[TrainingOptions], dict]:

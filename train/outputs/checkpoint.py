@@ -5,6 +5,8 @@ import filecmp
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -95,9 +97,7 @@ def save(
 
 
 def _save(accelerator, model, processor, args, record) -> None:
-    with tempfile.TemporaryDirectory(dir=args.output_dir, prefix=PARTIAL) as partial:
-        new = os.path.join(partial, "new")
-        os.mkdir(new)
+    with new_checkpoint(args.output_dir) as new:
         plain(model).config.fingerprint = processor.fingerprint  # both may have changed since they were made
         if isinstance(model, PeftModel):
             save_adapter(model, new, args.model_name_or_path)
@@ -105,11 +105,28 @@ def _save(accelerator, model, processor, args, record) -> None:
             model.save_pretrained(new)
         processor.save_pretrained(new)
         write_json(accelerator, new, RECORD, record)
+
+
+@contextmanager
+def new_checkpoint(folder: str) -> Iterator[str]:
+    """A folder for the files of a whole checkpoint, which are put in place when all are written."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL) as partial:
+        new = os.path.join(partial, "new")
+        os.mkdir(new)
+        yield new
         sync(Path(new))
-        if os.path.isdir(os.path.join(args.output_dir, SAVED)):  # an earlier save failed on its last step
-            place_saved(args.output_dir)
-        os.rename(new, os.path.join(args.output_dir, SAVED))
-    place_saved(args.output_dir)
+        if os.path.isdir(os.path.join(folder, SAVED)):  # an earlier save failed on its last step
+            place_saved(folder)
+        os.rename(new, os.path.join(folder, SAVED))
+    place_saved(folder)
+
+
+def link(source: str, target: str) -> None:
+    """Gives a file a second name, or copies it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def place_saved(folder: str) -> None:
@@ -123,10 +140,7 @@ def place_saved(folder: str) -> None:
             continue
         beside = os.path.join(folder, f"{PARTIAL}{name}")
         Path(beside).unlink(missing_ok=True)
-        try:
-            os.link(source, beside)
-        except OSError:  # a file system without links
-            shutil.copyfile(source, beside)
+        link(source, beside)
         os.replace(beside, target)
     for name in os.listdir(folder):
         if matches(name, (*WEIGHTS, *CODE, *PROCESSOR)) and name not in new:

@@ -55,7 +55,7 @@ def check_hub_arguments(args: TrainingOptions) -> None:
         raise ValueError(f"--{given[0]} has no effect without --push_to_hub")
     if args.push_to_hub:
         check_repository(default_repository(args))
-        if args.lora_adapter_only and not getattr(args, "hub_pretraining_heads", True):
+        if getattr(args, "lora_adapter_only", False) and not getattr(args, "hub_pretraining_heads", True):
             raise ValueError(
                 "--lora_adapter_only of a pretraining model holds its heads; add --hub_pretraining_heads to publish "
                 "them"
