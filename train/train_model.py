@@ -251,7 +251,7 @@ def keep(args: TrainArguments, state: dict) -> None:
 def table(state: dict) -> str:
     """What each stage gave, as a Markdown table."""
     first = next(iter(click_models(state)))
-    start = finetune.criterion(state["stages"][first]["results"])
+    least = finetune.criterion(state["stages"][first]["results"])
     rows = []
     for stage in STAGES:
         done = state["stages"].get(stage.name)
@@ -259,13 +259,14 @@ def table(state: dict) -> str:
             continue
         results, minutes = done["results"], f"{done['minutes']:.1f}"
         numbers = [results.get(name) for name in ("eval_auc", "eval_logloss", "test_auc", "test_logloss")]
-        gain = f"{finetune.criterion(results) - start:+.4f}" if stage.predicts and stage.name != first else ""
+        gain = f"{finetune.criterion(results) - least:+.4f}" if stage.predicts and stage.name != first else ""
         title = f"**{stage.title}**" if stage.name == state["kept"] else stage.title
         rows.append([title, minutes, *("" if one is None else f"{one:.4f}" for one in numbers[:2]), gain])
         rows[-1] += ["" if one is None else f"{one:.4f}" for one in numbers[2:]]
     header = ["stage", "minutes", "validation AUC", "LogLoss", "gain", "test AUC", "LogLoss"]
-    above = next(one.title for one in STAGES if one.name == first)
-    return f"{markdown_table(header, rows)}\n\nGain: AUC − LogLoss on validation, by which the best is kept, above {above}."
+    start = next(stage.title for stage in STAGES if stage.name == first)
+    note = f"Gain: AUC − LogLoss on validation, by which the best is kept, above {start}."
+    return f"{markdown_table(header, rows)}\n\n{note}"
 
 
 def draw(args: TrainArguments, state: dict) -> None:
