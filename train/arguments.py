@@ -272,7 +272,7 @@ class TrainArguments(HubOptions):
     )
     stages: str | None = option(
         None,
-        "settings of the stages id_only, map, id, align, plm, joint and fused, or of all, as JSON, and in a --config "
+        "settings of the stages id_only, map, align, id, plm, joint and fused, or of all, as JSON, and in a --config "
         'file as YAML: {"map": {"num_train_epochs": 60}, "joint": null}; null leaves a stage out',
     )
     id_tower: str | None = option(None, "ID-based backbone, see `flip-ctr finetune`; dcnv2 when not given")

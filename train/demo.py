@@ -4,11 +4,12 @@
     flip-ctr demo --output_dir runs/demo
     flip-ctr demo --dataset ml-100k --data_dir ml-100k.zip --model_name_or_path PLM --output_dir runs/ml-100k
 
-It prepares a random and a cold-item split, and on each it pretrains, fine-tunes the three strategies, and trains what
-they are compared with. The same as `make demo`.
+It prepares a random and a cold-item split. On each it runs `flip-ctr train`, and trains what FLIP is compared with. The
+same as `make demo`.
 """
 
 import contextlib
+import copy
 import json
 import shutil
 import time
@@ -38,13 +39,15 @@ from flip_ctr.data.outputs import LOCK, OWNER, claimed
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.fields_flip import UNK_ID
-from flip_ctr.train import finetune, prepare, pretrain
-from flip_ctr.train.arguments import DemoArguments
+from flip_ctr.train import finetune, prepare
+from flip_ctr.train.arguments import DemoArguments, FinetuneArguments
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.plots import COMPARISON_FILE, CURVES_FILE, plot_comparison
 from flip_ctr.train.outputs.run_log import set_up_logging
+from flip_ctr.train.stages import STAGES
+from flip_ctr.train.train_model import train_model
 
 SPLITS = {"random": "random split", "cold_items": "cold items"}
 RESAMPLES = 200
@@ -67,13 +70,12 @@ OWN_ENTRIES = {
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: a strategy, and what its training starts from: `nothing`, the `plm`, or `pretrained` towers;
-    and whether it reads histories."""
+    """A row of the table: a stage of `flip-ctr train`, or a strategy that is fine-tuned around the PLM without
+    pretraining; and whether it reads histories."""
 
     name: str
     folder: str
-    strategy: str
-    start: str
+    strategy: str | None = None
     histories: bool = False
 
     def data(self, folder: Path, split: str) -> Path:
@@ -81,27 +83,34 @@ class Method:
         return folder / "data" / (f"{split}_histories" if self.histories else split)
 
     @property
+    def stage(self) -> str | None:
+        return None if self.strategy else Path(self.folder).name
+
+    @property
     def group(self) -> str:
         """Its group in the picture, see `plots.GROUPS`."""
-        baselines = {"id": "ID-only", "plm": "PLM-only", "joint": "ID+PLM"}
-        return "FLIP" if self.start == "pretrained" else baselines[self.strategy]
+        if self.stage is not None:
+            return next(stage.group for stage in STAGES if stage.name == self.stage)
+        return {"plm": "PLM-only", "joint": "ID+PLM"}[self.strategy]
 
 
 HISTORY_LENGTH = 20
 BY_ENTITY = {"prompts": "entity", "plm_every": 4}  # whose text side reads histories
 METHODS = (
-    Method("ID-only", "id_only", "id", "nothing"),
-    Method("PLM-only", "plm_only", "plm", "plm"),
-    Method("PLM-only with histories", "plm_only_histories", "plm", "plm", histories=True),
-    Method("joint, not pretrained", "joint_unaligned", "joint", "plm"),
-    Method("FLIP_ID", "flip_id", "id", "pretrained"),
-    Method("FLIP_PLM", "flip_plm", "plm", "pretrained"),
-    Method("FLIP", "flip", "joint", "pretrained"),
+    Method("ID-only", "flip/stages/id_only"),
+    Method("PLM-only", "plm_only", "plm"),
+    Method("PLM-only with histories", "plm_only_histories", "plm", histories=True),
+    Method("joint, not pretrained", "joint_unaligned", "joint"),
+    Method("FLIP_ID", "flip/stages/id"),
+    Method("FLIP_PLM", "flip/stages/plm"),
+    Method("FLIP, tuned together", "flip/stages/joint"),
+    Method("FLIP, tuned apart, fused", "flip/stages/fused"),
 )
 
-# Settings of the recipes. Those of the generated catalogue were chosen on its validation splits.
-GENERATED = {
-    "shared": {
+# Settings of the stages, and of the strategies without pretraining. Those of the generated catalogue were chosen on its
+# validation splits.
+GENERATED: dict[str, dict] = {
+    "all": {
         "id_hidden_dims": [64, 64],
         "id_embedding_size": 16,
         "text_pooling": "mean",
@@ -109,19 +118,29 @@ GENERATED = {
         "per_device_train_batch_size": 128,
         "logging_steps": 25,
         "weight_decay": 0.01,
+        "learning_rate": 2e-3,
     },
-    "pretrain": {"num_train_epochs": 2, "learning_rate": 2e-3, "plm_learning_rate": 2e-3, "projection_dim": 64},
-    "id": {"num_train_epochs": 4, "learning_rate": 2e-3},
-    "plm": {"num_train_epochs": 3, "learning_rate": 2e-3, "plm_learning_rate": 3e-3},
-    "joint": {"num_train_epochs": 3, "learning_rate": 2e-3, "plm_learning_rate": 3e-3, "fusion": "gate"},
+    "id_only": {"num_train_epochs": 4},
+    "map": {"num_train_epochs": 3},
+    "align": {
+        "num_train_epochs": 2,
+        "plm_learning_rate": 2e-3,
+        "id_learning_rate": 2e-3,
+        "projection_dim": 64,
+        "prompts": "row",
+    },
+    "id": {"num_train_epochs": 4},
+    "plm": {"num_train_epochs": 3, "plm_learning_rate": 3e-3, "prompts": "row"},
+    "joint": {
+        "num_train_epochs": 3,
+        "plm_learning_rate": 3e-3,
+        "id_learning_rate": 2e-3,
+        "prompts": "row",
+        "fusion": "gate",
+    },
+    "fused": {"fusion": "gate"},
 }
-REAL = {
-    "shared": {"unk_rate": 0.05},
-    "pretrain": {"num_train_epochs": 5},
-    "id": {"num_train_epochs": 5},
-    "plm": {"num_train_epochs": 3},
-    "joint": {"num_train_epochs": 3, "fusion": "gate"},
-}
+REAL: dict[str, dict] = {"all": {"unk_rate": 0.05}, "plm": {}, "joint": {"fusion": "gate"}}
 
 
 def run(
@@ -149,7 +168,7 @@ def _run(args: DemoArguments, folder: Path, catalogue: CatalogueSettings, plm: T
         # 2. Data, with both splits, and the PLM
         plm_path = prepare_data(args, folder, catalogue, plm)
 
-        # 3. On each split: pretrain, then fine-tune every method
+        # 3. On each split: the stages of `flip-ctr train`, and what they are compared with
         if PARALLEL and args.dataset == DATASET and not torch.cuda.is_available():
             with ProcessPoolExecutor(len(SPLITS), mp_context=get_context("spawn")) as pool:
                 futures = {split: pool.submit(train_methods, args, folder, split, plm_path) for split in SPLITS}
@@ -164,7 +183,7 @@ def _run(args: DemoArguments, folder: Path, catalogue: CatalogueSettings, plm: T
         (folder / "results.md").write_text(text, encoding="utf-8")
         pictures = draw(folder, results)
 
-        # 5. FLIP of the cold-item split again, loaded as any user of transformers would
+        # 5. What was kept on the cold-item split, loaded as any user of transformers would
         checkpoint = folder / "models" / "cold_items" / "flip"
         print(f"\n{text}\nAutoModel.from_pretrained({str(checkpoint)!r}) scores one user's rows:\n")
         print(score_rows(checkpoint, sample_rows(folder, args.dataset), args.dataset) + "\n")
@@ -236,42 +255,43 @@ def prepare_data(args: DemoArguments, folder: Path, catalogue: CatalogueSettings
     return str(make_tiny_plm(folder / "plm", generate_texts(seed=args.seed), args.seed, plm))
 
 
-def train_methods(args: DemoArguments, folder: Path, split: str, plm_path: str) -> dict[str, dict]:
-    """Pretrains on one split and fine-tunes all methods, with the recipes' own output in `logs`; returns their
-    results."""
-    settings, models = GENERATED if args.dataset == DATASET else REAL, folder / "models" / split
+def train_methods(args: DemoArguments, folder: Path, split: str, plm_path: str) -> dict:
+    """Trains all methods on one split, with the recipes' own output in `logs`; returns the results of the `methods` by
+    name, and which of them `flip-ctr train` has `kept`."""
+    stages, models = copy.deepcopy(GENERATED if args.dataset == DATASET else REAL), folder / "models" / split
     (folder / "logs").mkdir(exist_ok=True)
 
-    def arguments(recipe: str, name: str) -> dict:
-        epochs = args.num_pretrain_epochs if recipe == "pretrain" else args.num_train_epochs
-        return {
-            "dataset_dir": str(folder / "data" / split),
-            "output_dir": str(models / name),
-            "seed": args.seed,
-            "max_train_samples": args.max_train_samples,
-            "mixed_precision": args.mixed_precision,
-            **settings["shared"],
-            **settings[recipe],
-            **({"num_train_epochs": epochs} if epochs else {}),
-        }
-
-    results = {}
-    sources = {"nothing": None, "plm": plm_path, "pretrained": str(models / "pretrained")}
+    shared = {
+        "seed": args.seed,
+        "max_train_samples": args.max_train_samples,
+        "mixed_precision": args.mixed_precision,
+    }
+    for stage in STAGES:
+        epochs = args.num_train_epochs if stage.predicts else args.num_pretrain_epochs
+        if epochs and stage.share:
+            stages.setdefault(stage.name, {})["num_train_epochs"] = epochs
     with one_thread(args.dataset == DATASET), open(folder / "logs" / f"{split}.txt", "w", encoding="utf-8") as log:
-        step(f"{SPLITS[split]}: pretraining")
+        step(f"{SPLITS[split]}: the stages of flip-ctr train")
         with quiet(log, args):
-            given = arguments("pretrain", "pretrained")
-            pretrain.run(pretrain.PretrainArguments(**given, model_name_or_path=plm_path))
+            report = train_model(folder / "data" / split, models / "flip", plm_path, stages=stages, **shared)
+        results = {one.name: report["stages"][one.stage]["results"] for one in METHODS if one.stage is not None}
         for method in METHODS:
+            if method.strategy is None:
+                continue
             step(f"{SPLITS[split]}: {method.name}")
+            given = stages["all"] | stages[method.strategy] | (BY_ENTITY if method.histories else {})
             with quiet(log, args):
-                given = arguments(method.strategy, method.folder) | {
-                    "model_name_or_path": sources[method.start],
-                    "dataset_dir": str(method.data(folder, split)),
-                    **(BY_ENTITY if method.histories else {}),
-                }
-                results[method.name] = finetune.run(finetune.FinetuneArguments(**given, strategy=method.strategy))
-    return results
+                results[method.name] = finetune.run(
+                    FinetuneArguments(
+                        dataset_dir=str(method.data(folder, split)),
+                        output_dir=str(models / method.folder),
+                        model_name_or_path=plm_path,
+                        strategy=method.strategy,
+                        **shared | given,
+                    )
+                )
+    kept = next(method.name for method in METHODS if method.stage == report["kept"])
+    return {"methods": results, "kept": kept}
 
 
 @contextlib.contextmanager
@@ -305,7 +325,7 @@ def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dic
     weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, items]  # (RESAMPLES, rows)
     methods, resampled = [], {}
     for method in METHODS:
-        warm, cold = measured["random"][method.name], measured["cold_items"][method.name]
+        warm, cold = (measured[split]["methods"][method.name] for split in ("random", "cold_items"))
         model, processor = load_click_model(str(folder / "models" / "cold_items" / method.folder))
         accelerator = make_accelerator(args.mixed_precision)
         test_rows = SplitRows(method.data(folder, "cold_items"), "test")  # the same in both folders
@@ -325,22 +345,23 @@ def compare(folder: Path, measured: dict[str, dict], args: DemoArguments) -> dic
                 "cold_item_validation_auc": cold["eval_auc"],
             }
         )
-    by_name = {one["method"]: one for one in methods}
+    by_name, kept = {one["method"]: one for one in methods}, measured["cold_items"]["kept"]
     gains = {
         base: {
-            "cold_item_auc": by_name["FLIP"]["cold_item_auc"] - by_name[base]["cold_item_auc"],
-            "interval": interval(resampled["FLIP"] - resampled[base]),
+            "cold_item_auc": by_name[kept]["cold_item_auc"] - by_name[base]["cold_item_auc"],
+            "interval": interval(resampled[kept] - resampled[base]),
         }
         for base in ("ID-only", "joint, not pretrained")
     }
     return {
         "dataset": args.dataset,
         "seed": args.seed,
-        "test_rows": measured["random"]["FLIP"]["test_rows"],
+        "test_rows": measured["random"]["methods"]["ID-only"]["test_rows"],
         "cold_item_rows": len(rows),
         "cold_items": count,
         "methods": methods,
-        "gain_of_flip": gains,
+        "kept": kept,
+        "gain_of_kept": gains,
     }
 
 
@@ -376,9 +397,10 @@ def caption(results: dict) -> str:
         f"{results['cold_item_rows']:,} test rows of {results['cold_items']:,} items that no training row has; "
         "intervals by resampling these items."
     ]
-    for base, gain in results["gain_of_flip"].items():
+    lines.append(f"On the cold-item split flip-ctr train kept: {results['kept']}, by validation.")
+    for base, gain in results["gain_of_kept"].items():
         shown = "{:+.4f} ({:+.3f} to {:+.3f})".format(gain["cold_item_auc"], *gain["interval"])
-        lines.append(f"FLIP minus {base}, cold items, the same resamples: {shown}.")
+        lines.append(f"It minus {base}, cold items, the same resamples: {shown}.")
     return "\n".join(lines)
 
 
@@ -392,9 +414,9 @@ def draw(folder: Path, results: dict) -> list[Path]:
     note = f"New items: {results['cold_items']:,} that no training row has; lines: 95 %, resampling these items."
     if plot_comparison(results["methods"], str(folder), titles, note) is None:
         return []
-    models = folder / "models" / "random"
-    for run_folder, name in (("pretrained", "curves_pretraining.png"), ("flip", "curves_finetuning.png")):
-        shutil.copyfile(models / run_folder / CURVES_FILE, folder / name)
+    stages = folder / "models" / "random" / "flip" / "stages"
+    for stage, name in (("align", "curves_pretraining.png"), ("joint", "curves_finetuning.png")):
+        shutil.copyfile(stages / stage / CURVES_FILE, folder / name)
     return [folder / name for name in ("curves_pretraining.png", "curves_finetuning.png", COMPARISON_FILE)]
 
 
@@ -416,10 +438,11 @@ def score_rows(checkpoint: Path, rows: list[dict], dataset: str) -> str:
     extractor = processor.feature_extractor
     slots = [extractor.id_fields[field].name for field in extractor.slot_fields]
     known = inputs["feature_ids"][:, slots.index(item_column(dataset))] != UNK_ID
+    weights = [""] * len(rows) if output.id_weight is None else [f"{1 - one:.2f}" for one in output.id_weight[:, 0]]
     lines = [f"{'user':>5}  {'title':<36}  {'item':<5}  click probability  weight of the text"]
-    for row, seen, logit, id_weight in zip(rows, known, output.logits[:, 0], output.id_weight[:, 0]):
+    for row, seen, logit, weight in zip(rows, known, output.logits[:, 0], weights):
         item, title = "known" if seen else "new", (row["title"] or "")[:36]
-        lines.append(f"{row['user_id']:>5}  {title:<36}  {item:<5}  {logit.sigmoid():>17.3f}  {1 - id_weight:>18.2f}")
+        lines.append(f"{row['user_id']:>5}  {title:<36}  {item:<5}  {logit.sigmoid():>17.3f}  {weight:>18}")
     return "\n".join(lines)
 
 

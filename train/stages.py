@@ -11,7 +11,7 @@ from flip_ctr.train.arguments import FinetuneArguments, FuseArguments, PretrainA
 from flip_ctr.train.loop.loaders import fitting_batch_size
 from flip_ctr.train.loop.resume import LATEST
 from flip_ctr.train.option_groups import OF_PLM
-from flip_ctr.train.options import did_you_mean, preset_file
+from flip_ctr.train.options import did_you_mean
 
 FOLDER = "stages"
 ALL = "all"  # in `--stages`: what is for every stage
@@ -32,7 +32,8 @@ class Stage:
         name: of its folder, and in `--stages`.
         title: its row in the report.
         arguments: of its recipe.
-        sets: what makes it this stage; its other settings are in `presets/defaults.yaml`.
+        sets: what makes it this stage.
+        settings: where its defaults differ from those of its recipe.
         starts: argument -> the stages, or the PLM, that it may start from: the first that there is.
         needs: arguments without which there is no such stage.
         share: of the time that `--max_minutes` leaves; 0: it takes none worth sharing.
@@ -43,6 +44,7 @@ class Stage:
     title: str
     arguments: type
     sets: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     starts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     share: float = 0.0
@@ -58,37 +60,43 @@ class Stage:
         return self.arguments is not PretrainArguments
 
 
+# The settings are those that did best on validation in benchmarks/grids/ml-100k.yaml, with entity prompts.
+ON_IDS = {"id_embedding_dropout": 0.3, "early_stopping_patience": 3}
 STAGES = (
-    Stage("id_only", "ID-only", FinetuneArguments, {"strategy": "id"}, share=1, group="ID-only"),
+    Stage("id_only", "ID-only", FinetuneArguments, {"strategy": "id"}, ON_IDS, share=1, group="ID-only"),
     Stage(
         "map",
         "MAP: ids recovered from ids",
         PretrainArguments,
         {"mlm_weight": 0, "icl_weight": 0, "mtm_text_dropout": 1},
+        {"num_train_epochs": 30, "per_device_train_batch_size": 1024, "id_embedding_dropout": 0.2},
         share=2,
+    ),
+    Stage(
+        "align",
+        "alignment of the PLM",
+        PretrainArguments,
+        settings={"num_train_epochs": 5, "prompts": "entity"},
+        starts={"model_name_or_path": (PLM,), "id_model": ("map",)},
+        needs=("model_name_or_path",),
+        share=4,
     ),
     Stage(
         "id",
         "FLIP_ID",
         FinetuneArguments,
         {"strategy": "id"},
-        {"model_name_or_path": ("map",)},
+        ON_IDS,
+        {"model_name_or_path": ("align", "map")},
         needs=("model_name_or_path",),
         share=1,
-    ),
-    Stage(
-        "align",
-        "alignment of the PLM",
-        PretrainArguments,
-        starts={"model_name_or_path": (PLM,), "id_model": ("map",)},
-        needs=("model_name_or_path",),
-        share=4,
     ),
     Stage(
         "plm",
         "FLIP_PLM",
         FinetuneArguments,
         {"strategy": "plm"},
+        {"prompts": "entity"},
         {"model_name_or_path": ("align", PLM)},
         needs=("model_name_or_path",),
         share=2,
@@ -98,6 +106,13 @@ STAGES = (
         "FLIP, tuned together",
         FinetuneArguments,
         {"strategy": "joint"},
+        {
+            "prompts": "entity",
+            "num_train_epochs": 2,
+            "learning_rate": 1e-3,
+            "id_learning_rate": 1e-4,
+            "id_embedding_dropout": 0.3,
+        },
         {"model_name_or_path": ("align", PLM), "id_model": (BEST_ID,)},
         needs=("model_name_or_path",),
         share=3,
@@ -189,7 +204,7 @@ def stage_arguments(
         of_run |= going_on | {"max_minutes": minutes}
     else:
         of_run |= {"overwrite_output_dir": True}
-    settings = of_run | preset_file("defaults")["train"][stage.name] | given
+    settings = of_run | stage.settings | given
 
     def make(**fitting: Any) -> Any:
         try:

@@ -159,6 +159,8 @@ def test_a_command_is_handed_to_accelerate_launch(command, monkeypatch, tmp_path
     )
     if command in ("predict", "rank"):
         rest = ["--input", "r.csv", "--output", "s.csv", "--model_name_or_path", "M"]
+    if command == "fuse":
+        rest = ["--dataset_dir", "D", "--id_model", "I", "--plm_model", "T", "--output_dir", "O"]
     if command == "rank":
         rest[:2] = ["--users", "u.csv", "--items", "i.csv"]
     assert cli.main([command, *rest[:2], "--accelerate_config", str(mine), "--num_processes=4", *rest[2:]]) == 0

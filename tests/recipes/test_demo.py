@@ -22,7 +22,7 @@ from flip_ctr.data.datasets.synthetic import (
 )
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
-from flip_ctr.train import cli, demo
+from flip_ctr.train import cli, demo, finetune, pretrain
 from flip_ctr.train.demo import METHODS, DemoArguments
 
 SMALL = CatalogueSettings(users=40, items=60, rows=900)
@@ -105,7 +105,7 @@ def finished(tmp_path_factory, drawing):
     the pictures of all take as long as all else."""
     folder = tmp_path_factory.mktemp("demo") / "out"
     args = DemoArguments(output_dir=str(folder), num_pretrain_epochs=1, num_train_epochs=1)
-    shown = {str(folder / "models" / "random" / name) for name in ("pretrained", "flip")}
+    shown = {str(folder / "models" / "random" / "flip" / "stages" / name) for name in ("align", "joint")}
 
     def drawn(function, wanted=lambda *given: True):
         def call(*given):
@@ -115,7 +115,7 @@ def finished(tmp_path_factory, drawing):
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for recipe in (demo.pretrain, demo.finetune):
+        for recipe in (pretrain, finetune):
             patch.setattr(recipe, "run", drawn(recipe.run, lambda args: args.output_dir in shown))
         patch.setattr(demo, "draw", drawn(demo.draw))
         patch.setattr(demo, "PARALLEL", False)
@@ -134,6 +134,8 @@ def test_demo_writes_table_pictures_and_checkpoint(finished):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     table = (folder / "results.md").read_text()
     assert all(f"| {method.name} " in table for method in METHODS)
+    kept = next(method.stage for method in METHODS if method.name == results["kept"])
+    assert json.loads((folder / "models/cold_items/flip/train.json").read_text())["kept"] == kept
     model, processor = (auto.from_pretrained(folder / "models/random/flip") for auto in (AutoModel, AutoProcessor))
     row = read_split(folder / "data/random", "test").slice(0, 1).to_pylist()[0]
     assert model(**processor(row)).logits.shape == (1, 1)

@@ -57,7 +57,14 @@ def test_the_version(capsys):
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("finetun", "finetune"), ("train", "finetune"), ("eval", "evaluate"), ("preprocess", "prepare"), ("zzz", None)],
+    [
+        ("finetun", "finetune"),
+        ("fit", "train"),
+        ("tune", "finetune"),
+        ("eval", "evaluate"),
+        ("preprocess", "prepare"),
+        ("zzz", None),
+    ],
 )
 def test_an_unknown_command_is_named(capsys, word, meant):
     assert cli.main([word]) == 2
