@@ -63,6 +63,7 @@ RUNS = {
 }
 SCRIPT = """
 import sys, tiny, torch
+from flip_ctr import train_model
 from flip_ctr.train.fuse import FuseArguments, run as fuse
 from flip_ctr.train.loop.run import part_processes
 from test_distributed import fusing
@@ -74,6 +75,9 @@ for name, options in runs.items():
 for name in ("finetune", "entity"):
     tiny.predicted(f"{out}/{name}", f"{data}/data/*.parquet", f"{out}/{name}.parquet")
 fuse(FuseArguments(dataset_dir=data, output_dir=f"{out}/fused", **fusing(out)))
+train_model(data, f"{out}/train", max_minutes=2, max_train_samples=96, max_eval_samples=65, stages={
+    "all": {"num_train_epochs": 1, "per_device_train_batch_size": 16}, "map": {"projection_dim": 8}
+})
 part_processes()
 """
 
@@ -170,6 +174,13 @@ def test_two_processes_fuse_as_one_does(dataset_dir, two_processes, tmp_path):
     assert [two[name] for name in measured] == pytest.approx([one[name] for name in measured], rel=1e-3)
 
 
+def test_two_processes_share_the_stages_of_train(two_processes):
+    state = json.loads((two_processes / "train" / "train.json").read_text())
+    assert list(state["stages"]) == ["id_only", "map", "id"] and state["options"]["num_processes"] == 2
+    assert all(done["results"]["num_processes"] == 2 for done in state["stages"].values())
+    assert AutoModel.from_pretrained(two_processes / "train").config.strategy == "id"
+
+
 @pytest.mark.parametrize("names", [("whole", "resumed"), ("streamed", "streamed resumed")])
 def test_two_processes_go_on_where_they_were(two_processes, names):
     assert (two_processes / names[0] / "checkpoint-2" / "process_1.pt").exists()
@@ -194,7 +205,7 @@ def test_alignment_is_measured_on_every_row_once(tmp_path, dataset_dir, calm_plm
 def test_only_the_main_process_talks(two_processes):
     printed = (two_processes / "printed").read_text()
     runs = sum("strategy" in options for options in RUNS.values())
-    assert printed.count("\ntest_auc ") == runs + 1 and printed.count("\neval_mlm_loss ") == 5
+    assert printed.count("\ntest_auc ") == runs + 3 and printed.count("\neval_mlm_loss ") == 5
     assert printed.count("joint: 96 training rows") + printed.count("frozen: 96 training rows") == runs
 
 
