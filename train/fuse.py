@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.shards import open_splits
+from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.modeling_flip.heads_flip import FlipFusion
 from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
@@ -61,13 +61,14 @@ def run(args: FuseArguments) -> dict:
     accelerator = make_accelerator(args.mixed_precision)
     accelerator.wait_for_everyone()  # nobody writes into the folder before all have seen it empty
     set_up_logging(accelerator)
-    rows = open_splits(args.dataset_dir, dict.fromkeys(("validation", "test"), args.max_eval_samples), args.seed)
+    there = ["validation", *(["test"] if has_split(args.dataset_dir, "test") else [])]
+    rows = open_splits(args.dataset_dir, dict.fromkeys(there, args.max_eval_samples), args.seed)
     schema = rows["validation"].schema
     model, processor = joint_model(args)
     check_fields(processor, schema, args.plm_model)
     check_clicks(processor, rows)
-    eval_set, test_set = (encode_split(accelerator, processor, one) for one in rows.values())
-
+    sets = {name: encode_split(accelerator, processor, one) for name, one in rows.items()}
+    eval_set, test_set = sets["validation"], sets.get("test")
     if args.calibration is not None:
         check_clicks_to_calibrate(args.calibration, eval_set.labels)
 
@@ -86,10 +87,11 @@ def run(args: FuseArguments) -> dict:
             args.calibration, "joint", scores, eval_set.labels, fold, eval_set.weights
         )
     results = score_metrics(scores, eval_set.labels, eval_set.users, "eval", before)
-    with uncorrected(model) as correct:
-        found = score(accelerator, model, test_set, args.per_device_eval_batch_size)
-    test, uncalibrated = correct(found)
-    results |= score_metrics(test, test_set.labels, test_set.users, "test", uncalibrated)
+    if test_set is not None:
+        with uncorrected(model) as correct:
+            found = score(accelerator, model, test_set, args.per_device_eval_batch_size)
+        test, uncalibrated = correct(found)
+        results |= score_metrics(test, test_set.labels, test_set.users, "test", uncalibrated)
     results |= {"id_weight": mean_id_weight(fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
     results |= {
         "train_rows": len(eval_set),
@@ -104,7 +106,8 @@ def run(args: FuseArguments) -> dict:
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)
     if accelerator.is_main_process:
-        plot_reliability(test, test_set.labels, args.output_dir, uncalibrated)
+        if test_set is not None:
+            plot_reliability(test, test_set.labels, args.output_dir, uncalibrated)
         write_card(args.output_dir, record, model, processor, schema, args.dataset_dir, rows["validation"], results)
     return results
 

@@ -142,7 +142,13 @@ def check(accelerator: Accelerator, args: TrainArguments) -> SplitRows:
                 f"--model_name_or_path {source} is a FLIP checkpoint, and train starts from a PLM; `flip-ctr finetune` "
                 "goes on from a checkpoint"
             )
-    return open_splits(args.dataset_dir, {"train": args.max_train_samples}, args.seed)["train"]
+    rows = open_splits(args.dataset_dir, {"train": args.max_train_samples}, args.seed)["train"]
+    if source is not None and not any(field.on_text_side for field in rows.schema.fields):
+        raise ValueError(
+            f"--model_name_or_path {source} would read nothing: {args.dataset_dir} has no field on the text side. "
+            "Leave it out, or prepare the dataset with `sides: [id, text]` for what is worth reading"
+        )
+    return rows
 
 
 # --- what is done, and what is next

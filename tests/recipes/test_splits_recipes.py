@@ -1,8 +1,12 @@
 """Training on datasets that lack a split."""
 
+import json
+
 import pytest
 import tiny
 from raw_table import event_rows, run, write_csv
+
+from flip_ctr import train_model
 
 
 def test_training_without_validation_or_test(tmp_path, plm):
@@ -23,3 +27,19 @@ def test_training_without_validation_or_test(tmp_path, plm):
         tiny.finetune(tmp_path / "no-validation", None, tmp_path / "d", early_stopping_patience=2, **options)
     results = tiny.pretrain(tmp_path / "train", plm, tmp_path / "p", max_train_steps=1)
     assert results["train_steps"] == 1 and (tmp_path / "p" / "model.safetensors").is_file()
+    # all stages of train, and the fusion, without a test split; and nothing for a PLM to read
+    stages = {"all": {"num_train_epochs": 1}, "map": None, "align": None}
+    report = train_model(tmp_path / "no-test", tmp_path / "e", str(plm), stages=stages)
+    assert list(report["stages"]) == ["id_only", "plm", "joint", "fused"]
+    assert not any("test_auc" in done["results"] for done in report["stages"].values())
+    with pytest.raises(ValueError, match="train chooses by validation rows, which .*no-validation has not"):
+        train_model(tmp_path / "no-validation", tmp_path / "f")
+
+
+def test_train_without_text_for_its_plm(tmp_path, plm):
+    folder = tiny.write_dataset(tmp_path / "d", tiny.toy_rows(), tiny.FIELDS)
+    schema = json.loads((folder / "schema.json").read_text())
+    schema["fields"] = [field | {"sides": ["id"]} for field in schema["fields"]]
+    (folder / "schema.json").write_text(json.dumps(schema))
+    with pytest.raises(ValueError, match="would read nothing: .* has no field on the text side"):
+        train_model(folder, tmp_path / "m", str(plm))
