@@ -49,7 +49,9 @@ class Engine:
             limits = {} if memory_limit is None else {"memory_limit": memory_limit}
             with engine_errors(f"--memory_limit {memory_limit}" if memory_limit else "starting DuckDB"):
                 self.connection = ibis.duckdb.connect(temp_directory=str(work / "spill"), **limits)
-                self.connection.raw_sql("SET enable_progress_bar = false")
+                # it is on in a notebook with ipywidgets; in one without them DuckDB lets nobody set it
+                if self.connection.raw_sql("SELECT current_setting('enable_progress_bar')").fetchone()[0]:
+                    self.connection.raw_sql("SET enable_progress_bar = false")
         else:
             if memory_limit is not None:
                 raise ValueError(
