@@ -43,9 +43,13 @@ if PIPELINE_TASK not in PIPELINE_REGISTRY.supported_tasks:
 
 # what needs libraries that nothing else here does, by the module that is imported when it is asked for
 LAZY = {
+    "DatasetSchema": ".data.readers.dataset_schema",
     "FlipClassifier": ".estimator.classifier",
     "FlipRanker": ".serve.ranker",
+    "FlipTrainer": ".train.flip_trainer",
+    "compute_metrics": ".train.outputs.metrics",
     "infer_schema": ".data.datasets.infer_schema",
+    "parameter_groups": ".train.loop.optimizer",
     "train_model": ".train.train_model",
 }
 
@@ -74,4 +78,8 @@ __all__ = [
     "FlipRanker",
     "infer_schema",
     "train_model",
+    "DatasetSchema",
+    "FlipTrainer",
+    "compute_metrics",
+    "parameter_groups",
 ]

@@ -139,7 +139,7 @@ class FlipProcessor(ProcessorMixin):
     def from_dataset(
         cls,
         dataset: Any,
-        fields: Sequence[FlipField | dict],
+        fields: Any,
         tokenizer=None,
         min_frequency: int = 1,
         hash_user_values: bool = False,
@@ -151,7 +151,8 @@ class FlipProcessor(ProcessorMixin):
         Args:
             dataset: the training rows, in any form that `__call__` takes, or a split on disk that is read part by part
                 (`flip_ctr.data.readers.shards.SplitRows`).
-            fields: the schema's fields in order.
+            fields: the fields in order, [`FlipField`]s or dicts; or the schema of a dataset folder
+                (`flip_ctr.DatasetSchema`), which also says `label`, `weight` and `reading`.
             tokenizer: the PLM's; `None` for ID-only.
             min_frequency: values in fewer rows get no id of their own.
             hash_user_values: store keyed hashes of the values of the user's fields, see [`FlipFeatureExtractor`].
@@ -167,6 +168,9 @@ class FlipProcessor(ProcessorMixin):
         if unknown:  # `__init__` ignores what a saved processor has beside its own
             raise TypeError(f"FlipProcessor: there is no option `{unknown[0]}`; there are {', '.join(OPTIONS)}.")
         check_count("FlipProcessor", "min_frequency", min_frequency, 1)
+        if hasattr(fields, "weight_column"):  # a schema
+            kwargs = {"label": fields.label, "weight": fields.weight_column} | kwargs
+            fields, reading = fields.fields, fields.reading if reading is None else reading
         schema = read_fields(fields)
         if not schema:
             raise ValueError("FlipProcessor: `fields` must name at least one column; got none.")

@@ -6,6 +6,7 @@ prompt), so that resuming and many processes see the same ones. A list of featur
 names no rows and no epoch: choices then follow from torch's random state, which a Trainer saves and restores.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,12 @@ class FlipCollator:
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def for_evaluation(self) -> "FlipCollator":
+        """The same collator, which drops no ids and cuts no histories."""
+        collator = copy.copy(self)
+        collator.unk_rate = collator.cold_rate = collator.short_history_rate = 0.0
+        return collator
 
     def drop_keys(self, batch: dict[str, np.ndarray]) -> None:
         """Some rows, and some users and items in all their rows, lose the ids that name them."""

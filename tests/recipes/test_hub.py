@@ -219,26 +219,74 @@ import json, torch
 from transformers import AutoModel, AutoProcessor, pipeline
 remote = {"trust_remote_code": True}
 rows = json.loads(sys.argv[1])
-model, processor = (auto.from_pretrained("org/flip-tiny", **remote) for auto in (AutoModel, AutoProcessor))
-with torch.no_grad():
-    outputs = dict(model.eval()(**processor(rows)))
-answers = pipeline("click-through-rate", model="org/flip-tiny", **remote)(rows)
-outputs["answers"] = torch.tensor([answer["click_probability"] for answer in answers])
-torch.save(outputs, sys.argv[2])
+for number, name in enumerate(sys.argv[3:]):
+    model, processor = (auto.from_pretrained(name, **remote) for auto in (AutoModel, AutoProcessor))
+    with torch.no_grad():
+        outputs = dict(model.eval()(**processor(rows)))
+    answers = pipeline("click-through-rate", model=name, **remote)(rows)
+    outputs["answers"] = torch.tensor([answer["click_probability"] for answer in answers])
+    torch.save(outputs, f"{sys.argv[2]}/{number}.pt")
+"""
+
+TRAINERS = """
+from transformers import Trainer, TrainingArguments
+from flip_ctr import FlipForCTR, FlipForPretraining, FlipProcessor, FlipTrainer
+P, M, out, token = folder
+processor = FlipProcessor.from_pretrained(P)
+def make(cls, name, model, **hub):
+    common = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "hub_model_id": f"org/{name}"}
+    return cls(model, TrainingArguments(f"{out}/{name}", **common, **hub), processing_class=processor)
+make(Trainer, "by-trainer", FlipForCTR.from_pretrained(M)).push_to_hub()
+mine = {"hub_private_repo": True, "hub_token": token}
+make(FlipTrainer, "by-flip-trainer", FlipForCTR.from_pretrained(M), **mine).push_to_hub()
+make(FlipTrainer, "by-pretraining", FlipForPretraining.from_pretrained(P)).push_to_hub(tags=["mine"])
+try:
+    make(FlipTrainer, "early", FlipForCTR.from_pretrained(M), push_to_hub=True)
+except ValueError as error:
+    assert "hub_strategy='end'" in str(error)
+make(FlipTrainer, "end", FlipForCTR.from_pretrained(M), push_to_hub=True, hub_strategy="end").save_model()
 """
 
 
-def test_another_machine_scores_the_same(pushed, environment, dataset_dir, tmp_path):
+@pytest.fixture(scope="module")
+def by_trainers(hub, worker, tmp_path_factory, pretrained, finetuned):
+    """Folder of checkpoints that a `Trainer` and `FlipTrainer`s have published."""
+    folder = tmp_path_factory.mktemp("trainers")
+    ask(worker, script=TRAINERS, folder=[str(pretrained), str(finetuned["joint"][0]), str(folder), TOKEN])
+    return folder
+
+
+def test_a_trainer_publishes_a_checkpoint(hub, by_trainers, pretrained):
+    expected = WEIGHTS | CODE | TOKENIZER | {"README.md"}
+    assert set(published(hub, "org/by-trainer")) - {".gitattributes"} == expected | {"training_args.bin"}
+    files = published(hub, "org/by-flip-trainer")
+    assert set(files) == expected | {"handler.py"} and hub.private["org/by-flip-trainer"]
+    assert set(published(hub, "org/end")) == expected | {"handler.py"}
+    for content in files.values():  # no path, and no token
+        assert str(by_trainers).encode() not in content and TOKEN.encode() not in content
+    files = published(hub, "org/by-pretraining")
+    assert set(files) == expected and json.loads(files["config.json"])["architectures"] == ["FlipModel"]
+    for name in ("by-flip-trainer", "by-pretraining"):
+        card = ModelCard(published(hub, f"org/{name}")["README.md"].decode())
+        assert "flip-ctr" in card.data.tags and ("mine" in card.data.tags) == (name == "by-pretraining")
+        assert "lists the values of these fields of users" in card.text
+
+
+def test_another_machine_scores_the_same(pushed, by_trainers, environment, dataset_dir, tmp_path):
     rows = tiny.ml_rows(dataset_dir)
-    arguments = [sys.executable, "-c", ELSEWHERE, json.dumps(rows), str(tmp_path / "scores.pt")]
+    names = {"org/flip-tiny": pushed} | {
+        f"org/{name}": by_trainers / name for name in ("by-trainer", "by-flip-trainer")
+    }
+    arguments = [sys.executable, "-c", ELSEWHERE, json.dumps(rows), str(tmp_path), *names]
     clean = environment | {"HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(arguments, env=clean, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(tmp_path / "scores.pt", weights_only=True)
-    with torch.no_grad():
-        expected = AutoModel.from_pretrained(pushed).eval()(**AutoProcessor.from_pretrained(pushed)(rows))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    torch.testing.assert_close(found["answers"], expected.logits[:, 0].sigmoid())
+    for number, folder in enumerate(names.values()):
+        found = torch.load(tmp_path / f"{number}.pt", weights_only=True)
+        with torch.no_grad():
+            expected = AutoModel.from_pretrained(folder).eval()(**AutoProcessor.from_pretrained(folder)(rows))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        torch.testing.assert_close(found["answers"], expected.logits[:, 0].sigmoid())
 
 
 # --- pretraining, adapters, Python, failures

@@ -170,6 +170,32 @@ def feature_tables(model: nn.Module) -> dict[str, nn.Embedding]:
     return input_tables(model) | outputs
 
 
+def parameter_groups(
+    model: nn.Module, learning_rate: float = 3e-3, plm_learning_rate: float = 1e-4, embedding_l2: float = 1e-3
+) -> list[dict]:
+    """The weights of a model for `torch.optim.Adam` in a loop of one's own, with rates and l2 as the recipes have them;
+    the defaults are those of `flip-ctr finetune` for a new model.
+
+    The l2 of the recipes is in the loss. That is what `weight_decay` of Adam is (of the gradient before Adam's
+    division; AdamW's is another thing, and needs other factors).
+
+    Args:
+        model: a FLIP model, before or after Accelerate or DDP wrapped it.
+        learning_rate: of the ID tower and the heads.
+        plm_learning_rate: of the PLM.
+        embedding_l2: factor of the sum of squares of the whole feature tables.
+
+    Returns: groups with `params`, `lr` and `weight_decay`; weights that need no gradient are in none.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    tables = input_tables(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = plm_learning_rate if ".text_encoder." in name else learning_rate
+            groups.setdefault((rate, 2 * embedding_l2 if name in tables else 0.0), []).append(parameter)
+    return [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()]
+
+
 def make_optimizer(model: nn.Module, args: TrainingOptions, device: torch.device) -> Optimizer:
     """AdamW with learning rates of their own for the PLM and the ID tower; no weight decay on tables, biases, norms and
     single scalars. Feature tables are left to a row-wise optimizer where `--embedding_optimizer` asks for one; it needs

@@ -60,19 +60,17 @@ def max_positions(text_config) -> int | None:
 def new_processor(rows: SplitRows, schema: DatasetSchema, args: TrainingOptions, plm: str | None) -> FlipProcessor:
     """A processor whose vocabularies come from the training rows; with the PLM's tokenizer where one is named."""
     settings = {
-        "label": schema.label,
-        "weight": schema.weight_column,
         "min_frequency": args.min_frequency,
         "hash_user_values": args.hash_user_values,
         "prompts": args.prompts or "row",
-        "reading": schema.reading,
     }
-    fields, tokenizer = schema.fields, None
+    tokenizer = None
     if plm is not None:
-        fields = fields if args.prompt_fields is None else with_prompt_fields(fields, args.prompt_fields)
+        if args.prompt_fields is not None:
+            schema = dataclasses.replace(schema, fields=with_prompt_fields(schema.fields, args.prompt_fields))
         tokenizer = AutoTokenizer.from_pretrained(plm)
         settings["max_length"] = max_positions(AutoConfig.from_pretrained(plm))
-    processor = FlipProcessor.from_dataset(rows, fields, tokenizer, **settings)
+    processor = FlipProcessor.from_dataset(rows, schema, tokenizer, **settings)
     if args.id_model is not None:
         extractor = ids_of(args.id_model)
         check_vocabulary(args, extractor, args.id_model)

@@ -34,6 +34,7 @@ from flip_ctr.train.outputs.metrics import CALIBRATION_METRICS
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
 
 CARD, RECORD = "README.md", "training_args.json"
+TAGS = ["click-through-rate", "recommendation", "flip", "flip-ctr"]
 PLACEHOLDER = "path/or/hub-id"  # stands for the repository until a checkpoint has one
 STRATEGIES = {
     "id": "FLIP_ID: the ID tower alone predicts; no language model is needed to serve it",
@@ -145,12 +146,11 @@ def write_card(
     data = _dataset_facts(dataset_dir, schema)
     # GAUC is NaN where no user has both classes
     results = {name: value for name, value in results.items() if math.isfinite(value)}
-    core, extractor = model.base_model, processor.feature_extractor
+    core = model.base_model
     facts = {
         "card_data": _metadata(model, record, schema, data, results).to_yaml(),
         "title": plain(_title(model, data)),
         "recipe": record["recipe"],
-        "strategy": model.config.strategy if isinstance(model, FlipForCTR) else None,
         "calibrated": model.config.calibration is not None,
         "has_id_tower": core.id_tower is not None,
         "has_plm": core.text_encoder is not None,
@@ -174,10 +174,7 @@ def write_card(
         "data": _data(schema, data, results, record["recipe"]),
         "fields_table": _fields_table(processor),
         "training": _training(record, results),
-        "users": _fields_of_users(model, processor),
-        "history": next((code(field.name) for field in extractor.all_fields if field.is_history), None),
-        "has_users": any(field.entity == "user" for field in extractor.all_fields),
-        "secret_key": bool(extractor.hash_check),
+        **_limits(model, processor),
         "dataset": plain(data["title"]),
         "licence": data.get("license"),
         "licence_code": code(data.get("license", "")),
@@ -188,6 +185,24 @@ def write_card(
     path = os.path.join(folder, CARD)
     ModelCard(text).save(path)
     return path
+
+
+def limits_section(model: FlipPreTrainedModel, processor: FlipProcessor) -> str:
+    """The part of a card that says what a checkpoint tells about people, for cards of others."""
+    text = templates().get_template("template_limits.md").render(_limits(model, processor))
+    return f"## Limits and personal data\n\n{text.strip()}\n"
+
+
+def _limits(model: FlipPreTrainedModel, processor: FlipProcessor) -> dict:
+    """What `template_limits.md` says."""
+    extractor = processor.feature_extractor
+    return {
+        "strategy": model.config.strategy if isinstance(model, FlipForCTR) else None,
+        "users": _fields_of_users(model, processor),
+        "history": next((code(field.name) for field in extractor.all_fields if field.is_history), None),
+        "has_users": any(field.entity == "user" for field in extractor.all_fields),
+        "secret_key": bool(extractor.hash_check),
+    }
 
 
 @functools.cache  # of several runs in one process the templates are compiled once
@@ -510,7 +525,7 @@ def _metadata(
         for name, (title, kind) in METRICS.items()
         if is_click and (value := results.get(f"{prefix}_{name}")) is not None
     ]
-    tags = ["click-through-rate", "recommendation", "flip", "flip-ctr", config.id_tower]
+    tags = [*TAGS, config.id_tower]
     licence = {name: data[name] for name in ("license", "license_name", "license_link") if name in data}
     return ModelCardData(
         library_name="transformers",

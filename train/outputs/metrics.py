@@ -60,6 +60,29 @@ def click_metrics(logits: np.ndarray, labels: np.ndarray, users: np.ndarray | No
     return results
 
 
+def compute_metrics(prediction) -> dict[str, float]:
+    """Metrics of a [`FlipForCTR`] as `flip-ctr evaluate` computes them (rows count alike, whatever their weights in the
+    loss; there is no GAUC, which needs users), for `compute_metrics` of a `Trainer`, and for loops of one's own.
+
+    Args:
+        prediction: an `EvalPrediction`, or the tuple of log odds `(N, 1)` or `(N,)` and clicks `(N,)`, 0 or 1, as numpy
+            arrays or as tensors on the CPU.
+
+    Returns: `auc`, `logloss`, `ece`, `predicted_actual_ratio` and `rows`, see [`click_metrics`].
+
+    Raises:
+        ValueError: the labels are all of one class, or there are more log odds than labels.
+    """
+    logits, labels, *_ = prediction
+    logits, labels = np.asarray(logits).ravel(), np.asarray(labels).ravel()
+    if logits.shape != labels.shape:
+        raise ValueError(
+            f"there are {len(logits)} log odds and {len(labels)} labels; give one of each a row, of a Trainer with "
+            "a FlipForCTR"
+        )
+    return click_metrics(logits, labels)
+
+
 def score_metrics(
     scores: dict[str, np.ndarray],
     labels: np.ndarray,

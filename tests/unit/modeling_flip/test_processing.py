@@ -7,7 +7,7 @@ import pytest
 import tiny
 from transformers import AutoProcessor
 
-from flip_ctr import FlipField, FlipProcessor
+from flip_ctr import DatasetSchema, FlipField, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
 
 DIRTY = [
@@ -245,6 +245,15 @@ def test_processors_survive_saving(tmp_path, any_tokenizer):
     targets = {"click": [0] * len(rows["first"]), "w": [0.5] * len(rows["first"])}
     expected, got = processor(rows | targets), again(rows | targets)
     assert expected.keys() == got.keys() and all((expected[name] == got[name]).all() for name in expected)
+
+
+def test_a_schema_brings_label_weight_and_reading(rows, tokenizer):
+    schema = DatasetSchema("d", tiny.FIELDS, label="click", weight_column="w", reading={"format": "csv"})
+    one = FlipProcessor.from_dataset(rows, schema, tokenizer)
+    assert one.fields == FlipProcessor.from_dataset(rows, tiny.FIELDS, tokenizer).fields
+    assert (one.label, one.weight, one.feature_extractor.reading) == ("click", "w", {"format": "csv"})
+    other = FlipProcessor.from_dataset(rows, schema, label="bought", reading={})
+    assert (other.label, other.weight, other.feature_extractor.reading) == ("bought", "w", {})
 
 
 def test_id_only_processors_survive_saving(tmp_path, id_processor, rows):

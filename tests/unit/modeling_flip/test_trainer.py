@@ -12,8 +12,19 @@ from datasets import Dataset
 from packaging.version import Version
 from transformers import AutoProcessor, Trainer, TrainingArguments, set_seed
 
-from flip_ctr import FlipCollator, FlipForCTR, FlipForPretraining, FlipPretrainingCollator, FlipProcessor
+from flip_ctr import (
+    FlipCollator,
+    FlipForCTR,
+    FlipForPretraining,
+    FlipPretrainingCollator,
+    FlipProcessor,
+    FlipTrainer,
+    compute_metrics,
+)
+from flip_ctr.modeling_flip.fields_flip import UNK_ID
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX
+
+ACCUMULATES = Version(transformers.__version__) >= Version("5.17")  # that of 5.2 divides accumulated losses twice
 
 
 @pytest.fixture
@@ -33,10 +44,7 @@ def trainer(processor, rows, tmp_path, text_config):
     return make
 
 
-@pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.17"),
-    reason="the Trainer of transformers 5.2 divides accumulated losses twice",
-)
+@pytest.mark.skipif(not ACCUMULATES, reason="the Trainer of transformers 5.2 divides accumulated losses twice")
 def test_accumulated_gradients_are_those_of_the_whole_batch(trainer):
     seen = []
     for rows, steps in ((24, 1), (12, 2), (6, 4)):
@@ -79,17 +87,75 @@ def new_model(processor, text_config, cls=FlipForCTR, **settings):
     return cls(tiny.flip_config(processor.fields, text_config, **settings))
 
 
-def run(model, processor, rows, folder, collator=None, **arguments) -> Trainer:
+def run(model, processor, rows, folder, collator=None, cls=Trainer, metrics=None, **arguments) -> Trainer:
     chosen = {} if collator is None else {"data_collator": collator}
     arguments = QUIET | {"per_device_train_batch_size": 16, "save_strategy": "no"} | arguments
-    return Trainer(
+    return cls(
         model,
         TrainingArguments(str(folder), **arguments),
         train_dataset=rows,
         eval_dataset=rows.select(range(24)) if isinstance(rows, Dataset) else None,
         processing_class=processor,
+        compute_metrics=metrics,
         **chosen,
     )
+
+
+def check_parts(history: list[dict], prefix: str = "") -> int:
+    """The number of logs with a loss, each of which must be the sum of its parts (all have the weight 1)."""
+    logs = [entry for entry in history if f"{prefix}loss" in entry]
+    for entry in logs:
+        parts = [entry[f"{prefix}{name}_loss"] for name in ("mlm", "mtm", "icl")]
+        assert all(part > 0 for part in parts) and entry[f"{prefix}loss"] == pytest.approx(sum(parts), rel=1e-4)
+    return len(logs)
+
+
+@pytest.mark.parametrize("prompts", PROMPTS)
+def test_the_parts_of_the_loss_of_pretraining_are_logged(mapped, text_config, tmp_path, prompts):
+    """Over accumulated batches, several steps, a last step of fewer batches, and an evaluation with a smaller one."""
+    processor, rows = mapped[prompts]
+    trainer = run(
+        new_model(processor, text_config, FlipForPretraining),
+        processor,
+        rows,
+        tmp_path,
+        FlipPretrainingCollator(processor),
+        cls=FlipTrainer,
+        num_train_epochs=3,
+        logging_steps=2,
+        eval_strategy="epoch",
+        gradient_accumulation_steps=3 if ACCUMULATES else 1,
+        per_device_eval_batch_size=10,
+    )
+    trainer.train()
+    trainer.predict(rows.select(range(7)))  # is of no later evaluation
+    trainer.evaluate()
+    assert check_parts(trainer.state.log_history) == (3 if ACCUMULATES else 6)
+    assert check_parts(trainer.state.log_history, "eval_") == 4
+
+
+@pytest.mark.parametrize("strategy", ["id", "joint"])
+def test_an_evaluation_has_the_metrics_of_the_rows_as_they_are(mapped, text_config, tmp_path, strategy):
+    """All ids are dropped in training, and none of them here."""
+    processor, rows = mapped["row"]
+    dropping, keeping = FlipCollator(processor, unk_rate=1.0), FlipCollator(processor)
+    model = tiny.shake(new_model(processor, text_config, strategy=strategy)).eval()
+    one, two = (
+        run(model, processor, rows, tmp_path, collator, cls, compute_metrics)
+        for collator, cls in ((dropping, FlipTrainer), (keeping, Trainer))
+    )
+    evaluated = one.evaluate()
+    few = rows.select(range(24))
+    with torch.no_grad():
+        logits = model(**keeping([few[row] for row in range(24)])).logits
+    expected = compute_metrics((logits, few["labels"]))
+    assert {"auc", "logloss"} < set(expected)
+    for name, value in expected.items():
+        assert evaluated[f"eval_{name}"] == pytest.approx(value, rel=1e-5)
+        assert two.evaluate()[f"eval_{name}"] == pytest.approx(value, rel=1e-5)
+    assert (one.predict(few).predictions == two.predict(few).predictions).all()
+    dropped = next(iter(one.get_train_dataloader()))["feature_ids"]
+    assert (dropped == UNK_ID).any() and one.data_collator is dropping
 
 
 @pytest.mark.parametrize("prompts", PROMPTS)
@@ -215,7 +281,7 @@ import tiny, test_trainer
 import torch
 from datasets import Dataset
 from transformers import BertConfig
-from flip_ctr import FlipForPretraining, FlipPretrainingCollator, FlipProcessor
+from flip_ctr import FlipForPretraining, FlipPretrainingCollator, FlipProcessor, FlipTrainer
 rows = Dataset.from_list(tiny.toy_rows(58))
 processor = FlipProcessor.from_dataset(rows, tiny.FIELDS, tiny.wordpiece(), max_length=96, prompts="entity")
 sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -225,9 +291,10 @@ rows = rows.map(processor, batched=True)
 of_stream = {"accelerator_config": {"split_batches": True}}
 for kind, one, options in (("dataset", rows, {}), ("stream", rows.to_iterable_dataset(num_shards=2), of_stream)):
     model = test_trainer.new_model(processor, text, FlipForPretraining)
-    trainer = test_trainer.run(model, processor, one, sys.argv[1], FlipPretrainingCollator(processor), max_steps=4,
-        per_device_train_batch_size=8, gradient_accumulation_steps=2, **options)
+    trainer = test_trainer.run(model, processor, one, sys.argv[1], FlipPretrainingCollator(processor), FlipTrainer,
+        max_steps=4, per_device_train_batch_size=8, gradient_accumulation_steps=2, **options)
     trainer.train()
+    assert not test_trainer.ACCUMULATES or test_trainer.check_parts(trainer.state.log_history) == 4
     both = trainer.accelerator.gather(sum(p.double().sum() for p in model.parameters())[None].detach())
     assert trainer.accelerator.num_processes == 2 and both[0] == both[1], both
     sys.stdout.write(f"{kind} worked {trainer.state.global_step}\\n")  # at once: two processes write here
@@ -236,7 +303,8 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes(tmp_path, warm):
-    """Accumulated steps, an uneven last batch, and batches that one process deals out."""
+    """Accumulated steps, an uneven last batch, and batches that one process deals out. The parts of the loss are means
+    over both."""
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     path = os.pathsep.join([str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH", "")])
     command = [warm, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

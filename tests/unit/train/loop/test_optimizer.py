@@ -10,13 +10,16 @@ from step_child import batches, new_model, processor
 from torch.optim import AdamW
 from transformers import get_scheduler
 
+from flip_ctr import FlipForCTR, FlipProcessor
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.loop.optimizer import (
     CombinedOptimizer,
     LazyAdam,
     RowwiseAdagrad,
     feature_tables,
+    input_tables,
     make_optimizer,
+    parameter_groups,
     use_sparse_tables,
 )
 from flip_ctr.train.loop.step import TrainingStep
@@ -259,3 +262,37 @@ def test_sharded_training_says_that_it_uses_dense_tables(tmp_path, dataset_dir, 
     tiny.finetune(dataset_dir, None, tmp_path / "m", embedding_optimizer="lazy_adam", num_train_epochs=1)
     assert "--embedding_optimizer lazy_adam works on one process and under DDP" in caplog.text
     assert '"embedding_optimizer": "dense"' in (tmp_path / "m" / "training_args.json").read_text()
+
+
+# --- loops of one's own
+
+
+def test_groups_for_adam_have_the_rates_and_the_l2(tiny_models):
+    """A step of Adam with them is one on the loss with l2 of the tables."""
+    ours, expected = tiny_models
+    optimizer = torch.optim.Adam(parameter_groups(ours, 0.01, 0.002, embedding_l2=0.1))
+    named = dict(expected.named_parameters())
+    of_plm = [weight for name, weight in named.items() if ".text_encoder." in name and weight.requires_grad]
+    others = [weight for name, weight in named.items() if ".text_encoder." not in name]
+    assert of_plm and len(of_plm) + len(others) == sum(len(group["params"]) for group in optimizer.param_groups)
+    reference = torch.optim.Adam([{"params": others, "lr": 0.01}, {"params": of_plm, "lr": 0.002}])
+    tables = [table.weight for table in input_tables(expected).values()]
+    assert len(tables) == 2  # DeepFM's weights of single features too
+    for model, one, l2 in ((ours, optimizer, 0.0), (expected, reference, 0.1)):
+        for step in range(3):
+            torch.manual_seed(step)
+            loss = sum((weight * torch.randn_like(weight)).sum() for weight in model.parameters())
+            (loss + l2 * sum(table.square().sum() for table in tables)).backward()
+            one.step()
+            one.zero_grad()
+    for (name, weight), other in zip(ours.named_parameters(), expected.parameters()):
+        torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture
+def tiny_models(rows, tokenizer, text_config):
+    """Two equal click models around a PLM, of which some weights need no gradient."""
+    fields = FlipProcessor.from_dataset(rows, tiny.FIELDS, tokenizer).fields
+    model = FlipForCTR(tiny.flip_config(fields, text_config, "deepfm"))
+    model.flip.text_encoder.embeddings.requires_grad_(False)
+    return model, copy.deepcopy(model)

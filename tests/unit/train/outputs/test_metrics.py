@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from transformers import EvalPrediction
 
 from flip_ctr.train.outputs.evaluate_metric import ClickMetrics
-from flip_ctr.train.outputs.metrics import calibration_error, click_metrics, group_auc
+from flip_ctr.train.outputs.metrics import calibration_error, click_metrics, compute_metrics, group_auc
 
 
 def sample(rows: int = 300, users: int = 25, seed: int = 0):
@@ -92,6 +94,20 @@ def test_evaluate_has_them_as_a_metric():
     assert metric.compute(predictions=logits, references=labels, users=users) == click_metrics(logits, labels, users)
     nobody = np.full(len(labels), -1)
     assert metric.compute(predictions=logits, references=labels, users=nobody) == click_metrics(logits, labels)
+
+
+def test_a_trainer_has_them():
+    logits, labels, _ = sample()
+    expected = click_metrics(logits, labels)
+    tensors = torch.from_numpy(logits)[:, None], torch.from_numpy(labels)
+    for prediction in (EvalPrediction(logits[:, None], labels, inputs=logits), (logits, labels.tolist()), tensors):
+        assert compute_metrics(prediction) == expected
+
+
+def test_of_each_row_there_must_be_one():
+    logits, labels, _ = sample()
+    with pytest.raises(ValueError, match="300 log odds and 299 labels"):
+        compute_metrics((logits, labels[1:]))
 
 
 def test_rows_of_no_user_are_not_one_user():

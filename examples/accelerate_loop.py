@@ -1,0 +1,76 @@
+"""Train a click model with Accelerate: accelerate launch accelerate_loop.py DATASET_DIR OUTPUT_DIR [--plm PLM]"""
+
+import math
+from argparse import ArgumentParser
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import load_dataset
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, get_scheduler
+
+from flip_ctr import (
+    DatasetSchema,
+    FlipCollator,
+    FlipConfig,
+    FlipForCTR,
+    FlipProcessor,
+    compute_metrics,
+    parameter_groups,
+)
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("dataset_dir", help="a folder that `flip-ctr prepare` wrote")
+parser.add_argument("output_dir")
+parser.add_argument("--plm", help="a PLM on the Hub or on disk; without one the model has ids alone")
+parser.add_argument("--epochs", type=int, default=10)
+parser.add_argument("--batch_size", type=int, default=1024, help="rows of one process's batch")
+args = parser.parse_args()
+accelerator = Accelerator()
+set_seed(42)
+
+# rows -> model inputs; one process maps, the others read what it wrote
+with accelerator.main_process_first():
+    data = load_dataset(args.dataset_dir)
+    tokenizer = AutoTokenizer.from_pretrained(args.plm) if args.plm else None
+    processor = FlipProcessor.from_dataset(data["train"], DatasetSchema.load(args.dataset_dir), tokenizer)
+    data = data.map(processor, batched=True, remove_columns=data["train"].column_names)
+collator = FlipCollator(processor, unk_rate=0.01)  # trains the id of unknown users and items
+train_loader = DataLoader(data["train"], args.batch_size, shuffle=True, collate_fn=collator)
+eval_loader = DataLoader(data["validation"], args.batch_size, collate_fn=FlipCollator(processor))
+
+# model, optimizer, schedule
+config = FlipConfig(fields=processor.fields, strategy="joint" if args.plm else "id")
+model = FlipForCTR.from_text_pretrained(args.plm, config) if args.plm else FlipForCTR(config)
+optimizer = torch.optim.Adam(parameter_groups(model))
+steps = args.epochs * len(train_loader)  # of one process: Accelerate's scheduler makes a step for each process
+scheduler = get_scheduler("linear", optimizer, num_warmup_steps=math.ceil(0.05 * steps), num_training_steps=steps)
+model, optimizer, scheduler, train_loader, eval_loader = accelerator.prepare(
+    model, optimizer, scheduler, train_loader, eval_loader
+)
+
+best = math.inf
+for epoch in range(args.epochs):
+    model.train()
+    for batch in train_loader:
+        accelerator.backward(model(**batch).loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+    model.eval()
+    scores = []
+    with torch.no_grad():
+        for batch in eval_loader:
+            logits, labels = accelerator.gather_for_metrics((model(**batch).logits, batch["labels"]))
+            scores.append((logits.cpu(), labels.cpu()))
+    metrics = compute_metrics(map(torch.cat, zip(*scores)))
+    accelerator.print(f"epoch {epoch + 1}: AUC {metrics['auc']:.4f}, LogLoss {metrics['logloss']:.4f}")
+    if metrics["logloss"] < best:  # keep the best
+        best = metrics["logloss"]
+        if accelerator.is_main_process:
+            accelerator.unwrap_model(model).save_pretrained(args.output_dir)
+            processor.save_pretrained(args.output_dir)
+accelerator.end_training()
