@@ -11,9 +11,10 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_cards/flip*.md", "model_cards/*/*.png"]
-OUTSIDE += ["benchmarks/results/**/*.md", "benchmarks/results/**/*.png"]
+OUTSIDE += ["benchmarks/results/**/*.md", "benchmarks/results/**/*.png", "examples/*.py"]
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]*)([^)]*\))")
 HELP = re.compile(r"<!-- flip-ctr (.*?)--help -->")
+CODE = re.compile(r"<!-- code: (.*?) -->")
 
 
 def on_files(files, config):
@@ -33,12 +34,17 @@ def on_page_markdown(markdown, page, config, files):
         target = posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(here) or ".")
         return f"{found[1]}{target}{found[3]}"
 
-    return HELP.sub(command_help, LINK.sub(link, markdown))
+    return CODE.sub(code_of_file, HELP.sub(command_help, LINK.sub(link, markdown)))
 
 
 def on_page_content(html, page, config, files):
     """Docstrings name other classes as [`FlipModel`], as those of transformers do."""
     return re.sub(r"\[(<code>[\w.]+</code>)\]", r"\1", html)
+
+
+def code_of_file(found: re.Match) -> str:
+    """A script, in the place of a comment that names it."""
+    return f"```python\n{(ROOT / found[1]).read_text(encoding='utf-8')}```"
 
 
 def command_help(found: re.Match) -> str:

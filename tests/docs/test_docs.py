@@ -213,6 +213,8 @@ def test_commands(page, folder):
                 elif command == "prepare":
                     (folder / "schema.yaml").unlink(missing_ok=True)
                 assert cli.main([command, *argv]) == 0
+        elif program == "python" and argv[0].startswith("examples/"):
+            check_example(argv)
         elif program == "python":
             parse_benchmark(argv[0], argv[1:])
         elif program == "accelerate":
@@ -242,10 +244,20 @@ def parse_launch(argv: list[str]) -> None:
     from accelerate.commands.launch import launch_command_parser
 
     launched = launch_command_parser().parse_args(argv[1:])
-    assert argv[0] == "launch" and (ROOT / launched.config_file).is_file()
+    assert argv[0] == "launch"
+    if launched.training_script.startswith("examples/"):
+        check_example([launched.training_script, *launched.training_script_args])
+        return
+    assert (ROOT / launched.config_file).is_file()
     assert launched.training_script == "flip_ctr.train.cli"
     command, *rest = launched.training_script_args
     parse(command, rest)
+
+
+def check_example(argv: list[str]) -> None:
+    """The script is there and has these options; `tests/examples/` runs it."""
+    code = (ROOT / argv[0]).read_text(encoding="utf-8")
+    assert all(f'"{word}"' in code for word in argv if word.startswith("--")), argv
 
 
 def check_extras(requirement: str) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from flip_ctr import FlipCollator, FlipForCTR
-from flip_ctr.train import evaluate_ctr
+from flip_ctr import DatasetSchema, FlipCollator, FlipConfig, FlipForCTR, FlipProcessor
+from flip_ctr.train import evaluate_ctr, prepare
 from flip_ctr.train.arguments import EvaluateArguments
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -96,6 +97,20 @@ def test_accelerate_on_two_processes(dataset_dir, tmp_path, warm):
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(REPORTED.findall(done.stdout)) == 2  # one process prints
     check_scores(done.stdout, dataset_dir, tmp_path / "m")
+
+
+def test_rows_with_histories_take_the_items_along(tmp_path):
+    """As the page of the loops says."""
+    raw = tiny.write_raw_100k(tmp_path / "raw")
+    prepare.run(prepare.PrepareArguments("ml-100k", str(tmp_path / "D"), str(raw), history=5))
+    rows = datasets.load_dataset(str(tmp_path / "D"))["validation"]
+    processor = FlipProcessor.from_dataset(rows, DatasetSchema.load(tmp_path / "D"))
+    items = pd.read_parquet(tmp_path / "D" / "items.parquet")
+    rows = rows.map(processor, batched=True, remove_columns=rows.column_names, fn_kwargs={"items": items})
+    batch = FlipCollator(processor)([rows[row] for row in range(8)])
+    assert batch["history_ids"].shape[:2] == (8, 5)
+    model = FlipForCTR(FlipConfig(fields=processor.fields, strategy="id"))
+    assert model(**batch).loss.isfinite()
 
 
 def test_a_trainer_pretrains(dataset_dir, plm, tmp_path, capsys):
