@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
@@ -36,13 +36,14 @@ class FlipTrainer(Trainer):
         ValueError: `push_to_hub` is set with another `hub_strategy` than `end`.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
+    def __init__(self, model=None, args: TrainingArguments | None = None, *others, **kwargs):
+        # before the repository is made
+        if args is not None and args.push_to_hub and args.hub_strategy != HubStrategy.END:
             raise ValueError(
-                f"hub_strategy={self.args.hub_strategy.value!r} publishes checkpoints without their code, and with the "
+                f"hub_strategy={args.hub_strategy.value!r} publishes checkpoints without their code, and with the "
                 "heads of pretraining; set hub_strategy='end'"
             )
+        super().__init__(model, args, *others, **kwargs)
         self._sums: dict[str, torch.Tensor] = {}  # of the losses since the last log
         self._evaluated: dict[str, torch.Tensor] = {}  # of the losses of an evaluation
 

@@ -244,6 +244,8 @@ try:
     make(FlipTrainer, "early", FlipForCTR.from_pretrained(M), push_to_hub=True)
 except ValueError as error:
     assert "hub_strategy='end'" in str(error)
+else:
+    raise AssertionError
 make(FlipTrainer, "end", FlipForCTR.from_pretrained(M), push_to_hub=True, hub_strategy="end").save_model()
 """
 
@@ -261,7 +263,7 @@ def test_a_trainer_publishes_a_checkpoint(hub, by_trainers, pretrained):
     assert set(published(hub, "org/by-trainer")) - {".gitattributes"} == expected | {"training_args.bin"}
     files = published(hub, "org/by-flip-trainer")
     assert set(files) == expected | {"handler.py"} and hub.private["org/by-flip-trainer"]
-    assert set(published(hub, "org/end")) == expected | {"handler.py"}
+    assert set(published(hub, "org/end")) == expected | {"handler.py"} and "org/early" not in hub.repos
     for content in files.values():  # no path, and no token
         assert str(by_trainers).encode() not in content and TOKEN.encode() not in content
     files = published(hub, "org/by-pretraining")
