@@ -16,7 +16,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint test attack docs remote-envs test-remote test-lowest dist test-wheel
+.PHONY: help install demo lint test attack docs notebooks remote-envs test-remote test-lowest dist test-wheel
 
 help:
 	@echo "make install      create $(VENV) and install flip-ctr with its tests and checks in it"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint         formatting, lint, the contracts of the imports, types of the public interface"
 	@echo "make test         the tests, in JOBS=$(JOBS) processes; ARGS go to pytest"
 	@echo "make attack       broken tables and checkpoints, bad calls, kills, several runs at once, full disks: what became of each"
+	@echo "make notebooks    run the notebooks of examples/ whole and keep their outputs [DATA_DIR=ml-100k.zip] [ARGS=name]"
 	@echo "make remote-envs  environments that have transformers $(REMOTE_VERSIONS) and not this package, in $(REMOTE);"
 	@echo "                  with them 'make test' also loads checkpoints there; 'make test-remote' runs these tests alone"
 	@echo "make test-lowest  the core of the tests with the lowest versions that pyproject.toml allows, in $(LOWEST)"
@@ -110,6 +111,10 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt tests/lowest_versions.py
 
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS) $(ARGS)
+
+notebooks: $(INSTALLED)
+	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[notebooks]'
+	$(VENV)/bin/python tests/run_notebooks.py $(if $(DATA_DIR),--data_dir '$(DATA_DIR)') $(ARGS)
 
 # --- releases
 
