@@ -86,9 +86,9 @@ def decimal_hint(value: Any, type_name: str, decimal: str) -> str:
     """What to do about text that is no number, but may be one with another decimal sign; empty for another value."""
     if type_name in ("int", "float") and isinstance(value, str) and re.fullmatch(r"[+-]?\d*[.,]\d+", value):
         if decimal == "." and "," in value:
-            return '; `decimal: ","` of the field says that a comma stands before the decimals'
+            return '; `decimal: ","` says that a comma stands before the decimals'
         if decimal == ",":
-            return '; the field has `decimal: ","`'
+            return '; its schema says `decimal: ","`'
     return ""
 
 

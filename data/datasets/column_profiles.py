@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
 
-from flip_ctr.data.readers.table_values import read_time
+from flip_ctr.data.readers.table_values import ColumnType, read_time
 
 NULL_WORDS = ("NULL", "null", "\\N", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT", "None")
 NUMBER_NULLS = ("-", "?", ".")  # which mean null among numbers only
@@ -71,6 +71,11 @@ class Profile:
     why_not: str = ""
 
     @property
+    def said(self) -> ColumnType:
+        """What `types` says of it."""
+        return ColumnType(self.type, self.time_format, self.decimal)
+
+    @property
     def distinct(self) -> int:
         return len(self.counts)
 
@@ -89,7 +94,7 @@ class Profile:
 
     @property
     def is_number(self) -> bool:
-        return self.is_single and self.type in ("int", "float") and self.decimal == "."
+        return self.is_single and self.type in ("int", "float")
 
     @property
     def is_flag(self) -> bool:

@@ -249,8 +249,11 @@ class SchemaGuess:
         lines += [f"time: {flow(self.time.name)}     # rows can be split by it: split: time"] if self.time else []
         if len(self.keys) < 2:
             lines += self._row_key_lines()
-        if self.time and self.time.type != "int":
-            lines += ["types:", f"  {flow({self.time.name: self.time.time_format or self.time.type})[1:-1]}"]
+        types = {self.time.name: self.time.said.described()} if self.time and self.time.type != "int" else {}
+        others = [events.columns[self.label_column]] if self.label_column else []
+        others += [self.weight] if self.weight else []
+        types |= {one.name: one.said.described() for one in others if one.decimal != "."}
+        lines += ["types:", *(f"  {flow({name: said})[1:-1]}" for name, said in types.items())] if types else []
         joined = [group for group in self.groups[1:] if group.on]
         if joined:
             lines += ["", "joins:", *(line for group in joined for line in self._join_lines(group))]

@@ -25,7 +25,7 @@ from flip_ctr.data.prepare.statistics import INNER, read_statistics, statistic_f
 from flip_ctr.data.readers.described_tables import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles
 from flip_ctr.data.readers.raw_files import RawTable, listed
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, read_table
-from flip_ctr.data.readers.table_values import TableColumn
+from flip_ctr.data.readers.table_values import ColumnType, TableColumn
 
 INNER_NAMES = {
     "_row",
@@ -123,21 +123,14 @@ def table_source(
     for name, (table, source) in places.items():
         described = next((one for one in schema.fields if one.name == name), None)
         separator = described.separator if described is not None and described.is_multi_valued else None
-        decimal = described.decimal if described is not None else "."
-        said = described is not None or source in table.files.types
-        hint = "" if said else f" (or say another type than {types[name]} in `types`)"
-        if not said and types[name] == "bool" and name in Rule(schema.label).columns:
-            hint = f" (or write a rule, such as `{source} >= 4`)"
-        table.taken[name] = TableColumn(
-            name,
-            source,
-            types[name],
-            separator,
-            table.files.null_values,
-            hint,
-            table.files.time_formats.get(source) if types[name] == "timestamp" else None,
-            decimal,
-        )
+        hint, said = "", table.files.types.get(source)
+        if described is not None:
+            said = ColumnType(types[name], decimal=described.decimal)
+        elif said is None:
+            said, hint = ColumnType(types[name]), f" (or say another type than {types[name]} in `types`)"
+            if types[name] == "bool" and name in Rule(schema.label).columns:
+                hint = f" (or write a rule, such as `{source} >= 4`)"
+        table.taken[name] = table.files.column(name, source, said, separator, hint)
     _check_rules(schema, tables)
     joins = [_join(schema, tables, join, types) for join in schema.joins]
     _check_names(schema, tables)
@@ -176,14 +169,18 @@ def table_source(
 
 def _reading(schema: TableSchema, tables: list[_Table]) -> dict:
     """How raw rows are read when they are scored, by the keys of a schema: what it says of its files and joins, without
-    paths, and of columns only those that fields and joins need."""
+    paths, and of columns those that fields and joins need, and its `types` of those that label, drops and time need."""
     fields = {one.name for one in schema.fields}
     keys = {name for join in schema.joins for name in join.on}
+    said = {
+        schema.time,
+        *(name for rule in _rules(schema).values() for name in rule.columns),
+    } & schema.events.types.keys()
     described = []
     for table in tables:
-        types = {one.source: one.type for one in table.taken.values() if one.name not in fields}
+        types = {one.source: one.said for one in table.taken.values() if one.name not in fields}
         side = next((join for join in schema.joins if join.name == table.name), None)
-        needed = types if side is not None else {name: types[name] for name in types if name in keys}
+        needed = types if side is not None else {name: types[name] for name in types if name in keys | said}
         described.append(replace(table.files, types=needed).described())
         if side is not None:
             taken = {one.name: one.source for one in table.taken.values() if one.name in fields | keys}
@@ -380,7 +377,7 @@ def _place_columns(schema: TableSchema, tables: list[_Table]) -> dict[str, tuple
 
 def _column_types(schema: TableSchema, tables: list[_Table], places: dict[str, tuple[_Table, str]]) -> dict[str, str]:
     """The type of every column of a row: that of the field; what `types` says; the file's own; what it is needed as."""
-    fields = {one.name: one.type for one in schema.fields}
+    fields = {one.name: ColumnType(one.type, decimal=one.decimal) for one in schema.fields}
     rules = _rules(schema)
     compared: dict[str, dict[str, str]] = {}  # column -> what a rule takes it for -> the key of that rule
     for key, rule in rules.items():
@@ -396,10 +393,12 @@ def _column_types(schema: TableSchema, tables: list[_Table], places: dict[str, t
         said, own = table.files.types.get(source), table.own_types.get(source)
         if name in fields:
             if said is not None and said != fields[name]:
-                raise schema.error(f"`types`: '{source}' is a field of type {fields[name]}; say its type there only")
-            types[name] = fields[name]
+                raise schema.error(
+                    f"`types`: '{source}' is a field of type {fields[name].type}; say its type there only"
+                )
+            types[name] = fields[name].type
         elif said is not None:
-            types[name] = said
+            types[name] = said.type
         elif name == schema.sample_weight:
             types[name] = "float"
         elif rules["`label`"].columns == [name] and schema.label.strip("`") == name:
@@ -426,12 +425,13 @@ def _needed_as(schema: TableSchema, name: str, compared: dict[str, str]) -> str:
 
 def _check_own_type(schema: TableSchema, table: _Table, name: str, source: str, wanted: str, own: str | None) -> None:
     """`ValueError` where a Parquet column can have no value of the type that is wanted."""
+    said = table.files.types.get(source)
     fits = {
         "string": ("string",),
         "int": ("int", "float", "string"),
         "float": ("int", "float", "string"),
         "bool": ("bool", "int", "string"),
-        "timestamp": ("timestamp", "string", "int") if source in table.files.time_formats else ("timestamp", "string"),
+        "timestamp": ("timestamp", "string", "int") if said and said.time_format else ("timestamp", "string"),
     }
     if own == "null":
         return
@@ -458,7 +458,7 @@ def _join(schema: TableSchema, tables: list[_Table], join: SideTable, types: dic
             key += "_key"  # engines do not tell names apart by upper and lower case
         if key != name and key.lower() == name.lower():
             key += "_key"
-        side.taken[key] = TableColumn(key, source, types[name], None, side.files.null_values)
+        side.taken[key] = side.files.column(key, source, ColumnType(types[name]))
         if isinstance(side.reader, ParquetFormat):
             _check_own_type(schema, side, name, source, types[name], side.own_types.get(source))
         on[name] = key

@@ -14,7 +14,7 @@ from flip_ctr.data.readers.hive_partitions import with_partitions
 from flip_ctr.data.readers.literal_lines import LiteralFormat
 from flip_ctr.data.readers.raw_files import kind_of
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat
-from flip_ctr.data.readers.table_values import TYPES, read_time
+from flip_ctr.data.readers.table_values import TYPES, ColumnType, TableColumn, read_time
 
 FORMATS = ("csv", "tsv", "jsonl", "json", "python", "parquet")
 ENDINGS = {
@@ -47,8 +47,7 @@ class TableFiles:
         csv: what a CSV file's format says other than by default, see [`CsvFormat`].
         encoding: of text.
         null_values: texts that mean null.
-        types: of columns that are no fields, one of `TYPES`.
-        time_formats: how timestamps among them are written, where that is not ISO 8601, see [`read_time`].
+        types: of columns that are no fields.
     """
 
     name: str
@@ -57,12 +56,17 @@ class TableFiles:
     csv: dict[str, Any] = field(default_factory=dict)
     encoding: str = "utf-8"
     null_values: frozenset[str] = frozenset()
-    types: dict[str, str] = field(default_factory=dict)
-    time_formats: dict[str, str] = field(default_factory=dict)
+    types: dict[str, ColumnType] = field(default_factory=dict)
+
+    def column(
+        self, name: str, source: str, said: ColumnType, separator: str | None = None, hint: str = ""
+    ) -> TableColumn:
+        """A column of the files, called `name` in the typed table."""
+        return TableColumn(name, source, said.type, separator, self.null_values, hint, said.time_format, said.decimal)
 
     def described(self) -> dict[str, Any]:
         """How the files are read, by the keys of a schema; what is so by default is left out."""
-        types = self.types | {name: form for name, form in self.time_formats.items() if name in self.types}
+        types = {name: said.described() for name, said in self.types.items()}
         said = {"format": self.format, "null_values": sorted(self.null_values), "types": types}
         encoding = {"encoding": self.encoding} if self.encoding != "utf-8" else {}
         return {key: value for key, value in said.items() if value} | self.csv | encoding
@@ -140,7 +144,6 @@ def read_files(values: dict, name: str, owner: str) -> TableFiles:
             f"{owner}`encoding` {encoding} is not read, as its line feeds are no single bytes; write the files anew in "
             "utf-8"
         )
-    types = _types(values.get("types"), owner)
     return TableFiles(
         name=name,
         files=read_texts(values, "files", FILES, owner),
@@ -148,8 +151,7 @@ def read_files(values: dict, name: str, owner: str) -> TableFiles:
         csv=csv,
         encoding=encoding,
         null_values=_null_values(values.get("null_values"), owner),
-        types={column: "timestamp" if "%" in kind else kind for column, kind in types.items()},
-        time_formats={column: kind for column, kind in types.items() if "%" in kind},
+        types=_types(values.get("types"), owner),
     )
 
 
@@ -178,17 +180,27 @@ def _null_values(value: Any, owner: str) -> frozenset[str]:
     return frozenset(" ".join(text.split()) for text in texts)
 
 
-def _types(value: Any, owner: str) -> dict[str, str]:
+def _types(value: Any, owner: str) -> dict[str, ColumnType]:
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(
-        isinstance(kind, str) and (kind in TYPES or _is_time_format(kind)) for kind in value.values()
-    ):
+    found = {column: _type(kind) for column, kind in value.items()} if isinstance(value, dict) else {None: None}
+    if None in found.values():
         raise ValueError(
-            f"{owner}`types` must be `column: type` with types of {', '.join(TYPES)}, or the form of a time such as "
-            f"'%d/%m/%Y %H:%M'; got {value!r}"
+            f"{owner}`types` must be `column: type` with types of {', '.join(TYPES)}, the form of a time such as "
+            f"'%d/%m/%Y %H:%M', or a number with its decimal sign such as {{type: float, decimal: ','}}; got {value!r}"
         )
-    return value
+    return found
+
+
+def _type(kind: Any) -> ColumnType | None:
+    match kind:
+        case str() if kind in TYPES:
+            return ColumnType(kind)
+        case str() if _is_time_format(kind):
+            return ColumnType("timestamp", time_format=kind)
+        case {"type": "int" | "float" as number, "decimal": "." | "," as sign, **rest} if not rest:
+            return ColumnType(number, decimal=sign)
+    return None
 
 
 def _is_time_format(text: str) -> bool:

@@ -93,7 +93,10 @@ def _times(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
                 column = column.cast(kind)
                 break
         else:
-            raise ValueError(f"column '{name}' of the {what} holds text that is neither a number nor an ISO date")
+            raise ValueError(
+                f"column '{name}' of the {what} holds text that is neither a number nor an ISO date; another form is "
+                "read where `types` of the dataset's schema says it"
+            )
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     if column.null_count:

@@ -20,12 +20,13 @@ from flip_ctr.data.readers.csv_files import CsvFormat, clean_name
 from flip_ctr.data.readers.described_tables import ENDINGS, EVENTS, SideTable, TableFiles, read_files, read_joins
 from flip_ctr.data.readers.raw_files import LineLog, RejectedLine, byte_blocks, listed
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat, find_files
-from flip_ctr.data.readers.table_values import TableColumn, typed_column
+from flip_ctr.data.readers.table_values import ColumnType, TableColumn, typed_column
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.rows_flip import column_of, named_columns
 
 BATCH_ROWS = 65_536  # in memory at a time
 KEY = "_key_"  # before the name of a side table's key
+STRING = ColumnType("string")
 MAX_SHOWN = 200  # characters of a line that cannot be read
 
 
@@ -139,8 +140,8 @@ class RowReader:
             plain one of its ending.
         sides: paths or patterns of side tables by name, such as `items`; the columns of a side table that is not given
             stand in the rows themselves.
-        also: more columns that must be there, such as a label or a time, and their types; None for a column that
-            `known` has as it stands.
+        also: more columns that must be there, such as a label or a time, and the types of those of which `reading`
+            says none; None for one that `known` then has as it stands.
         option: what names the files, for messages.
 
     Raises:
@@ -171,15 +172,16 @@ class RowReader:
         for join in self._joins:  # keys that are no fields
             for name in join.on:
                 if name not in self._columns:
-                    kind = self._events.types.get(name) or next(
-                        (other.types[other.columns[name]] for other in joins if name in (other.columns or {})), "string"
+                    said = self._events.types.get(name) or next(
+                        (other.types[other.columns[name]] for other in joins if name in (other.columns or {})), STRING
                     )
-                    self._columns[name] = TableColumn(name, name, kind, None, self._events.null_values)
+                    self._columns[name] = self._events.column(name, name, said)
         # what has no single value of a type, by what files call it
         self._raw = {one.name: one.column or one.name for one in self.fields if one.is_history}
         for name, kind in also.items():
-            if kind is not None:
-                self._columns.setdefault(name, TableColumn(name, name, kind, None, self._events.null_values))
+            said = self._events.types.get(name) or (kind and ColumnType(kind))
+            if said:
+                self._columns.setdefault(name, self._events.column(name, name, said))
             elif name not in self._columns:
                 self._raw[name] = name
         self.files = [self._open(path) for path in find_files(list(patterns), Path(), option)]
@@ -244,8 +246,7 @@ class RowReader:
         """A side table as a whole. A line that cannot be read is an error: which rows it is of cannot be known."""
         on = {name: f"{KEY}{name}" for name in join.on}
         columns = [
-            TableColumn(on[name], source, self._columns[name].type, None, join.null_values)
-            for name, source in join.on.items()
+            join.column(on[name], source, ColumnType(self._columns[name].type)) for name, source in join.on.items()
         ]
         for name, source in join.columns.items():
             if name in self._columns:

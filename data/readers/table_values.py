@@ -51,6 +51,19 @@ PLAIN = {"string": r"^[!-~]+( [!-~]+)*$", "int": r"^-?[0-9]{1,18}$", "float": r"
 
 
 @dataclass(frozen=True)
+class ColumnType:
+    """What a schema's `types` says of a column; see [`TableColumn`]."""
+
+    type: str
+    time_format: str | None = None
+    decimal: str = "."
+
+    def described(self) -> str | dict[str, str]:
+        """As `types` says it."""
+        return {"type": self.type, "decimal": self.decimal} if self.decimal != "." else self.time_format or self.type
+
+
+@dataclass(frozen=True)
 class TableColumn:
     """A column of a typed table.
 
@@ -74,6 +87,10 @@ class TableColumn:
     hint: str = ""
     time_format: str | None = None
     decimal: str = "."
+
+    @property
+    def said(self) -> ColumnType:
+        return ColumnType(self.type, self.time_format, self.decimal)
 
     @property
     def words(self) -> str:
@@ -321,7 +338,7 @@ def _of_another_type(value: Any, column: TableColumn) -> MalformedLine:
     counted."""
     shown = _shown(value)
     if isinstance(value, str) or (isinstance(value, float) and column.type == "int"):
-        hint = column.hint or decimal_hint(clean_name(str(value)), column.type, column.decimal)
+        hint = decimal_hint(clean_name(str(value)), column.type, column.decimal) + column.hint
         return MalformedLine(f"{column.source} is not {column.words}{hint}", shown)
     kind = (
         "a list"

@@ -1,6 +1,7 @@
 """From raw files to a model and back: the very files of the data are scored and evaluated, and nothing is prepared
 anew."""
 
+import datetime
 import json
 
 import numpy as np
@@ -43,6 +44,38 @@ def test_files_are_evaluated_as_the_split_is(joined):
     for name, value in by_split.items():
         if isinstance(value, int | float):
             assert by_file[name.replace("test_", "eval_")] == pytest.approx(value, abs=1e-6), name
+
+
+def test_times_and_decimal_commas_are_read_as_the_schema_says(tmp_path):
+    """Days whose text is in another order than the days, and stars such as 3,5."""
+
+    def written(row: dict) -> dict:
+        day = datetime.date(2024, 1, 1) + datetime.timedelta(days=row["at"] - 1_700_000_000)
+        return row | {"at": day.strftime("%d/%m/%Y"), "stars": f"{row['stars'] - 1},5"}
+
+    raw = [written(row) for row in event_rows()]
+    write_csv(tmp_path / "clicks.csv", raw)
+    types = {"at": "%d/%m/%Y", "stars": {"type": "float", "decimal": ","}}
+    rules = {"label": "stars >= 3.5", "drop": ["stars == 2.5"]}
+    run(tmp_path, types=types, split="time", history=3, **rules)
+    tiny.finetune(tmp_path / "out", None, tmp_path / "m", learning_rate=0.05)
+    by_split = evaluate_ctr.run(EvaluateArguments(str(tmp_path / "m"), str(tmp_path / "out")))
+    keys = {name: read_split(tmp_path / "out", name).select(["user_id", "item_id"]) for name in ("train", "test")}
+    keys = {name: {tuple(row.values()) for row in table.to_pylist()} for name, table in keys.items()}
+    rows = {name: [row for row in raw if (row["uid"], row["item_id"]) in of_split] for name, of_split in keys.items()}
+    events = [row | {"clicked": int(row["stars"] >= "3,5")} for row in rows["train"]]
+    write_csv(tmp_path / "rows.csv", rows["test"])
+    write_csv(tmp_path / "events.csv", events, columns=["uid", "item_id", "clicked", "at"])
+    files = {
+        name: str(tmp_path / file) for name, file in {"events": "events.csv", "items": "out/items.parquet"}.items()
+    }
+    files |= {"input": [str(tmp_path / "rows.csv")], "time_column": "at"}
+    by_file = evaluate_ctr.run(EvaluateArguments(str(tmp_path / "m"), **files, **rules))
+    assert by_file["eval_auc"] == pytest.approx(by_split["test_auc"], abs=1e-6)
+    assert by_file["eval_logloss"] == pytest.approx(by_split["test_logloss"], abs=1e-6)
+    write_csv(tmp_path / "events.csv", [row | {"at": "2024-03-01"} for row in events])
+    with pytest.raises(ValueError, match="events.csv, line 2: at is not a time as %d/%m/%Y writes it: '2024-03-01'"):
+        evaluate_ctr.run(EvaluateArguments(str(tmp_path / "m"), **files, **rules))
 
 
 def test_each_users_rows_are_ranked_by_score(joined):

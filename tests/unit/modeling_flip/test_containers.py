@@ -468,8 +468,12 @@ def test_what_prepare_refuses_is_refused_and_what_it_keeps_reads_the_same(kind, 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        (FlipField("p", "float"), "3,5", "expected float, got str '3,5'; `decimal: \",\"` of the field"),
-        (FlipField("p", "float", decimal=","), "3.5", "expected float, got str '3.5'; the field has `decimal: \",\"`"),
+        (FlipField("p", "float"), "3,5", "expected float, got str '3,5'; `decimal: \",\"` says that a comma"),
+        (
+            FlipField("p", "float", decimal=","),
+            "3.5",
+            "expected float, got str '3.5'; its schema says `decimal: \",\"`",
+        ),
         (FlipField("p", "int"), 2**63, "9223372036854775808 does not fit into 64 bits; with `type: string`"),
         (FlipField("p", "int"), "9" * 30, "'9{30}' does not fit into 64 bits"),
         (FlipField("p"), "nice \ud83d", r"'nice \\ud83d' holds half of a character"),

@@ -194,7 +194,7 @@ def test_ratings_null_words_dates_and_weights(tmp_path):
     notes = write_schema([str(path)], tmp_path / "s.yaml")
     schema = read_schema(tmp_path / "s.yaml")
     assert (schema.label, schema.time, schema.sample_weight) == ("rating >= 8", "when", "weight")
-    assert schema.events.null_values == {"NULL"} and schema.events.types == {"when": "timestamp"}
+    assert schema.events.null_values == {"NULL"} and schema.events.described()["types"] == {"when": "timestamp"}
     assert next(field.type for field in schema.fields if field.name == "age") == "int" and "NULL" in notes
     assert (
         prepare.run(PrepareArguments("table", str(tmp_path / "out"), schema=str(tmp_path / "s.yaml"), split="time"))[
@@ -536,6 +536,13 @@ def test_lists_and_decimal_commas_in_text_prepare(tmp_path):
     found = read_split(tmp_path / "out", "train").to_pydict()
     assert set(map(tuple, found["tags"])) == {("a",), ("a", "b")} and 0.5 in found["price"]
     assert {one[-1] for one in found["ids"]} == {7}
+
+
+def test_a_rating_with_decimal_commas_is_a_label(tmp_path):
+    some = [{"stars": f"{1 + number % 5},5", "user_id": number % 20, "item_id": number % 30} for number in range(300)]
+    text, schema = inferred(tmp_path, "sep=;\n" + csv_text(some, ";"))
+    assert (schema["label"], schema["types"]) == ("stars >= 5", {"stars": {"type": "float", "decimal": ","}})
+    assert "refuses" not in text
 
 
 def test_frames_of_any_kind(tmp_path):

@@ -430,6 +430,9 @@ WRONG = [
     ),
     ({"types": {"star": "int"}}, "`types`: clicks.csv has no column 'star'; it has uid"),
     ({"types": {"uid": "string"}}, "`types`: 'uid' is a field of type int"),
+    ({"types": {"price": {"type": "float", "decimal": ","}}}, "`types`: 'price' is a field of type float; say its"),
+    ({"types": {"stars": {"type": "string", "decimal": ","}}}, "decimal sign such as {type: float, decimal: ','}; got"),
+    ({"types": {"stars": {"type": "float", "decimal": ",", "nulls": 1}}}, "`types` must be `column: type`"),
     ({"null_values": "NULL"}, "`null_values` must be a list of texts"),
     ({"split": "weekly"}, "`split` must be one of random, time"),
     ({"split": "time", "time": ...}, "--split time: schema.yaml has no column of times; use --split random"),
@@ -561,8 +564,23 @@ def test_the_processor_reads_raw_text_as_prepare_did(folder):
     expected = processor(prepared)["feature_ids"]
     assert (processor(same)["feature_ids"] == expected).all()
     assert (expected != 2).all()  # no [UNK]
-    with pytest.raises(ValueError, match='price is not a number; `decimal: ","` of the field says that a comma'):
+    with pytest.raises(ValueError, match='price is not a number; `decimal: ","` says that a comma'):
         run(folder, "other", null_values=["-1", "n/a"])
+
+
+def test_numbers_with_decimal_commas_make_labels_drops_and_weights(folder):
+    expected = run(folder)["splits"]
+    raw = [row | {name: str(row[name] + 0.0).replace(".", ",") for name in ("stars", "weight")} for row in event_rows()]
+    write_csv(folder / "clicks.csv", raw)
+    types = dict.fromkeys(("stars", "weight"), {"type": "float", "decimal": ","})
+    report = run(folder, "commas", types=types)
+    assert report["splits"] == expected and report["malformed"] == 0
+    weights = read_split(folder / "commas", "train")["weight"].to_pylist()
+    assert weights == read_split(folder / "out", "train")["weight"].to_pylist()
+    assert DatasetSchema.load(folder / "commas").reading == {"types": {"stars": types["stars"]}}
+    hint = r'weight is not a number; `decimal: ","` says that a comma .* \(or say another type than float in `types`\)'
+    with pytest.raises(ValueError, match=hint):
+        run(folder, "other")
 
 
 def test_what_stands_in_place_of_names_is_shown_in_one_line(folder):
