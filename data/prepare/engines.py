@@ -1,6 +1,6 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""Where the expressions of `prepare` run: DuckDB inside the process, or Spark. Both read and write Parquet in a work
-folder."""
+"""Where the expressions of `prepare` run: DuckDB inside the process, or Spark. Both read Parquet in a work folder, and
+put there what is too large for memory."""
 
 import contextlib
 import importlib.util
@@ -27,7 +27,7 @@ PYTHON_ERROR = re.compile(r"[\w.]*(Error|Exception): ")  # at the start of a lin
 
 
 class Engine:
-    """Runs Ibis expressions; what is too large for memory goes through files in the work folder.
+    """Runs Ibis expressions; what is too large for memory goes to files in the work folder.
 
     Args:
         name: `duckdb`, or `pyspark`: the running Spark session, else a new one of the settings in the environment
@@ -89,19 +89,17 @@ class Engine:
             return self.connection.read_parquet(str(path))
 
     def keep(self, table: ir.Table, name: str) -> ir.Table:
-        """The table, computed once and kept in the work folder."""
-        path = self._write(table, name)
-        return self.read(path)
+        """The table, computed once. DuckDB holds it in memory, and what has no room there in the work folder."""
+        if self.name == "pyspark":
+            return self.read(self._write(table, name))
+        with engine_errors(f"writing {name}"):
+            return self.connection.create_table(name, table, temp=True)
 
     def _write(self, table: ir.Table, name: str) -> Path:
+        """The folder of Parquet files that Spark has written."""
         with engine_errors(f"writing {name}"):
-            if self.name == "duckdb":
-                path = self.work / f"{name}.parquet"
-                self.connection.to_parquet(table, str(path))
-            else:
-                path = self.work / name
-                self.connection.to_parquet(table, str(path))
-        return path
+            self.connection.to_parquet(table, str(self.work / name))
+        return self.work / name
 
     def fetch(self, table: ir.Table) -> pa.Table:
         """A small result, whole in memory."""
