@@ -1,9 +1,18 @@
 """Files of other machines: copied once, again where they have changed, and errors that say what is missing."""
 
+import gzip
+import hashlib
+import io
+from importlib import import_module
+
 import fsspec
 import pytest
+from raw_table import run, write_joined
 
+from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.readers import download
+from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.data.readers.row_reader import RowReader
 from flip_ctr.data.readers.table_files import find_files
 
 
@@ -48,3 +57,56 @@ def test_a_file_system_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fsspec, "url_to_fs", url_to_fs)
     with pytest.raises(ImportError, match=r"--data_files: 's3://bucket/x' needs s3fs \(pip install s3fs\)"):
         download.fetch_files("s3://bucket/x", "--data_files")
+
+
+class Bucket(fsspec.AbstractFileSystem):
+    """Files of another machine, listed as s3fs and huggingface_hub list them: no leading slash, and an ETag."""
+
+    cachable = False
+    files: dict[str, bytes] = {}
+
+    def ls(self, path, detail=True, **options):
+        inside = self._strip_protocol(path)
+        found = {}
+        for name, data in self.files.items():
+            if name == inside:
+                found[name] = {"type": "file", "size": len(data), "ETag": hashlib.md5(data).hexdigest()}
+            elif name.startswith(f"{inside}/"):
+                child = f"{inside}/{name.removeprefix(f'{inside}/').split('/')[0]}"
+                found[child] = self.ls(child)[0] if child == name else {"type": "directory", "size": 0}
+        if not found:
+            raise FileNotFoundError(path)
+        listed = [{"name": name} | info for name, info in found.items()]
+        return listed if detail else sorted(found)
+
+    def _open(self, path, mode="rb", **options):
+        return io.BytesIO(self.files[self._strip_protocol(path)])
+
+
+@pytest.mark.parametrize("scheme", ["s3", "hf"])
+def test_rows_of_another_machine_are_those_of_local_files(tmp_path, monkeypatch, scheme):
+    """Globs over packed events, and a side table, from raw files to the dataset folder and to rows that are scored."""
+    bucket = type("Remote", (Bucket,), {"protocol": scheme, "files": {}})
+    monkeypatch.setitem(import_module("fsspec.registry")._registry, scheme, bucket)
+    monkeypatch.setenv("FLIP_CTR_CACHE", str(tmp_path / "cache"))
+    changes = write_joined(tmp_path)
+    here = run(tmp_path, **changes)
+    lines = (tmp_path / "clicks.csv").read_bytes().splitlines(keepends=True)
+    parts = {"datasets/me/clicks/2024/a.csv.gz": lines[1:200], "datasets/me/clicks/2025/b.csv.gz": lines[200:]}
+    bucket.files |= {name: gzip.compress(b"".join([lines[0], *rows])) for name, rows in parts.items()}
+    bucket.files["datasets/me/items.jsonl"] = (tmp_path / "items.jsonl").read_bytes()
+    events, items = f"{scheme}://datasets/me/clicks/*/*.csv.gz", f"{scheme}://datasets/me/items.jsonl"
+    changes["joins"][0] |= {"files": items, "name": "items"}
+    there = run(tmp_path, "there", files=events, **changes)
+    assert there["splits"] == here["splits"] and here["rows_read"] == there["rows_read"]
+    assert [name.split("clicks/")[1] for name in there["events_files"]] == ["2024/a.csv.gz", "2025/b.csv.gz"]
+    for split in ("train", "validation", "test"):
+        assert read_split(tmp_path / "there", split) == read_split(tmp_path / "out", split)
+    schema = DatasetSchema.load(tmp_path / "there")
+    sides = {"items": [items], "makers": [str(tmp_path / "brands.parquet")]}
+    rows = RowReader([events], schema.fields, schema.reading, sides)
+    local = RowReader([str(tmp_path / "clicks.csv")], schema.fields, schema.reading, sides)
+    assert [len(one.known) for one in rows] == [199, len(lines) - 200]
+    assert [row for batch in rows for row in batch.known.to_pylist()] == [
+        row for batch in local for row in batch.known.to_pylist()
+    ]
