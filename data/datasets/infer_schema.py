@@ -18,10 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_ctr.data.datasets.column_profiles import NESTED, Profile, profile
-from flip_ctr.data.datasets.schema_guess import (
-    Group,
-    SchemaGuess,
-)
+from flip_ctr.data.datasets.schema_guess import Group, SchemaGuess
+from flip_ctr.data.datasets.schema_text import schema_text
 from flip_ctr.data.datasets.sniff_csv import sniff_csv
 from flip_ctr.data.datasets.table import table_source
 from flip_ctr.data.datasets.table_schema import read_schema
@@ -29,7 +27,7 @@ from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
 from flip_ctr.data.readers.described_tables import ENDINGS, EVENTS, TableFiles
-from flip_ctr.data.readers.hive_partitions import FOLDER, with_partitions
+from flip_ctr.data.readers.hive_partitions import FOLDER
 from flip_ctr.data.readers.raw_files import PACKED_NAME, LineLog, byte_blocks, kind_of, open_raw
 from flip_ctr.data.readers.table_files import (
     ParquetFormat,
@@ -173,7 +171,7 @@ class _Samples:
         if kind == "parquet" or (kind is None and start.startswith(b"PAR1")):
             said = {} if kind else {"format": "parquet"}
             complete = _cut_parquet(path, cut, self.rows)
-            reader: TableFormat = with_partitions(ParquetFormat(), cut)
+            reader: TableFormat = ParquetFormat()
         else:
             is_array = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" and kind not in ("csv", "tsv")
             complete = (_cut_array if is_array else _cut_lines)(path, cut, self.rows)
@@ -261,7 +259,8 @@ def _cut_parquet(path: Path, target: Path, rows: int) -> bool:
     """Writes some rows of a Parquet file, and says whether these are all."""
     reader = ParquetFormat()
     schema = reader.schema(path)
-    parts = [pa.RecordBatch.from_arrays(arrays, schema=schema) for arrays in reader.spread(path, schema.names, rows)]
+    chunks = reader.spread(path, schema.names, rows)
+    parts = [pa.RecordBatch.from_arrays(chunk.columns, schema=schema) for chunk in chunks]
     table = pa.Table.from_batches(parts, schema)
     pq.write_table(table, target)
     return pq.read_metadata(path).num_rows == len(table)
@@ -344,7 +343,7 @@ class _Checked:
         guess.settle_notes()
         refused = self._refusal(guess)
         self.notes = [*guess.notes, *([f"prepare refuses this as it stands: {refused}"] if refused else [])]
-        self.text = guess.text(notes=tuple(self.notes[len(guess.notes) :]))
+        self.text = schema_text(guess, notes=tuple(self.notes[len(guess.notes) :]))
 
     def _refusal(self, guess: SchemaGuess) -> str | None:
         """What `prepare` says against the schema and the rows of the sample, if anything; a label that is not known is
@@ -356,7 +355,7 @@ class _Checked:
             return None
         stand_in = " or ".join(f"`{name}` is null" for name in names[:2])  # of one column alone no field can be
         try:
-            path.write_text(guess.text(stand_in), encoding="utf-8")
+            path.write_text(schema_text(guess, stand_in), encoding="utf-8")
             schema = read_schema(path)
             files = {group.name: paths for group, paths in zip(self._samples.groups, self._samples.paths)}
             patterns = {name: tuple(one.relative_to(work).as_posix() for one in paths) for name, paths in files.items()}

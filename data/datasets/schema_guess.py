@@ -1,13 +1,11 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""What the columns of tables are, guessed from their names and profiles, as lines of YAML."""
+"""What the columns of tables are, guessed from their names and profiles."""
 
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-import yaml
 
 from flip_ctr.data.datasets.column_profiles import NESTED, WIDE, Profile, is_digit_time
 from flip_ctr.data.datasets.table import INNER_NAMES
@@ -64,6 +62,11 @@ class Group:
     on: dict[str, str] | None = None
     missing: str = "reject"
 
+    @property
+    def null_words(self) -> list[str]:
+        """Texts that seem to mean null."""
+        return sorted({word for one in self.columns.values() for word in one.null_words})
+
 
 def words_of(name: str) -> set[str]:
     """The words of a name, in lower case and singular: `userIds` has user and id."""
@@ -92,10 +95,15 @@ def is_key(column: Profile) -> bool:
     return column.is_single and column.type in ("string", "int")
 
 
-def flow(value: Any) -> str:
-    """A value as YAML writes it on one line."""
-    text = yaml.safe_dump([value], default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False)
-    return text.strip()[1:-1]
+def is_row_id(column: Profile) -> bool:
+    """Whether almost every row has another value."""
+    return is_id(column) and column.distinct > 0.9 * column.rows and column.rows >= 1_000
+
+
+def field_name(column: str) -> str:
+    """What a field of a column is called, whose own name may be taken."""
+    taken = column.lower() == "label" or column in INNER_NAMES or column.startswith(("_key_", "_found_"))
+    return f"{column.strip('_')}_value" if taken else column
 
 
 class SchemaGuess:
@@ -205,7 +213,7 @@ class SchemaGuess:
                     self.notes.append(
                         f"label: {one.name} goes from {one.low:g} to {one.high:g}; which are clicks is yours to say"
                     )
-                    return f"{_column(one.name)} >= {_threshold(one):g}", one.name
+                    return f"{column_in_rule(one.name)} >= {_threshold(one):g}", one.name
         flags = [one.name for one in columns if one.is_flag]
         if "column_names" in self.groups[0].options and flags == [columns[0].name]:
             self.notes.append(f"label: {flags[0]}, the first column, is the only one of 0 and 1")
@@ -223,41 +231,13 @@ class SchemaGuess:
             return one.is_number and one.low > 5e8 and one.high < 2.05e9 and one.distinct > 20
         return named and one.is_number and (one.low > 5e8 or is_digit_time(one))
 
-    # --- YAML
+    # --- what is written of it
 
-    def text(self, label: str | None = None, notes: tuple[str, ...] = ()) -> str:
-        """The schema.
-
-        Args:
-            label: instead of a label that is not known.
-            notes: more of what a person should look at.
-        """
-        events = self.groups[0]
-        label = self.label or label
-        lines = [
-            "# A guess from a sample of the rows: correct it. docs/datasets.md of flip-ctr explains every key.",
-            *(f"# * {' '.join(note.split())}" for note in (*self.notes, *notes)),
-            f"name: {flow(self.name)}",
-            *self._file_lines(events, ""),
-            "",
-            "# a column of 0, 1, true or false, or a rule such as: rating >= 4",
-            f"label: {flow(label)}" if label else "label:",
-            *self._drop_lines(),
-        ]
-        lines += [f"sample_weight: {flow(self.weight.name)}"] if self.weight else []
-        lines += [f"{entity}: {flow(self._field_name(column))}" for entity, column in self.keys.items()]
-        lines += [f"time: {flow(self.time.name)}     # rows can be split by it: split: time"] if self.time else []
-        if len(self.keys) < 2:
-            lines += self._row_key_lines()
-        types = {self.time.name: self.time.said.described()} if self.time and self.time.type != "int" else {}
-        others = [events.columns[self.label_column]] if self.label_column else []
-        others += [self.weight] if self.weight else []
-        types |= {one.name: one.said.described() for one in others if one.decimal != "."}
-        lines += ["types:", *(f"  {flow({name: said})[1:-1]}" for name, said in types.items())] if types else []
-        joined = [group for group in self.groups[1:] if group.on]
-        if joined:
-            lines += ["", "joins:", *(line for group in joined for line in self._join_lines(group))]
-        return "\n".join([*lines, "", "fields:", *self._field_lines()]) + "\n"
+    def said_types(self) -> dict[str, str | dict[str, str]]:
+        """What `types` says: how times are written, and numbers with decimal commas."""
+        said = {self.time.name: self.time.said.described()} if self.time and self.time.type != "int" else {}
+        others = (self.weight, self.label_column and self.groups[0].columns[self.label_column])
+        return said | {one.name: one.said.described() for one in others if one and one.decimal != "."}
 
     def settle_notes(self) -> None:
         """Adds the notes that belong to what is written."""
@@ -266,7 +246,7 @@ class SchemaGuess:
                 f"types: {self.time.name} is read as {self.time.time_format}; it may be {self.time.other_format}"
             )
         for group in self.groups:
-            words = self._null_words(group)
+            words = group.null_words
             if words:
                 self.notes.append(f"null_values: {', '.join(words)} in {group.files[0]} seem to mean null")
             for one in group.columns.values():
@@ -282,93 +262,51 @@ class SchemaGuess:
             self.notes.append(f"joins: {group.files[0]} is joined by {on}{'' if on == own else f' = {own}'}")
             if not group.columns[own].is_unique:
                 self.notes.append(f"joins: {own} comes more than once in {group.files[0]}: the first line counts")
-        for name in self._without_key():
+        if len(self.keys) < 2:
+            found = "no columns of a user and an item were found"
+            found = found if self.row_key() else "no column of text or whole numbers was found"
+            self.notes.append(f"row_key: {found}; name what identifies a row")
+        for name in self.without_key():
             self.notes.append(f"drop: rows without {name}, of which the sample has {self._column_of(name).nulls:,}")
         for one, name, _ in self._fields():
             if one.separator:
                 self.notes.append(f"{name}: text is taken for several values, separated by {one.separator!r}")
-            if self._is_row_id(one):
+            if is_row_id(one):
                 self.notes.append(
                     f"{name}: almost every row has another value; it may be of kind hashed, or no feature at all"
                 )
 
-    def _without_key(self) -> list[str]:
+    def without_key(self) -> list[str]:
         """Columns of which some rows lack a value, and without which a row is none."""
-        needed = [*(self._field_name(one) for one in self.keys.values())] if len(self.keys) == 2 else self._row_key()
+        needed = [*(field_name(one) for one in self.keys.values())] if len(self.keys) == 2 else self.row_key()
         needed += [one for one in (self.label_column, self.weight and self.weight.name) if one]
         return [name for name in dict.fromkeys(needed) if self._column_of(name).nulls]
 
     def _column_of(self, name: str) -> Profile:
         columns = self.groups[0].columns
         return (
-            columns[name]
-            if name in columns
-            else next(one for one in columns.values() if self._field_name(one.name) == name)
+            columns[name] if name in columns else next(one for one in columns.values() if field_name(one.name) == name)
         )
 
-    def _drop_lines(self) -> list[str]:
-        without = self._without_key()
-        if not without:
-            return ["# drop: [rating == 3]     # rows that are no part of the dataset, by rules"]
-        return ["drop:", *(f"  {flow({f'no {name}': f'{_column(name)} is null'})[1:-1]}" for name in without)]
-
-    def _row_key(self) -> list[str]:
+    def row_key(self) -> list[str]:
         fields = [one for one, *_ in self._fields(self.groups[0]) if is_key(one)]
         plain = [one for one in fields if not one.nulls]
         ids = [one for one in plain if is_id(one)] or [self.groups[0].columns[key] for key in self.keys.values()]
-        names = [self._field_name(one.name) for one in (ids or plain or fields)[:4]]
+        names = [field_name(one.name) for one in (ids or plain or fields)[:4]]
         # rows of one key are told apart by their order
         return names or ([self.label] if self.label and self.label == self.label_column else [])
 
-    def _row_key_lines(self) -> list[str]:
-        key = self._row_key()
-        if not key:
-            self.notes.append("row_key: name what identifies a row; no column of text or whole numbers does")
-            return ["row_key:"]
-        self.notes.append("row_key: no columns of a user and an item were found; name what identifies a row")
-        return [f"row_key: {flow(key)}     # what identifies a row, for the split"]
-
-    @staticmethod
-    def _null_words(group: Group) -> list[str]:
-        return sorted({word for one in group.columns.values() for word in one.null_words})
-
-    def _file_lines(self, group: Group, indent: str) -> list[str]:
-        values = {"files": group.files[0] if len(group.files) == 1 else group.files, **group.options}
-        values |= {"null_values": words} if (words := self._null_words(group)) else {}
-        return [f"{indent}{flow({key: value})[1:-1]}" for key, value in values.items()]
-
-    def _join_lines(self, group: Group) -> list[str]:
-        ((on, own),) = group.on.items()
-        first, *others = self._file_lines(group, "    ")
-        key = self._row_name(on)
-        lines = [
-            f"  - name: {flow(group.name)}",
-            first,
-            *others,
-            f"    on: {flow(on if on == own == key else {key: own})}",
-        ]
-        lines.append(f"    missing: {flow(group.missing)}     # a row without partner: reject, drop or null")
-        if not group.columns[own].is_unique:
-            lines.append("    duplicates: first     # lines with a key that came before; or: reject")
-        taken = {self._side_name(group, name): name for name in group.columns if name not in {own, "", *group.repeated}}
-        return [*lines, *([f"    columns: {flow(taken)}"] if taken else [])]
-
-    def _side_name(self, group: Group, name: str) -> str:
+    def side_name(self, group: Group, name: str) -> str:
         """What a column of a side table is called in the rows: another name where one has it already."""
         others = {other.lower() for one in self.groups[: self.groups.index(group)] for other in one.columns}
         return f"{group.name}_{name}" if name.lower() in others else name
 
-    def _row_name(self, column: str) -> str:
+    def row_name(self, column: str) -> str:
         """What a column of the events, or of an earlier side table, is called in the rows."""
         if column in self.groups[0].columns:
-            return self._field_name(column) if column not in self.left_out else column
+            return field_name(column) if column not in self.left_out else column
         group = next(one for one in self.groups[1:] if column in one.columns)
-        return self._side_name(group, column)
-
-    @staticmethod
-    def _field_name(column: str) -> str:
-        taken = column.lower() == "label" or column in INNER_NAMES or column.startswith(("_key_", "_found_"))
-        return f"{column.strip('_')}_value" if taken else column
+        return self.side_name(group, column)
 
     # --- fields
 
@@ -379,7 +317,7 @@ class SchemaGuess:
                 if group is self.groups[0] and one.name not in self.left_out:
                     yield group, one, one.name
                 elif group is not self.groups[0] and one.name not in group.on.values():
-                    yield group, one, self._side_name(group, one.name)
+                    yield group, one, self.side_name(group, one.name)
 
     def _why_not(self, group: Group, one: Profile, name: str, seen: set[str]) -> str | None:
         """Why a column is no field, where it is none."""
@@ -406,17 +344,17 @@ class SchemaGuess:
         """The columns that are fields, each with its name and its column."""
         result, seen = [], {(name or "").lower() for name in self.left_out}
         for group, one, column in self._columns():
-            if self._why_not(group, one, self._field_name(column), seen) is None:
-                seen.add(self._field_name(column).lower())
+            if self._why_not(group, one, field_name(column), seen) is None:
+                seen.add(field_name(column).lower())
                 if of in (None, group):
-                    result.append((one, self._field_name(column), column))
+                    result.append((one, field_name(column), column))
         return result
 
-    def _described(self) -> Iterator[tuple[str, Profile, dict[str, Any] | str]]:
+    def described(self) -> Iterator[tuple[str, Profile, dict[str, Any] | str]]:
         """The columns, their profiles, and what the schema says of each: the keys of a field, or why it is none."""
         seen = {(name or "").lower() for name in self.left_out}
         for group, one, column in self._columns():
-            name = self._field_name(column)
+            name = field_name(column)
             reason = self._why_not(group, one, name, seen)
             if reason is not None:
                 yield column, one, reason
@@ -426,18 +364,10 @@ class SchemaGuess:
             entity = entity_of(partner) if partner is not None and entity_of(partner) != "context" else entity_of(one)
             yield column, one, self._keys_of_field(one, name, column, entity)
 
-    def _field_lines(self) -> list[str]:
-        return [
-            " ".join(f"  # {column or '(no name)'}: {said}".split("\n"))
-            if isinstance(said, str)
-            else self._field_line(one, said)
-            for column, one, said in self._described()
-        ]
-
     def fields(self) -> tuple[list[FlipField], dict[str, str]]:
         """The fields, and of each column that is none the reason."""
         fields, reasons = [], {} if self.time is None else {self.time.name: "a time"}
-        for column, one, said in self._described():
+        for column, one, said in self.described():
             if isinstance(said, str):
                 reasons[column] = said
             else:
@@ -465,10 +395,6 @@ class SchemaGuess:
             )
         return sides
 
-    @staticmethod
-    def _is_row_id(one: Profile) -> bool:
-        return is_id(one) and one.distinct > 0.9 * one.rows and one.rows >= 1_000
-
     def _keys_of_field(self, one: Profile, name: str, column: str, entity: str) -> dict[str, Any]:
         parts: dict[str, Any] = {"name": name} | ({"column": column} if column != name else {})
         parts |= {"type": one.type, "entity": entity}
@@ -489,12 +415,6 @@ class SchemaGuess:
         if parts.get("sides") != ["id"] and _budget(one, self.tight) != 32:
             parts["max_tokens"] = _budget(one, self.tight)
         return parts
-
-    def _field_line(self, one: Profile, parts: dict[str, Any]) -> str:
-        note = f"{one.distinct:,} values, such as {', '.join(one.examples[:2])[:50]}"
-        if self._is_row_id(one):
-            note += "; almost as many as rows: `kind: hashed, num_buckets: 100000` needs no vocabulary"
-        return f"  - {flow(parts)}     # {' '.join(note.split())}"
 
 
 def _budget(one: Profile, tight: bool) -> int:
@@ -534,10 +454,10 @@ def _label_rule(one: Profile) -> str | None:
     if one.is_single and (one.type == "bool" or one.counts.keys() <= {"0", "1"}):
         return one.name
     if one.is_flag or (one.is_number and one.low == 0 < one.high and one.whole):
-        return f"{_column(one.name)} > 0"
+        return f"{column_in_rule(one.name)} > 0"
     yes = [text for text in one.counts if text.lower() in YES]
     if one.type == "string" and one.distinct == 2 and len(yes) == 1:
-        return f"{_column(one.name)} == {yes[0]!r}"
+        return f"{column_in_rule(one.name)} == {yes[0]!r}"
     return None
 
 
@@ -547,5 +467,5 @@ def _threshold(one: Profile) -> float:
     return threshold if one.low < threshold else one.high
 
 
-def _column(name: str) -> str:
+def column_in_rule(name: str) -> str:
     return name if name.isidentifier() else f"`{name}`"

@@ -82,8 +82,7 @@ def _sniffed(lines: list[str], cut: Path, usual: str) -> tuple[str, dict[str, An
 
 def _malformed(reader: CsvFormat, path: Path) -> int:
     """How many lines cannot be read so."""
-    log = LineLog(1.0)
-    log.files[path.name] = LineLog.entry()
+    log = LineLog.silent(path.name)
     try:
         for _ in reader.chunks(path.name, path, reader.columns(path)[:1], log):
             pass

@@ -20,26 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from flip_ctr.data.readers.raw_files import LineLog, MalformedLine, RawTable, byte_blocks, line_table, texts_at
+from flip_ctr.data.readers.hive_partitions import PartitionedFormat
+from flip_ctr.data.readers.raw_files import (
+    LineLog,
+    MalformedLine,
+    RawChunk,
+    RawTable,
+    byte_blocks,
+    line_table,
+    texts_at,
+)
 from flip_ctr.modeling_flip.values_flip import clean_name
 
 BOM = codecs.BOM_UTF8
 UNCLOSED = "a quote that does not end, or text behind a closing quote"
-
-
-@dataclass
-class RawChunk:
-    """Rows of one file as they stand there.
-
-    Attributes:
-        lines: `(rows,)` the number of the line where each begins (in Parquet: of the row).
-        columns: of each wanted column the raw values, `(rows,)`.
-        text: the number of a row in the chunk to the text that shows it.
-    """
-
-    lines: Sequence[int]
-    columns: "list[pa.Array | list]"
-    text: Callable[[int], str]
 
 
 def is_separator_line(line: str) -> bool:
@@ -48,7 +42,7 @@ def is_separator_line(line: str) -> bool:
 
 
 @dataclass(frozen=True)
-class CsvFormat:
+class CsvFormat(PartitionedFormat):
     """Text of values between delimiters.
 
     Args:
@@ -71,18 +65,16 @@ class CsvFormat:
     def _is_utf8(self) -> bool:
         return codecs.lookup(self.encoding).name == "utf-8"
 
-    def columns(self, path) -> list[str]:
-        """The names of a file's columns in order. `ValueError` where it has no header."""
+    def file_columns(self, path) -> list[str]:
         return list(self.column_names) if self.column_names is not None else self._header(path)[0]
 
-    def own_types(self, path) -> dict[str, str | None]:
-        """No column has a type of its own."""
+    def file_types(self, path) -> dict[str, str | None]:
         return {}
 
     def texts(self, path, numbers: Iterable[int]) -> Iterator[str]:
         """The records that begin at the lines of these numbers, which rise."""
-        log = LineLog(1.0, files={path.name: LineLog.entry()})
-        return texts_of(self.chunks(path.name, path, self.columns(path)[:1], log), numbers)
+        log = LineLog.silent(path.name)
+        return texts_of(self.file_chunks(path.name, path, self.file_columns(path)[:1], log), numbers)
 
     def _blocks(self, path) -> Iterator[tuple[int, bytes]]:
         for number, block in byte_blocks(path):
@@ -126,8 +118,7 @@ class CsvFormat:
             lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape, quoting=quoting, strict=True
         )
 
-    def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
-        """The wanted columns of a file; lines that cannot be taken apart go to the log."""
+    def file_chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         names, skip = self._header(path)
         places = [names.index(source) for source in sources]
         careful = _CarefulReader(self, name, names, places, log)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from flip_ctr.data.readers.csv_files import CsvFormat
-from flip_ctr.data.readers.hive_partitions import with_partitions
 from flip_ctr.data.readers.literal_lines import LiteralFormat
 from flip_ctr.data.readers.raw_files import kind_of
 from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat
@@ -83,12 +82,12 @@ class TableFiles:
             usual = {"delimiter": "\t"} if kind == "tsv" else {}
             table_format = CsvFormat(**usual | self.csv, encoding=self.encoding)
             _check_signs(table_format)
-            return with_partitions(table_format, path)
+            return table_format
         if self.csv:
             raise ValueError(f"`{next(iter(self.csv))}` has no effect on {path}, which is {kind}: leave it out")
         if kind == "parquet":
-            return with_partitions(ParquetFormat(), path)
-        return with_partitions((LiteralFormat if kind == "python" else JsonFormat)(self.encoding), path)
+            return ParquetFormat()
+        return (LiteralFormat if kind == "python" else JsonFormat)(self.encoding)
 
 
 @dataclass(frozen=True)

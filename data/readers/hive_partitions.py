@@ -2,18 +2,14 @@
 """Columns that stand in the names of folders: `clicks/date=2024-03-01/part.parquet` has a column `date`."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-from flip_ctr.data.readers.csv_files import CsvFormat, RawChunk
-from flip_ctr.data.readers.literal_lines import LiteralFormat
-from flip_ctr.data.readers.raw_files import LineLog
-from flip_ctr.data.readers.table_files import JsonFormat, ParquetFormat, TableFormat
+from flip_ctr.data.readers.raw_files import LineLog, RawChunk
 
 FOLDER = re.compile(r"([A-Za-z_][\w.-]*)=(.*)")
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -21,78 +17,51 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 
 def partition_values(path: Path) -> dict[str, str | None]:
     """The columns in the names of a file's folders, with their values as text."""
-    matches = filter(None, map(FOLDER.fullmatch, path.absolute().parts[:-1]))
+    matches = filter(None, map(FOLDER.fullmatch, Path(str(path)).absolute().parts[:-1]))
     return {match[1]: None if match[2] == NULL else unquote(match[2]) for match in matches}
 
 
-class _Partitioned:
-    """A format whose files have columns in the names of their folders. A column of the file itself counts first."""
+class PartitionedFormat(ABC):
+    """A format of files, with the columns in the names of their folders. A column of the file itself counts first."""
 
-    @property
-    def _inner(self) -> Any:
-        """The plain format."""
-        kind: Any = next(one for one in type(self).__mro__ if one in FORMATS)
-        return kind(**{one.name: getattr(self, one.name) for one in fields(kind)})
+    @abstractmethod
+    def file_columns(self, path) -> list[str]:
+        """The names of the columns in the file."""
+
+    @abstractmethod
+    def file_types(self, path) -> dict[str, str | None]:
+        """The columns of the file whose type it says itself."""
+
+    @abstractmethod
+    def file_chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
+        """Columns of the file."""
 
     def columns(self, path) -> list[str]:
-        own = self._inner.columns(path)
+        """The names of a file's columns in order. `ValueError` where it has no header."""
+        own = self.file_columns(path)
         return own + [name for name in partition_values(path) if name not in own]
 
     def own_types(self, path) -> dict[str, str | None]:
-        own = self._inner.own_types(path)
-        more = dict.fromkeys(partition_values(path), "string") if own else {}
-        return more | own
+        """The columns whose types a file says: None where it is none of the five."""
+        own = self.file_types(path)
+        return (dict.fromkeys(partition_values(path), "string") if own else {}) | own
 
     def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
-        own, values = self._inner.columns(path), partition_values(path)
+        """The wanted columns of a file; lines that are no record of it go to the log."""
+        return self.with_folders(path, sources, lambda own: self.file_chunks(name, path, own, log))
+
+    def with_folders(
+        self, path, sources: Sequence[str], read: Callable[[Sequence[str]], Iterator[RawChunk]]
+    ) -> Iterator[RawChunk]:
+        """The wanted columns; `read` reads those of the file."""
+        values = partition_values(path)
+        if not values:
+            yield from read(sources)
+            return
+        own = self.file_columns(path)
         # a file is read by some column of its own, where none of them is asked for
         inner = [source for source in sources if source in own or source not in values] or own[:1]
-        for chunk in self._inner.chunks(name, path, inner, log):
+        for chunk in read(inner):
             found = dict(zip(inner, chunk.columns))
-            rows = len(chunk.lines)
-            columns = [
-                found[source] if source in found else pa.repeat(pa.scalar(values[source], pa.string()), rows)
-                for source in sources
-            ]
-            yield RawChunk(chunk.lines, columns, chunk.text)
-
-
-class _PartitionedCsv(_Partitioned, CsvFormat):
-    pass
-
-
-class _PartitionedJson(_Partitioned, JsonFormat):
-    pass
-
-
-class _PartitionedLiteral(_Partitioned, LiteralFormat):
-    pass
-
-
-class _PartitionedParquet(_Partitioned, ParquetFormat):
-    def spread(self, path, columns: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
-        own, values = set(self._inner.columns(path)), partition_values(path)
-        inner = [column for column in columns if column in own]
-        for arrays in self._inner.spread(path, inner, rows):
-            found = dict(zip(inner, arrays))
-            yield [
-                found[column] if column in found else pa.repeat(pa.scalar(values[column], pa.string()), len(arrays[0]))
-                for column in columns
-            ]
-
-
-FORMATS: dict[type, Any] = {
-    CsvFormat: _PartitionedCsv,
-    JsonFormat: _PartitionedJson,
-    LiteralFormat: _PartitionedLiteral,
-    ParquetFormat: _PartitionedParquet,
-}
-
-
-def with_partitions(table_format: TableFormat | LiteralFormat, path: Path) -> Any:
-    """The format, and where the names of the file's folders hold columns, with these."""
-    if not partition_values(path):
-        return table_format
-    return FORMATS[type(table_format)](
-        **{one.name: getattr(table_format, one.name) for one in fields(type(table_format))}
-    )
+            texts = {one: pa.repeat(pa.scalar(text, pa.string()), len(chunk.lines)) for one, text in values.items()}
+            yield RawChunk(chunk.lines, [(texts | found)[source] for source in sources], chunk.text)

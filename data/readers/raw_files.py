@@ -56,6 +56,21 @@ class UnusedLine(RejectedLine):
 
 
 @dataclass
+class RawChunk:
+    """Rows of one file as they stand there.
+
+    Attributes:
+        lines: `(rows,)` the number of the line where each begins (in Parquet: of the row).
+        columns: of each wanted column the raw values, `(rows,)`.
+        text: the number of a row in the chunk to the text that shows it.
+    """
+
+    lines: Sequence[int]
+    columns: "list[pa.Array | list]"
+    text: Callable[[int], str]
+
+
+@dataclass
 class RowChunk:
     """Rows of one file: where they stand, `(rows,)`, and their columns, in the order and with the types of the
     table."""
@@ -98,6 +113,11 @@ class LineLog:
     files: dict[str, dict] = field(default_factory=dict)
     _waiting: list[tuple] = field(default_factory=list)  # as SINK_COLUMNS
     _writer: pq.ParquetWriter | None = None
+
+    @classmethod
+    def silent(cls, name: str) -> "LineLog":
+        """A log of one file that refuses nothing."""
+        return cls(1.0, files={name: cls.entry()})
 
     def start(self, name: str, path) -> None:
         self.files[name] = self.entry() | {"md5": file_md5(path)}

@@ -20,14 +20,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flip_ctr.data.readers.csv_files import BOM, CsvFormat, LinesFormat, RawChunk, shown, texts_of
+from flip_ctr.data.readers.csv_files import BOM, CsvFormat, LinesFormat, shown, texts_of
 from flip_ctr.data.readers.download import fetch_files, is_address
+from flip_ctr.data.readers.hive_partitions import PartitionedFormat
 from flip_ctr.data.readers.raw_files import (
     BLOCK_BYTES,
     MAX_LINE_BYTES,
     DamagedFile,
     LineLog,
     MalformedLine,
+    RawChunk,
     RowChunk,
     one_line,
     open_raw,
@@ -89,7 +91,7 @@ def _require_inside(paths: Sequence[Path], base: Path, pattern: str, owner: str)
 
 
 @dataclass(frozen=True)
-class JsonFormat:
+class JsonFormat(PartitionedFormat):
     """A JSON object of columns on each line, or one array of such objects; a column that an object lacks is null there.
 
     A line that is no such object is rejected. An array that is broken is refused, as nobody can say where its next
@@ -102,15 +104,14 @@ class JsonFormat:
     encoding: str = "utf-8"
     sparse = True  # a column may come late, or never
 
-    def columns(self, path) -> list[str]:
-        """The columns of the first objects."""
-        return list(self.own_types(path))
+    def file_columns(self, path) -> list[str]:
+        return list(self.file_types(path))
 
-    def own_types(self, path) -> dict[str, str | None]:
+    def file_types(self, path) -> dict[str, str | None]:
         """The columns of the first objects and the types of their values, None where they are null or have none of the
         five."""
         found: dict[str, set] = {}
-        log = LineLog(1.0, files={path.name: LineLog.entry()})
+        log = LineLog.silent(path.name)
         _, _, rows = next(self._blocks(path.name, path, log), ((), (), ()))
         for row in rows[:PEEKED_LINES]:
             for name, value in row.items() if isinstance(row, dict) else ():
@@ -119,9 +120,9 @@ class JsonFormat:
 
     def texts(self, path, numbers: Iterable[int]) -> Iterator[str]:
         """The lines, or objects of an array, of these numbers, which rise."""
-        log = LineLog(1.0, files={path.name: LineLog.entry()})
-        chunks = self if self.is_array(path) else LinesFormat(self.encoding)
-        return texts_of(chunks.chunks(path.name, path, [""], log), numbers)
+        log = LineLog.silent(path.name)
+        read = self.file_chunks if self.is_array(path) else LinesFormat(self.encoding).chunks
+        return texts_of(read(path.name, path, [""], log), numbers)
 
     def is_array(self, path) -> bool:
         """Whether a file is one array of objects."""
@@ -155,8 +156,7 @@ class JsonFormat:
             return MalformedLine("JSON that is nested too deep, or holds too long a number", line)
         return MalformedLine("text behind a JSON object", line) if line[end:].strip() else value
 
-    def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
-        """The wanted columns of a file; lines that are no JSON object go to the log."""
+    def file_chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         width = len(sources)
         pick = itemgetter(*sources) if width > 1 else lambda row: (row[sources[0]],)
         for numbers, texts, rows in self._blocks(name, path, log):
@@ -260,25 +260,24 @@ def _common_type(kinds: set) -> str | None:
 
 
 @dataclass(frozen=True)
-class ParquetFormat:
+class ParquetFormat(PartitionedFormat):
     """Parquet, whose columns have types. Rows are numbered from 1."""
 
     sparse = False
     texts = None
 
-    def columns(self, path) -> list[str]:
+    def file_columns(self, path) -> list[str]:
         return list(self.schema(path).names)
 
     def schema(self, path) -> pa.Schema:
         with _parquet(path) as file:
             return file.schema_arrow
 
-    def own_types(self, path) -> dict[str, str | None]:
+    def file_types(self, path) -> dict[str, str | None]:
         """The columns and their types: `null` for one without values, None for one of another type than the five."""
         return own_types(self.schema(path))
 
-    def chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
-        """The wanted columns of a file."""
+    def file_chunks(self, name: str, path, sources: Sequence[str], log: LineLog) -> Iterator[RawChunk]:
         with _parquet(path) as file:
             first, metadata = 1, file.metadata
             size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
@@ -288,14 +287,15 @@ class ParquetFormat:
             batches = iter(file.iter_batches(rows, columns=list(dict.fromkeys(sources))))
             while (batch := _next_batch(batches, path)) is not None:
                 log.files[name]["lines"] += len(batch)
-                yield RawChunk(
-                    range(first, first + len(batch)), [batch.column(source) for source in sources], _RowText(batch)
-                )
+                yield _chunk(first, batch, sources)
                 first += len(batch)
 
-    def spread(self, path, columns: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
+    def spread(self, path, columns: Sequence[str], rows: int) -> Iterator[RawChunk]:
         """The first half of so many rows, and the other half from row groups that lie further back, where there are
-        any."""
+        any. Their numbers of lines mean nothing."""
+        return self.with_folders(path, columns, lambda own: self._spread(path, own, rows))
+
+    def _spread(self, path, columns: Sequence[str], rows: int) -> Iterator[RawChunk]:
         with _parquet(path) as file:
             groups = file.metadata.num_row_groups
             later = sorted({groups * part // 4 for part in (1, 2, 3)} | {groups - 1}) if groups > 1 else []
@@ -308,10 +308,15 @@ class ParquetFormat:
                 for batch in file.iter_batches(
                     max(1, min(left, 4_096)), row_groups=list(wanted), columns=list(columns)
                 ):
-                    yield [batch.column(column)[:left] for column in columns]
+                    yield _chunk(1, batch.slice(0, left), columns)
                     left -= len(batch)
                     if left <= 0:
                         break
+
+
+def _chunk(first: int, batch: pa.RecordBatch, sources: Sequence[str]) -> RawChunk:
+    columns = [batch.column(source) for source in sources]
+    return RawChunk(range(first, first + len(batch)), columns, _RowText(batch))
 
 
 class _RowText:
@@ -408,14 +413,13 @@ def read_table(
 def sample(table_format: TableFormat, path: Path, columns: Sequence[str], rows: int) -> dict[str, list]:
     """Some rows of a file as Python values, by column: the first ones, in Parquet a part of them from later row
     groups."""
-    log, found = LineLog(1.0), {column: [] for column in columns}
-    log.files[path.name] = LineLog.entry()
+    log, found = LineLog.silent(path.name), {column: [] for column in columns}
     if isinstance(table_format, ParquetFormat):
         chunks = table_format.spread(path, columns, rows)
     else:
-        chunks = (chunk.columns for chunk in table_format.chunks(path.name, path, columns, log))
+        chunks = table_format.chunks(path.name, path, columns, log)
     for chunk in chunks:
-        for column, values in zip(columns, chunk):
+        for column, values in zip(columns, chunk.columns):
             left = rows - len(found[column])
             found[column] += values[:left].to_pylist() if isinstance(values, pa.Array) else list(values[:left])
         if len(found[columns[0]]) >= rows:
