@@ -27,21 +27,8 @@ from flip_ctr.data.readers.raw_files import RawTable, listed
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, read_table
 from flip_ctr.data.readers.table_values import ColumnType, TableColumn
 
-INNER_NAMES = {
-    "_row",
-    "_file",
-    "_line",
-    "_reason",
-    "_text",
-    "_drop",
-    "_kept",
-    "_split",
-    "_rank",
-    "_digest",
-    "_usable",
-    "_absent",
-    "_found",
-}
+INNER_NAMES = {"_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split", "_rank", "_digest"}
+INNER_NAMES |= {"_usable", "_absent", "_found"}
 KEY_TYPES = ("string", "int", "bool")  # whose text is the same on every engine
 
 

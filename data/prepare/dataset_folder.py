@@ -14,6 +14,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -117,21 +118,11 @@ def write_split(folder: Path, split: str, batches: Iterable[pa.RecordBatch], sch
     Args:
         rows: how many there are. `ValueError` where it is another number.
     """
-    shards, written, writer = max(1, -(-rows // ROWS_PER_SHARD)), 0, None
-    try:
-        for batch in _groups(batches, schema):
-            if written % ROWS_PER_SHARD == 0:
-                if writer is not None:
-                    writer.close()
-                path = shard_path(folder, split, written // ROWS_PER_SHARD, shards)
-                writer = pq.ParquetWriter(path, schema, write_page_checksum=True)
-            writer.write_table(batch, row_group_size=ROWS_PER_GROUP)
-            written += len(batch)
-        if writer is None:
-            writer = pq.ParquetWriter(shard_path(folder, split, 0, 1), schema, write_page_checksum=True)
-    finally:
-        if writer is not None:
-            writer.close()
+    shards, groups, written = max(1, -(-rows // ROWS_PER_SHARD)), _groups(batches, schema), 0
+    for shard in range(shards):
+        wanted = islice(groups, ROWS_PER_SHARD // ROWS_PER_GROUP)
+        written += _write(shard_path(folder, split, shard, shards), wanted, schema)
+    written += sum(map(len, groups))  # none
     if written != rows:
         raise ValueError(f"split '{split}': {written:,} rows were written, and there should be {rows:,}.")
 
@@ -153,13 +144,21 @@ def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa
         yield pa.Table.from_batches(waiting, schema).combine_chunks()
 
 
+def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Writes a file, and returns the number of its rows."""
+    rows = 0
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            rows += len(table)
+    return rows
+
+
 def write_rejected(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
     """Writes the lines that became no row, in the order of files and lines; the file is there also where there are
     none."""
     schema = pa.schema(REJECTED_COLUMNS)
-    with pq.ParquetWriter(folder / REJECTED_NAME, schema, write_page_checksum=True) as writer:
-        for table in _groups((batch.select(schema.names).cast(schema) for batch in batches), schema):
-            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+    _write(folder / REJECTED_NAME, _groups((one.select(schema.names).cast(schema) for one in batches), schema), schema)
 
 
 def check_account(report: dict) -> None:
@@ -174,9 +173,7 @@ def check_account(report: dict) -> None:
 
 def write_items(folder: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
     """Writes `items.parquet`, see `histories.items_of`."""
-    with pq.ParquetWriter(folder / ITEMS_NAME, schema, write_page_checksum=True) as writer:
-        for table in _groups(batches, schema):
-            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+    _write(folder / ITEMS_NAME, _groups(batches, schema), schema)
 
 
 def write_texts(folder: Path, schema: DatasetSchema, report: dict, card: str) -> None:

@@ -32,6 +32,9 @@ COMPARISONS = {
 # what may stand in backticks, and the texts in which a backtick is nothing but itself
 QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|`([^`]+)`""")
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+# what a rule may be made of
+KNOWN = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.Compare, *COMPARISONS, ast.In, ast.NotIn)
+KNOWN += (ast.Is, ast.IsNot, ast.BinOp, *ARITHMETIC, ast.Div, ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple)
 
 
 class Rule:
@@ -99,30 +102,8 @@ class Rule:
         return [node for node in nodes if not (kind is ast.Name and node.id in CONSTANTS)]
 
     def _check(self) -> None:
-        known = (
-            ast.BoolOp,
-            ast.And,
-            ast.Or,
-            ast.UnaryOp,
-            ast.Not,
-            ast.USub,
-            ast.Compare,
-            *COMPARISONS,
-            ast.In,
-            ast.NotIn,
-            ast.Is,
-            ast.IsNot,
-            ast.BinOp,
-            *ARITHMETIC,
-            ast.Div,
-            ast.Name,
-            ast.Load,
-            ast.Constant,
-            ast.List,
-            ast.Tuple,
-        )
         for one in ast.walk(self._tree):
-            if not isinstance(one, known):
+            if not isinstance(one, KNOWN):
                 self._refuse(one if hasattr(one, "lineno") else self._tree, "is not part of what a rule may say")
             if isinstance(one, ast.Constant) and not isinstance(one.value, str | int | float | None):
                 self._refuse(one, "is neither a number nor text")

@@ -185,8 +185,8 @@ def _types(value: Any, owner: str) -> dict[str, ColumnType]:
     found = {column: _type(kind) for column, kind in value.items()} if isinstance(value, dict) else {None: None}
     if None in found.values():
         raise ValueError(
-            f"{owner}`types` must be `column: type` with types of {', '.join(TYPES)}, the form of a time such as "
-            f"'%d/%m/%Y %H:%M', or a number with its decimal sign such as {{type: float, decimal: ','}}; got {value!r}"
+            f"{owner}`types` must be `column: type` with types of {', '.join(TYPES)}, a number with its decimal sign "
+            f"such as {{type: float, decimal: ','}}, or the form of a time such as '%d/%m/%Y %H:%M'; got {value!r}"
         )
     return found
 

@@ -23,17 +23,8 @@ ARCHIVE_MD5 = {"ml-100k": "0e33842e24a9c977be4e0107933c0723", "ml-1m": "c4d9eecf
 TIMEOUT = 60  # seconds without a byte
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.+)", re.DOTALL)
 NEEDED = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}  # packages of file systems
-VERSIONS = (
-    "ETag",
-    "etag",
-    "oid",
-    "blob_id",
-    "Last-Modified",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "created",
-)  # what tells a file's version
+# what tells a file's version
+VERSIONS = ("ETag", "etag", "oid", "blob_id", "Last-Modified", "LastModified", "last_modified", "mtime", "created")
 
 
 def cache_folder() -> Path:

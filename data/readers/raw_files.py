@@ -157,10 +157,6 @@ class LineLog:
         """Counts a value that is not kept as it stands in the file."""
         self.files[name]["values_changed"][kind] += times
 
-    def check(self, name: str, path) -> None:
-        """`ValueError` where the file is empty or has too many malformed lines."""
-        self.check_table({name: path})
-
     def check_table(self, files: dict[str, Path]) -> None:
         """`ValueError` where all files of a table are empty, or one has too many malformed lines."""
         if not any(self.files[name]["lines"] for name in files):
@@ -327,7 +323,7 @@ def line_table(
                     arrays = [pa.array(values, kind) for values, kind in zip(zip(*rows), columns.values())]
                 if len(lines):
                     yield RowChunk(path.name, lines, arrays)
-            log.check(path.name, path)
+            log.check_table({path.name: path})
 
     return RawTable(name, columns, {path.name: path for path in paths}, read, table_format.texts)
 

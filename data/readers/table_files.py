@@ -316,23 +316,17 @@ class ParquetFormat(PartitionedFormat):
 
 def _chunk(first: int, batch: pa.RecordBatch, sources: Sequence[str]) -> RawChunk:
     columns = [batch.column(source) for source in sources]
-    return RawChunk(range(first, first + len(batch)), columns, _RowText(batch))
+    return RawChunk(range(first, first + len(batch)), columns, lambda row: _row_text(batch.slice(row, 1)))
 
 
-class _RowText:
-    """The rows of a batch as text."""
-
-    def __init__(self, batch: pa.RecordBatch):
-        self._batch = batch
-
-    def __call__(self, row: int) -> str:
-        one = self._batch.slice(row, 1)
-        try:
-            values = one.to_pylist()[0]
-        except UnicodeDecodeError:  # text that is no UTF-8
-            kinds = [pa.binary() if pa.types.is_string(field.type) else field.type for field in one.schema]
-            values = one.cast(pa.schema(list(zip(one.schema.names, kinds)))).to_pylist()[0]
-        return json.dumps(values, ensure_ascii=False, default=str)
+def _row_text(row: pa.RecordBatch) -> str:
+    """A batch of one row as text."""
+    try:
+        values = row.to_pylist()[0]
+    except UnicodeDecodeError:  # text that is no UTF-8
+        kinds = [pa.binary() if pa.types.is_string(field.type) else field.type for field in row.schema]
+        values = row.cast(pa.schema(list(zip(row.schema.names, kinds)))).to_pylist()[0]
+    return json.dumps(values, ensure_ascii=False, default=str)
 
 
 def _parquet(path) -> pq.ParquetFile:

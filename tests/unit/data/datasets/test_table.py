@@ -431,7 +431,7 @@ WRONG = [
     ({"types": {"star": "int"}}, "`types`: clicks.csv has no column 'star'; it has uid"),
     ({"types": {"uid": "string"}}, "`types`: 'uid' is a field of type int"),
     ({"types": {"price": {"type": "float", "decimal": ","}}}, "`types`: 'price' is a field of type float; say its"),
-    ({"types": {"stars": {"type": "string", "decimal": ","}}}, "decimal sign such as {type: float, decimal: ','}; got"),
+    ({"types": {"stars": {"type": "string", "decimal": ","}}}, "decimal sign such as {type: float, decimal: ','}"),
     ({"types": {"stars": {"type": "float", "decimal": ",", "nulls": 1}}}, "`types` must be `column: type`"),
     ({"null_values": "NULL"}, "`null_values` must be a list of texts"),
     ({"split": "weekly"}, "`split` must be one of random, time"),
