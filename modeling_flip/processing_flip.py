@@ -517,23 +517,42 @@ class FlipProcessor(ProcessorMixin):
         """
         rows = self.read_rows(rows)
         columns = self.feature_extractor.read(rows)
+        fields = self.feature_extractor.all_fields
+        histories = None
+        if history_field(fields) is not None:
+            histories = read_histories(rows, fields, self.read_items(items))
+        return self.encode_columns(columns, histories, prompts, cached)
+
+    def encode_columns(
+        self,
+        columns: dict[str, Column],
+        histories: tuple[np.ndarray, np.ndarray, dict[str, Column]] | None = None,
+        prompts: bool = True,
+        cached: bool = False,
+    ) -> EncodedRows:
+        """The canonical values of rows -> [`EncodedRows`].
+
+        Args:
+            columns: of all fields but the history.
+            histories: what [`read_histories`] returns; needed where a field is a history.
+            prompts, cached: as of `encode`.
+        """
         feature_ids = self.feature_extractor.encode(columns)
         of_rows: RowPrompts | EntityPrompts | None = None
-        builder = histories = None
+        builder = of_histories = None
         if prompts and not self.id_only:
             if self.prompts == "row":
                 of_rows = self.encode_prompts(columns, cached)
             else:
                 builder = self.entity_prompts_builder(cached)
                 index = builder.add(columns)
-        fields = self.feature_extractor.all_fields
-        if history_field(fields) is not None:
-            numbers, outcomes, of_items = read_histories(rows, fields, self.read_items(items))
+        if histories is not None:
+            numbers, outcomes, of_items = histories
             numbers, of_items = only_named(numbers, of_items)
-            histories = Histories(numbers, outcomes, *self.encode_items(of_items, builder))
+            of_histories = Histories(numbers, outcomes, *self.encode_items(of_items, builder))
         if builder is not None:
             of_rows = builder.prompts(index)
-        return EncodedRows(feature_ids, of_rows, histories)
+        return EncodedRows(feature_ids, of_rows, of_histories)
 
     def read_targets(self, rows: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clicks `(rows,)` int64 and weights `(rows,)` float32, None where the rows have no such column.

@@ -34,7 +34,7 @@ class EncodedDataset(Dataset):
 
     Args:
         processor: its vocabularies and tokenizer encode the rows.
-        rows: a [`SplitRows`]; or rows in memory, in any form that [`FlipProcessor`] takes.
+        rows: a [`SplitRows`]; or rows in memory, in any form that [`FlipProcessor`] takes, or encoded already.
         prompts: whether to keep the textual view (not for an ID-only strategy).
         items: the items that the histories of rows in memory name, see [`FlipProcessor.encode`]; a folder has its own.
 
@@ -52,6 +52,8 @@ class EncodedDataset(Dataset):
         if self.rows is not None:
             self._folder = cached_split(processor, rows, prompts)
             self._map()
+        elif type(rows).__name__ == EncodedRows.__name__:  # the class may be of a checkpoint's own code
+            self.encoded, self.labels, self.weights = rows, None, None
         else:
             rows = processor.read_rows(rows)
             self.encoded = processor.encode(rows, prompts, items=items)

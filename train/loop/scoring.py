@@ -1,6 +1,8 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Scores of every row of a split, each once, whatever the number of processes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -15,6 +17,7 @@ from flip_ctr.train.loop.prompt_states import PromptReader, read_ahead
 from flip_ctr.train.models.lora import plain
 from flip_ctr.train.models.whole_weights import is_sharded
 
+LOG_ODDS = ("logits", "id_logits", "text_logits")
 ROWS_AHEAD = 65_536  # whose distinct prompts the PLM reads together, with entity prompts
 
 
@@ -56,13 +59,16 @@ def score(
     return result
 
 
-def _forward(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The log odds of a batch, by the names of the model's output."""
+def _forward(
+    accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.Tensor], outputs: Sequence[str] = LOG_ODDS
+) -> dict[str, np.ndarray]:
+    """What a model says of each row of a batch, `(B,)` by the names of its output."""
     batch.pop("labels", None)
     with accelerator.autocast():
         output = model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
-    names = [name for name in ("logits", "id_logits", "text_logits") if output.get(name) is not None]
-    return {name: output[name][:, 0].float().cpu().numpy() for name in names}
+    found = {name: output[name].float() for name in outputs if output.get(name) is not None}
+    rows = len(output.logits)  # one weight of a fusion may be that of all rows
+    return {name: values.reshape(-1, 1).expand(rows, 1)[:, 0].cpu().numpy() for name, values in found.items()}
 
 
 def prompt_reader(accelerator: Accelerator, model: nn.Module, batch_size: int) -> PromptReader | None:
@@ -79,13 +85,15 @@ def score_rows(
     dataset: EncodedDataset,
     batch_size: int,
     reader: PromptReader | None = None,
+    outputs: Sequence[str] = LOG_ODDS,
 ) -> dict[str, np.ndarray]:
-    """As [`score`], of rows that this process alone has; a `reader` lets the PLM read each entity prompt once."""
+    """As [`score`], of rows that this process alone has; a `reader` lets the PLM read each entity prompt once, and
+    `outputs` names what is wanted of the model's output."""
     collate, order = FlipCollator(dataset.processor), dataset.encoded.order()
     starts = range(0, len(order), batch_size)
     batches = (collate(dataset.__getitems__(order[start : start + batch_size])) for start in starts)
     if reader is not None:
         batches = read_ahead(reader, batches, len(starts))
-    found = [_forward(accelerator, model, batch) for batch in batches]
+    found = [_forward(accelerator, model, batch, outputs) for batch in batches]
     back = np.argsort(order)
     return {name: np.concatenate([one[name] for one in found])[back] for name in found[0]}

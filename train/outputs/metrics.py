@@ -1,8 +1,11 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Metrics of click prediction; `evaluate_metric` has them as an `evaluate.Metric`."""
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.special import expit, log_expit
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from flip_ctr.train.outputs.ranking_metrics import RankedLists
@@ -106,3 +109,46 @@ def score_metrics(
         before = click_metrics(uncalibrated["logits"], labels)
         results |= {f"{prefix}_uncalibrated_{name}": before[name] for name in CALIBRATION_METRICS}
     return results
+
+
+def auc_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """How much higher the AUC of the first of two scores of the same rows is, and the standard error of that (DeLong et
+    al., Biometrics 1988)."""
+    lost = roc_auc_score(labels, first) - roc_auc_score(labels, second)
+    placed = [_placements(scores, labels) for scores in (first, second)]
+    variance = sum(np.var(one - other, ddof=1) / len(one) if len(one) > 1 else np.nan for one, other in zip(*placed))
+    return float(lost), float(variance**0.5)
+
+
+def _placements(scores: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """Of each click the share of the other rows that it is above, and of each of these the share of the clicks that are
+    above it."""
+    found = []
+    for label in (1, 0):
+        own = labels == label
+        above = rankdata(scores)[own] - rankdata(scores[own])
+        found.append(above / (~own).sum() if label else 1 - above / (~own).sum())
+    return found
+
+
+class PartEffect(NamedTuple):
+    """What a part does over N rows.
+
+    Attributes:
+        part: name of the field, or of the history.
+        change: mean of the absolute change in log odds without it.
+        auc_lost: how much lower AUC is without it; NaN where the rows have one class.
+        error: standard error of that; NaN also of a single row of a class.
+    """
+
+    part: str
+    change: float
+    auc_lost: float
+    error: float
+
+
+class Effects(NamedTuple):
+    """The effects of all parts of a model's rows, and of how many rows they are."""
+
+    parts: list[PartEffect]
+    rows: int
