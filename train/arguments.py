@@ -433,6 +433,31 @@ class PredictArguments(RowFileOptions, LoadingOptions, ScoringOptions):
 
 
 @dataclass
+class ExplainArguments(RowFileOptions, LoadingOptions, ScoringOptions):
+    """Of `flip-ctr explain`."""
+
+    model_name_or_path: str = required(CLICK_MODEL, model=True)
+    input: list[str] = required(ROW_FILES, path=True)
+    output: str = required(
+        "file to write, a line for each row and part of it (.parquet, .csv, .jsonl); it appears when all are scored",
+        path=True,
+    )
+    num_rows: int | None = option(None, "explain the first so many rows; all when not given", at_least=1)
+    overwrite_output: bool = option(False, "write in the place of an output that is there already")
+    escape_formulas: bool = option(False, ESCAPE)
+    plots_dir: str | None = option(
+        None,
+        "folder for pictures: row-0.png of the first row and so on, and fields.png, the mean over all rows",
+        path=True,
+    )
+    num_plots: int = option(5, "rows with a picture", at_least=1)
+
+    def check(self) -> None:
+        if self.plots_dir is None:
+            self.no_effect("without --plots_dir", num_plots=None)
+
+
+@dataclass
 class PushArguments(Options):
     """Of `flip-ctr push`."""
 

@@ -15,8 +15,8 @@ from flip_ctr import FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train import evaluate_ctr, fuse, predict
-from flip_ctr.train.arguments import EvaluateArguments, FuseArguments, PredictArguments
+from flip_ctr.train import evaluate_ctr, explain, fuse, predict
+from flip_ctr.train.arguments import EvaluateArguments, ExplainArguments, FuseArguments, PredictArguments
 
 COUNT = 96
 
@@ -88,6 +88,19 @@ def test_events_beside_the_rows_make_their_histories(tmp_path, past_dir, click_m
     assert "history" not in scored.column_names  # what was made for scoring alone
     none, early, late, *others = scored.column("click_probability").to_pylist()
     assert len({round(one, 7) for one in (none, early, late)}) == 3 and others == pytest.approx([none] * 3, abs=1e-6)
+
+
+def test_entries_of_histories_are_explained(tmp_path, past_dir, click_models):
+    folder, _ = click_models["joint"]
+    pq.write_table(pa.Table.from_pylist(past.past_rows(COUNT)[-2:]), tmp_path / "rows.parquet")
+    output = tmp_path / "parts.parquet"
+    of_items = {"items": str(past_dir / "items.parquet")}
+    changes = explain.run(ExplainArguments(str(folder), [str(tmp_path / "rows.parquet")], str(output), **of_items))
+    assert list(changes)[0] in [field.name for field in past.FIELDS] and "history" in changes
+    lines = pq.read_table(output).to_pylist()
+    entries = [line for line in lines if line["kind"] == "entry"]
+    assert [line["part"] for line in entries] == 2 * ["history[-3]", "history[-2]", "history[-1]"]
+    assert all(line["value"].endswith("clicked") and line["id_change"] and line["text_change"] for line in entries)
 
 
 def test_towers_that_were_trained_apart_are_fused(tmp_path, past_dir, click_models):

@@ -69,6 +69,9 @@ class RowsToScore:
         also: more columns of the rows that are needed, such as a label, and their types.
         files: instead of the command's `input`.
 
+    Attributes:
+        items: that histories name; None where they are not given.
+
     Raises:
         FileNotFoundError, ValueError: as of [`RowReader`], and of a table of items or events.
     """
@@ -84,12 +87,12 @@ class RowsToScore:
         extractor = processor.feature_extractor
         self.fields, reading = extractor.all_fields, extractor.reading
         own, times = self.fields, []
-        self._items = self._events = None
+        self.items = self._events = None
         if args.items is not None:
             table = whole_table(
                 RowReader([args.items], fields_of_items(self.fields), reading, option="--items"), "--items"
             )
-            self._items = self._read("--items", lambda: processor.read_items(table))
+            self.items = self._read("--items", lambda: processor.read_items(table))
         if args.events is not None:
             history, user = self._read("--events", lambda: event_fields(self.fields))
             own = [field for field in self.fields if not field.is_history]
@@ -130,7 +133,7 @@ class RowsToScore:
             batch.known = batch.known.append_column(self._events.history.name, found)
         while self.processor.history_field is not None and len(batch.known):
             try:
-                read_histories(batch.known, self.fields, self._items)
+                read_histories(batch.known, self.fields, self.items)
                 break
             except RowError as error:
                 batch.refuse(error.row, f"{error.column}: {error.reason}")
@@ -148,7 +151,7 @@ class RowsToScore:
         """The rows that can be scored, or the first of them, encoded."""
         known = batch.known if rows is None else batch.known.slice(0, rows)
         known = known.select([field.name for field in self.fields])  # a label needs not be valid here
-        return EncodedDataset(self.processor, known, not self.processor.id_only, self._items)
+        return EncodedDataset(self.processor, known, not self.processor.id_only, self.items)
 
 
 def scored_batches(

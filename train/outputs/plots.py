@@ -13,6 +13,9 @@ from scipy.special import expit
 from flip_ctr.data.prepare.figures import COLORS, INK, MUTED, pyplot, save, titles_and_legends
 
 CURVES_FILE, COMPARISON_FILE, RELIABILITY_FILE = "training.png", "comparison.png", "reliability.png"
+CHANGES_FILE = "fields.png"
+MOST_PARTS, MOST_ENTRIES = 15, 8  # of a row, that are drawn
+SMALLEST_CHANGE = 5e-4  # that has a number
 RELIABILITY_BINS = 15
 SHOWN_SHARE = 0.99  # of the predictions, at least, that the reliability diagram shows
 
@@ -152,6 +155,114 @@ def reliability_figure(plt, logits: np.ndarray, labels: np.ndarray, before: np.n
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(plt.NullFormatter())
     return figure
+
+
+# --- explanations of scores
+
+
+def plot_explanation(answer: dict[str, Any], folder: str, file: str, title: str = "") -> str | None:
+    """Draws what [`explain`] says of a row: the changes of its fields and history, and of the entries that change most,
+    as bars.
+
+    Args:
+        answer: of one row.
+        file: name of the picture.
+        title: what the row is called.
+    """
+    plt = pyplot()
+    if plt is None:
+        return None
+    return save(plt, explanation_figure(plt, answer, title), folder, file)
+
+
+def explanation_figure(plt, answer: dict[str, Any], title: str):
+    """See [`plot_explanation`]; the most telling parts stand above, and what is not drawn is said."""
+    panels, hidden = [], []
+    for most, name, is_entry in ((MOST_PARTS, "the fields", False), (MOST_ENTRIES, "the history's entries", True)):
+        parts = [part for part in answer["parts"] if (part["kind"] == "entry") == is_entry]
+        shown = sorted(parts, key=lambda part: -abs(part["change"]))[:most]
+        if shown:
+            panels.append(shown)
+        if len(parts) > most:
+            hidden.append(f"{len(parts) - most} of {name}")
+    sizes = [len(panel) for panel in panels]
+    figure, axes = plt.subplots(
+        len(panels),
+        1,
+        figsize=(6.4, 1.35 + 0.26 * sum(sizes) + 0.4 * (len(panels) - 1)),
+        height_ratios=sizes,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, parts in zip(axes[:, 0], panels):
+        draw_changes(axis, [part_name(part) for part in parts], [part["change"] for part in parts], signed=True)
+    figure.suptitle("\n".join(filter(None, [title, *score_words(answer)])), x=0.01, ha="left", fontsize=9)
+    if len(panels) > 1:
+        axes[1, 0].set_title("Entries of the history, on a scale of their own", fontsize=9)
+    note = ["change in log odds that the part makes"] + ([f"not shown, as they change less: {', '.join(hidden)}"] if hidden else [])
+    axes[-1, 0].set_xlabel("\n".join(note), fontsize=8)
+    return figure
+
+
+def score_words(answer: dict[str, Any]) -> list[str]:
+    """The score of a row in words, and that of each side of a joint model."""
+    base = expit(answer["base_log_odds"])
+    words = [f"click probability {answer['click_probability']:.1%}, with all parts left out {base:.1%}"]
+    if "id_weight" in answer:
+        ids, text = (expit(answer[f"{side}_log_odds"]) for side in ("id", "text"))
+        weight = answer["id_weight"]
+        words.append(
+            f"by the ids alone {ids:.1%} (weight {weight:.2f}), by the text alone {text:.1%} ({1 - weight:.2f})"
+        )
+    return words
+
+
+def part_name(part: dict[str, Any]) -> str:
+    """A part as a picture names it."""
+    value = "unknown" if part["value"] is None else part["value"]
+    name = value if part["kind"] == "entry" else f"{part['part']}: {value}"
+    return textwrap.shorten(name, WRAP, placeholder=" …") if len(name) > WRAP else name
+
+
+def draw_changes(axis, names: Sequence[str], changes: Sequence[float], signed: bool) -> None:
+    """Bars with their numbers, the first above; `signed`: what raises the score has another colour than what lowers
+    it."""
+    heights = np.arange(len(names))[::-1]
+    colors = [COLORS[int(signed and change < 0)] for change in changes]
+    axis.barh(heights, changes, color=colors, height=0.66)
+    for height, change in zip(heights, changes):
+        text = "0" if abs(change) < SMALLEST_CHANGE else f"{change:+.3f}" if signed else f"{change:.3f}"
+        axis.annotate(
+            text,
+            (change, height),
+            xytext=(-3 if change < 0 else 3, 0),
+            textcoords="offset points",
+            va="center",
+            ha="right" if change < 0 else "left",
+            fontsize=8,
+            color=MUTED,
+        )
+    axis.set_yticks(heights, names, color=INK, fontsize=8.5)
+    axis.tick_params(axis="y", left=False)
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.margins(x=0.16)
+    axis.locator_params(axis="x", nbins=6)
+    axis.grid(False, axis="y")
+    axis.spines["left"].set_visible(False)
+    axis.axvline(0, color=MUTED, linewidth=0.8)
+
+
+def plot_changes(changes: Mapping[str, float], rows: int, folder: str) -> str | None:
+    """Draws the mean absolute change in log odds that each field makes over so many rows to `fields.png`."""
+    plt = pyplot()
+    if plt is None:
+        return None
+    ordered = sorted(changes.items(), key=lambda one: -one[1])
+    figure, axis = plt.subplots(figsize=(5.2, 0.9 + 0.26 * len(ordered)), layout="constrained")
+    draw_changes(axis, [name for name, _ in ordered], [change for _, change in ordered], signed=False)
+    axis.set_title("What the score changes by without a field", fontsize=9)
+    axis.set_xlabel(f"mean absolute change in log odds over {rows:,} row{'s' * (rows > 1)}", fontsize=8)
+    return save(plt, figure, folder, CHANGES_FILE)
 
 
 # --- methods side by side

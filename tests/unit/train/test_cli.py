@@ -63,6 +63,7 @@ def test_the_version(capsys):
         ("tune", "finetune"),
         ("eval", "evaluate"),
         ("preprocess", "prepare"),
+        ("shap", "explain"),
         ("zzz", None),
     ],
 )

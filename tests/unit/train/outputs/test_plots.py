@@ -7,6 +7,7 @@ from scipy.special import expit
 from flip_ctr.data.prepare.figures import pyplot
 from flip_ctr.train.outputs.plots import (
     Panel,
+    explanation_figure,
     history_figure,
     methods_figure,
     not_far_off,
@@ -93,6 +94,30 @@ def test_reliability_of_extreme_scores_is_drawn(plt, tmp_path):
         plot_reliability({"logits": logits}, labels, str(tmp_path))
         and (tmp_path / "reliability.png").stat().st_size > 1000
     )
+
+
+def test_parts_of_a_score_are_bars_the_most_telling_first(plt):
+    parts = [{"kind": "field", "part": f"f{n}", "value": f"$v{n}$", "change": 0.1 * n - 0.9} for n in range(18)]
+    parts[3]["value"] = None
+    parts += [{"kind": "entry", "part": f"history[-{9 - n}]", "value": f"Film {n}", "change": 1e-5} for n in range(9)]
+    answer = {"click_probability": 0.75, "base_log_odds": 0.0, "parts": parts}
+    joint = {"id_log_odds": 0.0, "text_log_odds": 2.0, "id_weight": 0.25}
+    figure = explanation_figure(plt, answer | joint, "Row 3")
+    figure.canvas.draw()
+    fields, entries = figure.axes
+    names = [label.get_text() for label in fields.get_yticklabels()]
+    assert names[0] == "f0: $v0$" and "f3: unknown" in names and len(names) == len(fields.patches) == 15
+    widths = [bar.get_width() for bar in fields.patches]
+    assert [abs(width) for width in widths] == sorted(map(abs, widths), reverse=True)
+    colors = {bar.get_facecolor() for bar in fields.patches if bar.get_width() > 0}
+    assert len(colors) == 1 and not colors & {bar.get_facecolor() for bar in fields.patches if bar.get_width() < 0}
+    assert {text.get_text() for text in entries.texts} == {"0"} and len(entries.patches) == 8
+    assert "change less: 3 of the fields, 1 of the history's entries" in entries.get_xlabel()
+    said = figure.get_suptitle()
+    assert "75.0%" in said and "left out 50.0%" in said and "by the ids alone 50.0% (weight 0.25)" in said
+    for text in [*fields.get_yticklabels(), *fields.texts, *entries.texts]:
+        assert figure.bbox.containsx(text.get_window_extent().x0) and figure.bbox.containsx(text.get_window_extent().x1)
+    assert len(explanation_figure(plt, answer | {"parts": parts[:2]}, "").axes) == 1
 
 
 def test_methods_are_dots_without_stems_and_intervals_where_they_are_known(plt):
