@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from flip_ctr import FlipProcessor
 from flip_ctr.data.prepare.figures import pyplot
 from flip_ctr.train import prepare
+from flip_ctr.train.loop import leave_out
 
 transformers_logging.disable_progress_bar()
 
@@ -37,6 +38,18 @@ def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
         for name in PICTURES:
             patch.setattr(name, lambda: None)
+        yield
+
+
+EFFECT_ROWS = dict(leave_out.MOST_ROWS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_effect_rows():
+    """What a card says of the fields takes a tenth of a small run, of which there are hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in EFFECT_ROWS:
+            patch.setitem(leave_out.MOST_ROWS, kind, 6)
         yield
 
 

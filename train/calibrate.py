@@ -12,6 +12,7 @@ import time
 from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.train.arguments import CalibrateArguments
 from flip_ctr.train.loop.calibration import calibrate, check_clicks_to_calibrate, uncorrected
+from flip_ctr.train.loop.leave_out import measure_effects
 from flip_ctr.train.loop.loaders import check_clicks, encode_split
 from flip_ctr.train.loop.run import check_output_dir, claim_output_dir, make_accelerator, recipe
 from flip_ctr.train.loop.scoring import score
@@ -68,5 +69,7 @@ def run(args: CalibrateArguments) -> dict:
     report(accelerator, results, args.output_dir)
     if "test" in sets:
         plot_reliability(scores, sets["test"].labels, args.output_dir, uncalibrated)
-    write_card(args.output_dir, record, model, processor, schema, args.dataset_dir, rows["validation"], results)
+    effects = measure_effects(accelerator, model, processor, rows["validation"], args.seed, size)
+    of_data = schema, args.dataset_dir, rows["validation"]
+    write_card(args.output_dir, record, model, processor, *of_data, results, effects)
     return results

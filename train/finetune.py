@@ -17,6 +17,7 @@ from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FinetuneArguments
 from flip_ctr.train.loop.calibration import NotCalibrated, calibrate, check_clicks_to_calibrate, uncorrected
+from flip_ctr.train.loop.leave_out import measure_effects
 from flip_ctr.train.loop.loaders import (
     check_clicks,
     check_sampling_rate,
@@ -188,11 +189,15 @@ def run(args: FinetuneArguments) -> dict:
         "num_processes": accelerator.num_processes,
     }
     report(accelerator, results, args.output_dir)
+    effects = None
+    if eval_set is not None:
+        effects = measure_effects(accelerator, best, processor, held_out["validation"], args.seed, size)
     if accelerator.is_main_process:
         plot_history(history, args.output_dir)
         if test:
             plot_reliability(scores, test_set.labels, args.output_dir, uncalibrated)
-        write_card(args.output_dir, record, plain(best), processor, schema, args.dataset_dir, train_rows, results)
+        of_data = schema, args.dataset_dir, train_rows
+        write_card(args.output_dir, record, plain(best), processor, *of_data, results, effects)
     end_trackers(accelerator)
 
     # 8. The Hub, where asked for

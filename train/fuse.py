@@ -26,6 +26,7 @@ from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FuseArguments
 from flip_ctr.train.loop.calibration import check_clicks_to_calibrate, fit_calibration, uncorrected
 from flip_ctr.train.loop.folds import FOLDS, folds
+from flip_ctr.train.loop.leave_out import measure_effects
 from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader
 from flip_ctr.train.loop.run import check_output_dir, claim_output_dir, make_accelerator, recipe
 from flip_ctr.train.loop.scoring import score
@@ -105,10 +106,13 @@ def run(args: FuseArguments) -> dict:
     record = training_record(args, args.plm_model)
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)
+    size = args.per_device_eval_batch_size
+    effects = measure_effects(accelerator, model, processor, rows["validation"], args.seed, size)
     if accelerator.is_main_process:
         if test_set is not None:
             plot_reliability(test, test_set.labels, args.output_dir, uncalibrated)
-        write_card(args.output_dir, record, model, processor, schema, args.dataset_dir, rows["validation"], results)
+        of_data = schema, args.dataset_dir, rows["validation"]
+        write_card(args.output_dir, record, model, processor, *of_data, results, effects)
     return results
 
 

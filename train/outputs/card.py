@@ -30,7 +30,7 @@ from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, is_flip_checkpoint
 from flip_ctr.train.option_groups import OBJECTIVES
 from flip_ctr.train.options import public_name
-from flip_ctr.train.outputs.metrics import CALIBRATION_METRICS
+from flip_ctr.train.outputs.metrics import CALIBRATION_METRICS, Effects
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
 
 CARD, RECORD = "README.md", "training_args.json"
@@ -133,6 +133,7 @@ def write_card(
     dataset_dir: str,
     rows: SplitRows,
     results: dict,
+    effects: Effects | None = None,
 ) -> str:
     """Renders `model_cards/template.md` into the folder's `README.md` and returns its path.
 
@@ -142,6 +143,7 @@ def write_card(
         dataset_dir: the dataset folder that it was trained on; its own card gives title and licence.
         rows: the training rows, for an example.
         results: of the recipe; `eval_…` are of validation, `test_…` of the test split.
+        effects: what the fields do on validation rows, see [`measure_effects`].
     """
     data = _dataset_facts(dataset_dir, schema)
     # GAUC is NaN where no user has both classes
@@ -159,6 +161,8 @@ def write_card(
         "plm": _plm(model, record) if core.text_encoder is not None else None,
         "plm_name": plain(record["plm"]) if record["plm"] is not None else None,
         "metrics_table": _metrics(results),
+        "effects_table": effects and _effects_table(effects),
+        "effects_rows": effects and f"{effects.rows:,}",
         "validated": "eval_auc" in results,
         "tested": "test_auc" in results,
         "own_mlm_vocabulary": record["arguments"].get("mlm_vocabulary") == "dataset",
@@ -316,6 +320,15 @@ def _metrics(results: dict) -> str:
     if "eval_icl_accuracy" in results:
         rows.append(["own counterpart found in the batch (ICL)", _number(results["eval_icl_accuracy"]), ""])
     return markdown_table(["validation", "true rows", "shuffled rows"], rows)
+
+
+def _effects_table(effects: Effects) -> str:
+    rows = []
+    for one in effects.parts:
+        lost = f"{one.auc_lost:+.4f}" if math.isfinite(one.auc_lost) else ""  # of one class there is no AUC
+        lost += f" ± {1.96 * one.error:.4f}" if math.isfinite(one.error) else ""
+        rows.append([code(one.part), f"{one.change:.3f}", lost])
+    return markdown_table(["without", "log odds change by", "AUC is lower by"], rows)
 
 
 def _example_row(processor: FlipProcessor, rows: SplitRows) -> dict:

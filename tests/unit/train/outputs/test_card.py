@@ -58,6 +58,7 @@ def test_every_section_is_filled(cards, kind):
     sections = re.findall(r"^## (.*)$", text, re.M)
     assert sections == [
         "Results",
+        *["What the fields do"] * (kind != "pretraining"),
         "Use",
         "What it is",
         "Data",
