@@ -73,6 +73,8 @@ class _Page:
                     self._ask_for_change()
                 with gr.Tab("A new item"):
                     self._ask_for_new_item()
+                with gr.Tab("Why a score"):
+                    self._ask_why()
             self._connect()
 
     # --- what is asked
@@ -120,6 +122,15 @@ class _Page:
             with gr.Column(scale=3, min_width=320):
                 first = "Write an item that the model has never seen, and see where it would stand."
                 self.new_answer = gr.HTML(self._message(first), elem_id="flip-new-answer")
+
+    def _ask_why(self) -> None:
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                self.why_item = self._item_input("why")
+                self.why = gr.Button("Why this score", variant="primary", elem_id="flip-why")
+            with gr.Column(scale=3, min_width=320):
+                first = "Choose an item, and see what its score would be without each thing that the model reads."
+                self.why_answer = gr.HTML(self._message(first), elem_id="flip-why-answer")
 
     def _inputs(self, fields: Sequence[FlipField], name: str) -> list[gr.components.Component]:
         """An input for each field, empty at first."""
@@ -171,6 +182,7 @@ class _Page:
         changed = [self.changed_item, *user, *self.changed_inputs]
         self.change.click(self.on_change, changed, self.change_answer, **HIDDEN)
         self.new.click(self.on_new, [*user, *self.new_inputs], self.new_answer, **HIDDEN)
+        self.why.click(self.on_why, [self.why_item, *user], self.why_answer, **HIDDEN)
 
     def _message(self, text: object, kind: str = "note") -> str:
         return self._framed(self.show.message(str(text), kind))
@@ -228,6 +240,9 @@ class _Page:
     def on_new(self, history: History, *values) -> str:
         return self._answer(self._new, history, values)
 
+    def on_why(self, chosen: str | None, history: History, *values) -> str:
+        return self._answer(self._why, chosen, history, values)
+
     def _answer(self, function: Callable[..., str], *args) -> str:
         try:
             return self._framed(function(*args))
@@ -253,6 +268,10 @@ class _Page:
         key = self.trial.unused_key()
         after = self.trial.rank_with(user, history, item | {self.trial.ranker.key.name: key})
         return self._moved(None, after, str(key), history)
+
+    def _why(self, chosen: str | None, history: History, values: Sequence) -> str:
+        key, user = self.trial.find(chosen), self.trial.read(self.trial.ranker.user_fields, values)
+        return self.show.why(self.trial.why(user, history, key), self.joint)
 
     def _read(self, values: Sequence) -> tuple[dict, dict]:
         users = len(self.user_inputs)

@@ -26,6 +26,7 @@ from flip_ctr.serve.catalogue import MANIFEST, Catalogue, joined, key_field
 from flip_ctr.serve.digests import digest
 from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.row_side import RowSide
+from flip_ctr.train.loop.leave_out import RowParts, scorer
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.outputs.run_log import logger
 from flip_ctr.train.serve_arguments import BACKENDS
@@ -367,6 +368,42 @@ class FlipRanker:
         if len(set(found.lengths.tolist())) > 1:
             raise ValueError(f"candidates: users share one list here; got lists of {found.lengths.tolist()} items")
         return self._score(catalogue, read, found)
+
+    def explain(
+        self,
+        user: Mapping,
+        candidates: Sequence,
+        history: Sequence | None = None,
+        context: Mapping | None = None,
+    ) -> list[dict]:
+        """How much of the scores of some items each field and the history are, see [`flip_ctr.explain`]: a dict for
+        each candidate, with its key.
+
+        Args:
+            user: the fields of one user.
+            candidates, history, context: as of `rank`.
+
+        Raises:
+            ValueError: there is more than one user; or see `rank`.
+        """
+        catalogue = self.catalogue
+        users, many = self._read_users(catalogue, user, history, context)
+        if many:
+            raise ValueError(f"explain: one user is needed, a dict of their fields; got {users.count} users")
+        found = self._read_candidates(catalogue, candidates, users)
+        numbers = found.numbers[0]
+        of_user = {name: column.take(np.zeros(len(numbers), np.int64)) for name, column in users.columns.items()}
+        columns = of_user | catalogue.take(numbers).columns | found.columns
+        histories = users.history and (
+            users.history[0].repeat(len(numbers), 0),
+            users.history[1].repeat(len(numbers), 0),
+            catalogue.columns,
+        )
+        parts = RowParts(self.model, self.processor, columns, histories)
+        with self._items.lock:  # of the tokenizer
+            answers = list(parts.explain(scorer(self.model, self.processor, ROWS_AT_ONCE)))
+        keys = catalogue.answers[numbers].tolist()
+        return [{self.key.name: key} | answer for key, answer in zip(keys, answers, strict=True)]
 
     # --- reading a request
 

@@ -19,10 +19,12 @@ from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.catalogue import Catalogue
 from flip_ctr.serve.ranker import FlipRanker
+from flip_ctr.train.loop.leave_out import ENTRY
 
 MAX_CHOICES = 200  # of a field; one with more values is typed
 MAX_FOUND = 50  # items of a search
 NEIGHBOURS = 3  # shown above an item, and below it
+MOST_ENTRIES = 5  # of a history, that are shown beside what they do
 NEW_ITEM = "new item"  # its key, where keys are text
 
 History = list[tuple[str, int]]  # the canonical key of each item, and whether it was clicked; newest last
@@ -201,8 +203,7 @@ class Trial:
     def rank(self, user: dict[str, Any], history: History, ranker: FlipRanker | None = None) -> Ranking:
         """All items for a user."""
         ranker = ranker or self.ranker
-        field, catalogue = self.history_field, ranker.catalogue
-        entries = None if field is None else [{field.history_of: key, CLICKED: clicked} for key, clicked in history]
+        catalogue, entries = ranker.catalogue, self._entries_of(history)
         scores = ranker.score([user], history=None if entries is None else [entries])
         order = np.argsort(-scores["logits"][0], kind="stable")
         of_order = {name: values[0, order].astype(np.float64) for name, values in scores.items()}
@@ -215,6 +216,29 @@ class Trial:
     def rank_with(self, user: dict[str, Any], history: History, item: dict[str, Any]) -> Ranking:
         """The same with an item that is new, or in the place of the one of its key."""
         return self.rank(user, history, self.ranker.with_items([item]))
+
+    def why(self, user: dict[str, Any], history: History, key: str) -> dict[str, Any]:
+        """What [`FlipRanker.explain`] says of an item for a user, its log odds also as probabilities
+        (`base_probability`, ...); `parts` are those that are shown, the most telling first, each also with its
+        `wording` and its `share` of the largest change."""
+        (answer,) = self.ranker.explain(user, [key], history=self._entries_of(history))
+        wordings = {field.name: field.wording for field in self.ranker.processor.feature_extractor.all_fields}
+        ordered = sorted(answer["parts"], key=lambda part: -abs(part["change"]))
+        entries = [part for part in ordered if part["kind"] == ENTRY][:MOST_ENTRIES]
+        shown = [part for part in ordered if part["kind"] != ENTRY] + entries
+        largest = max([abs(part["change"]) for part in shown]) or 1.0
+        parts = [
+            part | {"wording": wordings.get(part["part"], "before"), "share": abs(part["change"]) / largest}
+            for part in shown
+        ]
+        log_odds = [name for name in answer if name.endswith("_log_odds")]
+        found = {name.replace("log_odds", "probability"): float(expit(answer[name])) for name in log_odds}
+        return answer | found | {"parts": parts, "label": self._labels[self.catalogue.numbers[key]]}
+
+    def _entries_of(self, history: History) -> list[dict[str, Any]] | None:
+        """A history as the ranker takes it; None where the model reads none."""
+        field = self.history_field
+        return None if field is None else [{field.history_of: key, CLICKED: clicked} for key, clicked in history]
 
     def rows(self, ranking: Ranking, places: Sequence[int], history: History = ()) -> list[dict[str, Any]]:
         """What is shown of the items at some places, from 0."""

@@ -114,6 +114,21 @@ def test_a_changed_title_moves_an_item_for_its_visitor_alone(shown):
     assert page["on_item"]("104")[1] == title  # another visitor, or the same one later
 
 
+def test_a_score_is_explained(shown):
+    ranker, users, items, page = shown
+    history, _, *values = page["on_user"](1)
+    html = page["on_why"]("104", history, *values)
+    (answer,) = ranker.explain(users[1], [104])
+    assert f"{100 * answer['click_probability']:.1f} %; by the ids alone" in html
+    by_part = {part["part"]: part["change"] for part in answer["parts"]}
+    for wording, name in (("movie id", "movie_id"), ("genre", "genre"), ("history", "history")):
+        number = re.escape(f"{by_part[name]:+.3f}")
+        assert re.search(rf"<td>{wording}</td>(?:(?!<tr>).)*>{number}</span>", html, re.S)
+    entries = [part for part in answer["parts"] if part["kind"] == "entry"]
+    assert html.count("<td>before</td>") == len(entries) == 3
+    assert html.count("<tr><td>") == len(answer["parts"]) and 'style="width:100.0%"' in html
+
+
 def test_a_new_item_is_placed_by_its_text(shown):
     ranker, users, items, page = shown
     history, _, *values = page["on_user"](2)
@@ -133,6 +148,7 @@ def test_a_new_item_is_placed_by_its_text(shown):
         ("on_add", ([], None, 1), "Find an item first"),
         ("on_add", ([], SCRIPT, 1), "there is no such item"),
         ("on_item", ("999",), "999: there is no such item"),
+        ("on_why", (None, [], "1", "20", "0"), "Find an item first"),
         ("on_change", (None, [], "1", "20", "0", "A", "B"), "Find an item first"),
         ("on_new", ([], "1", "20", "0", "", ""), "Write at least the new item&#39;s title"),
     ],
@@ -150,6 +166,7 @@ def test_nothing_becomes_html(shown):
         page["on_rank"](100, history, *values),
         page["on_add"]([], "100", 1)[1],
         page["on_change"]("100", [], *values, STRANGE, STRANGE),
+        page["on_why"]("100", [], *values),
         page["on_new"]([], *values, STRANGE, STRANGE),
         build_page(ranker, title=STRANGE).get_config_file()["components"][0]["props"]["value"],
     ]

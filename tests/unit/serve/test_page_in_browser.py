@@ -92,6 +92,12 @@ def test_the_page_is_clicked_through(driver, address):
     write("new-title", STRANGE)
     find("rank-new").click()
     says("new-answer", "of 10.")
+    driver.find_elements(By.CSS_SELECTOR, "button[role=tab]")[2].click()
+    wait.until(lambda _: find("why").is_displayed())
+    write("find-why", "film 2")
+    has("item-why", "Film 2 · 102")
+    find("why").click()
+    says("why-answer", "by the ids alone")
     is_whole(400)
     # (fonts that a version of Gradio looks for on the network are none of these)
     assert [entry for entry in driver.get_log("browser") if entry["source"] == "javascript"] == []

@@ -13,7 +13,7 @@ import tiny
 import torch
 from serving import USER, made, parted, saved, scored
 
-from flip_ctr import FlipField, FlipRanker
+from flip_ctr import FlipField, FlipRanker, explain
 
 KINDS = {
     "id": {"strategy": "id"},
@@ -108,6 +108,15 @@ def test_histories_are_read(tokenizer, text_config, kind, prompts):
     clicked = [{"movie_id": 101, "clicked": 1}, {"movie_id": 103, "clicked": 1}]
     assert ranker.rank(users[0], history=[101, 103]) == ranker.rank(users[0], history=clicked)
     assert ranker.rank(users[0], history=[]) == ranker.rank(users[0])
+    joined = [users[-1] | item | {"history": histories[-1]} for item in items[3:5]]
+    answers = ranker.explain(users[-1], [item["movie_id"] for item in items[3:5]], history=histories[-1])
+    for item, answer, other in zip(items[3:5], answers, explain(model, processor, joined, items=items), strict=True):
+        assert answer["movie_id"] == item["movie_id"] and len(answer["parts"]) == len(other["parts"])
+        for part, expected_part in zip(answer["parts"], other["parts"], strict=True):
+            assert (part["part"], part["value"]) == (expected_part["part"], expected_part["value"])
+            assert part["change"] == pytest.approx(expected_part["change"], abs=1e-5)
+    with pytest.raises(ValueError, match="explain: one user is needed, .*; got 7 users"):
+        ranker.explain(users, [101])
 
 
 @pytest.fixture(scope="module")
