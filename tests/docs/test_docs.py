@@ -190,7 +190,7 @@ def test_python_runs(page, folder):
 
 # --- commands
 
-CHEAP = ("evaluate", "predict", "rank", "embed")
+CHEAP = ("evaluate", "predict", "explain", "rank", "embed")
 
 
 def is_cheap(command: str, argv: list[str]) -> bool:

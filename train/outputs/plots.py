@@ -199,7 +199,9 @@ def explanation_figure(plt, answer: dict[str, Any], title: str):
     figure.suptitle("\n".join(filter(None, [title, *score_words(answer)])), x=0.01, ha="left", fontsize=9)
     if len(panels) > 1:
         axes[1, 0].set_title("Entries of the history, on a scale of their own", fontsize=9)
-    note = ["change in log odds that the part makes"] + ([f"not shown, as they change less: {', '.join(hidden)}"] if hidden else [])
+    note = ["change in log odds that the part makes"] + (
+        [f"not shown, as they change less: {', '.join(hidden)}"] if hidden else []
+    )
     axes[-1, 0].set_xlabel("\n".join(note), fontsize=8)
     return figure
 
