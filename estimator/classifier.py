@@ -36,6 +36,7 @@ from flip_ctr.modeling_flip.configuration_flip import FlipConfig, is_decoder
 from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
 from flip_ctr.modeling_flip.rows_flip import RawRows
 from flip_ctr.train.arguments import FinetuneArguments
+from flip_ctr.train.loop.leave_out import explain
 from flip_ctr.train.loop.loaders import fitting_batch_size
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
@@ -388,6 +389,12 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         """The more probable class of each row `(n,)`; arguments and errors as of `decision_function`."""
         clicks = self.decision_function(X) > 0
         return self.classes_[clicks.astype(int)]
+
+    def explain(self, X: Any) -> list[dict[str, Any]]:
+        """How much of each row's score is each column, and of a joint model the ids and the text: a list of what
+        [`flip_ctr.explain`] says. Arguments and errors as of `decision_function`."""
+        check_is_fitted(self, "model_")
+        return explain(self.model_, self.processor_, self._read_known(X))
 
     # --- keeping
 

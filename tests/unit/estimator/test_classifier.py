@@ -227,6 +227,19 @@ def test_a_plm_reads_the_text(frame, plm):
     assert pickle.loads(pickle.dumps(lora)).model_.config.strategy == "plm"
 
 
+def test_a_score_is_explained(frame):
+    model = FlipClassifier(**FAST).fit(frame, clicks(frame))
+    rows = frame.head(3)
+    answers, log_odds = model.explain(rows), model.decision_function(rows)
+    assert [answer["log_odds"] for answer in answers] == pytest.approx(log_odds, abs=1e-6)
+    column = next(field.name for field in model.fields_ if not field.key)
+    without = model.decision_function(rows.assign(**{column: None}))
+    parts = [next(part for part in answer["parts"] if part["part"] == column) for answer in answers]
+    assert [part["log_odds"] for part in parts] == pytest.approx(without, abs=1e-6)
+    with pytest.raises(NotFittedError):
+        FlipClassifier().explain(rows)
+
+
 def test_validation_rows_and_time(frame):
     y, settings = clicks(frame), FAST["settings"] | {"logging_steps": 1}
     held_out = FlipClassifier(**FAST).fit(frame[:160], y[:160], eval_set=(frame[160:], y[160:]))
