@@ -11,7 +11,13 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_cards/flip*.md", "model_cards/*/*.png"]
-OUTSIDE += ["benchmarks/results/**/*.md", "benchmarks/results/**/*.png", "examples/*.py", "examples/*.ipynb", "examples/README.md"]
+OUTSIDE += [
+    "benchmarks/results/**/*.md",
+    "benchmarks/results/**/*.png",
+    "examples/*.py",
+    "examples/*.ipynb",
+    "examples/README.md",
+]
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]*)([^)]*\))")
 HELP = re.compile(r"<!-- flip-ctr (.*?)--help -->")
 CODE = re.compile(r"<!-- code: (.*?) -->")

@@ -2,10 +2,10 @@
 """Ranking the items of a catalogue for users: what the items say alone is computed once and kept."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +13,18 @@ from scipy.special import expit
 
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
 from flip_ctr.modeling_flip.containers_flip import factorize, plain_column
-from flip_ctr.modeling_flip.fields_flip import CLICKED, PAD_ID, FlipField, check_choice, check_count, fields_of_items
-from flip_ctr.modeling_flip.histories_flip import Histories, read_histories
+from flip_ctr.modeling_flip.fields_flip import PAD_ID, FlipField, check_choice, check_count, fields_of_items
+from flip_ctr.modeling_flip.histories_flip import Histories
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.prompt_tables_flip import EncodedRows
 from flip_ctr.modeling_flip.rows_flip import RawRows, column_of, named_columns
-from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.candidate_model import OUTPUTS, CandidateModel, TextParts
-from flip_ctr.serve.catalogue import MANIFEST, Catalogue, joined, key_field
+from flip_ctr.serve.catalogue import MANIFEST, Catalogue, key_field
 from flip_ctr.serve.digests import digest
 from flip_ctr.serve.item_files import read_items
+from flip_ctr.serve.request_reader import Candidates, RequestReader, Users
 from flip_ctr.serve.row_side import RowSide
 from flip_ctr.train.loop.leave_out import RowParts, scorer
 from flip_ctr.train.models.build import load_click_model
@@ -34,35 +34,6 @@ from flip_ctr.train.serve_arguments import BACKENDS
 ROWS_AT_ONCE = 4096  # candidates that go through the model together
 USERS_REMEMBERED = 10_000  # distinct texts
 ROW_PROMPTS_AT_ONCE = 64  # the same of a model that reads their prompts
-
-
-class Users(NamedTuple):
-    """U users as the model reads them.
-
-    Args:
-        count: how many they are.
-        columns: of the fields that users and the context have.
-        history: `(U, n)` numbers of the catalogue's items, -1 for none, and their outcomes; None for a model that reads
-            no history.
-    """
-
-    count: int
-    columns: dict[str, Column]
-    history: tuple[np.ndarray, np.ndarray] | None
-
-
-class Candidates(NamedTuple):
-    """L lists of candidates: one for each user, or one for all.
-
-    Args:
-        numbers: `(L, C)` of the catalogue's items.
-        lengths: `(L,)` how many of them are the list's; the rest fills up.
-        columns: of fields that candidates themselves have, `(L C)` rows.
-    """
-
-    numbers: np.ndarray
-    lengths: np.ndarray
-    columns: dict[str, Column]
 
 
 class FlipRanker:
@@ -135,14 +106,14 @@ class FlipRanker:
             model.to(device)
         self.model, self.processor, self.key = model.eval(), processor, key
         self._changing = threading.Lock()  # of the catalogue: two changes at once would lose one
-        self._fields = processor.feature_extractor.all_fields
-        self._history = processor.history_field
+        fields = processor.feature_extractor.all_fields
         _check_items(processor, model, item_fields, key)
-        others = [one for one in self._fields if one not in item_fields and not one.is_history]
+        others = [one for one in fields if one not in item_fields and not one.is_history]
         self._items = RowSide(model, processor, item_fields, True, dtype)
         self._users = RowSide(model, processor, others, remembers=USERS_REMEMBERED, lock=self._items.lock)
         self._item_slots = self._items.slots([one.name for one in item_fields])
-        of_history = self._items.slots([one.name for one in fields_of_items(self._fields)])
+        self._requests = RequestReader(fields, others, key, processor.history_field, self._items.keeps_text)
+        of_history = self._items.slots([one.name for one in fields_of_items(fields)])
         self._history_slots = [self._item_slots.index(slot) for slot in of_history]  # among those of items
         # rows' prompts hold both sides: nothing of them can be kept
         self._reads_rows = model.flip.text_encoder is not None and not self._items.keeps_text
@@ -225,7 +196,7 @@ class FlipRanker:
 
     def __contains__(self, key: Any) -> bool:
         try:
-            return self._canonical([key])[0] in self.catalogue.known
+            return self._requests.canonical([key])[0] in self.catalogue.known
         except ValueError:  # a value of another type is no key
             return False
 
@@ -250,7 +221,7 @@ class FlipRanker:
         """Items that are not to be ranked any more; histories may still name them. `ValueError` where there is none of
         a key."""
         with self._changing:
-            self.catalogue = self.catalogue.without(self._read_keys(keys, "remove_items"))
+            self.catalogue = self.catalogue.without(self._requests.keys(keys, "remove_items"))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Writes the catalogue, so that `from_pretrained(..., items=folder)` reads no text again.
@@ -277,22 +248,6 @@ class FlipRanker:
         rows = len(codes)
         ids, text = self._items.encode_ids(columns, rows), self._items.read_text(columns, rows)
         return Catalogue(self.key, columns, ids, text, np.ones(rows, bool))
-
-    def _canonical(self, keys: Any) -> list[Value]:
-        column = Column.read(keys if hasattr(keys, "__len__") else list(keys), self.key)
-        return [column.values[code] for code in column.codes]
-
-    def _check_list(self, keys: Any, what: str) -> None:
-        if isinstance(keys, str | bytes | Mapping) or not hasattr(keys, "__iter__"):  # text is no list of its letters
-            raise ValueError(f"{what}: a list of keys ({self.key.name}) is needed; got {keys!r}")
-
-    def _read_keys(self, keys: Any, what: str) -> list[Value]:
-        """The keys of items in canonical form."""
-        self._check_list(keys, what)
-        try:
-            return self._canonical(keys)
-        except ValueError as error:
-            raise ValueError(f"{what}: {error}") from None
 
     # --- ranking
 
@@ -332,11 +287,11 @@ class FlipRanker:
         if isinstance(user, list | tuple) and not user:
             return []
         catalogue = self.catalogue
-        users, many = self._read_users(catalogue, user, history, context)
-        found = self._read_candidates(catalogue, candidates, users)
+        users, many = self._requests.users(catalogue, user, history, context)
+        found = self._requests.candidates(catalogue, candidates, users)
         if not found.numbers.size:
             return [[] for _ in range(users.count)] if many else []
-        excluded = self._read_excluded(catalogue, exclude, many, users.count)
+        excluded = self._requests.excluded(catalogue, exclude, many, users.count)
         logits = self._score(catalogue, users, found)
         answers = []
         numbers, lengths = (np.broadcast_to(part, (users.count, *part.shape[1:])) for part in found[:2])
@@ -363,8 +318,8 @@ class FlipRanker:
         tower in them (`id_weight`): `(U, C)` by the names of the model's output, in the order of the candidates (of
         `catalogue.keys[catalogue.shown]` when not given). `ValueError` where users have lists of different lengths."""
         catalogue = self.catalogue
-        read, _ = self._read_users(catalogue, users, history, context)
-        found = self._read_candidates(catalogue, candidates, read)
+        read, _ = self._requests.users(catalogue, users, history, context)
+        found = self._requests.candidates(catalogue, candidates, read)
         if len(set(found.lengths.tolist())) > 1:
             raise ValueError(f"candidates: users share one list here; got lists of {found.lengths.tolist()} items")
         return self._score(catalogue, read, found)
@@ -387,10 +342,10 @@ class FlipRanker:
             ValueError: there is more than one user; or see `rank`.
         """
         catalogue = self.catalogue
-        users, many = self._read_users(catalogue, user, history, context)
+        users, many = self._requests.users(catalogue, user, history, context)
         if many:
             raise ValueError(f"explain: one user is needed, a dict of their fields; got {users.count} users")
-        found = self._read_candidates(catalogue, candidates, users)
+        found = self._requests.candidates(catalogue, candidates, users)
         numbers = found.numbers[0]
         of_user = {name: column.take(np.zeros(len(numbers), np.int64)) for name, column in users.columns.items()}
         columns = of_user | catalogue.take(numbers).columns | found.columns
@@ -404,124 +359,6 @@ class FlipRanker:
             answers = list(parts.explain(scorer(self.model, self.processor, ROWS_AT_ONCE)))
         keys = catalogue.answers[numbers].tolist()
         return [{self.key.name: key} | answer for key, answer in zip(keys, answers, strict=True)]
-
-    # --- reading a request
-
-    def _read_users(self, catalogue: Catalogue, user, history, context) -> tuple[Users, bool]:
-        many = not _is_row(user)
-        user = list(user) if isinstance(user, Iterator) else user
-        rows = RawRows.of(user if many else [user], self._fields)
-        count = len(user) if many else 1
-        of_all = context is None or _is_row(context)
-        if not of_all and len(context) != count:
-            raise ValueError(
-                f"context: one for each of the {count} users is needed, or one for all; got {len(context)}"
-            )
-        contexts = RawRows.of([{} if context is None else context] if of_all else context)
-        sides = {"user": named_columns(rows.names or []), "context": named_columns(contexts.names or [])}
-        columns: dict[str, Column] = {}
-        for side, raw in (("user", rows), ("context", contexts)):
-            fields = [one for one in self._users.fields if column_of(one, sides[side])]
-            twice = next((one.name for one in fields if one.name in columns), None)
-            if twice is not None:
-                raise ValueError(f"'{twice}' is given by both the user and the context")
-            try:
-                read = read_columns(raw, fields)
-            except ValueError as error:
-                raise ValueError(f"{side}: {error}") from None
-            if side == "context" and of_all:
-                read = {name: column.take([0] * count) for name, column in read.items()}
-            columns |= read
-        return Users(count, columns, self._read_history(catalogue, rows, history, many, count)), many
-
-    def _read_history(self, catalogue: Catalogue, rows: RawRows, history, many: bool, count: int):
-        field = self._history
-        if field is None:
-            if history is not None:
-                raise ValueError("history: this model reads no histories; leave it out")
-            return None
-        if history is None and column_of(field, named_columns(rows.names or [])):
-            source: Any = rows
-        else:
-            listed = [None] * count if history is None else history if many else [history]
-            listed = listed.tolist() if hasattr(listed, "tolist") else listed
-            if len(listed) != count:
-                raise ValueError(f"history: one for each of the {count} users is needed; got {len(listed)}")
-            source = {field.name: [self._entries(one) for one in listed]}
-        numbers, outcomes, _ = read_histories(source, self._fields, catalogue)
-        return numbers, outcomes
-
-    def _entries(self, history: Any) -> list[Mapping]:
-        """The entries of one history, of which those that are plain keys were clicked."""
-        if history is None:
-            return []
-        self._check_list(history, "history")
-        entries = history.tolist() if hasattr(history, "tolist") else history
-        name = self._history.history_of
-        return [one if isinstance(one, Mapping) else {name: one, CLICKED: 1} for one in entries]
-
-    def _read_excluded(self, catalogue: Catalogue, exclude, many: bool, count: int) -> list[list[int]] | None:
-        """The numbers of the items that each user is not shown."""
-        if exclude is None:
-            return None
-        lists = exclude if many else [exclude]
-        if len(lists) != count:
-            raise ValueError(f"exclude: a list for each of the {count} users is needed; got {len(lists)}")
-        known = catalogue.known
-        read = ([] if one is None else self._read_keys(one, "exclude") for one in lists)
-        return [[known[key] for key in keys if key in known] for keys in read]
-
-    def _read_candidates(self, catalogue: Catalogue, candidates: Any, users: Users) -> Candidates:
-        lists = _lists_of(candidates)
-        if lists is not None and len(lists) != users.count:
-            raise ValueError(f"candidates: one list for each of the {users.count} users is needed; got {len(lists)}")
-        read = [self._read_list(catalogue, one, users) for one in ([candidates] if lists is None else lists)]
-        own = [columns for numbers, columns in read if len(numbers)] or [{}]  # no candidate has no fields
-        if any(columns.keys() != own[0].keys() for columns in own):
-            raise ValueError("candidates: those of all users must have the same fields")
-        missing = [one for one in self._users.fields if one.name not in {*users.columns, *own[0]}]
-        lengths = np.array([len(numbers) for numbers, _ in read])
-        if missing and lengths.any():
-            raise ValueError(
-                f"user: column(s) {', '.join(repr(field.name) for field in missing)} missing; give them in the user or "
-                "the context, as None where they are unknown"
-            )
-        filled = np.arange(lengths.max()) < lengths[:, None]
-        numbers, places = np.zeros((2, *filled.shape), np.int64)
-        numbers[filled], places[filled] = np.concatenate([some for some, _ in read]), np.arange(lengths.sum())
-        columns = {name: joined([columns[name] for columns in own]).take(places.ravel()) for name in own[0]}
-        return Candidates(numbers, lengths, columns)
-
-    def _read_list(self, catalogue: Catalogue, candidates: Any, users: Users) -> tuple[np.ndarray, dict[str, Column]]:
-        """The numbers of some candidates, and the columns of fields that they themselves have."""
-        if candidates is None:
-            return np.flatnonzero(catalogue.shown), {}
-        if not hasattr(candidates, "columns"):
-            self._check_list(candidates, "candidates")
-            keys = candidates.tolist() if hasattr(candidates, "tolist") else list(candidates)
-            if not any(issubclass(kind, Mapping) for kind in set(map(type, keys))):
-                numbers = catalogue.find_answers(keys)
-                if numbers is None:  # an array says more of its values than Python's own do
-                    whole = candidates if hasattr(candidates, "__len__") else keys
-                    numbers = catalogue.find(self._read_keys(whole, "candidates"))
-                return numbers, {}
-            candidates = keys
-        rows = RawRows.of(candidates)
-        names = named_columns(rows.names or [])
-        fields = [field for field in self._users.fields if column_of(field, names)]
-        for field in fields:
-            if field.name in users.columns:
-                raise ValueError(f"'{field.name}' is given by both the candidates and the user or the context")
-            if field.on_text_side and self._items.keeps_text:
-                raise ValueError(
-                    f"candidates: '{field.name}' is in a prompt, of which a request has one; give it in the context"
-                )
-        try:
-            columns = read_columns(rows, [*fields, self.key])
-        except ValueError as error:
-            raise ValueError(f"candidates: {error}") from None
-        keys = columns.pop(self.key.name)
-        return catalogue.find([keys.values[code] for code in keys.codes]), columns
 
     # --- scoring
 
@@ -654,18 +491,3 @@ def _type_of(items: RawRows, key: FlipField) -> str:
         raise ValueError(f"items: {error}") from None
     kinds = {type(value) for value in values if value is not None}
     return "int" if kinds and all(issubclass(one, int | np.integer) and one is not bool for one in kinds) else "string"
-
-
-def _is_row(rows: Any) -> bool:
-    """Whether this is one row: a dict, or a row of a pandas frame."""
-    return isinstance(rows, Mapping) or (hasattr(rows, "iloc") and not hasattr(rows, "columns"))
-
-
-def _lists_of(candidates: Any) -> list | None:
-    """The lists of candidates, one a user; None where they are one list."""
-    if candidates is None or hasattr(candidates, "columns") or not hasattr(candidates, "__len__"):
-        return None
-    listed = candidates.tolist() if hasattr(candidates, "tolist") else list(candidates)
-    first = next((one for one in listed if one is not None), None)
-    is_list = hasattr(first, "__iter__") and not isinstance(first, str | bytes | Mapping)
-    return listed if is_list else None
