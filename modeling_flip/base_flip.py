@@ -62,6 +62,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         r"^id_classifier\.",
         r"^first_order\.",
         r"^text_classifier\.",
+        r"^text_numbers\.",
         r"^fusion\.",
         r"^(flip\.)?(text_encoder|text_projection|text_interaction|text_field|id_tower|id_projection)\.",
     ]

@@ -46,6 +46,7 @@ SETTINGS = {
     "initializer_range": _POSITIVE,
     "prompts": Allowed(str, choices=PROMPTS),
     "text_pooling": Allowed(str, choices=("cls", "mean", "last"), optional=True),
+    "text_numbers": Allowed(bool),
     "mlm_weight": _WEIGHT,
     "mtm_weight": _WEIGHT,
     "icl_weight": _WEIGHT,
@@ -130,6 +131,8 @@ class FlipConfig(PreTrainedConfig):
         text_pooling (`str`, *optional*): the PLM's pooled state: first token (`cls`), `last` token that is not padding,
             or `mean` over the tokens. When None it follows from the PLM: `last` for a decoder (Qwen3, Llama, Gemma,
             ...), `cls` for others.
+        text_numbers (`bool`, defaults to `False`): whether the PLM's click layer (strategies `plm` and `joint`) reads
+            the numbers too that no prompt says: `numeric` fields of the ID side alone, such as click rates.
         mlm_weight, mtm_weight, icl_weight (`float`, default to 1.0): weights of the three pretraining losses. A weight
             of 0 builds no head.
         mlm_id_dropout (`float`, defaults to 0.0): share of the rows whose `h_id` MLM does not see while training; 1:
@@ -195,6 +198,7 @@ class FlipConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         prompts: str = "row",
         text_pooling: str | None = None,
+        text_numbers: bool = False,
         mlm_weight: float = 1.0,
         mtm_weight: float = 1.0,
         icl_weight: float = 1.0,
@@ -257,6 +261,7 @@ class FlipConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.prompts = prompts
         self.text_pooling = text_pooling
+        self.text_numbers = text_numbers
         self.mlm_weight = mlm_weight
         self.mtm_weight = mtm_weight
         self.icl_weight = icl_weight
@@ -399,6 +404,13 @@ class FlipConfig(PreTrainedConfig):
         """The number, among `prompt_entities`, of the items of the history; None where the text side reads no
         history."""
         return history_entity(read_fields(self.fields), self.prompt_entities)
+
+    @property
+    def number_slots(self) -> list[int]:
+        """The slots of `feature_ids` whose fields are numbers that no prompt says."""
+        fields = self.id_fields
+        of_text = [field.kind == "numeric" and not field.on_text_side for field in fields]
+        return [slot for slot, field in enumerate(slot_fields(fields)) if of_text[field]]
 
     @property
     def slot_fields(self) -> list[int]:

@@ -18,8 +18,10 @@ from .configuration_flip import FlipConfig
 from .fields_flip import NUM_RESERVED_IDS, UNK_ID
 from .gather_flip import gather_rows
 from .id_tower import grown
+from .layers_flip import TowerLinear
 from .losses_flip import IGNORE_INDEX, MaskedFeatureScores
 
+NUMBERS_DIM = 64  # of the hidden layer that reads numbers beside a text
 SCORES_AT_ONCE = (
     2**20
 )  # of values that targets are ranked among: 4 MB, which a CPU's cache holds (9 times as many took 4 times as long)
@@ -458,6 +460,50 @@ class FlipMTMHead(nn.Module):
         for first in range(NUM_RESERVED_IDS, size, block):
             rows = slice(start + first, start + min(first + block, size))
             yield first, (queries @ self.embeddings.weight[rows].T).float() + self.bias.weight[rows, 0].float()
+
+
+class FlipTextNumbers(nn.Module):
+    """What numbers that no prompt says (`config.text_numbers`), such as click rates, add to the textual view of a row:
+    one hidden layer over both, whose result starts at zero.
+
+    A number is the place of its bucket among those of its field, from -1 to 1, beside whether it is known. `last_ids`
+    `(S,)` is the last id of each slot's field.
+
+    Raises:
+        ValueError: no field is such a number.
+    """
+
+    last_ids: torch.Tensor
+
+    def __init__(self, config: FlipConfig, text_dim: int):
+        super().__init__()
+        self.slots = config.number_slots
+        if not self.slots:
+            raise ValueError(
+                "FlipConfig: `text_numbers` needs a field of kind 'numeric' on the ID side alone (`sides` ['id']), "
+                "such as a click rate; `fields` has none."
+            )
+        self.register_buffer("last_ids", self._last_ids(config), persistent=False)
+        self.norm = nn.LayerNorm(text_dim)
+        self.state = TowerLinear(text_dim, NUMBERS_DIM)
+        self.numbers = TowerLinear(2 * len(self.slots), NUMBERS_DIM, bias=False)
+        self.output = ZeroLinear(NUMBERS_DIM, text_dim)
+
+    def _last_ids(self, config: FlipConfig) -> torch.Tensor:
+        sizes = config.field_sizes
+        return torch.tensor([sizes[field] - 1 for field in config.slot_fields])
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.copy_(self.last_ids, self._last_ids(config))  # built on the meta device by `from_pretrained`
+
+    def forward(self, text_state: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
+        """The textual view `(B, H)` and feature ids `(B, S)` -> the textual view with the numbers, `(B, H)`."""
+        ids, last_ids = feature_ids[:, self.slots], self.last_ids[self.slots]
+        known = (ids >= NUM_RESERVED_IDS).to(text_state.dtype)
+        places = (ids - NUM_RESERVED_IDS).to(text_state.dtype) / (last_ids - NUM_RESERVED_IDS).clamp(min=1)
+        numbers = torch.cat([(2 * places - 1) * known, known], dim=-1)
+        hidden = self.state(self.norm(text_state)) + self.numbers(numbers)
+        return text_state + self.output(hidden.relu())
 
 
 class FlipFusion(nn.Module):

@@ -29,7 +29,15 @@ from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
 from .fields_flip import FlipField, check_choice  # noqa: F401
 from .fingerprint_flip import check_checkpoint  # noqa: F401
 from .gather_flip import share_of_total
-from .heads_flip import FlipFusion, FlipMLMHead, FlipMTMHead, FlipProjection, TextField, contrastive_logits
+from .heads_flip import (
+    FlipFusion,
+    FlipMLMHead,
+    FlipMTMHead,
+    FlipProjection,
+    FlipTextNumbers,
+    TextField,
+    contrastive_logits,
+)
 from .histories_flip import Histories  # noqa: F401
 from .id_tower import FeatureEmbedding, build_id_tower
 from .id_tower_afm import AFM  # noqa: F401
@@ -871,7 +879,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if use_text and config.text_config is None:
             raise ValueError(f"FlipForCTR: strategy {config.strategy!r} needs a PLM, and `config.text_config` is null.")
         self.flip = FlipModel(config, text_encoder, use_id, use_text, use_projection=False)
-        self.id_classifier = self.first_order = self.text_classifier = self.fusion = None
+        self.id_classifier = self.first_order = self.text_classifier = self.text_numbers = self.fusion = None
         if use_id:
             id_dim = self.flip.id_tower.output_dim
             self.id_classifier = TowerLinear(id_dim, 1)
@@ -881,6 +889,9 @@ class FlipForCTR(FlipPreTrainedModel):
             text_dim = config.text_config.hidden_size
             self.dropout = nn.Dropout(config.classifier_dropout)
             self.text_classifier = nn.Linear(text_dim, 1)
+            if config.text_numbers:
+                self.text_numbers = FlipTextNumbers(config, text_dim)
+                self.flip.inputs.read.add("feature_ids")
         if config.strategy == "joint":
             self.fusion = FlipFusion(config, id_dim, text_dim)
         self.post_init()
@@ -912,6 +923,10 @@ class FlipForCTR(FlipPreTrainedModel):
             sample_weight: `(B,)` weights of the rows in the loss.
         """
         self.flip.inputs.check(
+            # an ID tower checks what it reads
+            last_ids=None
+            if self.text_numbers is None or self.flip.id_tower is not None
+            else self.text_numbers.last_ids,
             feature_ids=feature_ids,
             prompt_index=prompt_index,
             input_ids=input_ids,
@@ -944,7 +959,7 @@ class FlipForCTR(FlipPreTrainedModel):
         """The heads alone; in eval mode their log odds are corrected, as those of `forward`.
 
         Args:
-            feature_ids: `(B, S)`, of a model with an ID tower.
+            feature_ids: `(B, S)`, of a model with an ID tower, or with `config.text_numbers`.
             id_state: `h_id` `(B, D_id)`, where the strategy has an ID tower's head.
             text_state: the textual view `(B, H)`, where it has a PLM's.
         """
@@ -956,6 +971,10 @@ class FlipForCTR(FlipPreTrainedModel):
             parts["id_logits"] = self.id_classifier(id_state).float()
             if self.first_order is not None:
                 parts["id_logits"] = parts["id_logits"] + self.first_order(feature_ids).float().sum(1)
+        if self.text_numbers is not None:
+            if feature_ids is None:
+                raise ValueError("`feature_ids` is needed: `config.text_numbers` has the text side read numbers there.")
+            text_state = self.text_numbers(text_state, feature_ids)
         if self.text_classifier is not None:
             parts["text_logits"] = self.text_classifier(self.dropout(text_state)).float()
         logits = next(iter(parts.values()))

@@ -52,7 +52,8 @@ class CandidateModel(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """
         Args:
-            feature_ids: `(U C, S)` local feature ids, where the strategy has an ID tower.
+            feature_ids: `(U C, S)` local feature ids, where the strategy has an ID tower or the text side reads
+                numbers.
             item_own, item_factors: `(U C, H)` and `(U C, R)` of the candidates.
             user_own, user_factors: `(U, H)` and `(U, R)` of all other prompts of the rows.
             item_query: `(U C, 64)` of the candidates, where the text side reads histories.

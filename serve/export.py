@@ -142,11 +142,12 @@ def graphs_of(model: FlipForCTR) -> dict[str, Graph]:
     """The graphs of a model, by their names."""
     flip, config, joint = model.flip, model.config, model.fusion is not None
     on_ids = flip.id_tower is not None and flip.id_tower.history is not None
+    reads_ids = flip.id_tower is not None or model.text_numbers is not None
     on_text = flip.text_interaction is not None and flip.text_interaction.history is not None
 
     def features(whose: str) -> dict[str, Input]:
         """The inputs that are no text; histories are of rows, or of users who share them."""
-        inputs = {"feature_ids": ids("rows", config.num_slots)} if flip.id_tower is not None else {}
+        inputs = {"feature_ids": ids("rows", config.num_slots)} if reads_ids else {}
         if on_ids:
             inputs["history_ids"] = ids(whose, "entries", len(config.history_slots))
         return inputs | ({"history_outcomes": ids(whose, "entries")} if on_ids or on_text else {})

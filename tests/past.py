@@ -12,6 +12,10 @@ HISTORY = FlipField(
     "history", "int", kind="history", history_of="movie_id", max_values=3, entity="user", nullable=False
 )
 FIELDS = [*tiny.FIELDS, HISTORY]
+NUMBERS = [
+    FlipField("user_rate", "float", kind="numeric", num_buckets=6, entity="user", sides=("id",)),
+    FlipField("pair_rows", "int", kind="numeric", num_buckets=4, sides=("id",)),  # of the user and the item's genre
+]
 OF_ITEM = ("movie_id", "title", "genre")
 
 
@@ -26,6 +30,19 @@ def past_rows(count: int = 24, whole: bool = False) -> list[dict]:
         before.append({name: row[name] for name in names} | {"clicked": row["label"]})
         before.append(before[0] | {"clicked": 1 - row["label"]})
     return rows
+
+
+def number_rows(count: int = 24) -> list[dict]:
+    """Past rows whose users have a rate, and each pair of a user and an item a number; one is null."""
+    rows = past_rows(count)
+    for row in rows:
+        row["user_rate"] = None if row["user_id"] == 4 else row["user_id"] / 8
+        row["pair_rows"] = pair_rows(row["user_id"], row["movie_id"])
+    return rows
+
+
+def pair_rows(user: int, movie: int) -> int:
+    return user * movie % 11
 
 
 def items_of(rows: list[dict]) -> list[dict]:

@@ -242,6 +242,8 @@ class FinetuneArguments(TrainingOptions, ClickOptions, BaseOptions):
         self.check_id_tower(new=self.model_name_or_path is None)
         if self.strategy != "joint":
             self.no_effect(f"{given}, of which one tower predicts", fusion="scalar")
+        if self.strategy in ("id", "frozen"):
+            self.no_effect(f"{given}, whose ID tower reads all numbers", text_numbers=False)
         if self.strategy == "id":
             self.no_effect(f"{given}, which reads no prompts", prompt_fields=None, prompts=None, plm_every=1)
         if self.strategy == "frozen":

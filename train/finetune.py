@@ -80,7 +80,10 @@ def processor_and_model(
     """
     source = args.model_name_or_path
     if source is not None and is_flip_checkpoint(source):
-        model, processor = load_checkpoint(args, schema, train_rows, strategy=args.strategy, fusion=args.fusion)
+        settings = {"strategy": args.strategy, "fusion": args.fusion} | (
+            {"text_numbers": True} if args.text_numbers else {}
+        )
+        model, processor = load_checkpoint(args, schema, train_rows, **settings)
     elif source is not None and args.strategy == "id":
         raise ValueError(
             f"--strategy id uses no PLM, and {source} is no FLIP checkpoint; leave out --model_name_or_path"

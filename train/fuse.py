@@ -144,6 +144,8 @@ def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
     }
     if model.first_order is not None:
         parts["first_order"] = id_model
+    if model.text_numbers is not None:
+        parts["text_numbers"] = plm_model
     if model.flip.text_interaction is not None:
         parts["flip.text_interaction"] = plm_model
     for name, source in parts.items():

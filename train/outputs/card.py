@@ -410,6 +410,9 @@ def _model_table(model: FlipPreTrainedModel, record: dict) -> str:
         rows.append(["LoRA", f"rank {record['arguments']['lora_r']}, {kept}"])
     if isinstance(model, FlipForCTR) and config.strategy == "joint":
         rows.append(["fusion", f"`{config.fusion}`"])
+    if getattr(model, "text_numbers", None) is not None:
+        names = [config.id_fields[config.slot_fields[slot]].name for slot in config.number_slots]
+        rows.append(["numbers beside the text", ", ".join(map(code, names))])
     if isinstance(model, FlipForCTR) and (correction := _correction(config)):
         rows.append(["correction of the log odds", correction])
     return markdown_table(["part", ""], rows, right=False)
