@@ -354,6 +354,12 @@ class RowFileOptions(Options):
     time_column: str | None = option(
         None, "column of events and rows: only earlier events are in a row's history (all of them when not given)"
     )
+    label_delay: int = option(
+        0,
+        "with --time_column: how long after an event its click is known, in the unit of the times (seconds, of dates), "
+        "as in the model's data: what was not known yet is in no history",
+        at_least=0,
+    )
 
 
 @dataclass

@@ -37,6 +37,7 @@ from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.histories import history_lengths, history_rule
 from flip_ctr.data.prepare.labelled_rows import prepare_rows
 from flip_ctr.data.prepare.prompt_lengths import PromptMeter, prompt_lengths
+from flip_ctr.data.prepare.same_items import SAME_ITEMS
 from flip_ctr.data.prepare.split_statistics import check_splits, entity_prompts, split_statistics
 from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES
 from flip_ctr.data.prepare.statistics import statistics_rule
@@ -75,6 +76,9 @@ def open_source(args: PrepareArguments) -> Source:
         statistics=args.statistics or (),
         history=args.history,
         support_rows=args.support_rows,
+        past=args.past,
+        label_delay=args.label_delay,
+        item_title=args.item_title,
     )
 
 
@@ -128,12 +132,13 @@ def run(args: PrepareArguments) -> dict:
                 if plan.own_split
                 else SPLIT_RULES[plan.split].format(
                     row_key="|".join(plan.row_key), item=plan.item, user=plan.user, time=plan.time
-                ),
+                )
+                + (SAME_ITEMS.format(title=plan.item_title) if plan.item_title else ""),
                 "split_seed": plan.seed,
                 **({} if plan.own_split else {"ratios": list(plan.ratios)}),
                 "row_key": list(plan.row_key),
-                **({"statistics": statistics_rule(plan.order)} if plan.statistics else {}),
-                **({"history": history_rule(plan.order, plan.history)} if plan.history else {}),
+                **({"statistics": statistics_rule(plan.order, plan.past)} if plan.statistics else {}),
+                **({"history": history_rule(plan.order, plan.history, plan.past)} if plan.history else {}),
             },
         )
         events = [log.files[name] for name in source.events.files]
@@ -145,6 +150,7 @@ def run(args: PrepareArguments) -> dict:
             "dropped": dict(unused) | prepared.dropped,
             "malformed": sum(entry["malformed"] for entry in events),
             **({"support": prepared.support} if prepared.support else {}),
+            **({"same_items": prepared.same_items} if prepared.same_items else {}),
             "rows_kept": sum(one["rows"] for one in statistics.values()),
             "splits": statistics,
             **({"history_lengths": lengths} if lengths else {}),

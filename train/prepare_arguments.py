@@ -9,6 +9,7 @@ from flip_ctr.train.options import Options, by_case, option, preset_names
 TABLE = "table"
 DATASETS = ("ml-100k", "ml-1m", "bookcrossing", "goodreads", TABLE)
 SPLITS = ("random", "time", "leave_last_out", "by_user", "cold_items", "cold_users")
+PAST = ("frozen", "rolling")
 # options that mean nothing to some dataset, and what says it there
 OF_RATINGS = {
     "drop_ratings": "`drop` of the schema",
@@ -19,6 +20,9 @@ OF_RATINGS = {
     "statistics": "`statistics` of the schema",
     "history": "`history` of the schema",
     "support_rows": "`support_rows` of the schema",
+    "past": "`past` of the schema",
+    "label_delay": "`label_delay` of the schema",
+    "item_title": "`item_title` of the schema",
 }
 OF_TABLES = ("schema", "data_files")
 
@@ -90,6 +94,23 @@ class RowOptions(Options):
         "with --history and --split cold_users: so many first rows of each held-out user are its history, and in no "
         "split. Not of a table",
         at_least=0,
+    )
+    past: str = option(
+        "frozen",
+        "in a split by time, which earlier rows statistics and histories hold: frozen: training rows; rolling: for "
+        "rows of validation and test those of validation and test too. Not of a table",
+        choices=PAST,
+    )
+    label_delay: int = option(
+        0,
+        "in a split by time: how long after a row its click is known, in the unit of the times (seconds). Statistics "
+        "and histories hold what was known before the row. Not of a table",
+        at_least=0,
+    )
+    item_title: str | None = option(
+        None,
+        "with --split cold_items: the field whose text makes items one, such as title, so that no item is in two "
+        "splits under two keys; its letters and digits count. Not of a table",
     )
     max_malformed_share: float = option(
         0.001, "share of a file's lines that may be malformed; above it nothing is written", at_least=0, at_most=1

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from flip_ctr.data.prepare.histories import read_history
 from flip_ctr.data.prepare.labelled_rows import Join, Plan
+from flip_ctr.data.prepare.same_items import check_item_title
 from flip_ctr.data.prepare.splits import check_split
-from flip_ctr.data.prepare.statistics import read_statistics, statistic_fields
+from flip_ctr.data.prepare.statistics import MODES, read_past, read_statistics, statistic_fields
 from flip_ctr.data.readers.raw_files import RawTable
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
@@ -116,6 +117,9 @@ def ratings_source(
     statistics: Sequence[str] = (),
     history: int | None = None,
     support_rows: int = 0,
+    past: str = MODES[0],
+    label_delay: int = 0,
+    item_title: str | None = None,
 ) -> Source:
     """What `prepare` runs for a dataset of ratings.
 
@@ -128,6 +132,8 @@ def ratings_source(
         split, seed, ratios: see `splits`.
         statistics: see [`read_statistics`].
         history, support_rows: see [`read_history`].
+        past, label_delay: see [`read_past`].
+        item_title: see [`check_item_title`].
 
     Raises:
         FileNotFoundError: a raw file is missing.
@@ -138,7 +144,9 @@ def ratings_source(
     fields = [one for one in raw.fields(ids_in_prompt) if later_counts or one.name not in raw.later_counts]
     rates = read_statistics(statistics, fields, "--statistics")
     columns = tuple([one.name for one in fields] + ([raw.time] if raw.time else []))
-    past = read_history(history, support_rows, fields, split=split, user=raw.user, item=raw.item, columns=columns)
+    check_item_title(item_title, fields, split=split, item=raw.item, name="--item_title")
+    histories = read_history(history, support_rows, fields, split=split, user=raw.user, item=raw.item, columns=columns)
+    counts = bool(rates or histories)
     stars = f"; ratings of {', '.join(map(str, dropped))} are dropped" if dropped else ""
     plan = Plan(
         events="ratings",
@@ -156,13 +164,15 @@ def ratings_source(
         seed=seed,
         ratios=ratios,
         statistics=rates,
-        history=past,
+        history=histories,
+        past=read_past(past, label_delay, split, counts, ("--past", "--label_delay")),
+        item_title=item_title,
     )
     return Source(
         dataset=raw.name,
         tables=raw.tables(folder),
         plan=plan,
-        fields=fields + statistic_fields(rates, fields) + ([past.field] if past else []),
+        fields=fields + statistic_fields(rates, fields) + ([histories.field] if histories else []),
         label_rule=f"a rating of at least {click_threshold} is a click{stars}",
         protocol={"click_threshold": click_threshold, "drop_ratings": list(dropped)},
         card_facts=raw.card_facts,

@@ -20,15 +20,16 @@ from flip_ctr.data.prepare.labelled_rows import LABEL, Join, Plan
 from flip_ctr.data.prepare.markdown import plain
 from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
+from flip_ctr.data.prepare.same_items import ITEM, check_item_title
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_split
-from flip_ctr.data.prepare.statistics import INNER, read_statistics, statistic_fields
+from flip_ctr.data.prepare.statistics import INNER, read_past, read_statistics, statistic_fields
 from flip_ctr.data.readers.described_tables import DUPLICATES, EVENTS, MISSING, SideTable, TableFiles
 from flip_ctr.data.readers.raw_files import RawTable, listed
 from flip_ctr.data.readers.table_files import ParquetFormat, TableFormat, find_files, read_table
 from flip_ctr.data.readers.table_values import ColumnType, TableColumn
 
 INNER_NAMES = {"_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split", "_rank", "_digest"}
-INNER_NAMES |= {"_usable", "_absent", "_found"}
+INNER_NAMES |= {"_usable", "_absent", "_found", ITEM}
 KEY_TYPES = ("string", "int", "bool")  # whose text is the same on every engine
 
 
@@ -525,7 +526,9 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         raise schema.error(
             f"`time`: '{time}' is {types[time]}; it must be a number or a time: `types: {{{time}: timestamp}}`"
         )
-    return Plan(
+    statistics = read_statistics(schema.statistics, schema.fields, f"{schema.path}: `statistics`")
+    check_item_title(schema.item_title, schema.fields, split=split, item=item, name=f"{schema.path}: `item_title`")
+    plan = Plan(
         events=EVENTS,
         joins=tuple(joins),
         label=schema.label,
@@ -542,6 +545,9 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         seed=seed if seed is not None else SEED if schema.split_seed is None else schema.split_seed,
         ratios=tuple(ratios or schema.ratios or RATIOS),
         own_split=own,
-        statistics=read_statistics(schema.statistics, schema.fields, f"{schema.path}: `statistics`"),
+        statistics=statistics,
         history=history,
+        item_title=schema.item_title,
     )
+    counts, names = bool(statistics or history), (f"{schema.path}: `past`", f"{schema.path}: `label_delay`")
+    return replace(plan, past=read_past(schema.past, schema.label_delay, plan.order, counts, names))

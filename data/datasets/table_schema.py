@@ -13,6 +13,7 @@ import yaml
 from flip_ctr.data.prepare.own_splits import OwnSplit, read_split, read_split_files
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.splits import SPLIT_RULES
+from flip_ctr.data.prepare.statistics import MODES
 from flip_ctr.data.readers.described_tables import (
     CSV_KEYS,
     EVENTS,
@@ -53,6 +54,8 @@ class TableSchema:
         statistics: what rows share, as `user_id` or `user_id+genre`, whose click rates are added.
         history: most entries of a row's history; no histories are added when `None`.
         support_rows: see `histories`.
+        past, label_delay: which earlier rows statistics and histories hold, see `statistics.read_past`.
+        item_title: field whose texts say which items are one, see `same_items`.
         facts: what the card says of the raw data, of `FACTS`.
     """
 
@@ -77,6 +80,9 @@ class TableSchema:
     statistics: tuple[str, ...] = ()
     history: int | None = None
     support_rows: int = 0
+    past: str = MODES[0]
+    label_delay: int = 0
+    item_title: str | None = None
     facts: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -175,10 +181,12 @@ def _schema(path: Path, values: dict) -> TableSchema:
         statistics=_statistics(values),
         history=_whole_number(values, "history", 1),
         support_rows=_whole_number(values, "support_rows", 0) or 0,
+        past=read_choice(values, "past", MODES, MODES[0]),
+        label_delay=_whole_number(values, "label_delay", 0) or 0,
         facts={key: read_text(values, key) for key in FACTS if values.get(key) is not None},
         **{
             key: read_text(values, key)
-            for key in ("sample_weight", "user", "item", "time")
+            for key in ("sample_weight", "user", "item", "time", "item_title")
             if values.get(key) is not None
         },
     )

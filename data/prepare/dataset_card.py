@@ -15,7 +15,8 @@ def dataset_card(schema: DatasetSchema, report: dict, facts: dict[str, str], has
     Args:
         report: with `rows_read`, `dropped` (by rule), `malformed`, `rows_kept`, `splits` (see
             `split_statistics`), `entity_prompts` and `prompt_lengths`; where there are histories with
-            `history_lengths`, and where rows are support with `support`.
+            `history_lengths`, and where rows are support with `support`; where titles say which items are one with
+            `same_items`.
         facts: `title`, `licence`, `licence_link` and `citation` of the raw data, and `values`, how they were cleaned;
             each where it is known. `licence` and `values` are Markdown.
         has_picture: whether `dataset.png` lies in the folder.
@@ -72,7 +73,7 @@ Made from the raw files of {code(schema.dataset)} by `flip-ctr prepare`; read it
 
 * **Label** {code(schema.label)}: {prose(protocol["label_rule"])}.
 * **Split** `{protocol["split"]}`{_ratios(protocol)}:
-  {prose(protocol["split_rule"])}.
+  {prose(protocol["split_rule"])}.{_same_items(report)}
 {_statistics(protocol)}{_history(schema)}{picture}
 ## Splits
 
@@ -94,6 +95,13 @@ of its values).
 def _ratios(protocol: dict) -> str:
     """The shares and the seed of a split, where the data does not bring it."""
     return f", {':'.join(map(str, protocol['ratios']))}, seed {protocol['split_seed']}" if "ratios" in protocol else ""
+
+
+def _same_items(report: dict) -> str:
+    """How many items have several keys, where titles say it."""
+    if "same_items" not in report:
+        return ""
+    return " {keys:,} keys are of {titles:,} titles that have several.".format(**report["same_items"])
 
 
 def _statistics(protocol: dict) -> str:

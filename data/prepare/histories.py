@@ -4,7 +4,8 @@
 An event is a training row with a user and an item. A row's history never holds the row itself, nor a row of validation
 or test. Which events it holds:
 
-* in a split by time those that came before the row: ties are left out;
+* in a split by time those that came before the row: ties are left out, and what was not known yet (`label_delay`).
+  Asked for (`rolling`), rows of validation and test are events too for those of validation and test;
 * in the other splits for a training row those whose items are in another fold, where all rows of an item are in one.
   To leave out the row alone would tell its label: two rows of a user would differ in what each leaves out. For
   validation and test rows all events but those of the row's own item.
@@ -21,7 +22,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from flip_ctr.data.prepare.splits import by_digest, md5_of, text_key
-from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, KEY_TYPES
+from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, FROZEN, KEY_TYPES, Past, running
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
 
@@ -118,10 +119,10 @@ def read_history(
     return History(length, user, item, field, (item, *of_item), support_rows)
 
 
-def history_rule(split: str, history: History) -> str:
+def history_rule(split: str, history: History, past: Past = FROZEN) -> str:
     """Which rows a history holds, for people."""
     if split in BY_TIME:
-        return "training rows of the user with an earlier time"
+        return past.rule(" of the user")
     rule = (
         "training rows of the user; for a training row those whose items are in the four other fifths, by md5, and for "
         "other rows all but those of the row's own item. They may be later than the row: not to be compared with "
@@ -148,7 +149,15 @@ def with_support(rows: ir.Table, history: History, time: str | None) -> ir.Table
 
 
 def with_histories(
-    rows: ir.Table, history: History, *, split: str, seed: int, label: str, time: str | None = None
+    rows: ir.Table,
+    history: History,
+    *,
+    split: str,
+    seed: int,
+    label: str,
+    time: str | None = None,
+    together: str | None = None,
+    past: Past = FROZEN,
 ) -> ir.Table:
     """The rows with a column `history`: a list of `{item key, clicked}`, newest last, empty where there is none.
 
@@ -156,15 +165,20 @@ def with_histories(
         rows: kept rows with `_row`, `_split` and `_digest`, and `_past_support` of [`with_support`].
         split, seed, time: as of `splits.with_split`.
         label: column of the click.
+        together: column whose values decide the fold of an item; the item's key when not given.
+        past: which earlier rows are events, in a split by time.
     """
     user, item = history.user, history.item
     is_event = (rows._split == SPLITS.index("train")) | rows._past_support
     rows = rows.mutate(
-        _past_event=is_event & rows[user].notnull() & rows[item].notnull(),
+        _past_event=(is_event | past.rolling) & rows[user].notnull() & rows[item].notnull(),
         _past_entry=ibis.struct({item: rows[item], CLICKED: rows[label].cast("int8")}),
     )
     kind = rows._past_entry.type()
-    rows = _before(rows, history, time) if split in BY_TIME else _of_other_folds(rows, history, seed, time)
+    if split in BY_TIME:
+        rows = past.of_parts(rows, lambda asked, events: _before(asked, events, history, time, past))
+    else:
+        rows = _of_other_folds(rows, history, seed, time, together or item)
     empty = ibis.literal([], type=f"array<{kind}>")
     rows = rows.mutate(**{HISTORY: rows._past_entries.fill_null(empty)})
     return rows.drop([name for name in rows.columns if name.startswith("_past_") and name != "_past_support"])
@@ -176,14 +190,18 @@ def _order(rows: ir.Table, time: str | None) -> list:
     return [*of_time, rows._digest.asc(), rows._row.asc()]
 
 
-def _before(rows: ir.Table, history: History, time: str) -> ir.Table:
-    """The rows with `_past_entries`, the last events of an earlier time, or null."""
+def _before(rows: ir.Table, events: ir.Table, history: History, time: str, past: Past) -> ir.Table:
+    """The rows with `_past_entries`, the last events that were known before their time, or null."""
     user = history.user
-    window = ibis.window(group_by=user, order_by=_order(rows, time), preceding=(None, 1))
-    rows = rows.mutate(_past_place=rows._past_event.cast("int64").sum().over(window).fill_null(0))
-    # the first row of a time has before it what came before that time
-    rows = rows.mutate(_past_number=rows._past_place.min().over(group_by=[user, time]))
-    events = rows.filter("_past_event")
+    events = events.filter("_past_event")
+    asked = rows.select("_row", user, _past_at=rows[time], _past_n=0)
+    known = events.select("_row", user, _past_at=past.known_at(events[time]), _past_n=1)
+    together = asked.union(known)
+    numbered = together.mutate(_past_number=running(together, "_past_n", [user]))
+    numbered = numbered.filter(numbered._past_n == 0).select("_past_number", _past_of="_row")
+    rows = rows.inner_join(numbered, rows._row == numbered._past_of)
+    # events are known in the order in which they come
+    events = events.mutate(_past_place=ibis.row_number().over(group_by=user, order_by=_order(events, time)))
     last = ibis.window(group_by=user, order_by="_past_place", preceding=history.length - 1, following=0)
     ends = events.select(
         _past_user=events[user], _past_end=events._past_place + 1, _past_entries=events._past_entry.collect().over(last)
@@ -191,10 +209,10 @@ def _before(rows: ir.Table, history: History, time: str) -> ir.Table:
     return rows.left_join(ends, [rows[user] == ends._past_user, rows._past_number == ends._past_end])
 
 
-def _of_other_folds(rows: ir.Table, history: History, seed: int, time: str | None) -> ir.Table:
+def _of_other_folds(rows: ir.Table, history: History, seed: int, time: str | None, together: str) -> ir.Table:
     """The rows with `_past_entries`, the last events that a row of this split may know, or null."""
     user, item, length = history.user, history.item, history.length
-    digest = md5_of(seed, "fold", text_key(rows, item).fill_null(""))
+    digest = md5_of(seed, "fold", text_key(rows, together).fill_null(""))
     rows = rows.mutate(_past_fold=by_digest(digest, [1] * FOLDS))
     is_train = rows._split == SPLITS.index("train")
     rows = rows.mutate(_past_out=is_train.ifelse(rows._past_fold, NO_FOLD))

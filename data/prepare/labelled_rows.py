@@ -17,8 +17,9 @@ from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.histories import HISTORY, History, items_of, support_counts, with_histories, with_support
 from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
+from flip_ctr.data.prepare.same_items import ITEM, with_same_items
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, text_key, with_digest, with_split
-from flip_ctr.data.prepare.statistics import Statistic, with_statistics
+from flip_ctr.data.prepare.statistics import FROZEN, Past, Statistic, with_statistics
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.data.readers.raw_files import (
     PLACE_COLUMNS,
@@ -74,6 +75,8 @@ class Plan:
         own_split: a split that the data brings instead.
         statistics: whose columns are added, see `statistics`.
         history: the column of histories to add, see `histories`.
+        past: which earlier rows both count, in a split by time.
+        item_title: column whose texts say which items are one, see `same_items`.
     """
 
     events: str
@@ -95,6 +98,13 @@ class Plan:
     own_split: OwnSplit | None = None
     statistics: tuple[Statistic, ...] = ()
     history: History | None = None
+    past: Past = FROZEN
+    item_title: str | None = None
+
+    @property
+    def one_item(self) -> str | None:
+        """The column whose values tell items apart."""
+        return self.item if self.item_title is None else ITEM
 
     @property
     def order(self) -> str:
@@ -129,6 +139,7 @@ class PreparedRows:
         dropped: rows by the rule that dropped them.
         items: where there are histories, a row for each item key, ordered.
         support: where rows of held-out users are in no split, how many, see `histories.support_counts`.
+        same_items: where titles say which items are one, how many have several keys, see `same_items`.
     """
 
     engine: Engine
@@ -137,6 +148,7 @@ class PreparedRows:
     dropped: dict[str, int]
     items: ir.Table | None = None
     support: dict[str, int] | None = None
+    same_items: dict[str, int] | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -232,11 +244,14 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     reason = nameless.ifelse(unlabelled, rows._reason)
     rows = rows.select(*others, _reason=reason, **{LABEL: label.ifelse(1, 0).cast("int8")})
     rows = rows.mutate(_kept=rows._reason.isnull() & rows._drop.isnull())
+    same_items = None
+    if plan.item_title:
+        rows, same_items = with_same_items(engine, rows, plan.item, plan.item_title)
     # where a row belongs is found without the columns that nothing asks, which windows would carry along
-    asked = [name for name in (*plan.row_key, plan.user, plan.item, plan.time) if name]
+    asked = [name for name in (*plan.row_key, plan.user, plan.item, plan.one_item, plan.time) if name]
     placed, by = rows.select("_row", "_kept", *dict.fromkeys(asked)), {"order": "_row", "group": "_kept"}
     if plan.own_split is None:
-        names = {"user": plan.user, "item": plan.item, "time": plan.time}
+        names = {"user": plan.user, "item": plan.one_item, "time": plan.time}
         placed = with_split(placed, plan.split, plan.seed, plan.ratios, row_key=plan.row_key, **by, **names)
         rows = rows.inner_join(placed.select("_row", "_split", "_digest"), "_row")
     else:
@@ -245,6 +260,7 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         numbers = {name: log.number(name) for name in plan.own_split.files}
         rows = rows.mutate(_split=plan.own_split.code(rows, numbers))
     internal = ("_row", "_file", "_line", "_reason", "_text", "_drop", "_kept", "_split", "_digest")
+    internal += (ITEM,) * (plan.item_title is not None)
     rows = engine.keep(rows.select(*internal, *plan.columns, LABEL), "placed")
 
     events = by_name[plan.events]
@@ -262,12 +278,13 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     if plan.weight:
         _check_weights(engine, kept, plan.weight)
     if plan.statistics:
-        columns = {name: getattr(plan, name) for name in ("seed", "row_key", "user", "item", "time")}
-        columns["split"] = plan.order
+        columns = {name: getattr(plan, name) for name in ("seed", "row_key", "user", "time", "past")}
+        columns |= {"split": plan.order, "item": plan.one_item}
         kept = engine.keep(with_statistics(engine, kept, plan.statistics, label=LABEL, **columns), "kept")
         for statistic in plan.statistics:
             types |= {statistic.rate: pa.float64(), statistic.count: pa.int64()}
-    prepared = PreparedRows(engine, kept, types, {name: counts.get(name, 0) for name in plan.drops})
+    dropped = {name: counts.get(name, 0) for name in plan.drops}
+    prepared = PreparedRows(engine, kept, types, dropped, same_items=same_items)
     if plan.history:
         _add_histories(prepared, plan.history, plan)
     types[LABEL] = types.pop(LABEL)  # the last column
@@ -279,7 +296,7 @@ def _add_histories(prepared: PreparedRows, history: History, plan: Plan) -> None
     engine, kept = prepared.engine, prepared.rows
     prepared.items = items_of(kept, history)
     marked = with_support(kept, history, plan.time)
-    columns = {"split": plan.order, "seed": plan.seed, "time": plan.time}
+    columns = {"split": plan.order, "seed": plan.seed, "time": plan.time, "together": plan.one_item, "past": plan.past}
     rows = engine.keep(with_histories(marked, history, label=LABEL, **columns), "histories")
     if history.support_rows:
         prepared.support = support_counts(rows, history, engine.fetch)

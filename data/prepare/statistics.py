@@ -4,12 +4,13 @@
 A rate that counts the row itself, or all of its neighbours but the row, tells its label: a tree on such rates is far
 better on training rows than on test rows. So a row's statistics count training rows only, and of these
 
-* in a split by time those that came before it: ties are left out;
+* in a split by time those that came before it: ties are left out, and what was not known yet (`label_delay`). Asked for
+  (`rolling`), rows of validation and test count too for those of validation and test that come after them;
 * in the other splits for a training row those of other folds, where all rows of an item (`cold_items`), of a user
   (`cold_users`) or of a pair of both are in one fold, and for validation and test rows all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ibis
@@ -23,9 +24,67 @@ from flip_ctr.modeling_flip.fields_flip import FlipField
 FOLDS = 5
 SMOOTHING = 10  # rows with the click rate of all training rows that are added to those of a key
 BY_TIME = ("time", "leave_last_out")
+MODES = ("frozen", "rolling")
 KEY_TYPES = ("string", "int", "bool")
 RATE, COUNT = "_click_rate", "_rows"  # how the columns of a statistic end
 INNER = "_past_"  # how columns begin that are needed on the way
+
+
+@dataclass(frozen=True)
+class Past:
+    """Which earlier rows count for a row, in a split by time.
+
+    Args:
+        rolling: for a row of validation or test those of validation and test too. Training rows alone when False
+            (frozen), and for a training row: no label of another split enters what is learned from.
+        label_delay: how long after a row its click is known, in the unit of the times (seconds, of timestamps). A row
+            counts for those that are later than that.
+    """
+
+    rolling: bool = False
+    label_delay: int = 0
+
+    def of_parts(self, rows: ir.Table, before: Callable[[ir.Table, ir.Table], ir.Table]) -> ir.Table:
+        """What `before` makes of rows and the events that count for them."""
+        train = rows.filter(rows._split == SPLITS.index("train"))
+        if not self.rolling:
+            return before(rows, train)
+        return before(train, train).union(before(rows.filter(rows._split != SPLITS.index("train")), rows))
+
+    def known_at(self, time: ir.Column) -> ir.Column:
+        """When the clicks of rows are known."""
+        if not self.label_delay:
+            return time
+        return time + (ibis.interval(seconds=self.label_delay) if time.type().is_timestamp() else self.label_delay)
+
+    def rule(self, of: str = "") -> str:
+        """For people."""
+        others = "; for a row of validation or test those of validation and test too" * self.rolling
+        when = f"a time more than {self.label_delay} before the row's" if self.label_delay else "an earlier time"
+        return f"training rows{of} with {when}{others}"
+
+
+FROZEN = Past()
+
+
+def read_past(mode: str, label_delay: int, order: str, used: bool, names: tuple[str, str]) -> Past:
+    """Which earlier rows count.
+
+    Args:
+        mode: `frozen` or `rolling`.
+        order: the split after whose rule rows count.
+        used: whether there are statistics or histories.
+        names: what the first two are called, for errors.
+
+    Raises:
+        ValueError: one is asked for, and no rows are counted, or not by time.
+    """
+    for name, asked in zip(names, (mode != MODES[0], label_delay != 0)):
+        if asked and not used:
+            raise ValueError(f"{name} has no effect without statistics or histories, which count earlier rows.")
+        if asked and order not in BY_TIME:
+            raise ValueError(f"{name} is of the splits by time ({', '.join(BY_TIME)}); got {order}.")
+    return Past(mode == MODES[1], label_delay)
 
 
 @dataclass(frozen=True)
@@ -103,10 +162,10 @@ def statistic_fields(statistics: Sequence[Statistic], fields: Sequence[FlipField
     return result
 
 
-def statistics_rule(split: str) -> str:
+def statistics_rule(split: str, past: Past = FROZEN) -> str:
     """Which rows a row's statistics count, for people."""
     if split in BY_TIME:
-        return "training rows with an earlier time"
+        return past.rule()
     unit = {"cold_items": "items", "cold_users": "users"}.get(split, "user-item pairs")
     return (
         f"training rows; for a training row those whose {unit} are in the four other fifths, by md5. They may be later "
@@ -126,6 +185,7 @@ def with_statistics(
     user: str | None = None,
     item: str | None = None,
     time: str | None = None,
+    past: Past = FROZEN,
 ) -> ir.Table:
     """The rows with two columns for each statistic.
 
@@ -133,19 +193,21 @@ def with_statistics(
         rows: kept rows with `_row` and `_split`.
         split, seed, row_key, user, item, time: as of `splits.with_split`.
         label: column of the click.
+        past: which earlier rows count, in a split by time.
     """
     train = rows._split == SPLITS.index("train")
     totals = engine.fetch(rows.filter(train).agg(rows=ibis._.count(), clicks=ibis._[label].cast("int64").sum()))
     count, clicks = (totals[name][0].as_py() or 0 for name in ("rows", "clicks"))
-    if split in BY_TIME:
-        unit, before = time, {"order_by": time, "preceding": (None, 1)}
-    else:
-        unit, before = f"{INNER}fold", {}
+    fold = f"{INNER}fold"
+    if split not in BY_TIME:
         together = {"cold_items": [item], "cold_users": [user]}.get(split, row_key)
         digest = md5_of(seed, "fold", *(text_key(rows, column) for column in together))
-        rows = rows.mutate(**{unit: by_digest(digest, [1] * FOLDS)})
+        rows = rows.mutate(**{fold: by_digest(digest, [1] * FOLDS)})
     for statistic in statistics:
-        counted = _counted(rows, statistic, label, unit, before)
+        if split in BY_TIME:
+            counted = _of_earlier_rows(rows, statistic, label, time, past)
+        else:
+            counted = _of_other_folds(rows, statistic, label, fold)
         counted = counted.group_by("_row").agg(
             _past_rows=ibis._._past_rows.sum(), _past_clicks=ibis._._past_clicks.sum()
         )
@@ -157,36 +219,66 @@ def with_statistics(
         rate = above.cast("float64") / ((number + SMOOTHING) * count).cast("float64")
         rows = rows.mutate(**{statistic.rate: rate, statistic.count: number.cast("int64")})
         rows = rows.drop("_past_of", "_past_rows", "_past_clicks")
-    return rows if unit == time else rows.drop(unit)
+    return rows if split in BY_TIME else rows.drop(fold)
 
 
-def _counted(rows: ir.Table, statistic: Statistic, label: str, unit: str, before: dict) -> ir.Table:
-    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the training rows that count for it.
-
-    Args:
-        unit: column of the rows' times or folds.
-        before: which of the rows of its keys a row counts, as arguments of a window: those before it; or all of them,
-            of which a training row does not count those of its own fold.
-    """
+def _of_earlier_rows(rows: ir.Table, statistic: Statistic, label: str, time: str, past: Past) -> ir.Table:
+    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the rows before it."""
     keys = list(statistic.keys)
-    columns = list(dict.fromkeys([*keys, unit]))
-    single = rows.select("_row", "_split", label, *columns)
-    for key in keys:
+    single = _single(rows, statistic, [label, time])
+    single = single.filter(*(single[key].notnull() for key in keys))
+    none, one = (ibis.literal(number, "int64") for number in (0, 1))
+
+    def counted(asked: ir.Table, events: ir.Table) -> ir.Table:
+        clicked = events[label].cast("int64")
+        known = events.select("_row", *keys, _past_at=past.known_at(events[time]), _past_n=one, _past_c=clicked)
+        asked = asked.select("_row", *keys, _past_at=asked[time], _past_n=none, _past_c=none)
+        together = asked.union(known)
+        sums = [running(together, name, keys) for name in ("_past_n", "_past_c")]
+        found = together.mutate(_past_rows=sums[0], _past_clicks=sums[1])
+        return found.filter(found._past_n == 0).select("_row", "_past_rows", "_past_clicks")
+
+    return past.of_parts(single, counted)
+
+
+def running(rows: ir.Table, number: str, keys: Sequence[str]) -> ir.IntegerValue:
+    """For each row the sum of a number over the events of its keys that were known before it.
+
+    The rows stand for what is asked at a time `_past_at` (`_past_n` 0), and for what is known from a time on (1): of
+    the same time the former come first.
+    """
+    order = [ibis.asc("_past_at", nulls_first=True), ibis.asc("_past_n")]
+    window = ibis.window(group_by=list(keys), order_by=order, preceding=(None, 1))
+    return rows[number].sum().over(window).fill_null(0)
+
+
+def _single(rows: ir.Table, statistic: Statistic, others: Sequence[str]) -> ir.Table:
+    """The keys of each row and some other columns, a row for each value where a key holds lists."""
+    single = rows.select("_row", "_split", *dict.fromkeys([*others, *statistic.keys]))
+    for key in statistic.keys:
         if single[key].type().is_array():
             single = single.mutate(**{key: single[key].unique().unnest()})
+    return single
+
+
+def _of_other_folds(rows: ir.Table, statistic: Statistic, label: str, fold: str) -> ir.Table:
+    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the training rows that count for it:
+    all, of which a training row does not count those of its own fold."""
+    keys = list(statistic.keys)
+    columns = list(dict.fromkeys([*keys, fold]))
+    single = _single(rows, statistic, [label, fold])
     is_train = single._split == SPLITS.index("train")
     clicked = is_train & (single[label] == 1)
     single = single.mutate(_past_n=is_train.cast("int64"), _past_c=clicked.cast("int64"))
-    # training rows by their keys, and their time or fold
     parts = single.group_by(columns).agg(_past_in=single._past_n.sum(), _past_in_c=single._past_c.sum())
-    window = ibis.window(group_by=keys, **before)
+    window = ibis.window(group_by=keys)
     sums = {f"{name}_sum": parts[name].sum().over(window) for name in ("_past_in", "_past_in_c")}
     names = {f"{INNER}key_{number}": name for number, name in enumerate(columns)}
     parts = parts.mutate(**sums).rename(names)
     joined = single.inner_join(parts, [single[name] == parts[other] for other, name in names.items()])
-    own = (joined._split == SPLITS.index("train")) & (not before)
+    own = joined._split == SPLITS.index("train")
     return joined.select(
         "_row",
-        _past_rows=joined._past_in_sum.fill_null(0) - own.ifelse(joined._past_in, 0),
-        _past_clicks=joined._past_in_c_sum.fill_null(0) - own.ifelse(joined._past_in_c, 0),
+        _past_rows=joined._past_in_sum - own.ifelse(joined._past_in, 0),
+        _past_clicks=joined._past_in_c_sum - own.ifelse(joined._past_in_c, 0),
     )

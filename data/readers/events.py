@@ -20,14 +20,18 @@ class EventLog:
         fields: of a row; one is a history.
         time_column: of both tables: an event counts for a row that is later. Without it all events count, in the order
             of the table.
+        label_delay: how long after an event it is known whether it was clicked, in the unit of the times (seconds, of
+            dates): it counts for rows that are later than that.
 
     Raises:
         ValueError: a column is missing or has nulls; no field is a history, or none is the key of a user.
     """
 
-    def __init__(self, events: pa.Table, fields: Sequence[FlipField], time_column: str | None = None):
+    def __init__(
+        self, events: pa.Table, fields: Sequence[FlipField], time_column: str | None = None, label_delay: int = 0
+    ):
         self.history, self.user = event_fields(fields)
-        self.time_column = time_column
+        self.time_column, self.label_delay = time_column, label_delay
         needed = [self.user.name, self.history.history_of, CLICKED, *([time_column] if time_column else [])]
         lacking = [name for name in needed if name not in events.column_names]
         if lacking:
@@ -47,7 +51,7 @@ class EventLog:
         self._entries = pa.StructArray.from_arrays([part.take(pa.array(order)) for part in parts], names)
 
     def histories(self, rows: pa.Table) -> pa.ListArray:
-        """The last events of each row's user before it, `(rows,)`.
+        """The last events of each row's user that are known before it, `(rows,)`.
 
         Raises:
             ValueError: a column is missing or has nulls, or the times of both tables have other types.
@@ -71,7 +75,9 @@ class EventLog:
         kinds = (self._times.type, times.type)
         if kinds[0] != kinds[1] and not all(pa.types.is_integer(one) or pa.types.is_floating(one) for one in kinds):
             raise ValueError(f"column '{self.time_column}' is {kinds[0]} in the events, and {kinds[1]} in the rows")
-        return times.to_numpy()
+        values = times.to_numpy()
+        delay = np.timedelta64(self.label_delay, "s") if values.dtype.kind == "M" else self.label_delay
+        return values - delay if self.label_delay else values
 
 
 def event_fields(fields: Sequence[FlipField]) -> tuple[FlipField, FlipField]:

@@ -87,6 +87,9 @@ def test_events_beside_the_rows_make_their_histories(tmp_path, past_dir, click_m
     scored = tiny.predicted(folder, tmp_path / "rows.parquet", time_column="at", **of_rows)
     assert "history" not in scored.column_names  # what was made for scoring alone
     none, early, late, *others = scored.column("click_probability").to_pylist()
+    delayed = tiny.predicted(folder, tmp_path / "rows.parquet", time_column="at", label_delay=3, **of_rows)
+    # of the events at 0 to 5 none is known at 3, and those at 0 to 2 are at 6: what stands at 3 without a delay
+    assert delayed.column("click_probability").to_pylist()[:3] == pytest.approx([none, none, early], abs=1e-6)
     assert len({round(one, 7) for one in (none, early, late)}) == 3 and others == pytest.approx([none] * 3, abs=1e-6)
 
 
@@ -192,5 +195,10 @@ def test_items_are_needed_beside_the_splits(tmp_path):
     (folder / "items.parquet").unlink()
     with pytest.raises(ValueError, match="has no items.parquet, which says what items the histories name"):
         tiny.finetune(folder, None, tmp_path / "m")
+    late = {"events": "e.csv", "label_delay": 3}
+    with pytest.raises(
+        ValueError, match="--label_delay is between the times of events and rows; name their --time_column"
+    ):
+        predict.run(PredictArguments(model_name_or_path="m", input="r.csv", output="s.csv", **late))
     with pytest.raises(ValueError, match="--time_column says which of the --events count"):
         predict.run(PredictArguments(model_name_or_path="m", input="r.csv", output="s.csv", time_column="at"))

@@ -56,6 +56,8 @@ def check_row_files(args: RowFileOptions) -> None:
     """`ValueError` where options about the tables beside the rows do not fit each other."""
     if args.time_column is not None and args.events is None:
         raise ValueError("--time_column says which of the --events count, and there are none")
+    if args.label_delay and args.time_column is None:
+        raise ValueError("--label_delay is between the times of events and rows; name their --time_column")
     for one in args.side or []:
         _named_side(one)
 
@@ -102,7 +104,8 @@ class RowsToScore:
                 [args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]), option="--events"
             )
             self._events = self._read(
-                "--events", lambda: EventLog(whole_table(events, "--events"), self.fields, *times)
+                "--events",
+                lambda: EventLog(whole_table(events, "--events"), self.fields, args.time_column, args.label_delay),
             )
         sides = dict(_named_side(one) for one in args.side or [])
         self._raw = RowReader(

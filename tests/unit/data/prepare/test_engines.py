@@ -38,7 +38,11 @@ def dirty_bookcrossing(tmp_path):
     ratings = bookcrossing.rating_lines()
     ratings[3], ratings[7] = '"1";"0001"', '"999";"0000000002X";"5"'
     ratings += [ratings[10], f'"1";"{bookcrossing.isbn(2)}";"0"', '"2";"0000000000";"9"']
-    books = [bookcrossing.book_line(1), bookcrossing.book_line(1, "Again"), bookcrossing.book_line(3, author="Unknown")]
+    books = [
+        bookcrossing.book_line(1),
+        bookcrossing.book_line(1, "Again"),
+        bookcrossing.book_line(3, "NOVEL, 5", author="Unknown"),
+    ]
     users = [bookcrossing.user_line(1, "n/a, , ", age="NULL")]
     return "bookcrossing", bookcrossing.write_raw(tmp_path / "raw", ratings, books, users), {"max_malformed_share": 0.1}
 
@@ -46,7 +50,7 @@ def dirty_bookcrossing(tmp_path):
 @needs_spark
 def test_spark_gives_the_folder_that_duckdb_gives(tmp_path, spark, pictures):
     dataset, raw, options = dirty_bookcrossing(tmp_path)
-    options |= {"statistics": ["user_id"], "history": 3}
+    options |= {"statistics": ["user_id"], "history": 3, "split": "cold_items", "item_title": "title"}
     for engine in ("duckdb", "pyspark"):
         prepare.run(prepare.PrepareArguments(dataset, str(tmp_path / engine), str(raw), engine=engine, **options))
     first, second = content(tmp_path / "duckdb"), content(tmp_path / "pyspark")
@@ -63,7 +67,7 @@ def test_spark_joins_and_reads_values_as_duckdb_does(tmp_path, spark):
     own_table.write_csv(tmp_path / "clicks.csv", [row | {"at": moment(row)} for row in rows])
     changes["joins"][0]["missing"] = "null"
     drop = ["at < '2023-11-14 22:20'", "price is null"]
-    changes |= {"statistics": ["user_id+tags"], "history": 4}
+    changes |= {"statistics": ["user_id+tags"], "history": 4, "past": "rolling", "label_delay": 40}
     for engine in ("duckdb", "pyspark"):
         own_table.run(tmp_path, engine, {"engine": engine}, drop=drop, **changes)
     first, second = content(tmp_path / "duckdb"), content(tmp_path / "pyspark")

@@ -25,7 +25,7 @@ from flip_ctr.data.prepare.histories import (
     with_support,
 )
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
-from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS
+from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, FROZEN, Past
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import read_columns
@@ -71,7 +71,7 @@ def for_split(split: str) -> pa.Table:
     return table
 
 
-def with_history(folder, split: str, table: pa.Table, history: History, time: str | None = "time"):
+def with_history(folder, split: str, table: pa.Table, history: History, time: str | None = "time", past: Past = FROZEN):
     """The rows of a table with their histories in order, and the items, lengths and counts of support rows."""
     pq.write_table(table, folder / "rows.parquet")
     columns = {"user": "user", "item": "item", "time": "time"}
@@ -80,7 +80,8 @@ def with_history(folder, split: str, table: pa.Table, history: History, time: st
         # a key without nulls, as in a table of one's own whose `row_key` is the number of the impression
         rows = with_split(rows, split, SEED, (8, 1, 1), row_key=("_row",), order="_row", **columns)
         rows = with_support(opened.keep(rows, "placed"), history, time)
-        done = opened.keep(with_histories(rows, history, split=split, seed=SEED, label="label", time=time), "done")
+        options = {"split": split, "seed": SEED, "label": "label", "time": time, "past": past}
+        done = opened.keep(with_histories(rows, history, **options), "done")
         return (
             opened.fetch(done.order_by("_row")).to_pylist(),
             opened.fetch(items_of(done, history)).to_pylist(),
@@ -94,7 +95,12 @@ def fold(item: str | None) -> int:
     return int(hashlib.md5(text.encode()).hexdigest()[:8], 16) * FOLDS // 2**32
 
 
-def expected(rows: list[dict], split: str, time: str | None, support_rows: int = 0, length: int = LENGTH) -> list:
+def moment(row: dict) -> int:
+    """A row without a time comes before all others."""
+    return -(10**9) if row["time"] is None else row["time"]
+
+
+def expected(rows: list[dict], split: str, time: str | None, support_rows: int = 0, past: Past = FROZEN) -> list:
     """The plain loop: the history of each row, and None for a support row."""
 
     def place(row):
@@ -108,18 +114,20 @@ def expected(rows: list[dict], split: str, time: str | None, support_rows: int =
     happened = [
         row
         for row in sorted(rows, key=place)
-        if (row["_split"] == 0 or row["_row"] in support) and None not in (row["user"], row["item"])
+        if (row["_split"] == 0 or row["_row"] in support or past.rolling) and None not in (row["user"], row["item"])
     ]
     found = []
     for row in rows:
         others = [other for other in happened if other["user"] == row["user"]]
+        if row["_split"] == 0:  # also where rows of other splits count for one another
+            others = [other for other in others if other["_split"] == 0]
         if split in BY_TIME:
-            others = [other for other in others if other["time"] < row["time"]]
+            others = [other for other in others if moment(other) + past.label_delay < moment(row)]
         elif row["_split"] == 0:
             others = [other for other in others if fold(other["item"]) != fold(row["item"])]
         else:
             others = [other for other in others if other["item"] != row["item"]]
-        entries = [{"item": other["item"], "clicked": other["label"]} for other in others[-length:]]
+        entries = [{"item": other["item"], "clicked": other["label"]} for other in others[-LENGTH:]]
         found.append(None if row["_row"] in support else entries)
     return found
 
@@ -147,6 +155,15 @@ def test_histories_are_those_of_a_plain_loop(tmp_path, split):
 def test_without_times_the_order_is_by_digest(tmp_path, split):
     rows, *_ = with_history(tmp_path, split, for_split(split), a_history(split), time=None)
     assert [row["history"] for row in rows] == expected(rows, split, None)
+
+
+@pytest.mark.parametrize("past", [Past(True), Past(False, 5), Past(True, 5)], ids=str)
+def test_what_is_known_by_then_is_that_of_a_plain_loop(tmp_path, past):
+    """With rows of no time, as of a split that the data brings."""
+    rows, *_ = with_history(tmp_path, "time", events(), a_history("time"), past=past)
+    found = [row["history"] for row in rows]
+    assert found == expected(rows, "time", "time", past=past) != expected(rows, "time", "time")
+    assert set(map(len, found)) == set(range(LENGTH + 1))
 
 
 @pytest.mark.parametrize("time", ["time", None])

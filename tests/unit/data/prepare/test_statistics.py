@@ -13,7 +13,17 @@ from leaks import rows_without_signal, tree_auc, without_the_row
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
-from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, SMOOTHING, Statistic, read_statistics, with_statistics
+from flip_ctr.data.prepare.statistics import (
+    BY_TIME,
+    FOLDS,
+    FROZEN,
+    SMOOTHING,
+    Past,
+    Statistic,
+    read_statistics,
+    statistics_rule,
+    with_statistics,
+)
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.train import prepare
@@ -39,13 +49,13 @@ def events(rows: int = 250) -> pa.Table:
     )
 
 
-def with_rates(folder, split: str, table: pa.Table, statistics=STATISTICS) -> list[dict]:
+def with_rates(folder, split: str, table: pa.Table, statistics=STATISTICS, past: Past = FROZEN) -> list[dict]:
     """The rows of a table with their statistics, in order."""
     pq.write_table(table, folder / "rows.parquet")
     with Engine("duckdb", folder) as opened:
         rows = with_split(opened.read(folder / "rows.parquet"), split, SEED, (8, 1, 1), order="_row", **COLUMNS)
         rows = opened.keep(rows, "placed")
-        rates = with_statistics(opened, rows, statistics, split=split, seed=SEED, label="label", **COLUMNS)
+        rates = with_statistics(opened, rows, statistics, split=split, seed=SEED, label="label", past=past, **COLUMNS)
         return opened.fetch(rates.order_by("_row")).to_pylist()
 
 
@@ -64,19 +74,36 @@ def shared(row: dict, keys: tuple[str, ...]) -> set[tuple]:
     return {one for one in combined if None not in one}
 
 
-@pytest.mark.parametrize("split", SPLIT_RULES)
-def test_rates_are_those_of_a_plain_loop(tmp_path, split):
+def moment(row: dict) -> int:
+    """A row without a time comes before all others."""
+    return -(10**9) if row["time"] is None else row["time"]
+
+
+PASTS = [Past(rolling, label_delay) for rolling in (False, True) for label_delay in (0, 1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("split", "past"),
+    [(split, FROZEN) for split in SPLIT_RULES]
+    + [("time", past) for past in PASTS[1:]]
+    + [("leave_last_out", PASTS[4])],
+)
+def test_rates_are_those_of_a_plain_loop(tmp_path, split, past):
     table = events()
+    if past != FROZEN:  # as of a split that the data brings
+        times = [None if time == 9 else time for time in table["time"].to_pylist()]
+        table = table.set_column(4, "time", pa.array(times, pa.int64()))
     if split not in BY_TIME:  # a null user has no fold; `prepare` refuses a null in the row key
         table = table.filter(pa.compute.is_valid(table["user"]))
-    rows = with_rates(tmp_path, split, table)
+    rows = with_rates(tmp_path, split, table, past=past)
     assert {row["_split"] for row in rows} == {0, 1, 2}
     train = [row for row in rows if row["_split"] == 0]
     prior = SMOOTHING * sum(row["label"] for row in train) / len(train)
     counted = 0
     for row in rows:
         if split in BY_TIME:
-            others = [other for other in train if other["time"] < row["time"]]
+            counted_rows = rows if past.rolling and row["_split"] else train
+            others = [other for other in counted_rows if moment(other) + past.label_delay < moment(row)]
         elif row["_split"] == 0:
             others = [other for other in train if fold(other, split) != fold(row, split)]
         else:
@@ -91,12 +118,12 @@ def test_rates_are_those_of_a_plain_loop(tmp_path, split):
     assert counted > 1000
 
 
-def leak(folder, split: str, leave_one_out: bool = False) -> tuple[float, float]:
+def leak(folder, split: str, leave_one_out: bool = False, past: Past = FROZEN) -> tuple[float, float]:
     """AUC of a tree on users' rates where labels follow from nothing: on training rows that it has not seen, and on
     validation and test rows. Users have different numbers of rows, so that their counts tell who they are."""
     table = rows_without_signal()
     statistic = Statistic(("user",))
-    rows = with_rates(folder, split, table, [statistic])
+    rows = with_rates(folder, split, table, [statistic], past)
     features = np.array([[row[statistic.rate], row[statistic.count]] for row in rows])
     labels, train = np.array([row["label"] for row in rows]), np.array([row["_split"] == 0 for row in rows])
     if leave_one_out:
@@ -105,9 +132,11 @@ def leak(folder, split: str, leave_one_out: bool = False) -> tuple[float, float]
     return tree_auc(features, labels, train)
 
 
-@pytest.mark.parametrize("split", SPLIT_RULES)
-def test_a_tree_on_the_rates_finds_no_label_in_them(tmp_path, split):
-    train, others = leak(tmp_path, split)
+@pytest.mark.parametrize(
+    ("split", "past"), [(split, FROZEN) for split in SPLIT_RULES] + [("time", Past(rolling=True, label_delay=1000))]
+)
+def test_a_tree_on_the_rates_finds_no_label_in_them(tmp_path, split, past):
+    train, others = leak(tmp_path, split, past=past)
     assert train < 0.54 and others < 0.56
 
 
@@ -160,3 +189,29 @@ def test_a_wrong_statistic_is_refused(texts, message):
     fields = [*(FlipField(name) for name in names), FlipField("price", type="float")]
     with pytest.raises(ValueError, match=message):
         read_statistics(texts, fields, "--statistics")
+
+
+def test_what_counts_is_said_and_refused_where_it_has_no_effect(tmp_path):
+    assert [statistics_rule("time", past) for past in (PASTS[0], PASTS[2], PASTS[5])] == [
+        "training rows with an earlier time",
+        "training rows with a time more than 7 before the row's",
+        "training rows with a time more than 7 before the row's; for a row of validation or test those of validation "
+        "and test too",
+    ]
+    own_table.write_csv(tmp_path / "clicks.csv", own_table.event_rows())
+    rolling = {"past": "rolling", "label_delay": 60}
+    own_table.run(tmp_path, "out", split="time", statistics="user_id", history=3, **rolling)
+    protocol = DatasetSchema.load(tmp_path / "out").protocol
+    for name, of in (("statistics", ""), ("history", " of the user")):
+        assert protocol[name] == (
+            f"training rows{of} with a time more than 60 before the row's; for a row of validation or test those of "
+            "validation and test too"
+        )
+    for changes, message in (
+        ({"past": "later"}, "`past` must be one of frozen, rolling; got 'later'"),
+        ({"label_delay": -1}, "`label_delay` must be a whole number of at least 0; got -1"),
+        ({"label_delay": 5, "split": "time"}, "`label_delay` has no effect without statistics or histories"),
+        ({"past": "rolling", "statistics": "user_id"}, r"`past` is of the splits by time \(.*\); got random"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own_table.run(tmp_path, "other", **changes)

@@ -24,15 +24,16 @@ EVENTS = [
 ]
 
 
-def histories(rows: pa.Table, events: pa.Table, fields, time: str | None) -> list:
-    return EventLog(events, fields, time).histories(rows).to_pylist()
+def histories(rows: pa.Table, events: pa.Table, fields, time: str | None, label_delay: int = 0) -> list:
+    return EventLog(events, fields, time, label_delay).histories(rows).to_pylist()
 
 
 ROWS = [{"user_id": user, "at": at} for user in (1, 2, 3, 77, None) for at in (0, 3, 4, 6, 100)]
 
 
-def expected(row: dict, by_time: bool) -> list[dict]:
-    before = [one for one in EVENTS if one["user_id"] == row["user_id"] and (not by_time or one["at"] < row["at"])]
+def expected(row: dict, by_time: bool, delay: int = 0) -> list[dict]:
+    own = [one for one in EVENTS if one["user_id"] == row["user_id"]]
+    before = [one for one in own if not by_time or one["at"] + delay < row["at"]]
     before = sorted(before, key=lambda one: one["at"]) if by_time else before
     return [{"movie_id": one["movie_id"], "clicked": one["clicked"]} for one in before[-2:]]
 
@@ -43,6 +44,15 @@ def test_a_history_is_the_last_events_before_the_row(by_time, clock):
     events = pa.Table.from_pylist([one | {"at": clock(one["at"])} for one in EVENTS])
     rows = pa.Table.from_pylist([one | {"at": clock(one["at"])} for one in ROWS])
     assert histories(rows, events, FIELDS, "at" if by_time else None) == [expected(row, by_time) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    "clock", [int, float, lambda at: datetime.datetime(2026, 1, 1) + datetime.timedelta(seconds=at)]
+)
+def test_what_was_not_known_yet_is_in_no_history(clock):
+    events, rows = (pa.Table.from_pylist([one | {"at": clock(one["at"])} for one in some]) for some in (EVENTS, ROWS))
+    found = histories(rows, events, FIELDS, "at", 2)
+    assert found == [expected(row, True, 2) for row in ROWS] != [expected(row, True) for row in ROWS]
 
 
 def test_times_in_text_are_numbers_or_dates():
