@@ -19,7 +19,7 @@ from transformers.utils import CONFIG_NAME, logging
 from .configuration_flip import FlipConfig
 from .fields_flip import read_fields
 from .fingerprint_flip import HUB_ARGUMENTS, INDEX, WEIGHT_FILES, add_checksums, check_checkpoint, state_of
-from .heads_flip import FlipMLMHead, FlipMTMHead
+from .heads_flip import FlipMLMHead, FlipMTMHead, FlipTextNumbers
 from .id_tower import FeatureEmbedding, build_id_tower
 from .new_files_flip import new_files
 from .tower_code_flip import save_tower_code
@@ -244,7 +244,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 "vocabulary never shrinks."
             )
         for module in self.modules():
-            if isinstance(module, FeatureEmbedding | FlipMTMHead):
+            if isinstance(module, FeatureEmbedding | FlipMTMHead | FlipTextNumbers):
                 module.grow(list(new.values()))
         for field in self.config.fields:
             field["vocab_size"] = new.get(field["name"])

@@ -477,24 +477,27 @@ class FlipTextNumbers(nn.Module):
 
     def __init__(self, config: FlipConfig, text_dim: int):
         super().__init__()
-        self.slots = config.number_slots
+        self.slots, self.slot_fields = config.number_slots, config.slot_fields
         if not self.slots:
             raise ValueError(
                 "FlipConfig: `text_numbers` needs a field of kind 'numeric' on the ID side alone (`sides` ['id']), "
                 "such as a click rate; `fields` has none."
             )
-        self.register_buffer("last_ids", self._last_ids(config), persistent=False)
+        self.register_buffer("last_ids", self._last_ids(config.field_sizes), persistent=False)
         self.norm = nn.LayerNorm(text_dim)
         self.state = TowerLinear(text_dim, NUMBERS_DIM)
         self.numbers = TowerLinear(2 * len(self.slots), NUMBERS_DIM, bias=False)
         self.output = ZeroLinear(NUMBERS_DIM, text_dim)
 
-    def _last_ids(self, config: FlipConfig) -> torch.Tensor:
-        sizes = config.field_sizes
-        return torch.tensor([sizes[field] - 1 for field in config.slot_fields])
+    def _last_ids(self, sizes: list[int]) -> torch.Tensor:
+        return torch.tensor([sizes[field] - 1 for field in self.slot_fields])
 
     def init_flip_weights(self, config: FlipConfig) -> None:
-        init.copy_(self.last_ids, self._last_ids(config))  # built on the meta device by `from_pretrained`
+        init.copy_(self.last_ids, self._last_ids(config.field_sizes))  # built on the meta device by `from_pretrained`
+
+    def grow(self, field_sizes: list[int]) -> None:
+        """What ids there are with more values; the buckets of numbers stay."""
+        self.last_ids = self._last_ids(field_sizes).to(self.last_ids.device)
 
     def forward(self, text_state: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
         """The textual view `(B, H)` and feature ids `(B, S)` -> the textual view with the numbers, `(B, H)`."""

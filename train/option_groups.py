@@ -30,7 +30,17 @@ PRECISIONS = ("no", "bf16", "fp16")
 # settings that are of no use where no PLM is
 TRAINS_PLM = ("freeze_plm", "freeze_plm_layers", "use_lora", "gradient_checkpointing", "plm_learning_rate", "plm_every")
 OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_adapter_only")
-OF_PLM = (*TRAINS_PLM, *OF_LORA, "prompts", "prompt_fields", "plm_dropout", "text_pooling", "text_numbers", "fusion", "torch_compile")
+OF_PLM = (
+    *TRAINS_PLM,
+    *OF_LORA,
+    "prompts",
+    "prompt_fields",
+    "plm_dropout",
+    "text_pooling",
+    "text_numbers",
+    "fusion",
+    "torch_compile",
+)
 
 # arguments of pretraining, and settings of FlipConfig, that say what its objectives see
 OBJECTIVES = ("mlm_weight", "mtm_weight", "icl_weight", "mlm_id_dropout", "mtm_text_dropout")

@@ -83,6 +83,21 @@ def test_places_of_buckets_and_unknown_numbers(tokenizer, text_config):
     assert (np.diff(seen[0][:, 1].numpy()[order]) >= 0).all() and set(seen[0][:, 1].tolist()) >= {-1.0, 1.0}
 
 
+def test_it_reads_rows_of_a_vocabulary_that_grew(tokenizer, text_config):
+    rows, fields = past.number_rows(), [*tiny.FIELDS, *past.NUMBERS]
+    model, processor = made(rows, fields, tokenizer, text_config, strategy="plm", text_numbers=True)
+    with torch.no_grad():
+        before = model(**processor(rows)).logits
+    new = [row | {"user_id": 500 + number, "user_rate": 0.9} for number, row in enumerate(rows)]
+    processor.grow(new)
+    with pytest.raises(ValueError, match="`feature_ids`: row 0 has"):
+        model(**processor(new))
+    model.grow(processor.fields)
+    with torch.no_grad():
+        assert torch.equal(model(**processor(rows)).logits, before)
+        assert model(**processor(new)).logits.isfinite().all()
+
+
 def test_what_is_wrong_is_named(tokenizer, text_config):
     rows, fields = past.number_rows(), [*tiny.FIELDS, *past.NUMBERS]
     with pytest.raises(ValueError, match="`text_numbers` needs a field of kind 'numeric' on the ID side alone"):
