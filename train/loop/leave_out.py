@@ -81,9 +81,13 @@ class RowParts:
     ):
         self.processor, self.columns, self.histories = processor, columns, histories
         extractor, strategy = processor.feature_extractor, model.config.strategy
-        self.reads_text, reads_ids = strategy != "id", strategy != "plm"
-        every = extractor.all_fields
-        self.fields = [one for one in every if (one.on_id_side and reads_ids) or (one.on_text_side and self.reads_text)]
+        self.reads_text = strategy != "id"
+        every, of_ids = extractor.all_fields, extractor.id_fields
+        if strategy == "plm":  # the text side may read numbers of the ID side
+            slots = model.config.number_slots if model.text_numbers is not None else []
+            of_ids = [of_ids[extractor.slot_fields[slot]] for slot in slots]
+        names = [one.name for one in of_ids]
+        self.fields = [one for one in every if one.name in names or (one.on_text_side and self.reads_text)]
         self.history = history_field(every)
         # the slot of each key that is left out as [UNK]
         self._key_slots = {

@@ -11,6 +11,7 @@ from serving import USER, made, scored
 
 from flip_ctr import FlipForCTR, FlipProcessor, FlipRanker
 from flip_ctr.serve import export
+from flip_ctr.train.loop.leave_out import explain
 from flip_ctr.train.models.build import load_click_model
 
 CASES = {
@@ -96,6 +97,13 @@ def test_it_reads_rows_of_a_vocabulary_that_grew(tokenizer, text_config):
     with torch.no_grad():
         assert torch.equal(model(**processor(rows)).logits, before)
         assert model(**processor(new)).logits.isfinite().all()
+
+
+def test_an_explanation_says_what_the_numbers_do(tokenizer, text_config):
+    rows, fields = past.number_rows(), [*tiny.FIELDS, *past.NUMBERS]
+    model, processor = made(rows, fields, tokenizer, text_config, strategy="plm", text_numbers=True)
+    changes = {one["part"]: one["change"] for one in list(explain(model, processor, rows[:1]))[0]["parts"]}
+    assert changes["user_rate"] and changes["pair_rows"] and "user_id" not in changes
 
 
 def test_what_is_wrong_is_named(tokenizer, text_config):
