@@ -181,6 +181,9 @@ def run(args: FinetuneArguments) -> dict:
     # 7. Results
     evaluations = [entry for entry in history if "eval_auc" in entry]
     chosen = max(evaluations, key=criterion) if evaluations else history[-1]
+    if len(evaluations) > 1 and chosen is evaluations[-1]:
+        more = "--num_train_epochs" if args.max_minutes is None else "--max_minutes or --num_train_epochs"
+        logger.info(f"validation was best at the end of training: more {more} may be better")
     results = {name: value for name, value in chosen.items() if name.startswith("eval_")}
     results |= calibrated | test
     results |= {

@@ -130,6 +130,9 @@ def profile(name: str, values: Sequence) -> Profile:
     words = [word for word in (*NULL_WORDS, *NUMBER_NULLS) if word in counts]
     others = [one for one in counts if one not in words]
     result.type, result.decimal = _type(others)
+    if result.type == "string" and (word := _word_among_numbers(others)):  # k.A. among ages
+        words, others = [*words, word], [one for one in others if one != word]
+        result.type, result.decimal = _type(others)
     if result.type == NESTED:
         result.why_not = "values of several types, such as text and numbers, which no type holds"
         return result
@@ -199,6 +202,16 @@ def _means_null(word: str, counts: Counter, others: list, rows: int) -> bool:
     """Whether a word among texts means null, and is not one of them (NA is Namibia among countries)."""
     codes = all(isinstance(one, str) and len(one) <= 3 and one.isupper() for one in others)
     return word not in NUMBER_NULLS and counts[word] >= 0.001 * rows and not (word.isupper() and codes and others)
+
+
+def _word_among_numbers(distinct: list) -> str | None:
+    """The one value of a column that is no number, where there are numbers enough to say that it means null."""
+    if len(distinct) <= 10 or not all(isinstance(one, str) for one in distinct):
+        return None
+    words = [one for one in distinct if _type([one])[0] == "string"]
+    numbers = [one for one in distinct if one not in words]
+    plain = len(words) == 1 and not any(map(str.isdigit, words[0]))
+    return words[0] if plain and _type(numbers)[0] in ("int", "float") else None
 
 
 def _type(values: list) -> tuple[str, str]:

@@ -145,7 +145,9 @@ class SchemaGuess:
         self.label_column = label_column
         self.keys: dict[str, str] = {}
         for entity, named_as in (("user", USERS), ("item", OBJECTS)):
-            ids = [one for one in named if is_id(one) and entity_of(one) == entity and is_key(one) and one.distinct > 1]
+            ids = [
+                one for one in named if is_id(one) and self._entity(one) == entity and is_key(one) and one.distinct > 1
+            ]
             # user_id before user_group_id
             ids.sort(key=lambda one: len(words_of(one.name) - ID_WORDS - named_as - {one.name.lower()}))
             if ids and ids[0].name not in self.left_out:
@@ -180,7 +182,7 @@ class SchemaGuess:
                 if name and same and is_key(own) and is_key(theirs) and (common or not group.complete):
                     unsure = not own.is_unique, own.name != name, not is_id(theirs)
                     pairs.append((unsure, name, own, len(theirs.counts) - len(common), theirs))
-        pairs = [pair for pair in pairs if pair[2].is_unique or is_id(pair[4])]
+        pairs = [pair for pair in pairs if pair[2].is_unique or is_id(pair[4])] or self._same_values(group, known)
         if not pairs:
             return
         _, name, own, lost, theirs = min(pairs, key=lambda pair: pair[0])
@@ -191,6 +193,24 @@ class SchemaGuess:
                 f"joins: {lost:,} of {theirs.distinct:,} values of {name} are not in {group.files[0]}; their rows are "
                 "kept, with nulls"
             )
+
+    def _entity(self, one: Profile) -> str:
+        """Whom a column describes: of a key of a side table, what that table calls it."""
+        entity = entity_of(one)
+        sides = [group for group in self.groups[1:] if group.on and self.groups[0].columns.get(one.name) is one]
+        owns = (entity_of(group.columns[group.on[one.name]]) for group in sides if one.name in group.on)
+        return next(owns, entity) if entity == "context" else entity
+
+    @staticmethod
+    def _same_values(group: Group, known: dict[str, Profile]) -> list[tuple]:
+        """Pairs of columns of other names of which the values say that they are one key: text such as J00120."""
+        return [
+            ((False, True, True), name, own, len(theirs.counts) - common, theirs)
+            for own in group.columns.values()
+            for name, theirs in known.items()
+            if own.type == theirs.type == "string" and own.is_unique and own.is_single and theirs.is_single and name
+            if (common := len(theirs.counts.keys() & own.counts.keys())) > max(10, 0.9 * theirs.distinct)
+        ]
 
     # --- the label
 
@@ -218,9 +238,13 @@ class SchemaGuess:
         if "column_names" in self.groups[0].options and flags == [columns[0].name]:
             self.notes.append(f"label: {flags[0]}, the first column, is the only one of 0 and 1")
             return _label_rule(columns[0]), flags[0]
-        self.notes.append(
-            f"label: name it; no column looks like one{', of 0 and 1 are ' + ', '.join(flags) if flags else ''}"
-        )
+        pairs = [
+            one for one in columns if one.type == "string" and one.is_single and one.distinct == 2 and not one.nulls
+        ]
+        rules = [f"{column_in_rule(one.name)} == {one.examples[0]!r}" for one in pairs]
+        said = f", of 0 and 1 are {', '.join(flags)}" if flags else ""
+        said += f"; of two values one can be a click by a rule, as: {'; '.join(rules)}" if rules else ""
+        self.notes.append(f"label: name it; no column looks like one{said}")
         return None, None
 
     def _is_time(self, one: Profile) -> bool:
@@ -263,9 +287,14 @@ class SchemaGuess:
             if not group.columns[own].is_unique:
                 self.notes.append(f"joins: {own} comes more than once in {group.files[0]}: the first line counts")
         if len(self.keys) < 2:
-            found = "no columns of a user and an item were found"
-            found = found if self.row_key() else "no column of text or whole numbers was found"
-            self.notes.append(f"row_key: {found}; name what identifies a row")
+            lacking = [entity for entity in ("user", "item") if entity not in self.keys]
+            self.notes.append(
+                f"{' and '.join(lacking)}: no column looks like its key; say "
+                f"{' and '.join(f'`{entity}: COLUMN`' for entity in lacking)}, and `entity` and `key: true` of the "
+                "fields, or name in row_key what identifies a row"
+            )
+            if not self.row_key():
+                self.notes.append("row_key: no column of text or whole numbers was found; name what identifies a row")
         for name in self.without_key():
             self.notes.append(f"drop: rows without {name}, of which the sample has {self._column_of(name).nulls:,}")
         for one, name, _ in self._fields():
@@ -361,8 +390,12 @@ class SchemaGuess:
                 continue
             seen.add(name.lower())
             partner = self.groups[0].columns.get(next(iter(group.on))) if group.on else None
-            entity = entity_of(partner) if partner is not None and entity_of(partner) != "context" else entity_of(one)
-            yield column, one, self._keys_of_field(one, name, column, entity)
+            entity = "context" if partner is None else self._entity(partner)
+            yield (
+                column,
+                one,
+                self._keys_of_field(one, name, column, self._entity(one) if entity == "context" else entity),
+            )
 
     def fields(self) -> tuple[list[FlipField], dict[str, str]]:
         """The fields, and of each column that is none the reason."""

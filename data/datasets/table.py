@@ -117,7 +117,8 @@ def table_source(
         elif said is None:
             said, hint = ColumnType(types[name]), f" (or say another type than {types[name]} in `types`)"
             if types[name] == "bool" and name in Rule(schema.label).columns:
-                hint = f" (or write a rule, such as `{source} >= 4`)"
+                quoted = _plain(f"`{source}`")
+                hint = f" (or write a rule, such as {quoted} >= 4 or {quoted} == 'yes')"
         table.taken[name] = table.files.column(name, source, said, separator, hint)
     _check_rules(schema, tables)
     joins = [_join(schema, tables, join, types) for join in schema.joins]

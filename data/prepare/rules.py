@@ -59,7 +59,8 @@ class Rule:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             example = "`rating >= 4 and country in ['nl', 'be']`"
             raise ValueError(
-                f"rule {self.text!r} cannot be read{self._near(error)}; write it as in {example}."
+                f"rule {self.text!r} cannot be read{self._near(error)}; write it as in {example}, a name that is no "
+                "single word in backticks."
             ) from None
         self._check()
         names = sorted(

@@ -215,6 +215,7 @@ class RowReader:
     def _lacks(self, path: Path, missing: list[str], columns: list[str]) -> ValueError:
         side = self._absent.get(missing[0])
         hint = f" ({missing[0]!r} came from the table {side.name}: --side {side.name}=FILE)" if side else ""
+        hint += " (--events FILE makes the histories)" if self._raw.keys() & set(missing) else ""
         return ValueError(
             f"{path}: column(s) {', '.join(map(repr, missing))} missing; the rows have: "
             f"{listed(map(repr, columns))}{hint}."

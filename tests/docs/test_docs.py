@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -48,7 +49,7 @@ HOUR, SECOND = "max_minutes=60", "max_minutes=0.02"
 def blocks(page: str, *languages: str) -> list[SimpleNamespace]:
     """The fenced blocks of a page in these languages: `text`, and `mark` and `value` of the comment above."""
     found = []
-    for match in re.finditer(r"(?:^(<!-- .* -->)\n+)?^```(\w*)\n(.*?)^```", PAGES[page], re.M | re.S):
+    for match in re.finditer(r"(?:^(<!-- [^\n]* -->)\n+)?^```(\w*)\n(.*?)^```", PAGES[page], re.M | re.S):
         if match[2] in languages:
             mark, value = comment.groups() if (comment := COMMENT.fullmatch(match[1] or "")) else (None, None)
             found.append(SimpleNamespace(text=match[3], mark=mark, value=value))
@@ -201,7 +202,7 @@ def is_cheap(command: str, argv: list[str]) -> bool:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if lines(page)])
 def test_commands(page, folder):
-    """The cheap ones run; of the others the options are parsed."""
+    """The cheap ones run; of the others the options are parsed. The guide to data of one's own trains, in seconds."""
     write_files(page, folder)
     for program, *argv in lines(page):
         if program == "flip-ctr":
@@ -213,6 +214,13 @@ def test_commands(page, folder):
                 elif command == "prepare":
                     (folder / "schema.yaml").unlink(missing_ok=True)
                 assert cli.main([command, *argv]) == 0
+                if "--infer_schema" in argv:  # the page's own schema is what was inferred, corrected
+                    write_files(page, folder)
+            elif page == "docs/own-data.md" and arguments.output_dir == "M":
+                clear(folder / "M")
+                tiny.finetune("D", None, "M", strategy="id", num_train_epochs=1)
+        elif program == "python" and (folder / argv[0]).is_file():
+            runpy.run_path(argv[0])
         elif program == "python" and argv[0].startswith("examples/"):
             check_example(argv)
         elif program == "python":

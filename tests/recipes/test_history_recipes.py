@@ -84,6 +84,8 @@ def test_events_beside_the_rows_make_their_histories(tmp_path, past_dir, click_m
     for name, table in (("events", events), ("rows", rows)):
         pq.write_table(pa.Table.from_pylist(table), tmp_path / f"{name}.parquet")
     of_rows = {"items": str(past_dir / "items.parquet"), "events": str(tmp_path / "events.parquet")}
+    with pytest.raises(ValueError, match=r"'history' missing.* \(--events FILE makes the histories\)"):
+        tiny.predicted(folder, tmp_path / "rows.parquet")
     scored = tiny.predicted(folder, tmp_path / "rows.parquet", time_column="at", **of_rows)
     assert "history" not in scored.column_names  # what was made for scoring alone
     none, early, late, *others = scored.column("click_probability").to_pylist()

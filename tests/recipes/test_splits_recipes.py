@@ -19,6 +19,11 @@ def test_training_without_validation_or_test(tmp_path, plm):
     assert "| AUC" in (tmp_path / "a" / "README.md").read_text()
     results = tiny.finetune(tmp_path / "no-test", None, tmp_path / "b", **options)
     assert "eval_auc" in results and "test_auc" not in results
+    said = "validation was best at the end of training: more --num_train_epochs may be better"
+    for seed in (3, 9):  # of which one is best after the first epoch, the other after the second
+        results = tiny.finetune(tmp_path / "no-test", None, tmp_path / f"seed{seed}", seed=seed, **options)
+        log = (tmp_path / f"seed{seed}" / "train.log").read_text()
+        assert (said in log) == (results["best_epoch"] == 2)
     results = tiny.finetune(tmp_path / "train", None, tmp_path / "c", **options)
     assert not any("auc" in name for name in results) and (tmp_path / "c" / "model.safetensors").is_file()
     with pytest.raises(

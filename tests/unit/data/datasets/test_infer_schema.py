@@ -157,7 +157,8 @@ def test_a_table_without_ids_label_or_plain_names_prepares_once_the_label_is_nam
     notes = write_schema([str(path)], target)
     assert (
         "label: name it; no column looks like one, of 0 and 1 are flag" in notes
-        and "row_key: no columns of a user and an item" in notes
+        and "of two values one can be a click by a rule, as: `Weird Name!` == " in notes
+        and "user and item: no column looks like its key; say `user: COLUMN` and `item: COLUMN`" in notes
     )
     args = PrepareArguments("table", str(tmp_path / "out"), schema=str(target), data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="odd.yaml: `label` is missing; name a column"):
@@ -459,6 +460,27 @@ def test_tables_are_joined_by_keys_that_differ_in_case(tmp_path):
     (join,) = yaml.safe_load(text)["joins"]
     assert join[True] == {"userId": "USERID"} and join["missing"] == "null"  # `on` is true to YAML
     assert "1 of 20 values" in text and "refuses" not in text
+
+
+def test_tables_are_joined_by_codes_of_other_names_and_a_word_among_numbers_is_null(tmp_path):
+    events = [
+        {"Bewerber": row["user_id"], "Stelle-ID": f"J0{row['item_id']}", "Alter": "k.A." if n % 9 == 0 else n % 40}
+        for n, row in enumerate(rows())
+    ]
+    write_csv(tmp_path / "clicks.csv", events)
+    write_csv(tmp_path / "jobs.csv", [{"Job-ID": f"J0i{number}", "Titel": f"t{number % 3}"} for number in range(300)])
+    text = infer.infer_schema([tmp_path / "clicks.csv", str(tmp_path / "jobs.csv")])
+    schema = yaml.safe_load(text)
+    assert schema["joins"][0][True] == {"Stelle-ID": "Job-ID"} and schema["item"] == "Stelle-ID"
+    fields = {field["name"]: field for field in schema["fields"]}
+    assert fields["Stelle-ID"]["entity"] == fields["Titel"]["entity"] == "item"
+    assert schema["null_values"] == ["k.A."] and fields["Alter"]["type"] == "int"
+    assert "user: no column looks like its key; say `user: COLUMN`, and" in text
+
+
+@pytest.mark.parametrize("values", [[*range(9), "k.A."], [*range(30), "30+"], [*range(30), "a", "b"]])
+def test_what_is_no_null_among_numbers(values):
+    assert profile("x", list(map(str, values))).type == "string"
 
 
 TIMES = {

@@ -186,7 +186,8 @@ def test_a_label_column_of_zeros_and_ones(folder):
     assert run(folder, "b", label="label")["rows_kept"] == 480
     write_csv(folder / "clicks.csv", [row | {"label": [1.0, 0.0, 0.5][row["stars"] % 3]} for row in event_rows()])
     with pytest.raises(
-        ValueError, match=r"label is not true, false, 1 or 0 \(or write a rule, such as `label >= 4`\): '1.0'"
+        ValueError,
+        match=r"label is not true, false, 1 or 0 \(or write a rule, such as label >= 4 or label == 'yes'\): '1.0'",
     ):
         run(folder, "c", label="label")
 

@@ -61,6 +61,7 @@ def test_a_rule_says_for_each_row_whether_it_holds(rule, expected):
         ("rating >= ", "cannot be read"),
         ("rating = 4", "equality is written `==`"),
         ("rating >= 4; 1", "cannot be read near '; 1'"),
+        ("clicked? == 'yes'", "a name that is no single word in backticks"),
         ("`` > 1", "cannot be read"),
         ("(" * 500 + "rating" + ")" * 500, "cannot be read"),
         ("__import__('os').system('ls')", "is not part of what a rule may say"),
