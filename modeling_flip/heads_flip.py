@@ -221,6 +221,16 @@ class FlipMLMHead(nn.Module):
         return True
 
 
+def _places(masks: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows and columns where each of some masks `(B, n)` is true. A device is waited for twice, however many masks
+    there are."""
+    numbers = torch.stack([mask.sum() for mask in masks]).tolist()
+    places = torch.cat([mask.flatten() for mask in masks]).nonzero()[:, 0].split(numbers)
+    starts = accumulate((mask.numel() for mask in masks), initial=0)
+    inside = [place - start for place, start in zip(places, starts)]
+    return [(one // mask.shape[1], one % mask.shape[1]) for one, mask in zip(inside, masks)]
+
+
 class FlipMTMHead(nn.Module):
     """Recovers masked feature ids from `[~h_id ; c]` (the paper's MTM).
 
@@ -406,13 +416,14 @@ class FlipMTMHead(nn.Module):
             )
         softmax_logits, softmax_targets = [], []
         with_noise = labels != IGNORE_INDEX
-        for field in filter(self.uses_softmax, range(len(self.field_sizes))):
-            own = self.field_slots[field]
-            with_noise[:, own] = False
-            rows, at = (labels[:, own] != IGNORE_INDEX).nonzero(as_tuple=True)
-            softmax_logits.append(self.field_logits(vectors[rows, field], field))
-            softmax_targets.append(labels[:, own][rows, at] - NUM_RESERVED_IDS)
-        rows, slots = with_noise.nonzero(as_tuple=True)
+        small = list(filter(self.uses_softmax, range(len(self.field_sizes))))
+        masks = [with_noise[:, self.field_slots[field]].clone() for field in small]
+        for field in small:
+            with_noise[:, self.field_slots[field]] = False
+        *of_small, (rows, slots) = _places([*masks, with_noise])
+        for field, (some, at) in zip(small, of_small):
+            softmax_logits.append(self.field_logits(vectors[some, field], field))
+            softmax_targets.append(labels[:, self.field_slots[field]][some, at] - NUM_RESERVED_IDS)
         _, starts, _, _, log_prob, slot_fields = self._noise_tables()
         fields = slot_fields[slots]
         targets = (labels[rows, slots] + starts[fields])[:, None]  # (M, 1)

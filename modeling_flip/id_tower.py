@@ -168,7 +168,7 @@ class FeatureEmbedding(nn.Embedding):
 
     def of_fields(self, feature_ids: torch.Tensor, slots: list[int]) -> torch.Tensor:
         """Ids of the slots of some fields alone, `(..., slots)` -> `(..., fields, embedding_dim)`."""
-        embeds = super().forward(feature_ids + self.offsets[slots])
+        embeds = super().forward(feature_ids + columns_at(self.offsets, slots))
         fields = [self.slot_fields[slot] for slot in slots]
         sizes = [fields.count(field) for field in dict.fromkeys(fields)]
         if max(sizes) == 1:
@@ -205,7 +205,8 @@ class FeatureEmbedding(nn.Embedding):
                 f"`history_outcomes` must have the shape of the entries of `history_ids`, "
                 f"{tuple(history_ids.shape[:2])}; got {tuple(outcomes.shape)}."
             )
-        check_ids("history_ids", history_ids, self.last_ids[slots], whose=" The processor must be the model's own.")
+        last = columns_at(self.last_ids, slots)
+        check_ids("history_ids", history_ids, last, whose=" The processor must be the model's own.")
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
         self.check(feature_ids)
@@ -215,6 +216,12 @@ class FeatureEmbedding(nn.Embedding):
         sizes = [size for size, _ in self.runs]
         parts = zip(self.runs, embeds.split(sizes, dim=1), feature_ids.split(sizes, dim=1))
         return torch.cat([mean_of_values(part, ids) if pooled else part for (_, pooled), part, ids in parts], dim=1)
+
+
+def columns_at(values: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+    """`values[..., numbers]`, by slices: a list as an index is copied to the device, which the host then waits for."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return torch.cat([values[..., run[0] : run[-1] + 1] for run in runs], dim=-1)
 
 
 def grown(table: torch.Tensor, sizes: list[int], new_sizes: list[int], start: Callable) -> torch.Tensor:
@@ -362,7 +369,7 @@ class IdTower(nn.Module):
                 history_ids = feature_ids.new_full(shape, PAD_ID)
                 history_outcomes = feature_ids.new_full(shape[:2], NO_ENTRY)
             self.embeddings.check_history(history_ids, history_outcomes, self.history_slots, feature_ids.shape[0])
-            item = self.embeddings.of_fields(feature_ids[:, self.history_slots], self.history_slots).flatten(1)
+            item = self.embeddings.of_fields(columns_at(feature_ids, self.history_slots), self.history_slots).flatten(1)
             entries = self._entries(history_ids)
             users = entries.shape[0]  # (`len` would be a constant in a graph)
             of_rows = self.history(

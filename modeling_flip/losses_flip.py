@@ -144,8 +144,9 @@ def entity_contrasts(
 
 def _times(keys: torch.Tensor) -> torch.Tensor:
     """How often each key occurs, `(N,)` -> `(N,)`."""
-    _, places, counts = keys.unique(return_inverse=True, return_counts=True)
-    return counts[places].float()
+    keys = keys.contiguous()
+    ordered = keys.sort().values  # `unique` would make the host wait for the device
+    return (torch.searchsorted(ordered, keys, right=True) - torch.searchsorted(ordered, keys)).float()
 
 
 def click_loss(

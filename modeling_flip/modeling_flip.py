@@ -39,7 +39,7 @@ from .heads_flip import (
     contrastive_logits,
 )
 from .histories_flip import Histories  # noqa: F401
-from .id_tower import FeatureEmbedding, build_id_tower
+from .id_tower import FeatureEmbedding, build_id_tower, columns_at
 from .id_tower_afm import AFM  # noqa: F401
 from .id_tower_afn import AFN  # noqa: F401
 from .id_tower_autoint import AutoInt  # noqa: F401
@@ -408,6 +408,7 @@ class FlipForPretraining(FlipPreTrainedModel):
                 config, id_dim, config.text_config.hidden_size if config.mtm_uses_text else None
             )
         self.slots = entity_slots(config) if use_id else []
+        self._slots: torch.Tensor | None = None
         # the views that ICL compares: of the row, and of each entity that both sides have
         self.icl_entities = [number for number, slots in enumerate(self.slots) if any(slots)]
         if config.icl_weight > 0 and config.icl_similarity == "cosine":
@@ -618,9 +619,15 @@ class FlipForPretraining(FlipPreTrainedModel):
         if self.config.prompts == "row":
             return None
         input_ids, attention_mask, index = self.flip.compact_prompts(input_ids, attention_mask, prompt_index)
-        views = entity_views(feature_ids, torch.tensor(self.slots, device=feature_ids.device))
+        views = entity_views(feature_ids, self._slots_on(feature_ids.device))
         of_ids, of_prompts = integer_keys(views).T, prompt_keys(input_ids, attention_mask)[index]
-        return of_ids[:, self.icl_entities], of_prompts[:, self.icl_entities]
+        return columns_at(of_ids, self.icl_entities), columns_at(of_prompts, self.icl_entities)
+
+    def _slots_on(self, device: torch.device) -> torch.Tensor:
+        """`entity_slots` as a tensor `(E, S)`, brought to a device once: it is waited for."""
+        if self._slots is None or self._slots.device != device:
+            self._slots = torch.tensor(self.slots, device=device)
+        return self._slots
 
     def contrast(
         self,
@@ -703,7 +710,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         if use_icl:
             views.append(feature_ids[None])
         if use_icl or config.mlm_uses_ids:
-            views.append(entity_views(feature_ids, torch.tensor(self.slots, device=feature_ids.device)))
+            views.append(entity_views(feature_ids, self._slots_on(feature_ids.device)))
         if masked_feature_ids is not None:
             views.append(masked_feature_ids[None])
         if not views:
@@ -747,8 +754,10 @@ class FlipForPretraining(FlipPreTrainedModel):
                 states = pairs.states.new_zeros(1, 1, pairs.states.shape[-1])
                 pairs = MaskedPairs(states, pairs.labels.new_full((1, 1), IGNORE_INDEX), *pairs[2:])
                 vectors = None if vectors is None else entity_states.sum((0, 1))[None] * 0.0
-            groups = torch.bincount(pairs.entities, minlength=len(self.flip.entities)).tolist()
-            groups[0] += len(pairs.states) - len(pairs.entities)  # the one without a label
+            groups = None
+            if not self.training:  # training asks for no accuracy of its entities, for which it would wait
+                groups = torch.bincount(pairs.entities, minlength=len(self.flip.entities)).tolist()
+                groups[0] += len(pairs.states) - len(pairs.entities)  # the one without a label
             mlm = self._masked_language_modelling(pairs.states, vectors, pairs.labels, groups)
             by_entity |= self._named("mlm", mlm.pop("by_group", {}))
             parts |= mlm
@@ -812,7 +821,7 @@ class FlipForPretraining(FlipPreTrainedModel):
         """
         rows, positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)  # the head runs at masked positions only
         found = len(rows)
-        count = torch.tensor(found, device=labels.device)
+        count = labels.new_full((), found)
         # rounded up with ignored positions: a new size every step costs a new kernel, and memory that is never given
         # back
         padding = (0, (-len(rows)) % MLM_POSITIONS_MULTIPLE if found else MLM_POSITIONS_MULTIPLE)

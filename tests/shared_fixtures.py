@@ -14,7 +14,6 @@ from transformers.utils import logging as transformers_logging
 
 from flip_ctr import FlipProcessor
 from flip_ctr.data.prepare.figures import pyplot
-from flip_ctr.train import prepare
 from flip_ctr.train.loop import leave_out
 
 transformers_logging.disable_progress_bar()
@@ -169,6 +168,8 @@ def batch(processor, rows):
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory):
     """Dataset folder of a small MovieLens-100K with a planted signal."""
+    from flip_ctr.train import prepare  # an engine, which other tests do without
+
     folder = tmp_path_factory.mktemp("ml")
     raw = tiny.write_raw_100k(folder / "ml-100k")
     prepare.run(prepare.PrepareArguments("ml-100k", str(folder / "data"), str(raw)))

@@ -35,8 +35,7 @@ from flip_ctr import FlipConfig, FlipField
 from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
-from flip_ctr.data.prepare.splits import SPLITS
-from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 from flip_ctr.train import finetune as finetune_recipe
 from flip_ctr.train import predict as predict_recipe
 from flip_ctr.train import pretrain as pretrain_recipe

@@ -129,8 +129,8 @@ class PromptReader:
             name = "text_hidden_states" if self.pretrains else "text_pooled"
             wanted.append((name, everything, first["input_ids"]))
         if "masked_input_ids" in first:
-            pairs = [batch["prompt_index"][batch["mlm_pairs"]] for batch in batches]
-            wanted.append(("masked_text_hidden_states", torch.cat(pairs).unique(), first["masked_input_ids"]))
+            index, pairs = (torch.cat([batch[name] for batch in batches]) for name in ("prompt_index", "mlm_pairs"))
+            wanted.append(("masked_text_hidden_states", index[pairs].unique(), first["masked_input_ids"]))
         if train and not self._said:
             self._say_size(batches, wanted)
         kept = not train and self.flip.text_encoder.training is False and len(self.parameters) == 0
@@ -153,11 +153,11 @@ class PromptReader:
         new = prompts if not known else prompts[~torch.isin(prompts, torch.tensor(known, device=prompts.device))]
         chunks = self._chunks(new, mask)
         seeds = torch.randint(2**62, (len(chunks),)).tolist() if train else [None] * len(chunks)
-        replay, graphs = list(zip(chunks, seeds)), []
+        replay, graphs = [(*chunk, seed) for chunk, seed in zip(chunks, seeds)], []
         whole = train and len(chunks) == 1  # its graph is kept
-        for chunk, seed in replay:
+        for chunk, length, seed in replay:
             with torch.set_grad_enabled(whole):
-                states = self._encode(ids[chunk], mask[chunk], tokens, seed)
+                states = self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
             with torch.no_grad():
                 if tokens:
                     leaf[chunk, : states.shape[1]] = states.detach().float()
@@ -173,21 +173,20 @@ class PromptReader:
             self._replays[name] = replay, graphs, ids, mask, tokens
         return leaf
 
-    def _chunks(self, prompts: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        """The prompts in chunks, longest first, so that neighbours pad little."""
+    def _chunks(self, prompts: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+        """The prompts in chunks, each with the length of its longest; longest first, so that neighbours pad little."""
         lengths = mask[prompts].sum(1)
         order = lengths.argsort(descending=True, stable=True)
-        prompts, sizes, left = prompts[order], [], lengths[order].tolist()
+        prompts, sizes, longest, left = prompts[order], [], [], lengths[order].tolist()
         while left:
-            sizes.append(min(len(left), self.chunk_size, max(1, TOKENS_AT_ONCE // left[0])))
+            longest.append(int(left[0]))
+            sizes.append(min(len(left), self.chunk_size, max(1, TOKENS_AT_ONCE // longest[-1])))
             left = left[sizes[-1] :]
-        return list(prompts.split(sizes)) if sizes else []
+        return list(zip(prompts.split(sizes), longest)) if sizes else []
 
     def _encode(self, ids, mask, tokens: bool, seed: int | None) -> torch.Tensor:
-        """The PLM's states of some prompts without the padding that none of them needs, `(n, L, H)` or pooled `(n, H)`;
-        with a seed dropout is that of the seed, and the random state outside stays as it is."""
-        longest = int(mask.sum(1).max())
-        ids, mask = ids[:, :longest], mask[:, :longest]
+        """The PLM's states of some prompts, `(n, L, H)` or pooled `(n, H)`; with a seed dropout is that of the seed,
+        and the random state outside stays as it is."""
         device = self.accelerator.device
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else []) if seed is not None else None
         with forked or nullcontext(), self.accelerator.autocast():
@@ -248,10 +247,12 @@ class PromptReader:
         processes."""
         for name, (replay, graphs, ids, mask, tokens) in self._replays.items():
             gradient = self.leaves[name].grad
-            for number, (chunk, seed) in enumerate(replay):
+            for number, (chunk, length, seed) in enumerate(replay):
                 if gradient is None:
                     continue
-                states = graphs[number] if graphs else self._encode(ids[chunk], mask[chunk], tokens, seed)
+                states = (
+                    graphs[number] if graphs else self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
+                )
                 part = gradient[chunk, : states.shape[1]] if tokens else gradient[chunk]
                 torch.autograd.backward(states, part.to(states.dtype))
         self._replays, self.leaves = {}, {}
