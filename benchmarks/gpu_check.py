@@ -458,7 +458,7 @@ def tests(place: Place) -> Work:
     yield "pytest -m gpu", run_tests
 
 
-# part -> what it does, and the most seconds it may take
+# part -> what it does, and its seconds; what one leaves of them, those behind it may have
 PARTS: dict[str, tuple[Callable[[Place], Work], int]] = {
     "tests": (tests, 90),
     "equality": (equality, 60),
@@ -598,14 +598,16 @@ def run(args: CheckArguments) -> dict:
             make_inputs(replace(place, small=size))
     except Skipped as reason:
         missing = f"skipped: {reason}"
-    for part in args.parts or PARTS:
+    parts = list(args.parts or PARTS)
+    for number, part in enumerate(parts):
         left = 60 * args.minutes - (time.perf_counter() - started)
         if missing and part != "tests":  # these make their own
             outcome = {"seconds": 0.0, "rows": [{"what": part, "status": missing}]}
         elif left < NEEDED:
             outcome = {"seconds": 0.0, "rows": [{"what": part, "status": "skipped: no time is left"}]}
         else:
-            outcome = run_part(part, place, min(PARTS[part][1], left))
+            later = sum(PARTS[name][1] for name in parts[number + 1 :])
+            outcome = run_part(part, place, max(min(PARTS[part][1], left), left - later))
         results["parts"][part] = outcome
         for row in outcome["rows"]:
             print(f"{part}: {row['what']}: {in_words(row)}", flush=True)

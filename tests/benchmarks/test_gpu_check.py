@@ -69,6 +69,7 @@ def test_a_part_that_fails_stops_no_other(place, tmp_path, monkeypatch):
 def test_report(place, tmp_path, monkeypatch, warm):
     """In processes of their own: one part is stopped at its limit, for one nothing is left to do without CUDA."""
     monkeypatch.setitem(PARTS, "throughput", (PARTS["throughput"][0], 0))
+    monkeypatch.setitem(PARTS, "tests", (PARTS["tests"][0], 10_000))  # all that is left
     monkeypatch.setattr(sys, "executable", warm)
     args = CheckArguments(output_dir=str(tmp_path), inputs_dir=place.inputs, device="cpu", small=True)
     args.parts = ["throughput", "tests"]

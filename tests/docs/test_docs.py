@@ -232,6 +232,9 @@ def test_commands(page, folder):
                 assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), f"make {target}"
         elif program == "pip":
             check_extras(argv[-1])
+        elif program.startswith("benchmarks/") and program.endswith(".sh"):  # it starts the script of its name
+            assert os.access(ROOT / program, os.X_OK)
+            parse_benchmark(program.replace(".sh", ".py"), argv)
         else:
             assert program in ("export", "git", "cd"), f"{page} shows a command that no test knows: {program}"
 
