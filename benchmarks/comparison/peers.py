@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,20 +114,37 @@ def best_evaluation(history: list[dict]) -> int:
     return int(np.argmax([entry["auc"] - entry["logloss"] for entry in history]))
 
 
-def train_network(
-    args: NetworkArguments,
-    folder: Path,
-    data: PeerData,
-    model: nn.Module,
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
-    penalty: Callable[[], torch.Tensor],
-) -> dict:
-    """Trains a network, keeps the weights that are best on validation, saves the predictions and returns the costs.
+class Network(NamedTuple):
+    """A model of another library.
 
     Args:
         logits_of: feature ids `(B, slots)` -> log odds `(B,)`.
         penalty: regularisation, added to the loss of each batch.
     """
+
+    model: nn.Module
+    logits_of: Callable[[torch.Tensor], torch.Tensor]
+    penalty: Callable[[], torch.Tensor]
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+        ids: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        """One training step on feature ids `(B, slots)`, and labels and the rows' weights `(B,)`."""
+        loss = click_loss(self.logits_of(ids)[:, None], labels, weights) + self.penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
+        optimizer.step()
+
+
+def train_network(args: NetworkArguments, folder: Path, data: PeerData, network: Network) -> dict:
+    """Trains a network, keeps the weights that are best on validation, saves the predictions and returns the costs."""
+    model = network.model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     generator = np.random.default_rng(args.seed)
@@ -141,21 +159,15 @@ def train_network(
     def score(split: str) -> np.ndarray:
         model.eval()
         rows = torch.from_numpy(data.ids(split)).split(args.per_device_eval_batch_size)
-        return np.concatenate([logits_of(part.to(device)).float().cpu().numpy() for part in rows])
+        return np.concatenate([network.logits_of(part.to(device)).float().cpu().numpy() for part in rows])
 
     history, weights, started = [], None, time.perf_counter()
     for epoch in range(1, args.num_train_epochs + 1):
         model.train()
         for rows in batches(generator.permutation(len(ids)), args.per_device_train_batch_size):
             weights_of_rows = None if sample_weight is None else sample_weight[rows].to(device)
-            loss = (
-                click_loss(logits_of(ids[rows].to(device))[:, None], labels[rows].to(device), weights_of_rows)
-                + penalty()
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
+            batch = ids[rows].to(device), labels[rows].to(device), weights_of_rows
+            network.step(optimizer, args.max_grad_norm, *batch)
             scheduler.step()
         measured = click_metrics(score("validation"), data.labels("validation"))
         entry = {"seconds": time.perf_counter() - started, "epoch": epoch}

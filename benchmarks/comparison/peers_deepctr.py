@@ -1,9 +1,10 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""DCNMix and AutoInt of DeepCTR-Torch, trained on our rows; see [`peers`].
+"""DCNMix, AutoInt, DeepFM, Wide&Deep (WDL) and xDeepFM of DeepCTR-Torch, trained on our rows; see [`peers`].
 
 The models are the library's, with its own linear part over all fields. A multi-valued field is a `VarLenSparseFeat`
 with mean pooling. The library's penalties are added as it computes them: `embedding_l2` on the embeddings (its
-`l2_reg_embedding`, 1e-5 by default), and its defaults on the linear part and the cross network.
+`l2_reg_embedding`, 1e-5 by default), and its defaults on the linear part and the cross network. xDeepFM's CIN has the
+sizes of ours, and as ours no activation and maps that are not split.
 """
 
 import sys
@@ -13,10 +14,10 @@ from types import ModuleType
 
 import torch
 
-from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
+from flip_ctr.benchmarks.comparison.peers import Network, NetworkArguments, PeerData, train_network
 from flip_ctr.train.options import option
 
-MODELS = ("DCNMix", "AutoInt")
+MODELS = ("DCNMix", "AutoInt", "DeepFM", "WDL", "xDeepFM")
 
 
 @dataclass(kw_only=True)
@@ -27,6 +28,7 @@ class DeepCTRArguments(NetworkArguments):
     num_experts: int = option(4, "experts of DCNMix")
     num_attention_layers: int = option(3, "attention layers of AutoInt")
     num_attention_heads: int = option(2, "heads of AutoInt")
+    cin_sizes: list[int] = option([100, 100], "layers of xDeepFM's CIN")
     init_std: float = option(1e-4, "standard deviation of initial embeddings and DNN weights; the library's default")
 
 
@@ -39,11 +41,16 @@ def without_version_check() -> None:
 
 def run(args: DeepCTRArguments, folder: Path) -> dict:
     """Trains, saves predictions into the folder and returns the costs."""
-    without_version_check()
-    from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
-    from deepctr_torch.models import AutoInt, DCNMix
-
     data = PeerData(args.dataset_dir)
+    return train_network(args, folder, data, build(args, data))
+
+
+def build(args: DeepCTRArguments, data: PeerData) -> Network:
+    """The model that `args` name, for the fields of `data`."""
+    without_version_check()
+    from deepctr_torch import models
+    from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
+
     features = []
     for one in data.columns:
         feature = SparseFeat(one.name, one.size, embedding_dim=args.id_embedding_size)
@@ -60,19 +67,12 @@ def run(args: DeepCTRArguments, folder: Path) -> dict:
         "seed": args.seed,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
-    if args.model == "DCNMix":
-        model = DCNMix(
-            features,
-            features,
-            cross_num=args.num_cross_layers,
-            low_rank=args.low_rank,
-            num_experts=args.num_experts,
-            **shared,
-        )
-    else:
-        model = AutoInt(
-            features, features, att_layer_num=args.num_attention_layers, att_head_num=args.num_attention_heads, **shared
-        )
+    own = {
+        "DCNMix": {"cross_num": args.num_cross_layers, "low_rank": args.low_rank, "num_experts": args.num_experts},
+        "AutoInt": {"att_layer_num": args.num_attention_layers, "att_head_num": args.num_attention_heads},
+        "xDeepFM": {"cin_layer_size": tuple(args.cin_sizes), "cin_split_half": False, "cin_activation": "linear"},
+    }
+    model = getattr(models, args.model)(features, features, **own.get(args.model, {}), **shared)
     model.out.task = "regression"  # log odds: the sigmoid is in the loss
 
     def logits_of(ids: torch.Tensor) -> torch.Tensor:
@@ -82,4 +82,4 @@ def run(args: DeepCTRArguments, folder: Path) -> dict:
         raise ValueError(
             f"{args.dataset_dir}: a field has more than {2**24:,} values, which DeepCTR-Torch cannot tell apart"
         )
-    return train_network(args, folder, data, model, logits_of, lambda: model.get_regularization_loss()[0])
+    return Network(model, logits_of, lambda: model.get_regularization_loss()[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
+from flip_ctr.benchmarks.comparison.peers import Network, NetworkArguments, PeerData, train_network
 from flip_ctr.train.options import option
 
 MODELS = ("DCNv2", "FinalMLP")
@@ -42,6 +42,11 @@ def run(args: FuxiCTRArguments, folder: Path) -> dict:
     """Trains, saves predictions into the folder and returns the costs."""
     torch.manual_seed(args.seed)
     data = PeerData(args.dataset_dir)
+    return train_network(args, folder, data, build(args, data))
+
+
+def build(args: FuxiCTRArguments, data: PeerData) -> Network:
+    """The model that `args` name, for the fields of `data`."""
     features = feature_map(data)
     model = {"DCNv2": dcnv2, "FinalMLP": final_mlp}[args.model](args, features)
     initialise(model)
@@ -58,7 +63,7 @@ def run(args: FuxiCTRArguments, folder: Path) -> dict:
         # of whole tables, as the library's `embedding_regularizer`, which takes half of its factor
         return args.embedding_l2 * sum(table.square().sum() for table in tables)
 
-    return train_network(args, folder, data, model, logits_of, penalty)
+    return Network(model, logits_of, penalty)
 
 
 def feature_map(data: PeerData):

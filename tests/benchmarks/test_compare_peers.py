@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from flip_ctr import FlipField
 from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_past, peers_trees
-from flip_ctr.benchmarks.comparison.peers import NetworkArguments, PeerData, train_network
+from flip_ctr.benchmarks.comparison.peers import Network, NetworkArguments, PeerData, train_network
 from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
 from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
@@ -52,7 +52,7 @@ def test_the_loop_keeps_the_best_weights_and_stops(catalogue, tmp_path, capsys):
     )
     torch.manual_seed(0)
     model = LogisticRegression(data)
-    costs = train_network(args, tmp_path, data, model, model, lambda: torch.zeros(()))
+    costs = train_network(args, tmp_path, data, Network(model, model, lambda: torch.zeros(())))
     criteria = [entry["auc"] - entry["logloss"] for entry in costs["history"]]
     assert costs["best_epoch"] == 1 + int(np.argmax(criteria)) == len(criteria) - args.early_stopping_patience < 37
     saved = Predictions.load(tmp_path, "validation")
@@ -96,7 +96,7 @@ def test_rows_without_weight_teach_nothing(peer, tmp_path):
         data = PeerData(str(folder))
         model = LogisticRegression(data)
         args = NetworkArguments(dataset_dir=str(folder), output_dir="", **NETWORK | {"learning_rate": 0.1})
-        train_network(args, tmp_path, data, model, model, lambda: torch.zeros(()))
+        train_network(args, tmp_path, data, Network(model, model, lambda: torch.zeros(())))
     test = Predictions.load(tmp_path, "test")
     assert ((test.logits > 0.3) == (test.labels == 1)).all() and ((test.logits < -0.3) == (test.labels == 0)).all()
 
@@ -128,6 +128,15 @@ PEERS = {
         peers_deepctr.DeepCTRArguments,
         {"model": "AutoInt", **DEEPCTR},
     ),
+    **{
+        f"deepctr-{model.lower()}": (
+            "deepctr_torch",
+            peers_deepctr.run,
+            peers_deepctr.DeepCTRArguments,
+            {"model": model, **DEEPCTR},
+        )
+        for model in ("DeepFM", "WDL", "xDeepFM")
+    },
     "catboost": ("catboost", peers_trees.run, peers_trees.CatBoostArguments, {"iterations": 40}),
 }
 

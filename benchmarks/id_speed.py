@@ -1,0 +1,150 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""The training step of ID towers beside that of the same models of other libraries, on the same batches.
+
+    OMP_NUM_THREADS=1 PEERS/bin/python benchmarks/id_speed.py --dataset_dir D
+
+`PEERS` is an environment with `benchmarks/peers-requirements.txt`; a library that is not installed is left out. Our
+step is that of `finetune --strategy id`: the batch from the loader, forward, backward, l2, clipping and AdamW. A peer's
+is that of its runs in `compare.py` (see [`comparison.peers`]) on the arrays of the same batch, with the same sizes of
+layers, its own penalties, and Adam. They take turns, batch by batch, in one process, so that a noisy machine slows all.
+Seconds are the processor's, in which others on the machine do not count, so that one thread is what they are for.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from flip_ctr.benchmarks.children import write_rows
+from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr
+from flip_ctr.benchmarks.comparison.peers import PeerData
+from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.prepare.markdown import markdown_table
+from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
+from flip_ctr.train.arguments import FinetuneArguments
+from flip_ctr.train.loop.loaders import training_loader
+from flip_ctr.train.loop.optimizer import make_optimizer
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.models.build import new_click_model, new_processor, ready_to_train
+from flip_ctr.train.options import Options, option, required
+from flip_ctr.train.parser import parse_arguments
+
+FUXICTR = "FuxiCTR", peers_fuxictr.FuxiCTRArguments, peers_fuxictr.build
+DEEPCTR = "DeepCTR-Torch", peers_deepctr.DeepCTRArguments, peers_deepctr.build
+LIBRARIES = {"FuxiCTR": "fuxictr", "DeepCTR-Torch": "deepctr_torch"}
+# tower, its arguments -> the same model of other libraries, and its arguments
+CASES = [
+    (
+        "dcnv2",
+        {},
+        [
+            (FUXICTR, {"model": "DCNv2", "use_low_rank_mixture": True, "num_cross_layers": 2}),
+            (DEEPCTR, {"model": "DCNMix"}),
+        ],
+    ),
+    ("dcnv2", {"full_matrix": True}, [(FUXICTR, {"model": "DCNv2", "num_cross_layers": 2})]),
+    ("deepfm", {}, [(DEEPCTR, {"model": "DeepFM"})]),
+    ("finalmlp", {}, [(FUXICTR, {"model": "FinalMLP"})]),
+    ("autoint", {"attention_size": 32}, [(DEEPCTR, {"model": "AutoInt"})]),
+    ("widedeep", {}, [(DEEPCTR, {"model": "WDL"})]),
+    ("xdeepfm", {}, [(DEEPCTR, {"model": "xDeepFM"})]),
+]
+WARM_UP = 5
+
+
+@dataclass
+class SpeedArguments(Options):
+    dataset_dir: str = required("dataset folder", path=True)
+    batch_size: int = option(1024, "rows of a step")
+    turns: int = option(60, "steps of each to time", at_least=10)
+    towers: list[str] = option(sorted({tower for tower, _, _ in CASES}), "towers to time", nargs="+")
+    output_file: str | None = option(None, "JSON file for the numbers", path=True)
+
+
+class OurRun:
+    """`finetune --strategy id`, step by step; `batch` is the last step's."""
+
+    def __init__(self, rows: SplitRows, processor: FlipProcessor, dataset: EncodedDataset, args: FinetuneArguments):
+        torch.manual_seed(args.seed)
+        accelerator = make_accelerator("no")
+        model = ready_to_train(new_click_model(processor, args), processor, args)
+        prepared = accelerator.prepare(model.train(), make_optimizer(model, args, accelerator.device))
+        self.training = TrainingStep(accelerator, *prepared, args)
+        collator = FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
+        self.loader = training_loader(dataset, collator, accelerator, args)
+        self.batches = iter(self.loader)
+        self.batch: dict[str, torch.Tensor] = {}
+
+    def step(self) -> None:
+        self.batch = next(self.batches)
+        self.training.backward([self.batch])
+        self.training.update()
+
+
+def peer_step(args, build: Callable, data: PeerData) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A step of a peer: feature ids `(B, slots)` and labels `(B,)`."""
+    torch.manual_seed(args.seed)
+    network = build(args, data)
+    network.model.train()
+    optimizer = torch.optim.Adam(network.model.parameters(), lr=args.learning_rate)
+    return lambda ids, labels: network.step(optimizer, args.max_grad_norm, ids, labels)
+
+
+def seconds_of(call: Callable[..., None], *arguments) -> float:
+    started = time.process_time()
+    call(*arguments)
+    return time.process_time() - started
+
+
+def run(args: SpeedArguments) -> list[dict]:
+    sizes = {"dataset_dir": args.dataset_dir, "output_dir": "", "per_device_train_batch_size": args.batch_size}
+    # no more rows than the steps see
+    most = (WARM_UP + args.turns) * args.batch_size
+    data, results = PeerData(args.dataset_dir), []
+    for tower, kwargs, peers in CASES:
+        if tower not in args.towers:
+            continue
+        ours = FinetuneArguments(strategy="id", id_tower=tower, id_tower_kwargs=kwargs, max_train_samples=most, **sizes)
+        rows = SplitRows(args.dataset_dir, "train")
+        processor = new_processor(rows, rows.schema, ours, None)
+        rows = SplitRows(args.dataset_dir, "train", most, ours.seed)
+        our_run = OurRun(rows, processor, EncodedDataset(processor, rows, prompts=False), ours)
+        steps = {
+            f"{library} {options['model']}": peer_step(arguments(**sizes, **options), build, data)
+            for (library, arguments, build), options in peers
+            if find_spec(LIBRARIES[library]) is not None
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ("ours", *steps)}
+        for _ in range(WARM_UP + args.turns):
+            seconds["ours"].append(seconds_of(our_run.step))
+            ids, labels = our_run.batch["feature_ids"].long(), our_run.batch["labels"].float()
+            for name, step in steps.items():
+                seconds[name].append(seconds_of(step, ids, labels))
+        taken = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+        row = {"tower": tower, "id_tower_kwargs": kwargs, "rows_per_second": args.batch_size / taken.pop("ours")}
+        row["peers"] = {name: {"rows_per_second": args.batch_size / of_peer} for name, of_peer in taken.items()}
+        for name, numbers in row["peers"].items():
+            pairs = zip(seconds[name][WARM_UP:], seconds["ours"][WARM_UP:])
+            numbers["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
+        print(row, flush=True)
+        results.append(row | {"batch_size": args.batch_size, "threads": torch.get_num_threads()})
+    header = ["tower", "ours, rows/s", "peer", "its rows/s", "ours / best peer"]
+    table = []
+    for row in results:
+        name, numbers = min(row["peers"].items(), key=lambda item: item[1]["ratio"], default=("", None))
+        arguments = "".join(f", {argument} {value}" for argument, value in row["id_tower_kwargs"].items())
+        of_peer = [name, f"{numbers['rows_per_second']:,.0f}", f"{numbers['ratio']:.2f}"] if numbers else ["", "", ""]
+        table.append([row["tower"] + arguments, f"{row['rows_per_second']:,.0f}", *of_peer])
+    print(markdown_table(header, table))
+    write_rows(results, args.output_file)
+    return results
+
+
+if __name__ == "__main__":
+    run(parse_arguments(SpeedArguments))
