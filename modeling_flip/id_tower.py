@@ -252,7 +252,7 @@ class DNN(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            hidden = self.dropout(layer(hidden).relu())
+            hidden = self.dropout(layer(hidden, "relu"))
         return hidden
 
 

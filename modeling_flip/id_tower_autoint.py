@@ -27,7 +27,10 @@ class InteractingLayer(nn.Module):
             layer(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, F, size)
             for layer in (self.query, self.key, self.value)
         )
-        attended = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        # (B, heads, fields of keys, fields of queries). Of so few fields flash attention is slow on a CPU, and so is a
+        # softmax along the last dimension
+        scores = key @ query.mT / query.shape[-1] ** 0.5
+        attended = (scores.softmax(-2).mT @ value).transpose(1, 2).flatten(2)
         return (attended + self.residual(hidden)).relu()
 
 

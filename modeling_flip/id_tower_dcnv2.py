@@ -14,6 +14,7 @@ from .configuration_flip import FlipConfig
 from .fields_flip import check_count
 from .id_tower import TowerLinear, check_flag, register_id_tower
 from .id_tower_dcn import CrossTower
+from .layers_flip import linear
 
 
 class CrossLayer(nn.Module):
@@ -24,7 +25,7 @@ class CrossLayer(nn.Module):
         self.linear = TowerLinear(dim, dim)
 
     def forward(self, x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return x + x0 * self.linear(x)
+        return torch.addcmul(x, x0, self.linear(x))
 
 
 class LowRankCrossLayer(nn.Module):
@@ -55,10 +56,11 @@ class LowRankCrossLayer(nn.Module):
 
     def forward(self, x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         num_experts = self.core.shape[0]
-        experts = (x @ self.down).tanh().unflatten(-1, (num_experts, -1))  # (B, E, r)
-        experts = torch.einsum("ber,ers->bes", experts, self.core).tanh()
-        gates = self.gate(x).softmax(-1).unsqueeze(-1)  # (B, E, 1)
-        return x + x0 * ((gates * experts).flatten(1) @ self.up + self.bias)
+        experts = linear(x, self.down.t(), activation="tanh")  # (B, E * r)
+        # one product with all cores on the diagonal is faster than a small one for each
+        experts = linear(experts, torch.block_diag(*self.core).t(), activation="tanh").unflatten(-1, (num_experts, -1))
+        gates = self.gate(x).t().contiguous().softmax(0).t().unsqueeze(-1)  # (B, E, 1); the few experts are rows here
+        return torch.addcmul(x, x0, linear((gates * experts).flatten(1), self.up.t(), self.bias))
 
 
 @register_id_tower("dcnv2")

@@ -26,9 +26,11 @@ class CIN(nn.Module):
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         x0 = x = embeds.mT  # (B, D, F): each element of the embeddings has its own maps
         pooled = []
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer((x[..., :, None] * x0[..., None, :]).flatten(2))  # (B, D, H * F) -> (B, D, H)
             pooled.append(x.sum(1))
+        # of the last maps only their sums are read: the products are summed up before the layer, which is linear
+        pooled.append(self.layers[-1]((x.mT @ x0).flatten(1)))
         return torch.cat(pooled, dim=-1)
 
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from flip_ctr.train.arguments import TrainingOptions
-from flip_ctr.train.loop.distributed import accumulating
+from flip_ctr.train.loop.distributed import accumulating, splits_states
 from flip_ctr.train.loop.grad_cache import chunked_losses
 from flip_ctr.train.loop.optimizer import FeatureTables
 from flip_ctr.train.loop.prompt_states import PromptReader, merge_prompts
@@ -35,7 +35,10 @@ class TrainingStep:
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer, args: TrainingOptions):
-        self.accelerator, self.model, self.optimizer, self.args = accelerator, model, optimizer, args
+        self.accelerator, self.model, self.args = accelerator, model, args
+        # around an optimizer without a scaler Accelerate's wrapper only looks, at each step, for what is installed
+        wrapped = accelerator.scaler is not None or accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.optimizer = optimizer if wrapped else getattr(optimizer, "optimizer", optimizer)
         self.tables = FeatureTables(accelerator.unwrap_model(model), args.embedding_l2)
         # DeepSpeed takes the gradients away: there l2 must be in the loss
         self.l2_in_loss = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -147,7 +150,7 @@ class TrainingStep:
         return self.tables.penalty() if self.l2_in_loss else 0.0
 
     def _clip(self, max_norm: float) -> torch.Tensor | None:
-        if not self.tables.sparse:
+        if splits_states(self.accelerator):
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
             if isinstance(norm, float):  # of DeepSpeed, which has clipped and updated in the backward pass
                 return torch.tensor(norm, device=self.accelerator.device)
