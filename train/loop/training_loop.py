@@ -84,7 +84,9 @@ def train(
         total = args.max_train_steps if args.max_train_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
         warmup = math.ceil(args.warmup_ratio * total)
         # a plain scheduler stepped by hand: Accelerate's would step once a process
-        scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+        scheduler = get_scheduler(
+            args.lr_scheduler_type, training.optimizer, num_warmup_steps=warmup, num_training_steps=total
+        )
         eval_steps = args.eval_steps or steps_per_epoch
         set_seed(args.seed + accelerator.process_index)  # dropout differs between processes, initial weights do not
 
