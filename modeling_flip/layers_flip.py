@@ -7,9 +7,22 @@ from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
 
-# On a CPU torch gives products of float32 to MKL, which leaves AVX-512 unused on processors that are not Intel's.
-# oneDNN uses it: on a core of an EPYC 94 and 220 GFLOP/s.
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+def has_onednn() -> bool:
+    """Whether oneDNN multiplies faster than MKL, to which torch gives products of float32 on a CPU: MKL leaves AVX-512
+    unused on processors that are not Intel's (on a core of an EPYC 94 and 220 GFLOP/s). Its kernel is no public one of
+    torch's, so it is tried: a checkpoint's code meets many versions."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    x, weight = torch.ones(2, 3, device="cpu"), torch.ones(4, 3, device="cpu")
+    try:
+        product = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return torch.equal(product, torch.full((2, 4), 3.0, device="cpu"))
+
+
+HAS_ONEDNN = has_onednn()
 LEAST_SIZE = 16  # rows, inputs and outputs of a product that is worth oneDNN's start
 ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "tanh": torch.tanh}
 
