@@ -248,6 +248,18 @@ def explain(
     above 0 where the part raises the score. The changes need not add up to the score: of two fields that say the same
     (a title and its id) each is missed little, and both together much.
 
+    What is said of a row:
+
+    * `click_probability`, and `log_odds` of a click;
+    * of strategy `joint` `id_log_odds` and `text_log_odds`, the score by the ids alone and by the text alone, and
+      `id_weight`, the weight of the ids in the joint score;
+    * `parts`: a dict for each field that the model reads (`kind` `field`), for the history (`history`) and for each
+      of its entries (`entry`, oldest first: `history[-1]` is the newest), with the name (`part`), the `value` as
+      text (None for a null), the `log_odds` without it, and the `change`; of strategy `joint` also the changes of
+      the two sides, `id_change` and `text_change`;
+    * `base_log_odds`: the log odds with all fields and the history left out;
+    * `remainder`: what the changes of fields and history lack to `log_odds - base_log_odds`.
+
     Args:
         model, processor: of one checkpoint. The model is in eval mode meanwhile.
         rows: one row, or many, in any form that [`FlipProcessor.__call__`] takes.
@@ -255,17 +267,7 @@ def explain(
         batch_size: rows the model takes at once; a row is as many as it has parts, and two.
 
     Returns:
-        A dict for one row, a list in the order of the rows for many, with
-
-        * `click_probability`, and `log_odds` of a click;
-        * of strategy `joint` `id_log_odds` and `text_log_odds`, the score by the ids alone and by the text alone, and
-          `id_weight`, the weight of the ids in the joint score;
-        * `parts`: a dict for each field that the model reads (`kind` `field`), for the history (`history`) and for each
-          of its entries (`entry`, oldest first: `history[-1]` is the newest), with the name (`part`), the `value` as
-          text (None for a null), the `log_odds` without it, and the `change`; of strategy `joint` also the changes of
-          the two sides, `id_change` and `text_change`;
-        * `base_log_odds`: the log odds with all fields and the history left out;
-        * `remainder`: what the changes of fields and history lack to `log_odds - base_log_odds`.
+        A dict for one row, a list in the order of the rows for many.
 
     Raises:
         ValueError: the model is no click model or the processor not its own; a column is missing, or a value has
