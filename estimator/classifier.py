@@ -60,6 +60,7 @@ OWN = {"seed": "random_state"} | {
 NOT_HERE = ("dataset_dir", "output_dir", "overwrite_output_dir", "streaming", "max_train_samples", "max_eval_samples")
 NOT_HERE += ("grow", "report_to", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint")
 NOT_HERE += ("push_to_hub", "hub_model_id", "hub_private_repo", "lora_adapter_only")
+NOT_HERE += ("teacher", "teacher_weight", "pairs_per_row")
 OF_NEW_MODELS = ("id_model", "prompt_fields", "prompts", "text_pooling")  # which a model has for good
 # A PLM stays as it is unless a setting asks for something else: what it says of each text is then computed once.
 FROZEN = {"prompts": "entity", "freeze_plm": True}

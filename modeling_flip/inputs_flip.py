@@ -48,12 +48,13 @@ INPUTS = {
     "masked_text_hidden_states": ("PLH", STATES),
     "text_pooled": ("PH", STATES),
     "labels": ("B", FLAGS),
+    "soft_labels": ("B", STATES),
     "sample_weight": ("B", NUMBERS),
 }
 OF_IDS = {name for name, (dims, _) in INPUTS.items() if "S" in dims}
 OF_TEXT = {name for name, (dims, _) in INPUTS.items() if "P" in dims or "E" in dims}
 # what neither a tower's table nor the loss checks when it reads it
-OF_VALUES = set(INPUTS) - {"history_ids", "labels", "sample_weight", "mlm_pairs", "text_hidden_states"}
+OF_VALUES = set(INPUTS) - {"history_ids", "labels", "soft_labels", "sample_weight", "mlm_pairs", "text_hidden_states"}
 PROMPTS = ("input_ids", "attention_mask", "masked_input_ids", "mlm_labels")
 
 
@@ -139,18 +140,24 @@ def check_zero_or_one(name: str, values: torch.Tensor, wanted: str) -> None:
             _refuse(name, values, ~right, wanted)
 
 
-def check_clicks(labels: torch.Tensor, sample_weight: torch.Tensor | None, rows: int) -> None:
-    """Raises where these are no clicks and weights of so many rows: `TypeError` where they are no tensors of numbers,
-    `ValueError` where they have another shape, are out of range, or there are no rows."""
-    for name, values in (("labels", labels), ("sample_weight", sample_weight)):
+def check_clicks(
+    labels: torch.Tensor, sample_weight: torch.Tensor | None, rows: int, name_of_labels: str = "labels"
+) -> None:
+    """Raises where these are no clicks (as `soft_labels` no probabilities) and weights of so many rows: `TypeError`
+    where they are no tensors of numbers, `ValueError` where they have another shape, are out of range, or there are no
+    rows."""
+    for name, values in ((name_of_labels, labels), ("sample_weight", sample_weight)):
         if values is None:
             continue
         check_tensor(name, values, [rows], INPUTS[name][1])
         if values.shape != (rows,):
             raise ValueError(f"`{name}` must have the shape ({rows},), one number a row; got {tuple(values.shape)}.")
     if rows == 0:
-        raise ValueError("`labels` has the shape (0,): a loss needs at least one row.")
-    check_zero_or_one("labels", labels, "0 (no click) or 1 (click)")
+        raise ValueError(f"`{name_of_labels}` has the shape (0,): a loss needs at least one row.")
+    if name_of_labels == "labels":
+        check_zero_or_one("labels", labels, "0 (no click) or 1 (click)")
+    else:
+        check_range(name_of_labels, labels, 0, 1, "probabilities, from 0 to 1")
     if sample_weight is not None:
         check_range("sample_weight", sample_weight, 0, MOST_WEIGHT, f"from 0 to {MOST_WEIGHT:g}")
 

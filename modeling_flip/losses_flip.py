@@ -166,6 +166,29 @@ def click_loss(
             says so).
     """
     check_clicks(labels, sample_weight, len(logits))
+    return _click_cross_entropy(logits, labels, sample_weight, training)
+
+
+def soft_click_loss(
+    logits: torch.Tensor, soft_labels: torch.Tensor, sample_weight: torch.Tensor | None = None, training: bool = False
+) -> torch.Tensor:
+    """[`click_loss`] of probabilities in the place of clicks (Hinton et al., "Distilling the knowledge in a neural
+    network", 2015, at temperature 1).
+
+    It is linear in them: of `(1 - w) * labels + w * p` it is `1 - w` times the loss of the clicks and `w` times the
+    cross-entropy to a teacher's probability p.
+
+    Args:
+        soft_labels: `(B,)` floating-point, from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: as of [`click_loss`]; a probability is not from 0 to 1.
+    """
+    check_clicks(soft_labels, sample_weight, len(logits), "soft_labels")
+    return _click_cross_entropy(logits, soft_labels, sample_weight, training)
+
+
+def _click_cross_entropy(logits, labels, sample_weight, training: bool) -> torch.Tensor:
     targets = labels.float()[:, None].expand_as(logits)
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(1)
     if sample_weight is None:

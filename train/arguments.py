@@ -38,6 +38,7 @@ from flip_ctr.train.option_groups import (
     RunOptions,
     ScoringOptions,
     SpeedOptions,
+    TeacherOptions,
 )
 from flip_ctr.train.options import MAX_SEED, Options, did_you_mean, option, required
 from flip_ctr.train.prepare_arguments import PrepareArguments  # noqa: F401  all arguments are found here
@@ -215,7 +216,7 @@ class PretrainArguments(TrainingOptions, ObjectiveOptions, HeadsOptions):
 
 
 @dataclass(kw_only=True)
-class FinetuneArguments(TrainingOptions, ClickOptions, BaseOptions):
+class FinetuneArguments(TrainingOptions, ClickOptions, TeacherOptions, BaseOptions):
     """Of `flip-ctr finetune`."""
 
     recipe: ClassVar[str] = "finetune"
@@ -246,6 +247,14 @@ class FinetuneArguments(TrainingOptions, ClickOptions, BaseOptions):
             self.no_effect(f"{given}, whose ID tower reads all numbers", text_numbers=False)
         if self.strategy == "id":
             self.no_effect(f"{given}, which reads no prompts", prompt_fields=None, prompts=None, plm_every=1)
+        if self.teacher is None:
+            self.no_effect("without --teacher", teacher_weight=0.5, pairs_per_row=10)
+        elif self.strategy != "id":
+            raise ValueError(f"--teacher is for --strategy id, an ID-only student; got --strategy {self.strategy}")
+        elif self.streaming:
+            raise ValueError(
+                "--teacher scores the rows before training, and --streaming keeps none; leave one of them out"
+            )
         if self.strategy == "frozen":
             self.no_effect(
                 f"{given}, which trains nothing of the PLM",

@@ -5,6 +5,7 @@ pretraining.
 flip-ctr finetune --dataset_dir D --model_name_or_path P --strategy joint --output_dir M
 flip-ctr finetune --dataset_dir D --model_name_or_path PLM --strategy joint --output_dir M   # no pretraining
 flip-ctr finetune --dataset_dir D --strategy id --id_tower deepfm --output_dir M             # no PLM anywhere
+flip-ctr finetune --dataset_dir D --strategy id --teacher T --output_dir M                   # learns from a teacher
 accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 """
 
@@ -29,6 +30,7 @@ from flip_ctr.train.loop.loaders import (
 )
 from flip_ctr.train.loop.run import end_trackers, recipe, start
 from flip_ctr.train.loop.scoring import score
+from flip_ctr.train.loop.teacher import fields_of_pairs, load_teacher, teach
 from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import (
     check_model,
@@ -55,7 +57,7 @@ def criterion(metrics: dict[str, float]) -> float:
 
 def check_models(args: FinetuneArguments) -> None:
     """Raises `OSError` where one of the models that the run starts from is not there."""
-    for flag in ("model_name_or_path", "id_model"):
+    for flag in ("model_name_or_path", "id_model", "teacher"):
         if getattr(args, flag) is not None:
             check_model(flag, getattr(args, flag))
 
@@ -124,6 +126,10 @@ def run(args: FinetuneArguments) -> dict:
     if starts_with_ids(args):
         log_unknown_keys(processor, {"training": train_rows} | {n: rows for n, rows in held_out.items() if n == "test"})
     model = ready_to_train(model, processor, args)
+    teacher = None
+    if args.teacher is not None:
+        fields_of_pairs(args, schema)
+        teacher = load_teacher(args, schema)
     prompts = args.strategy != "id"
     train_set = training_split(accelerator, processor, train_rows, args, prompts)
     # the test split too: a value in it that cannot be read is found now, and not after training
@@ -133,7 +139,10 @@ def run(args: FinetuneArguments) -> dict:
         check_clicks_to_calibrate(args.calibration, eval_set.labels)
     logger.info(f"{args.strategy}: {train_set.num_rows:,} training rows")
 
-    # 4. Train; validation decides what is kept
+    # 4. Train, where there is a teacher on what it says; validation decides what is kept
+    if teacher is not None:
+        train_set = teach(accelerator, args, teacher, train_rows, train_set, model.config.negative_sampling_rate)
+        teacher = None  # its memory is free
     collator = FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
     loader = training_loader(train_set, collator, accelerator, args)
 

@@ -291,6 +291,26 @@ class ClickOptions(Options):
 
 
 @dataclass(kw_only=True)
+class TeacherOptions(Options):
+    title = "Distillation"
+
+    teacher: str | None = option(
+        None,
+        "fine-tuned FLIP checkpoint (path or hub id) of any strategy, from whose log odds an ID-only model learns too",
+        model=True,
+    )
+    teacher_weight: float = option(
+        0.5, "weight of the teacher in the loss; that of the clicks is the rest to 1", above=0, at_most=1
+    )
+    pairs_per_row: int = option(
+        10,
+        "pairs of a training row's user and the item of another row, drawn at random, that the teacher scores for each "
+        "row; an epoch takes one of them in turn. 0: the training rows alone",
+        at_least=0,
+    )
+
+
+@dataclass(kw_only=True)
 class OptimisationOptions(Options):
     title = "Optimisation"
 

@@ -22,6 +22,7 @@ PLM_STEPS, MOST_STEPS = 200, 32
 # settings that are the run's, or each stage's own business
 NOT_HERE = ("dataset_dir", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_minutes", "seed")
 NOT_HERE += ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_pretraining_heads", "lora_adapter_only")
+NOT_HERE += ("teacher", "teacher_weight", "pairs_per_row")
 
 
 @dataclass(frozen=True)

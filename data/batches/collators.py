@@ -21,7 +21,7 @@ from flip_ctr.modeling_flip.prompts_flip import integer_keys, prompt_keys
 
 MASK_UNITS = ("field", "entity", "token")
 # independent streams of random numbers for one row
-TEXT_MASK, ID_MASK, UNKNOWN, NOISE, PAIRS, COLD, HISTORY = range(7)
+TEXT_MASK, ID_MASK, UNKNOWN, NOISE, PAIRS, COLD, HISTORY, PARTNER = range(8)
 PROMPT_ARRAYS = ("input_ids", "attention_mask", "token_fields")
 HISTORY_ARRAYS = ("history_ids", "history_outcomes")
 
@@ -63,7 +63,7 @@ def first_of_each(numbers: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 class FlipCollator:
     """Batches of [`EncodedDataset`], or lists of what [`FlipProcessor`] makes of rows -> `feature_ids`, and where there
-    are any `input_ids`, `attention_mask`, `labels`, `sample_weight`, as tensors.
+    are any `input_ids`, `attention_mask`, `labels`, `soft_labels`, `sample_weight`, as tensors.
 
     Entity prompts are in the compact form (`prompt_index`) in batches of an `EncodedDataset`, and in the row form in a
     list's, which a `Trainer` may cut along the rows. Prompts are padded to the longest of the batch.
@@ -148,8 +148,10 @@ class FlipCollator:
                 batch[name] = self._padded(name, values)
             elif name in HISTORY_ARRAYS:
                 batch[name] = self._padded(name, values, along=0)
-            elif name in ("feature_ids", "labels", "sample_weight"):
-                batch[name] = np.stack(values).astype(np.float32 if name == "sample_weight" else np.int64)
+            elif name in ("feature_ids", "labels"):
+                batch[name] = np.stack(values).astype(np.int64)
+            elif name in ("soft_labels", "sample_weight"):
+                batch[name] = np.stack(values).astype(np.float32)
         if "attention_mask" in batch:
             longest = batch["attention_mask"].sum(-1).max(initial=0)
             batch |= {name: batch[name][..., :longest] for name in PROMPT_ARRAYS if name in batch}
@@ -293,8 +295,8 @@ class FlipPretrainingCollator(FlipCollator):
 
     def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = super().arrays(batch)
-        arrays.pop("labels", None)
-        arrays.pop("sample_weight", None)
+        for name in ("labels", "soft_labels", "sample_weight"):
+            arrays.pop(name, None)
         if self.text_mask_ratio is not None:
             if self.by_entity:
                 arrays |= self.mask_entity_prompts(batch)

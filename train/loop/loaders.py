@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.batches.pairs import TaughtRows
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
@@ -150,6 +151,8 @@ class BatchLoader(DataLoader):
         """The epoch whose batches come next, and the first of them: a run that goes on leaves out those it has had."""
         plan = self.dataset if isinstance(self.dataset, StreamedDataset) else self.batch_sampler
         plan.set_epoch(epoch, first_batch)
+        if isinstance(self.dataset, TaughtRows):
+            self.dataset.set_epoch(epoch)
         self.collate_fn.set_epoch(epoch)
 
 

@@ -117,6 +117,7 @@ class StepCheckpoints:
             # its optimizer states have names, others have numbers
             "fsdp": self.accelerator.distributed_type == DistributedType.FSDP,
             "training_rows": fingerprint(self.dataset),
+            "teacher": getattr(self.dataset, "teacher", None),
         }
 
     def close(self) -> None:
@@ -299,6 +300,10 @@ class StepCheckpoints:
             raise ValueError(
                 f"--resume_from_checkpoint {folder} is of a run on other training rows than {self.args.dataset_dir} "
                 "has now"
+            )
+        if saved.get("teacher") != self.run["teacher"]:
+            raise ValueError(
+                f"--resume_from_checkpoint {folder} is of a run with another teacher than {self.args.teacher} is now"
             )
 
 

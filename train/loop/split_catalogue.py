@@ -35,9 +35,12 @@ class SplitCatalogue:
     lost: dict[str, int]
 
 
-def item_field(schema: DatasetSchema, name: str | None = None) -> FlipField:
+def item_field(
+    schema: DatasetSchema, name: str | None = None, unknown: str = "--item_key must say which field is an item's key"
+) -> FlipField:
     """The field that tells items apart, by its name or else by what the dataset says: the key of histories, or the only
-    key that is not a user's (of several the one that is in the key of rows).
+    key that is not a user's (of several the one that is in the key of rows). `unknown` begins the error where none, or
+    more than one, is found.
 
     Raises:
         ValueError: there is none, or several may be, or a field is of user and item together.
@@ -52,9 +55,7 @@ def item_field(schema: DatasetSchema, name: str | None = None) -> FlipField:
         found = [field for field in found if field.name in schema.protocol.get("row_key", ())]
     if len(found) != 1:
         there = ", ".join(field.name for field in keys) or "none"
-        what = (
-            f"--item_key {name} is no field of an item" if name else "--item_key must say which field is an item's key"
-        )
+        what = f"--item_key {name} is no field of an item" if name else unknown
         raise ValueError(f"{what}; keys in {SCHEMA_NAME}: {there}")
     if "statistics" in schema.protocol:
         from flip_ctr.data.prepare.statistics import COUNT, RATE  # which imports an engine

@@ -102,7 +102,7 @@ def read_record(name_or_path: str | None) -> dict | None:
 
 def training_record(args: TrainingOptions, source: str | None = None) -> dict:
     """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started
-    from, `--model_name_or_path` or another source, and of what `--id_model` names."""
+    from, `--model_name_or_path` or another source, and of what `--id_model` and `--teacher` name."""
     source, published = source or args.model_name_or_path, args.published()
     before = read_record(source)
     hub_id = source if source is not None and not os.path.exists(source) else None
@@ -118,6 +118,7 @@ def training_record(args: TrainingOptions, source: str | None = None) -> dict:
         "plm": public_name(source) if is_plm else (before or {}).get("plm"),
         "started_from": before,
         "id_tower_from": read_record(getattr(args, "id_model", None)),
+        "teacher": read_record(getattr(args, "teacher", None)),
     }
 
 
@@ -160,6 +161,7 @@ def write_card(
         "tower": _tower(model),
         "plm": _plm(model, record) if core.text_encoder is not None else None,
         "plm_name": plain(record["plm"]) if record["plm"] is not None else None,
+        "teacher": code(record["arguments"]["teacher"]) if record["arguments"].get("teacher") else None,
         "metrics_table": _metrics(results),
         "effects_table": effects and _effects_table(effects),
         "effects_rows": effects and f"{effects.rows:,}",
@@ -488,16 +490,27 @@ def _training(record: dict, results: dict) -> str:
         f"{results['train_seconds'] / 60:.1f} minutes in {processes} on {record['device']}, precision "
         f"{'fp32' if arguments['mixed_precision'] == 'no' else arguments['mixed_precision']}.{chosen} {versions}."
     )
+    if arguments.get("teacher"):
+        pairs = arguments["pairs_per_row"] * results["train_rows"]
+        text.append(
+            f"It learned with weight {1 - arguments['teacher_weight']:g} from the clicks and with weight "
+            f"{arguments['teacher_weight']:g} from the log odds of the teacher {code(arguments['teacher'])}, on the "
+            f"training rows, and from the teacher alone on {pairs:,} pairs of a user and an item drawn from these rows."
+        )
     text.append(_changed_table(record))
     told: list[dict] = []
 
     def tell_before(one: dict, what: str) -> None:
-        for which, before in ((what, one["started_from"]), ("Its ID tower", one.get("id_tower_from"))):
+        start, tower, teacher = one["started_from"], one.get("id_tower_from"), one.get("teacher")
+        came = "started from"
+        for which, how, before in (
+            (what, came, start),
+            ("Its ID tower", came, tower),
+            ("Its teacher", "is", teacher),
+        ):
             if before and before not in told:  # two towers may come from one pretraining
                 told.append(before)
-                text.append(
-                    f"{which} started from a checkpoint of `flip-ctr {before['recipe']}`. {_changed_table(before)}"
-                )
+                text.append(f"{which} {how} a checkpoint of `flip-ctr {before['recipe']}`. {_changed_table(before)}")
                 tell_before(before, which)
 
     tell_before(record, "It")

@@ -15,6 +15,7 @@ from flip_ctr.modeling_flip.losses_flip import (
     contrastive_loss,
     masked_tabular_loss,
     nce_loss,
+    soft_click_loss,
 )
 
 START_OF_NCE = math.log(1 + 25) + 25 * math.log(1 + 1 / 25)  # 4.24
@@ -388,6 +389,25 @@ def test_click_loss_is_weighted_binary_cross_entropy(weights):
     assert click_loss(torch.tensor(logits)[:, None], torch.tensor(labels), weight).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 0.0, 2.5]])
+def test_soft_click_loss_is_cross_entropy_to_probabilities(weights):
+    logits, probabilities, labels = [0.3, -2.0, 1.5], [0.8, 0.1, 0.0], [1, 0, 0]
+    losses = [-p * math.log(sigmoid(x)) - (1 - p) * math.log(1 - sigmoid(x)) for x, p in zip(logits, probabilities)]
+    weight = None if weights is None else torch.tensor(weights)
+    scores, soft, hard = torch.tensor(logits)[:, None], torch.tensor(probabilities), torch.tensor(labels)
+    loss = soft_click_loss(scores, soft, weight)
+    assert loss.item() == pytest.approx(np.average(losses, weights=weights))
+    # of a mean of clicks and probabilities it is the mean of both losses
+    mixed = soft_click_loss(scores, 0.3 * hard + 0.7 * soft, weight)
+    assert mixed.item() == pytest.approx((0.3 * click_loss(scores, hard, weight) + 0.7 * loss).item())
+    with pytest.raises(ValueError, match="`soft_labels` must be probabilities, from 0 to 1; got 1.5"):
+        soft_click_loss(scores, torch.tensor([0.2, 1.5, 0.1]), weight)
+    with pytest.raises(ValueError, match="`soft_labels` must have the shape .3,."):
+        soft_click_loss(scores, soft[:2], weight)
+    with pytest.raises(TypeError, match="`soft_labels` must be a tensor .* of floating-point numbers"):
+        soft_click_loss(scores, hard, weight)
+
+
 @pytest.mark.parametrize("strategy", ["id", "plm", "joint"])
 def test_the_click_model_sums_the_losses_of_its_logits(processor, batch, text_config, strategy):
     model = tiny.shake(FlipForCTR(tiny.flip_config(processor.fields, text_config, strategy=strategy))).eval()
@@ -397,6 +417,12 @@ def test_the_click_model_sums_the_losses_of_its_logits(processor, batch, text_co
     heads = [output.logits, output.id_logits, output.text_logits] if strategy == "joint" else [output.logits]
     expected = sum(click_loss(logits, labels, weight) for logits in heads)
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6) and output.logits.shape == (24, 1)
+    soft = torch.rand(24)
+    expected = sum(soft_click_loss(logits, soft, weight) for logits in heads)
+    loss = model(**views, soft_labels=soft, sample_weight=weight).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="`soft_labels` stand in the place of `labels`"):
+        model(**views, labels=labels, soft_labels=soft)
     assert (output.id_logits is None, output.text_logits is None) == (strategy == "plm", strategy == "id")
 
 
