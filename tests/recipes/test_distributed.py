@@ -36,6 +36,13 @@ RUNS = {
     "mlm": {"icl_weight": 0.0, "mtm_weight": 0.0},
     "mtm": {"icl_weight": 0.0, "mlm_weight": 0.0},
     "entity": {"strategy": "joint", "early_stopping_patience": None, "prompts": "entity", "plm_every": 2},
+    "taught": {
+        "strategy": "id",
+        "early_stopping_patience": None,
+        "teacher": "OUT/entity",
+        "teacher_weight": 0.6,
+        "pairs_per_row": 1,
+    },
     "entity mlm": {"icl_weight": 0.0, "mtm_weight": 0.0, "prompts": "entity", "plm_every": 2},
     "entity mtm": {"icl_weight": 0.0, "mlm_weight": 0.0, "prompts": "entity", "freeze_plm": True},
     "frozen": {"strategy": "frozen", "early_stopping_patience": None},
@@ -71,7 +78,7 @@ data, plm, out, runs, shared = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.a
 for name, options in runs.items():
     recipe = tiny.finetune if "strategy" in options else tiny.pretrain
     options = {key: value.replace("OUT", out) if isinstance(value, str) else value for key, value in options.items()}
-    recipe(data, None if name == "map" else plm, f"{out}/{name}", **shared, **options)
+    recipe(data, None if name in ("map", "taught") else plm, f"{out}/{name}", **shared, **options)
 for name in ("finetune", "entity"):
     tiny.predicted(f"{out}/{name}", f"{data}/data/*.parquet", f"{out}/{name}.parquet")
 fuse(FuseArguments(dataset_dir=data, output_dir=f"{out}/fused", **fusing(out)))
@@ -125,7 +132,20 @@ def two_processes(tmp_path_factory, dataset_dir, calm_plm, warm):
 
 @pytest.mark.parametrize(
     "name",
-    ["finetune", "rows", "lora", "entity", "entity mlm", "entity mtm", "mlm", "mtm", "frozen", "map", "locked"],
+    [
+        "finetune",
+        "rows",
+        "lora",
+        "entity",
+        "taught",
+        "entity mlm",
+        "entity mtm",
+        "mlm",
+        "mtm",
+        "frozen",
+        "map",
+        "locked",
+    ],
 )
 def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, calm_plm, two_processes, name):
     recipe = tiny.finetune if "strategy" in RUNS[name] else tiny.pretrain
@@ -135,7 +155,7 @@ def test_two_processes_learn_what_one_does(tmp_path, dataset_dir, calm_plm, two_
     }
     recipe(
         dataset_dir,
-        None if name == "map" else calm_plm,
+        None if name in ("map", "taught") else calm_plm,
         tmp_path / name,
         **SHARED,
         **options,
