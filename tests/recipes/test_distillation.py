@@ -19,6 +19,7 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.prepare.dataset_folder import shard_path
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.train import prepare
 from flip_ctr.train.arguments import FinetuneArguments
 from flip_ctr.train.loop.resume import step_checkpoints
 from flip_ctr.train.loop.teacher import digest_of, load_teacher, teach
@@ -197,3 +198,20 @@ def test_what_cannot_teach_is_refused(tmp_path, folder, teacher, plm):
     with pytest.raises(ValueError, match="--teacher_weight must be above 0"):
         FinetuneArguments(dataset_dir="d", output_dir="o", strategy="id", teacher="T", teacher_weight=0)
     student(no_key, tmp_path / "rows", teacher, pairs_per_row=0, max_train_steps=2)
+
+
+def test_histories_and_statistics_are_the_users_and_the_items(tmp_path, plm):
+    raw = str(tiny.write_raw_100k(tmp_path / "ml-100k"))
+    what_came_before = {"history": 4, "statistics": ["user_id", "movie_id"]}
+    prepare.run(prepare.PrepareArguments("ml-100k", str(tmp_path / "D"), raw, **what_came_before))
+    options = {"prompts": "entity", "strategy": "joint", "max_train_steps": 2}
+    tiny.finetune(tmp_path / "D", plm, tmp_path / "T", **options)
+    options = {"teacher": str(tmp_path / "T"), "pairs_per_row": 2, "max_train_steps": 4}
+    tiny.finetune(tmp_path / "D", None, tmp_path / "S", short_history_rate=0.5, **options)
+    model, processor = (kind.from_pretrained(tmp_path / "S") for kind in (FlipForCTR, FlipProcessor))
+    assert processor.history_field is not None and model.flip.id_tower.history is not None
+    # such a number is of a user with a genre, and a drawn pair has none
+    together = {"statistics": ["user_id+genre"]}
+    prepare.run(prepare.PrepareArguments("ml-100k", str(tmp_path / "E"), raw, **together))
+    with pytest.raises(ValueError, match="counts rows by several columns"):
+        tiny.finetune(tmp_path / "E", None, tmp_path / "x", **options)
