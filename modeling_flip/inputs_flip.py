@@ -48,13 +48,13 @@ INPUTS = {
     "masked_text_hidden_states": ("PLH", STATES),
     "text_pooled": ("PH", STATES),
     "labels": ("B", FLAGS),
-    "soft_labels": ("B", STATES),
+    "soft_targets": ("B", STATES),
     "sample_weight": ("B", NUMBERS),
 }
 OF_IDS = {name for name, (dims, _) in INPUTS.items() if "S" in dims}
 OF_TEXT = {name for name, (dims, _) in INPUTS.items() if "P" in dims or "E" in dims}
 # what neither a tower's table nor the loss checks when it reads it
-OF_VALUES = set(INPUTS) - {"history_ids", "labels", "soft_labels", "sample_weight", "mlm_pairs", "text_hidden_states"}
+OF_VALUES = set(INPUTS) - {"history_ids", "labels", "soft_targets", "sample_weight", "mlm_pairs", "text_hidden_states"}
 PROMPTS = ("input_ids", "attention_mask", "masked_input_ids", "mlm_labels")
 
 
@@ -143,7 +143,7 @@ def check_zero_or_one(name: str, values: torch.Tensor, wanted: str) -> None:
 def check_clicks(
     labels: torch.Tensor, sample_weight: torch.Tensor | None, rows: int, name_of_labels: str = "labels"
 ) -> None:
-    """Raises where these are no clicks (as `soft_labels` no probabilities) and weights of so many rows: `TypeError`
+    """Raises where these are no clicks (as `soft_targets` no probabilities) and weights of so many rows: `TypeError`
     where they are no tensors of numbers, `ValueError` where they have another shape, are out of range, or there are no
     rows."""
     for name, values in ((name_of_labels, labels), ("sample_weight", sample_weight)):

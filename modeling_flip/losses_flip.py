@@ -170,7 +170,7 @@ def click_loss(
 
 
 def soft_click_loss(
-    logits: torch.Tensor, soft_labels: torch.Tensor, sample_weight: torch.Tensor | None = None, training: bool = False
+    logits: torch.Tensor, soft_targets: torch.Tensor, sample_weight: torch.Tensor | None = None, training: bool = False
 ) -> torch.Tensor:
     """[`click_loss`] of probabilities in the place of clicks (Hinton et al., "Distilling the knowledge in a neural
     network", 2015, at temperature 1).
@@ -179,13 +179,13 @@ def soft_click_loss(
     cross-entropy to a teacher's probability p.
 
     Args:
-        soft_labels: `(B,)` floating-point, from 0 to 1.
+        soft_targets: `(B,)` floating-point, from 0 to 1.
 
     Raises:
         TypeError, ValueError: as of [`click_loss`]; a probability is not from 0 to 1.
     """
-    check_clicks(soft_labels, sample_weight, len(logits), "soft_labels")
-    return _click_cross_entropy(logits, soft_labels, sample_weight, training)
+    check_clicks(soft_targets, sample_weight, len(logits), "soft_targets")
+    return _click_cross_entropy(logits, soft_targets, sample_weight, training)
 
 
 def _click_cross_entropy(logits, labels, sample_weight, training: bool) -> torch.Tensor:

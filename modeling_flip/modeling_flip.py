@@ -917,7 +917,7 @@ class FlipForCTR(FlipPreTrainedModel):
         text_pooled: torch.Tensor | None = None,
         history_ids: torch.Tensor | None = None,
         history_outcomes: torch.Tensor | None = None,
-        soft_labels: torch.Tensor | None = None,
+        soft_targets: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> FlipForCTROutput | tuple:
@@ -932,15 +932,15 @@ class FlipForCTR(FlipPreTrainedModel):
             history_ids, history_outcomes: of the history, see [`FlipModel.forward`].
             labels: `(B,)`, 1 for a click, 0 for none. `joint` sums the losses of the joint logit and of both towers.
             sample_weight: `(B,)` weights of the rows in the loss.
-            soft_labels: `(B,)` floating-point, in the place of `labels`: probabilities of a click from 0 to 1, such as
+            soft_targets: `(B,)` floating-point, in the place of `labels`: probabilities of a click from 0 to 1, such as
                 a teacher's, see [`soft_click_loss`].
 
         Raises:
             TypeError, ValueError: an input is missing, of another type or shape, or out of range; or there are `labels`
-                and `soft_labels`.
+                and `soft_targets`.
         """
-        if labels is not None and soft_labels is not None:
-            raise ValueError("`soft_labels` stand in the place of `labels`; give one of both.")
+        if labels is not None and soft_targets is not None:
+            raise ValueError("`soft_targets` stand in the place of `labels`; give one of both.")
         self.flip.inputs.check(
             # an ID tower checks what it reads
             last_ids=None
@@ -954,7 +954,7 @@ class FlipForCTR(FlipPreTrainedModel):
             history_ids=history_ids,
             history_outcomes=history_outcomes,
             labels=labels,
-            soft_labels=soft_labels,
+            soft_targets=soft_targets,
             sample_weight=sample_weight,
         )
         id_state = text_state = None
@@ -967,7 +967,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.text_classifier is not None:
             text_state = self.flip.text_state(input_ids, attention_mask, prompt_index, text_pooled, history_outcomes)
         output = self._heads(feature_ids, id_state, text_state)
-        targets, loss = (labels, click_loss) if soft_labels is None else (soft_labels, soft_click_loss)
+        targets, loss = (labels, click_loss) if soft_targets is None else (soft_targets, soft_click_loss)
         if targets is not None:
             names = ("logits",) if self.fusion is None else ("logits", "id_logits", "text_logits")
             heads = torch.cat([output[name] for name in names], dim=1)

@@ -63,7 +63,7 @@ def first_of_each(numbers: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 class FlipCollator:
     """Batches of [`EncodedDataset`], or lists of what [`FlipProcessor`] makes of rows -> `feature_ids`, and where there
-    are any `input_ids`, `attention_mask`, `labels`, `soft_labels`, `sample_weight`, as tensors.
+    are any `input_ids`, `attention_mask`, `labels`, `soft_targets`, `sample_weight`, as tensors.
 
     Entity prompts are in the compact form (`prompt_index`) in batches of an `EncodedDataset`, and in the row form in a
     list's, which a `Trainer` may cut along the rows. Prompts are padded to the longest of the batch.
@@ -150,7 +150,7 @@ class FlipCollator:
                 batch[name] = self._padded(name, values, along=0)
             elif name in ("feature_ids", "labels"):
                 batch[name] = np.stack(values).astype(np.int64)
-            elif name in ("soft_labels", "sample_weight"):
+            elif name in ("soft_targets", "sample_weight"):
                 batch[name] = np.stack(values).astype(np.float32)
         if "attention_mask" in batch:
             longest = batch["attention_mask"].sum(-1).max(initial=0)
@@ -295,7 +295,7 @@ class FlipPretrainingCollator(FlipCollator):
 
     def arrays(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = super().arrays(batch)
-        for name in ("labels", "soft_labels", "sample_weight"):
+        for name in ("labels", "soft_targets", "sample_weight"):
             arrays.pop(name, None)
         if self.text_mask_ratio is not None:
             if self.by_entity:

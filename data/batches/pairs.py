@@ -82,7 +82,7 @@ class TaughtRows(EncodedDataset):
     """The training rows of a student. Each comes with one of its P pairs, where there are any, in each epoch another in
     turn; a batch of B rows has the pairs behind them.
 
-    `soft_labels` of a row are its click and the teacher's probability, weighed; of a pair the teacher's alone. A pair
+    `soft_targets` of a row are its click and the teacher's probability, weighed; of a pair the teacher's alone. A pair
     counts as much in the loss as the teacher does in a row, times the weight of the row that has its user.
 
     Args:
@@ -117,7 +117,7 @@ class TaughtRows(EncodedDataset):
         batch = self.pairs.__getitems__(numbers)
         targets = self.probabilities[numbers]
         targets[:count] = (1 - share) * self.labels[numbers[:count]] + share * targets[:count]
-        batch["soft_labels"] = targets
+        batch["soft_targets"] = targets
         if self.weights is not None or (per_row and share < 1):
             weights = np.ones(len(numbers), np.float32)
             weights[count:] = share

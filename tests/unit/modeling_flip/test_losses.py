@@ -400,11 +400,11 @@ def test_soft_click_loss_is_cross_entropy_to_probabilities(weights):
     # of a mean of clicks and probabilities it is the mean of both losses
     mixed = soft_click_loss(scores, 0.3 * hard + 0.7 * soft, weight)
     assert mixed.item() == pytest.approx((0.3 * click_loss(scores, hard, weight) + 0.7 * loss).item())
-    with pytest.raises(ValueError, match="`soft_labels` must be probabilities, from 0 to 1; got 1.5"):
+    with pytest.raises(ValueError, match="`soft_targets` must be probabilities, from 0 to 1; got 1.5"):
         soft_click_loss(scores, torch.tensor([0.2, 1.5, 0.1]), weight)
-    with pytest.raises(ValueError, match="`soft_labels` must have the shape .3,."):
+    with pytest.raises(ValueError, match="`soft_targets` must have the shape .3,."):
         soft_click_loss(scores, soft[:2], weight)
-    with pytest.raises(TypeError, match="`soft_labels` must be a tensor .* of floating-point numbers"):
+    with pytest.raises(TypeError, match="`soft_targets` must be a tensor .* of floating-point numbers"):
         soft_click_loss(scores, hard, weight)
 
 
@@ -419,10 +419,10 @@ def test_the_click_model_sums_the_losses_of_its_logits(processor, batch, text_co
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6) and output.logits.shape == (24, 1)
     soft = torch.rand(24)
     expected = sum(soft_click_loss(logits, soft, weight) for logits in heads)
-    loss = model(**views, soft_labels=soft, sample_weight=weight).loss
+    loss = model(**views, soft_targets=soft, sample_weight=weight).loss
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    with pytest.raises(ValueError, match="`soft_labels` stand in the place of `labels`"):
-        model(**views, labels=labels, soft_labels=soft)
+    with pytest.raises(ValueError, match="`soft_targets` stand in the place of `labels`"):
+        model(**views, labels=labels, soft_targets=soft)
     assert (output.id_logits is None, output.text_logits is None) == (strategy == "plm", strategy == "id")
 
 

@@ -92,11 +92,11 @@ def test_a_batch_has_rows_and_behind_them_the_pairs_of_the_epoch(rows, weight, w
         np.testing.assert_array_equal(batch["feature_ids"], pairs.encode(numbers).feature_ids)
         labels = np.array([rows[number]["label"] for number in picked])
         mixed = (1 - weight) * labels + weight * said[picked]
-        np.testing.assert_allclose(batch["soft_labels"], np.concatenate([mixed, said[numbers[3:]]]), rtol=1e-6)
+        np.testing.assert_allclose(batch["soft_targets"], np.concatenate([mixed, said[numbers[3:]]]), rtol=1e-6)
         wanted = np.repeat([1.0, weight], 3) * (np.tile(1.0 + picked, 2) if weighted else 1)
         assert ("sample_weight" in batch) == (weighted or weight < 1)
         np.testing.assert_allclose(batch.get("sample_weight", np.ones(6)), wanted)
         inputs = FlipCollator(processor, unk_rate=0.5)(batch)
-        assert "labels" not in inputs and inputs["soft_labels"].shape == (6,)
+        assert "labels" not in inputs and inputs["soft_targets"].shape == (6,)
     alone = TaughtRows(dataset, RowPairs(dataset, ITEM, 0, seed=1), said[: len(rows)], weight, "T")
     assert len(alone.__getitems__([5, 0, 7])["feature_ids"]) == 3
