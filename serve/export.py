@@ -34,9 +34,9 @@ from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.target_attention_flip import ATTENTION_DIM
 from flip_ctr.serve.candidate_model import CandidateModel
-from flip_ctr.serve.digests import digest
 from flip_ctr.train.models.build import load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
+from flip_ctr.train.models.digests import digest
 from flip_ctr.train.serve_arguments import ExportArguments
 
 MANIFEST = "export.json"

@@ -22,12 +22,12 @@ from flip_ctr.modeling_flip.prompt_tables_flip import EncodedRows
 from flip_ctr.modeling_flip.rows_flip import RawRows, column_of, named_columns
 from flip_ctr.serve.candidate_model import OUTPUTS, CandidateModel, TextParts
 from flip_ctr.serve.catalogue import MANIFEST, Catalogue, key_field
-from flip_ctr.serve.digests import digest
 from flip_ctr.serve.item_files import read_items
 from flip_ctr.serve.request_reader import Candidates, RequestReader, Users
 from flip_ctr.serve.row_side import RowSide
 from flip_ctr.train.loop.leave_out import RowParts, scorer
 from flip_ctr.train.models.build import load_click_model
+from flip_ctr.train.models.digests import digest
 from flip_ctr.train.outputs.run_log import logger
 from flip_ctr.train.serve_arguments import BACKENDS
 

@@ -6,10 +6,8 @@ It scores all of them once, before training: with entity prompts its PLM reads e
 sees the same numbers.
 """
 
-import json
 import math
 import time
-from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from flip_ctr.train.loop.loaders import encode_split
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.loop.split_catalogue import item_field
 from flip_ctr.train.models.build import check_fields, load_click_model
+from flip_ctr.train.models.digests import digest
 from flip_ctr.train.outputs.run_log import logger
 
 
@@ -93,22 +92,18 @@ def teach(
     items = fields_of_pairs(args, rows.schema)
     read = encode_split(accelerator, processor, rows, model.config.strategy != "id")
     to_score, to_learn = (RowPairs(one, items, args.pairs_per_row, args.seed) for one in (read, dataset))
-    digest = digest_of(model, processor)
+    made_by = digest_of(model, processor)
     logger.info(f"the teacher scores {len(dataset):,} training rows and {len(to_score) - len(dataset):,} drawn pairs")
     model.to(accelerator.device).requires_grad_(False)  # what a frozen PLM says of a text is kept
     log_odds = score(accelerator, model, to_score, args.per_device_eval_batch_size, progress=True)["logits"]
     probabilities = expit(log_odds.astype(np.float64) - math.log(negative_sampling_rate)).astype(np.float32)
     logger.info(f"the teacher took {time.perf_counter() - started:.0f} seconds")
-    return TaughtRows(dataset, to_learn, probabilities, args.teacher_weight, digest)
+    return TaughtRows(dataset, to_learn, probabilities, args.teacher_weight, made_by)
 
 
 def digest_of(model: FlipForCTR, processor: FlipProcessor) -> str:
     """Of all that log odds depend on: weights, configuration and processor. A run that goes on must have the same
     teacher."""
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-    digest = blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
-    digest.update(processor_digest(processor, model.config.strategy != "id").encode())
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    read_by = processor_digest(processor, model.config.strategy != "id")
+    return digest({"config": config, "processor": read_by}, [model])

@@ -1,5 +1,5 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""What a catalogue, or exported graphs, were made by."""
+"""What something was made by: a catalogue, exported graphs, the targets of a student."""
 
 import json
 from collections.abc import Sequence
