@@ -91,6 +91,9 @@ class EncodedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.encoded)
 
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The epoch whose batches come next: the rows are the same in each."""
+
     @property
     def num_rows(self) -> int:
         return len(self)

@@ -105,8 +105,8 @@ class TaughtRows(EncodedDataset):
         )
         self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose batches come next."""
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The epoch whose pairs come next."""
         self.epoch = epoch
 
     def __getitems__(self, rows: list[int] | np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.batches.pairs import TaughtRows
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
@@ -149,10 +148,9 @@ class BatchLoader(DataLoader):
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """The epoch whose batches come next, and the first of them: a run that goes on leaves out those it has had."""
-        plan = self.dataset if isinstance(self.dataset, StreamedDataset) else self.batch_sampler
-        plan.set_epoch(epoch, first_batch)
-        if isinstance(self.dataset, TaughtRows):
-            self.dataset.set_epoch(epoch)
+        self.dataset.set_epoch(epoch, first_batch)
+        if isinstance(self.batch_sampler, GlobalBatchSampler):  # a stream plans its batches itself
+            self.batch_sampler.set_epoch(epoch, first_batch)
         self.collate_fn.set_epoch(epoch)
 
 
