@@ -11,16 +11,14 @@ import time
 
 from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.train.arguments import CalibrateArguments
-from flip_ctr.train.loop.calibration import calibrate, check_clicks_to_calibrate, uncorrected
+from flip_ctr.train.loop.calibration import calibrate, check_clicks_to_calibrate, score_test
 from flip_ctr.train.loop.leave_out import measure_effects
 from flip_ctr.train.loop.loaders import check_clicks, encode_split
 from flip_ctr.train.loop.run import check_output_dir, claim_output_dir, make_accelerator, recipe
-from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.card import training_record, write_card
 from flip_ctr.train.outputs.checkpoint import save
-from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import set_up_logging
@@ -56,10 +54,8 @@ def run(args: CalibrateArguments) -> dict:
     model, size = model.to(accelerator.device), args.per_device_eval_batch_size
     results = calibrate(accelerator, model, sets["validation"], args.calibration, args.seed, size)
     if "test" in sets:
-        with uncorrected(model) as correct:
-            found = score(accelerator, model, sets["test"], size)
-        scores, uncalibrated = correct(found)
-        results |= score_metrics(scores, sets["test"].labels, sets["test"].users, "test", uncalibrated)
+        test, scores, uncalibrated = score_test(accelerator, model, sets["test"], size)
+        results |= test
     seconds = time.perf_counter() - started
     results |= {"train_rows": len(sets["validation"]), "num_processes": 1, "train_seconds": seconds}
 

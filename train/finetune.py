@@ -17,7 +17,7 @@ from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FinetuneArguments
-from flip_ctr.train.loop.calibration import NotCalibrated, calibrate, check_clicks_to_calibrate, uncorrected
+from flip_ctr.train.loop.calibration import NotCalibrated, calibrate, check_clicks_to_calibrate, score_test
 from flip_ctr.train.loop.leave_out import measure_effects
 from flip_ctr.train.loop.loaders import (
     check_clicks,
@@ -44,7 +44,7 @@ from flip_ctr.train.models.lora import is_flip_checkpoint, plain
 from flip_ctr.train.outputs.card import training_record, write_card
 from flip_ctr.train.outputs.checkpoint import best_model, save
 from flip_ctr.train.outputs.hub import push
-from flip_ctr.train.outputs.metrics import click_metrics, score_metrics
+from flip_ctr.train.outputs.metrics import click_metrics
 from flip_ctr.train.outputs.plots import plot_history, plot_reliability
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger
@@ -182,10 +182,7 @@ def run(args: FinetuneArguments) -> dict:
     # 6. It scores the test split once
     test = {}
     if test_set is not None:
-        with uncorrected(best) as correct:
-            found = score(accelerator, best, test_set, size)
-        scores, uncalibrated = correct(found)
-        test = score_metrics(scores, test_set.labels, test_set.users, "test", uncalibrated)
+        test, scores, uncalibrated = score_test(accelerator, best, test_set, size)
 
     # 7. Results
     evaluations = [entry for entry in history if "eval_auc" in entry]

@@ -13,7 +13,6 @@ import time
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from flip_ctr.data.batches.collators import FlipCollator
@@ -24,12 +23,12 @@ from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FuseArguments
-from flip_ctr.train.loop.calibration import check_clicks_to_calibrate, fit_calibration, uncorrected
+from flip_ctr.train.loop.calibration import check_clicks_to_calibrate, fit_calibration, score_test
 from flip_ctr.train.loop.folds import FOLDS, folds
 from flip_ctr.train.loop.leave_out import measure_effects
 from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader
 from flip_ctr.train.loop.run import check_output_dir, claim_output_dir, make_accelerator, recipe
-from flip_ctr.train.loop.scoring import score
+from flip_ctr.train.loop.scoring import in_row_order
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.warm_start import ID_SHAPE, id_model_config, join_ids, set_sampling_rate
@@ -89,10 +88,8 @@ def run(args: FuseArguments) -> dict:
         )
     results = score_metrics(scores, eval_set.labels, eval_set.users, "eval", before)
     if test_set is not None:
-        with uncorrected(model) as correct:
-            found = score(accelerator, model, test_set, args.per_device_eval_batch_size)
-        test, uncalibrated = correct(found)
-        results |= score_metrics(test, test_set.labels, test_set.users, "test", uncalibrated)
+        measured, test, uncalibrated = score_test(accelerator, model, test_set, args.per_device_eval_batch_size)
+        results |= measured
     results |= {"id_weight": mean_id_weight(fusion, inputs)} | ({"penalty": penalty} if args.fusion == "gate" else {})
     results |= {
         "train_rows": len(eval_set),
@@ -160,10 +157,12 @@ def fusion_inputs(
     """What the fusion is given for every row, in the rows' order and on the CPU: `[id_logits, text_logits, h_id,
     pooled, feature_ids]`, `(N, ...)`; the last three None where it is no gate, which alone looks at them."""
     loader = make_loader(dataset, FlipCollator(dataset.processor), batch_size, accelerator, shuffle=False)
-    batches: list[list[torch.Tensor]] = []
+    batches: list[list[np.ndarray]] = []
     used = 5 if model.fusion.kind == "gate" else 2
     hook = model.fusion.register_forward_pre_hook(
-        lambda module, inputs: batches.append([one.cpu() for one in inputs[:used]])
+        lambda module, inputs: batches.append(
+            [(one.float() if one.is_floating_point() else one).cpu().numpy() for one in inputs[:used]]
+        )
     )
     for batch in tqdm(loader, disable=not accelerator.is_main_process, unit="batch", dynamic_ncols=True):
         if not len(batch["feature_ids"]):  # fewer rows than processes in the last batch
@@ -171,13 +170,9 @@ def fusion_inputs(
         with accelerator.autocast():
             model(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
     hook.remove()
-    index, processes = accelerator.process_index, accelerator.num_processes
-    rows = np.concatenate([part[index::processes] for part in loader.batch_sampler.plan()])
-    mine = [(rows, [torch.cat(parts) for parts in zip(*batches)])]
-    shares = gather_object(mine) if processes > 1 else mine
-    place = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in shares])))
-    whole = [torch.cat(parts)[place] for parts in zip(*(inputs for _, inputs in shares))]
-    return [one.float() if one.is_floating_point() else one for one in whole] + [None] * (5 - used)
+    mine = {str(number): np.concatenate(parts) for number, parts in enumerate(zip(*batches))}
+    whole = in_row_order(accelerator, loader.batch_sampler.plan(), mine)
+    return [torch.from_numpy(whole[str(number)]) for number in range(used)] + [None] * (5 - used)
 
 
 def rows_of(inputs: list[torch.Tensor | None], picked: torch.Tensor) -> list[torch.Tensor | None]:

@@ -17,6 +17,7 @@ from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import STRATEGIES
 from flip_ctr.train import evaluate_ctr, finetune, predict
+from flip_ctr.train.loop import calibration
 from flip_ctr.train.loop.optimizer import FeatureTables, make_optimizer
 from flip_ctr.train.loop.scoring import score
 
@@ -198,7 +199,8 @@ def test_the_test_split_is_scored_once_at_the_end(tmp_path, dataset_dir, monkeyp
         events.append(dataset.rows.split)
         return real_score(accelerator, model, dataset, *args)
 
-    monkeypatch.setattr(finetune, "score", score)
+    for module in (finetune, calibration):  # (the latter scores the test split, before and after its correction)
+        monkeypatch.setattr(module, "score", score)
     monkeypatch.setattr(finetune, "train", lambda *a, **k: (real_train(*a, **k), events.append("trained"))[0])
     tiny.finetune(dataset_dir, None, tmp_path / "m", num_train_epochs=1)
     assert events == ["validation", "trained", "test"]

@@ -57,6 +57,16 @@ def uncorrected(model: nn.Module) -> Iterator[Callable[[Scores], tuple[Scores, S
         config.negative_sampling_rate, config.calibration = settings
 
 
+def score_test(
+    accelerator: Accelerator, model: nn.Module, dataset: EncodedDataset, batch_size: int
+) -> tuple[dict[str, float], Scores, Scores | None]:
+    """The metrics of the test split by a click model, its scores, and those before its correction, if it has one."""
+    with uncorrected(model) as correct:
+        found = score(accelerator, model, dataset, batch_size)
+    scores, before = correct(found)
+    return score_metrics(scores, dataset.labels, dataset.users, "test", before), scores, before
+
+
 # --- fitting
 
 

@@ -45,17 +45,24 @@ def score(
         of_batch = _forward(accelerator, model, batch)
         for name, values in ({} if filler else of_batch).items():
             scores.setdefault(name, []).append(values)
+    return in_row_order(accelerator, plan, {name: np.concatenate(parts) for name, parts in scores.items()})
+
+
+def in_row_order(
+    accelerator: Accelerator, plan: list[np.ndarray], mine: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Values of all rows in the rows' order, by name, on every process.
+
+    Args:
+        plan: the rows of each batch, of all processes together.
+        mine: `(n, ...)` values of the rows that this process had, in the order of its batches; none where it had none.
+    """
     index, processes = accelerator.process_index, accelerator.num_processes
-    mine = [
-        (
-            np.concatenate([part[index::processes] for part in plan]),
-            {name: np.concatenate(parts) for name, parts in scores.items()},
-        )
-    ]
-    result = {}
-    for rows, values in gather_object(mine) if processes > 1 else mine:
+    share = [(np.concatenate([part[index::processes] for part in plan]), mine)]
+    count, result = sum(map(len, plan)), {}
+    for rows, values in gather_object(share) if processes > 1 else share:
         for name, part in values.items():
-            result.setdefault(name, np.empty(len(dataset), np.float32))[rows] = part
+            result.setdefault(name, np.empty((count, *part.shape[1:]), part.dtype))[rows] = part
     return result
 
 
