@@ -58,9 +58,8 @@ def open_source(args: PrepareArguments) -> Source:
         ValueError: a file's header lacks a column, or the schema of a table does not fit its files.
     """
     if args.dataset == TABLE:
-        return table_source(
-            read_schema(args.schema), args.data_dir, args.data_files, args.split, args.split_seed, args.ratios
-        )
+        placing = args.split, args.split_seed, args.ratios, args.split_fold
+        return table_source(read_schema(args.schema), args.data_dir, args.data_files, *placing)
     raw = PUBLIC_DATASETS[args.dataset]
     folder = open_raw_folder(args.dataset, args.data_dir or fetch_archive(args.dataset), raw.files)
     return ratings_source(
@@ -73,6 +72,7 @@ def open_source(args: PrepareArguments) -> Source:
         split=args.split,
         seed=args.split_seed,
         ratios=tuple(args.ratios or RATIOS),
+        fold=args.split_fold or 0,
         statistics=args.statistics or (),
         history=args.history,
         support_rows=args.support_rows,
@@ -136,6 +136,7 @@ def run(args: PrepareArguments) -> dict:
                 + (SAME_ITEMS.format(title=plan.item_title) if plan.item_title else ""),
                 "split_seed": plan.seed,
                 **({} if plan.own_split else {"ratios": list(plan.ratios)}),
+                **({"split_fold": plan.fold} if plan.fold else {}),
                 "row_key": list(plan.row_key),
                 **({"statistics": statistics_rule(plan.order, plan.past)} if plan.statistics else {}),
                 **({"history": history_rule(plan.order, plan.history, plan.past)} if plan.history else {}),

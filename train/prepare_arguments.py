@@ -70,6 +70,12 @@ class RowOptions(Options):
         length=3,
         at_least=0,
     )
+    split_fold: int | None = option(
+        None,
+        "which of the disjoint parts of the hashes is the test split, 0 to 9 with ratios 8 1 1; 0 when neither this "
+        "nor a schema says. For random and cold_*: with all folds each row, item or user is tested once",
+        at_least=0,
+    )
     drop_ratings: str | None = option(
         None,
         "ratings to drop, comma separated; '' drops none. When not given: 3 of MovieLens, 0 (a book without a rating) "

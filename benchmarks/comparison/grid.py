@@ -26,6 +26,7 @@ SECTIONS = ("datasets", "splits", "seeds", "settings", "common", "runs", "method
 SOURCES = ("prepare", "catalogue", "dataset_dir")  # where a dataset comes from
 SETTING = re.compile(r"\$\{(\w+)\}")
 SPLIT_SEED = "split_seed"
+REPEATS = (SPLIT_SEED, "split_fold")  # options in which splits of one kind differ
 
 
 class GridError(ValueError):
@@ -34,7 +35,7 @@ class GridError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """Arguments of `prepare` that make one dataset folder; those that differ in their seed alone are of one kind, and
+    """Arguments of `prepare` that make one dataset folder; those that differ in seed or fold alone are of one kind, and
     averaged over."""
 
     options: dict[str, Any]
@@ -45,7 +46,7 @@ class Split:
 
     @property
     def kind(self) -> str:
-        return self.named({name: value for name, value in self.options.items() if name != SPLIT_SEED})
+        return self.named({name: value for name, value in self.options.items() if name not in REPEATS})
 
     @staticmethod
     def named(options: dict[str, Any]) -> str:

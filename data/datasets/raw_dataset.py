@@ -114,6 +114,7 @@ def ratings_source(
     split: str,
     seed: int,
     ratios: Sequence[int],
+    fold: int = 0,
     statistics: Sequence[str] = (),
     history: int | None = None,
     support_rows: int = 0,
@@ -129,7 +130,7 @@ def ratings_source(
         dropped: ratings that are no part of the dataset.
         ids_in_prompt: whether ids, and fields that name a person, are in the prompt.
         later_counts: whether the dataset's fields that count later ratings are kept.
-        split, seed, ratios: see `splits`.
+        split, seed, ratios, fold: see `splits`.
         statistics: see [`read_statistics`].
         history, support_rows: see [`read_history`].
         past, label_delay: see [`read_past`].
@@ -163,6 +164,7 @@ def ratings_source(
         split=split,
         seed=seed,
         ratios=ratios,
+        fold=fold,
         statistics=rates,
         history=histories,
         past=read_past(past, label_delay, split, counts, ("--past", "--label_delay")),

@@ -82,6 +82,7 @@ def table_source(
     split: str | None = None,
     seed: int | None = None,
     ratios: Sequence[int] | None = None,
+    fold: int | None = None,
 ) -> Source:
     """What `prepare` runs for a described table. Of the files only headers and types are read.
 
@@ -89,7 +90,7 @@ def table_source(
         data_dir: folder of the files; that of the YAML file when `None`.
         data_files: paths or patterns of the events, instead of the schema's; relative to `data_dir`, else to the
             current folder.
-        split, seed, ratios: instead of the schema's.
+        split, seed, ratios, fold: instead of the schema's.
 
     Raises:
         FileNotFoundError: no file fits a pattern.
@@ -123,7 +124,7 @@ def table_source(
     _check_rules(schema, tables)
     joins = [_join(schema, tables, join, types) for join in schema.joins]
     _check_names(schema, tables)
-    plan = _plan(schema, joins, types, split, seed, ratios)
+    plan = _plan(schema, joins, types, split, seed, ratios, fold)
     dropped = (
         f"; dropped are rows with {', '.join(f'`{rule}`' for rule in schema.drop.values())}" if schema.drop else ""
     )
@@ -485,7 +486,7 @@ def _check_names(schema: TableSchema, tables: list[_Table]) -> None:
 # --- the plan
 
 
-def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, seed, ratios) -> Plan:
+def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, seed, ratios, fold) -> Plan:
     user, item, time = schema.user, schema.item, schema.time
     keys = [one.name for one in schema.fields if one.key]
     row_key = schema.row_key or ((user, item) if user and item else tuple(keys))
@@ -545,6 +546,7 @@ def _plan(schema: TableSchema, joins: list[Join], types: dict[str, str], split, 
         split=split,
         seed=seed if seed is not None else SEED if schema.split_seed is None else schema.split_seed,
         ratios=tuple(ratios or schema.ratios or RATIOS),
+        fold=fold if fold is not None else schema.split_fold or 0,
         own_split=own,
         statistics=statistics,
         history=history,

@@ -48,7 +48,7 @@ class TableSchema:
         sample_weight, user, item, time: columns, where there are such.
         row_key: columns that identify a row; found out when `None`.
         unique: whether of rows with the same key only the first counts.
-        split, split_seed, ratios: see `splits`; `None` where the schema does not say.
+        split, split_seed, ratios, split_fold: see `splits`; `None` where the schema does not say.
         own_split: a split that the data brings, without the names of its files.
         split_files: where the files bring the split, the paths or patterns of each.
         statistics: what rows share, as `user_id` or `user_id+genre`, whose click rates are added.
@@ -75,6 +75,7 @@ class TableSchema:
     split: str | None = None
     split_seed: int | None = None
     ratios: tuple[int, ...] | None = None
+    split_fold: int | None = None
     own_split: OwnSplit | None = None
     split_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     statistics: tuple[str, ...] = ()
@@ -178,6 +179,7 @@ def _schema(path: Path, values: dict) -> TableSchema:
         split=read_choice(values, "split", tuple(SPLIT_RULES), None),
         split_seed=_whole_number(values, "split_seed"),
         ratios=None if values.get("ratios") is None else check_ratios("`ratios`", values["ratios"]),
+        split_fold=_whole_number(values, "split_fold", 0),
         statistics=_statistics(values),
         history=_whole_number(values, "history", 1),
         support_rows=_whole_number(values, "support_rows", 0) or 0,

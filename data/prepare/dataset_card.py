@@ -93,8 +93,10 @@ of its values).
 
 
 def _ratios(protocol: dict) -> str:
-    """The shares and the seed of a split, where the data does not bring it."""
-    return f", {':'.join(map(str, protocol['ratios']))}, seed {protocol['split_seed']}" if "ratios" in protocol else ""
+    """The shares, the seed and the fold of a split, where the data does not bring it."""
+    fold = f", fold {protocol['split_fold']}" if "split_fold" in protocol else ""
+    shares = ":".join(map(str, protocol.get("ratios", ())))
+    return f", {shares}, seed {protocol['split_seed']}{fold}" if shares else ""
 
 
 def _same_items(report: dict) -> str:

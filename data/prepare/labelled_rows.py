@@ -18,7 +18,7 @@ from flip_ctr.data.prepare.histories import HISTORY, History, items_of, support_
 from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.same_items import ITEM, with_same_items
-from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, text_key, with_digest, with_split
+from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_fold, text_key, with_digest, with_split
 from flip_ctr.data.prepare.statistics import FROZEN, Past, Statistic, with_statistics
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.data.readers.raw_files import (
@@ -71,7 +71,7 @@ class Plan:
         user, item, time: columns of the user, the item and the time, where there are such.
         weight: column of the sample weight: a row without one, or with one below 0, is malformed.
         required: more columns that must not be null.
-        split, seed, ratios: see `splits`.
+        split, seed, ratios, fold: see `splits`.
         own_split: a split that the data brings instead.
         statistics: whose columns are added, see `statistics`.
         history: the column of histories to add, see `histories`.
@@ -95,11 +95,15 @@ class Plan:
     split: str = "random"
     seed: int = SEED
     ratios: Sequence[int] = RATIOS
+    fold: int = 0
     own_split: OwnSplit | None = None
     statistics: tuple[Statistic, ...] = ()
     history: History | None = None
     past: Past = FROZEN
     item_title: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fold(self.fold, self.split, self.ratios)
 
     @property
     def one_item(self) -> str | None:
@@ -251,8 +255,8 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
     asked = [name for name in (*plan.row_key, plan.user, plan.item, plan.one_item, plan.time) if name]
     placed, by = rows.select("_row", "_kept", *dict.fromkeys(asked)), {"order": "_row", "group": "_kept"}
     if plan.own_split is None:
-        names = {"user": plan.user, "item": plan.one_item, "time": plan.time}
-        placed = with_split(placed, plan.split, plan.seed, plan.ratios, row_key=plan.row_key, **by, **names)
+        by |= {"user": plan.user, "item": plan.one_item, "time": plan.time, "fold": plan.fold}
+        placed = with_split(placed, plan.split, plan.seed, plan.ratios, row_key=plan.row_key, **by)
         rows = rows.inner_join(placed.select("_row", "_split", "_digest"), "_row")
     else:
         placed = with_digest(placed, plan.seed, row_key=plan.row_key, **by)

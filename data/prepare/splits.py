@@ -32,6 +32,8 @@ SPLIT_RULES = {
     "cold_items": "each item by md5(seed|item|{item}): all rows of an item are in one split",
     "cold_users": "each user by md5(seed|user|{user}): all rows of a user are in one split",
 }
+# the rules by which a digest alone places a row, so that each part of the digests can be the test split once
+HASHED = ("random", "cold_items", "cold_users")
 # what a rule needs to know of the rows, beside their key
 NEEDS = {
     "time": ("time",),
@@ -42,11 +44,14 @@ NEEDS = {
 }
 
 
-def split_bounds(ratios: Sequence[int]) -> list[str]:
-    """The digests at which all parts but the first begin (validation and test, say), as eight hexadecimal digits;
-    `ratios` are whole numbers above 0."""
-    total = sum(ratios)
-    return [f"{sum(ratios[:i]) * 2**32 // total:08x}" for i in range(1, len(ratios))]
+def check_fold(fold: int, split: str, ratios: Sequence[int]) -> None:
+    """`ValueError` where a split has no such fold."""
+    if fold and split not in HASHED:
+        raise ValueError(f"split_fold: {fold} is for splits {', '.join(HASHED)}, not for split {split}.")
+    folds = sum(ratios) // ratios[-1] if ratios[-1] else 1
+    if not 0 <= fold < folds:
+        shares = " ".join(map(str, ratios))
+        raise ValueError(f"split_fold must be from 0 to {folds - 1} with ratios {shares}; got {fold}.")
 
 
 def check_split_name(split: str) -> None:
@@ -80,12 +85,16 @@ def md5_of(seed: int, *parts: ir.StringValue | str) -> ir.StringValue:
     return text.hexdigest("md5")
 
 
-def by_digest(digest: ir.StringValue, ratios: Sequence[int]) -> ir.IntegerValue:
-    """Which of several parts of these sizes a digest falls in, from 0: of `SPLITS`, say."""
-    parts = [part for part, ratio in enumerate(ratios) if ratio]
-    start, bounds = digest.substr(0, 8), split_bounds([ratios[part] for part in parts])
-    cases = [(start < bound, part) for part, bound in zip(parts, bounds)]
-    return ibis.cases(*cases, else_=parts[-1]) if cases else ibis.literal(parts[-1])
+def by_digest(digest: ir.StringValue, ratios: Sequence[int], fold: int = 0) -> ir.IntegerValue:
+    """Which of several parts of these sizes a digest falls in, from 0: of `SPLITS`, say. With each `fold` all parts
+    begin earlier by the size of the last one, round the circle of all digests."""
+    total = sum(ratios)
+    begins = [(sum(ratios[:part]) - fold * ratios[-1]) % total for part in range(len(ratios))]
+    edges = sorted((begin, part) for part, begin in enumerate(begins) if ratios[part])
+    ends = [(f"{begin * 2**32 // total:08x}", before) for (_, before), (begin, _) in zip([edges[-1], *edges], edges)]
+    start, cases = digest.substr(0, 8), [(end, part) for end, part in ends if end > "00000000"]
+    last = edges[-1][1]
+    return ibis.cases(*((start < end, part) for end, part in cases), else_=last) if cases else ibis.literal(last)
 
 
 def with_digest(
@@ -111,6 +120,7 @@ def with_split(
     user: str | None = None,
     item: str | None = None,
     time: str | None = None,
+    fold: int = 0,
 ) -> ir.Table:
     """The table with two columns: `_split`, the index into `SPLITS` of each row, and `_digest`, md5(`seed|value of each
     key column|duplicate rank`), by which rows are in random order.
@@ -123,6 +133,7 @@ def with_split(
         order: column of running numbers: of rows with the same key the first has duplicate rank 0, the second 1, ...
         group: a column of true and false; rows are counted and ordered only among those that have the same.
         user, item, time: columns that the split may need.
+        fold: which of the disjoint parts of the digests is the test split, see [`by_digest`].
 
     Raises:
         ValueError: see [`check_split`].
@@ -132,10 +143,10 @@ def with_split(
     table = with_digest(table, seed, row_key=row_key, order=order, group=group)
     if split in ("cold_items", "cold_users"):
         entity, column = ("item", item) if split == "cold_items" else ("user", user)
-        return table.mutate(_split=by_digest(md5_of(seed, entity, text_key(table, column)), ratios).cast("int8"))
+        return table.mutate(_split=by_digest(md5_of(seed, entity, text_key(table, column)), ratios, fold).cast("int8"))
     total, (train, validation, test) = sum(ratios), ratios
     if split == "random":
-        code = by_digest(table._digest, ratios)
+        code = by_digest(table._digest, ratios, fold)
     elif split == "time":
         window = ibis.window(group_by=own)
         position = ibis.row_number().over(group_by=own, order_by=[time, "_digest"]) + 1

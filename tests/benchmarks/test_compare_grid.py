@@ -75,6 +75,8 @@ def test_some_splits_only(tmp_path):
         assert [
             load(tmp_path, content, plm="m").datasets[0].target(kind) for kind in ("random", "cold_items")
         ] == expected
+    fold = Split({"split": "cold_items", "split_fold": 3})
+    assert (fold.name, fold.kind) == ("cold_items-3", "cold_items")
     with_ratios = Split({"split": "cold_items", "ratios": [8, 1, 1], "split_seed": 2})
     assert (with_ratios.name, with_ratios.kind) == ("cold_items-8-1-1-2", "cold_items-8-1-1")
     two = GRID | {

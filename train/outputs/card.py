@@ -433,7 +433,8 @@ def _data(schema: DatasetSchema, data: dict, results: dict, recipe: str) -> str:
         lines.append(f"* **Label** {code(schema.label)}: {prose(protocol['label_rule'])}.")
     if "split" in protocol:
         rule = f": {prose(protocol['split_rule'])}" if "split_rule" in protocol else ""
-        lines.append(f"* **Split** `{protocol['split']}`, seed {protocol.get('split_seed')}{rule}.")
+        fold = f", fold {protocol['split_fold']}" if "split_fold" in protocol else ""
+        lines.append(f"* **Split** `{protocol['split']}`, seed {protocol.get('split_seed')}{fold}{rule}.")
     splits = data["report"].get("splits", {})
     if splits:
         sizes = ", ".join(f"{name} {one['rows']:,}" for name, one in splits.items())

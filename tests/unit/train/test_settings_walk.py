@@ -69,6 +69,7 @@ KEYS = {
     "unique": ["no", 1, 0, [], {}],
     "split": [3, True, [], "rand", {"a": 1}],
     "split_seed": [*WHOLE, 10**30],
+    "split_fold": [*WHOLE, -1],
     "ratios": [3, [8, 1], [8, 1, -1], [0, 1, 1], [8, 1, 1.5], [True, 1, 1], "8 1 1", {}, [10**30, 1, 1]],
     "statistics": [[], *LIST],
     "history": [*WHOLE, 0, -1, 10**30],

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flip_ctr.data.prepare.splits import SPLIT_RULES, parts, split_bounds
+from flip_ctr.data.prepare.splits import SPLIT_RULES, check_fold, parts
 from flip_ctr.data.prepare.splits import split_table as place
 from flip_ctr.data.readers.dataset_schema import SPLITS
 
@@ -38,10 +38,6 @@ def expected_split(text: str) -> str:
     """The rule in plain integers: eight hexadecimal digits in tenths of 2^32."""
     number = int(md5(text.encode()).hexdigest()[:8], 16)
     return "train" if number < 2**32 * 8 // 10 else "validation" if number < 2**32 * 9 // 10 else "test"
-
-
-def test_bounds_are_the_documented_digits():
-    assert split_bounds((8, 1, 1)) == ["cccccccc", "e6666666"]
 
 
 def test_random_split_places_each_row_by_its_md5():
@@ -85,6 +81,37 @@ def test_cold_splits_share_no_entity(entity, column):
     assert not entities["validation"] & entities["test"]
     assert sum(len(part) for part in splits.values()) == len(table)
     assert all(expected_split(f"3|{entity}|{one}") == name for name, ids in entities.items() for one in ids)
+
+
+@pytest.mark.parametrize(("split", "column"), [("random", None), ("cold_items", "movie_id"), ("cold_users", "user_id")])
+@pytest.mark.parametrize(("ratios", "folds"), [((8, 1, 1), 10), ((5, 1, 2), 4), ((3, 0, 1), 4)])
+def test_folds_test_each_row_once(split, column, ratios, folds):
+    table = ratings()
+    turned = [split_table(table, split, seed=3, ratios=ratios, fold=fold, **COLUMNS) for fold in range(folds)]
+    assert rows(turned[0]["test"]) == rows(split_table(table, split, seed=3, ratios=ratios, **COLUMNS)["test"])
+    assert sorted(row for one in turned for row in rows(one["test"])) == sorted(rows(table))
+    for one in turned:
+        assert sum(len(part) for part in one.values()) == len(table)
+        if column:
+            assert not set(one["train"][column].to_pylist()) & set(one["test"][column].to_pylist())
+    if ratios == (8, 1, 1):
+        assert all(rows(one["validation"]) == rows(next_one["test"]) for one, next_one in zip(turned, turned[1:]))
+        tenths = {
+            row: int(md5(f"3|{row[0]}|{row[1]}|0".encode()).hexdigest()[:8], 16) * 10 >> 32 for row in rows(table)
+        }
+        if split == "random":
+            assert {row: 9 - fold for fold, one in enumerate(turned) for row in rows(one["test"])} == tenths
+
+
+def test_only_what_is_hashed_has_folds():
+    with pytest.raises(
+        ValueError, match="split_fold: 3 is for splits random, cold_items, cold_users, not for split time"
+    ):
+        check_fold(3, "time", (8, 1, 1))
+    with pytest.raises(ValueError, match="split_fold must be from 0 to 9 with ratios 8 1 1; got 10"):
+        check_fold(10, "random", (8, 1, 1))
+    with pytest.raises(ValueError, match="split_fold must be from 0 to 0 with ratios 8 1 0; got 1"):
+        check_fold(1, "random", (8, 1, 0))
 
 
 def test_time_split_is_in_order_of_time():
