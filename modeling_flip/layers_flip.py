@@ -30,9 +30,13 @@ ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "tanh": torch.tanh}
 class OneDNNLinear(torch.autograd.Function):
     """`activation(x W^T + b)` as one kernel: `(N, in)`, `(out, in)` and `(out,)` -> `(N, out)`."""
 
+    # What is cut out of a larger tensor is copied: of a weight with gaps between its rows oneDNN has the reference
+    # kernel alone, which takes some 1,000 times as long.
+
     @staticmethod
     def forward(ctx, x, weight, bias, activation):
-        output = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
+        x, weight = x.contiguous(), weight.contiguous()
+        output = _onednn_product(x, weight, bias, activation)
         ctx.activation, ctx.has_bias = activation, bias is not None
         ctx.save_for_backward(x, weight, None if activation == "none" else output)
         return output
@@ -40,6 +44,7 @@ class OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, weight, output = ctx.saved_tensors
+        gradient = gradient.contiguous()
         if ctx.activation == "relu":
             gradient = torch.ops.aten.threshold_backward(gradient, output, 0)
         elif ctx.activation == "tanh":
@@ -51,8 +56,10 @@ class OneDNNLinear(torch.autograd.Function):
         return of_x, of_weight, gradient.sum(0) if ctx.has_bias else None, None
 
 
-def _onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn_product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none"
+) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
 
 
 def linear(

@@ -47,6 +47,23 @@ def test_outputs_and_gradients(onednn, shape, monkeypatch):
     assert len(calls) == (6 if onednn and shape in ("rows", "fields") else 0)
 
 
+def test_what_is_cut_out_of_a_larger_tensor_is_copied(onednn, monkeypatch):
+    """oneDNN has only a reference kernel for a weight with gaps between its rows."""
+    gaps, product = [], layers_flip._onednn_product
+
+    def noted(x, weight, *args):
+        gaps.extend(not (part.is_contiguous() or part.t().is_contiguous()) for part in (x, weight))
+        return product(x, weight, *args)
+
+    monkeypatch.setattr(layers_flip, "_onednn_product", noted)
+    x, weight, gradient = torch.randn(40, 2, 24), torch.randn(32, 2, 24), torch.randn(40, 2, 32)
+    parts = [part.requires_grad_() for part in (x[:, 1], weight[:, 1])]
+    found = torch.autograd.grad(linear(*parts), parts, gradient[:, 1])
+    for one, expected in zip(found, (gradient[:, 1] @ weight[:, 1], gradient[:, 1].t() @ x[:, 1])):
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
+    assert gaps == [False] * 6 * onednn
+
+
 def test_a_second_derivative(onednn):
     def of(parts, function) -> torch.Tensor:
         """The gradient, by the weight, of the size of the gradient by the input."""
