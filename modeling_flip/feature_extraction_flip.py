@@ -139,7 +139,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         vocabulary_sizes: of vocabularies that lie in `vocabularies.txt`, one value a line, as those of more than
             100,000 values do; `from_pretrained` reads them.
         reading: how raw files of such rows are read, by the keys of the schema of a table (formats, encodings, side
-            tables, and no paths); it travels with the checkpoint for `flip-ctr predict` and `evaluate`.
+            tables, and no paths), and what computing their click rates takes; it travels with the checkpoint for
+            `flip-ctr predict` and `evaluate`.
         fingerprint: of a saved one, with which `from_pretrained` compares what it has read.
     """
 

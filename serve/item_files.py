@@ -7,13 +7,12 @@ import pyarrow as pa
 
 from flip_ctr.data.readers.dataset_items import read_dataset_items
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME
-from flip_ctr.data.readers.row_reader import RowReader, columns_of_file
+from flip_ctr.data.readers.row_reader import RowReader, columns_of_file, whole_table
 from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.catalogue import key_field
-from flip_ctr.train.loop.file_scoring import whole_table
 
 
 def fields_of_file(path: str, processor: FlipProcessor, option: str) -> list[FlipField]:

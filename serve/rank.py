@@ -7,20 +7,23 @@ accelerate launch -m flip_ctr.train.cli rank --model_name_or_path M --items D --
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from flip_ctr.data.readers.events import EventLog, event_fields
 from flip_ctr.data.readers.row_files import RowWriter, check_output_file
 from flip_ctr.data.readers.row_reader import RowReader
 from flip_ctr.modeling_flip.columns_flip import Column
-from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
+from flip_ctr.modeling_flip.fields_flip import FlipField
+from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.values_flip import Value
-from flip_ctr.serve.item_files import fields_of_file, read_pairs
+from flip_ctr.serve.catalogue import ITEMS, MANIFEST
+from flip_ctr.serve.item_files import fields_of_file, read_items, read_pairs
 from flip_ctr.serve.ranker import FlipRanker
-from flip_ctr.train.loop.file_scoring import whole_table
+from flip_ctr.train.loop.event_columns import EventColumns, statistics_of
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.run_log import set_up_logging
@@ -44,15 +47,16 @@ def run(args: RankArguments) -> dict[str, int]:
     import_custom_code(args.custom_code)
     accelerator = make_accelerator(args.mixed_precision)
     set_up_logging(accelerator)
+    events, items = open_events(args)
     ranker = FlipRanker.from_pretrained(
         args.model_name_or_path,
-        args.items,
+        items,
         args.item_key,
         accelerator.device,
         base_model_name_or_path=args.base_model_name_or_path,
         backend=args.backend,
     )
-    users = UsersToRank(ranker, args)
+    users = UsersToRank(ranker, args, events)
     index, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     counts, parts = {"users": 0, "rows": 0}, users.parts()
     with RowWriter(args.output, None, users.keys, main, args.overwrite_output, args.escape_formulas) as writer:
@@ -75,26 +79,59 @@ def run(args: RankArguments) -> dict[str, int]:
     return counts
 
 
+def open_events(args: RankArguments) -> tuple[EventColumns | None, str | pa.Table]:
+    """The events, and the items with those of their click rates that events make.
+
+    Raises:
+        FileNotFoundError, ValueError: as of [`EventColumns`] and [`read_items`]; or a click rate that users and items
+            lack is of both together, or of the items of a saved catalogue.
+    """
+    if args.events is None:
+        return None, args.items
+    processor = FlipProcessor.from_pretrained(args.model_name_or_path)
+    place = Path(args.items)
+    is_saved = (place / MANIFEST).is_file()
+    items = args.items if is_saved else read_items(args.items, processor, args.item_key)
+    have = {*(pq.read_schema(place / ITEMS).names if isinstance(items, str) else items.column_names)}
+    there = have | {field.name for field in fields_of_file(args.users[0], processor, "--users")}
+    statistics = [one for one in statistics_of(processor) if not there & {*one.columns}]
+    of_items = [one for one in statistics if have >= {*one.keys}]
+    for one in statistics:
+        if one not in of_items and have & {*one.keys}:
+            raise ValueError(
+                f"--events: '{one.rate}' counts rows by {' and '.join(one.keys)}, which users and items have apart: "
+                "score rows of both with predict, or give --users the column"
+            )
+    events = EventColumns(args.events, processor, statistics)
+    if isinstance(items, str):
+        if of_items:
+            raise ValueError(
+                f"{items}: its items have no '{of_items[0].rate}', and --events adds none to a saved catalogue"
+            )
+        return events, items
+    return events, events.with_rates(items, of_items)
+
+
 class UsersToRank:
     """The users of files, with what belongs to them.
+
+    Args:
+        events: that make what the users lack.
 
     Raises:
         ValueError: a column is missing, or what is given does not fit the model.
     """
 
-    def __init__(self, ranker: FlipRanker, args: RankArguments):
-        self.ranker, self.args, processor = ranker, args, ranker.processor
-        reading, all_fields = processor.feature_extractor.reading, processor.feature_extractor.all_fields
-        self.fields = ranker.user_fields
+    def __init__(self, ranker: FlipRanker, args: RankArguments, events: EventColumns | None):
+        self.ranker, self.args, self._events, processor = ranker, args, events, ranker.processor
+        reading = processor.feature_extractor.reading
         there = fields_of_file(args.users[0], processor, "--users")
+        of_items = {field.name for field in ranker.item_fields}
+        self._statistics = [one for one in events.statistics if not of_items & {*one.columns}] if events else []
+        made = [name for one in self._statistics for name in one.columns]
+        self.fields = [field for field in ranker.user_fields if field.name not in made]
         history = processor.history_field
-        self._events = None
-        if args.events is not None:
-            history, user = event_fields(all_fields)
-            item = FlipField.from_dict({**ranker.key.to_dict(), "name": history.history_of})
-            events = RowReader([args.events], [user, item], reading, also={CLICKED: None}, option="--events")
-            self._events = EventLog(whole_table(events, "--events"), all_fields)
-        elif history in there:
+        if events is None and history in there:
             self.fields = [*self.fields, history]
         # what tells users apart in the output
         self.keys = [field for field in ranker.user_fields if field.key] or ranker.user_fields
@@ -119,7 +156,7 @@ class UsersToRank:
     def rank(self, users: pa.Table) -> pa.Table:
         """A row for each user and item, best first."""
         if self._events is not None:
-            users = users.append_column(self._events.history.name, self._events.histories(users))
+            users = self._events.with_rates(self._events.with_histories(users), self._statistics)
         candidates = None
         if self.args.candidates:  # a null lists nothing; text, as CSV has it, is read as that of multi-valued fields
             lists = FlipField(self.args.candidates, self.ranker.key.type, kind="multi-valued")

@@ -22,11 +22,10 @@ from transformers.utils import cached_file
 
 from flip_ctr.data.outputs import new_folder
 from flip_ctr.data.prepare.markdown import code, link, plain
-from flip_ctr.data.readers.row_reader import RowReader
+from flip_ctr.data.readers.row_reader import RowReader, whole_table
 from flip_ctr.serve.item_files import fields_of_file
 from flip_ctr.serve.ranker import FlipRanker
 from flip_ctr.serve.trial import Trial, values_of
-from flip_ctr.train.loop.file_scoring import whole_table
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.lora import is_adapter
 from flip_ctr.train.options import public_name

@@ -62,8 +62,8 @@ ROW_FILES = (
     "patterns"
 )
 EVENTS = (
-    "file with what users did, an event a row: the user's key, the item's key and `clicked`, which histories are made "
-    "of"
+    "file with what users did, an event a row, of which histories and click rates are made: the user's key, the item's "
+    "key, other fields that click rates are of, and `clicked`"
 )
 ESCAPE = (
     "write ' before text that a spreadsheet would take for a formula (it begins with = + - @, a tab or a carriage "

@@ -41,6 +41,7 @@ from flip_ctr.data.prepare.same_items import SAME_ITEMS
 from flip_ctr.data.prepare.split_statistics import check_splits, entity_prompts, split_statistics
 from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES
 from flip_ctr.data.prepare.statistics import statistics_rule
+from flip_ctr.data.readers.click_rates import STATISTICS, ClickRates
 from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 from flip_ctr.data.readers.download import fetch_archive, open_raw_folder
 from flip_ctr.data.readers.raw_files import LineLog
@@ -118,12 +119,16 @@ def run(args: PrepareArguments) -> dict:
             write_rejected(folder, engine.batches(engine.read(work / REJECTED_NAME).order_by(["_file", "line"])))
 
         # 4. An account of every row.
+        reading = dict(source.reading)
+        if plan.statistics:
+            totals = (statistics["train"][name] for name in ("rows", "clicks"))
+            reading[STATISTICS] = ClickRates(plan.statistics, *totals).to_dict()
         schema = DatasetSchema(
             dataset=source.dataset,
             fields=source.fields,
             user_column=plan.user,
             weight_column=plan.weight,
-            reading=source.reading,
+            reading=reading,
             protocol={
                 "label_rule": source.label_rule,
                 **source.protocol,

@@ -26,21 +26,21 @@ class RowFileOptions(Options):
     items: str | None = option(
         None,
         "file with a row for each item that histories name (the items.parquet of a dataset folder); not needed where "
-        "the entries have all fields of their item",
+        "the entries have all fields of their item; --events take fields from it that they lack",
         path=True,
     )
     events: str | None = option(
         None,
-        EVENTS,
+        f"{EVENTS}; the rows then must not have such columns themselves",
         path=True,
     )
     time_column: str | None = option(
-        None, "column of events and rows: only earlier events are in a row's history (all of them when not given)"
+        None, "column of events and rows: only events that are earlier than a row count (all of them when not given)"
     )
     label_delay: int = option(
         0,
         "with --time_column: how long after an event its click is known, in the unit of the times (seconds, of dates), "
-        "as in the model's data: what was not known yet is in no history",
+        "as in the model's data: what was not known yet does not count",
         at_least=0,
     )
 

@@ -47,7 +47,9 @@ class RankArguments(LoadingOptions, ScoringOptions):
         "file with a row for each user and item that is left out, with the keys of both: what users have seen",
         path=True,
     )
-    events: str | None = option(None, EVENTS, path=True)
+    events: str | None = option(
+        None, f"{EVENTS}; click rates that users or items have as columns are read from there", path=True
+    )
     overwrite_output: bool = option(False, "write in the place of an output that is there already")
     escape_formulas: bool = option(False, ESCAPE)
 

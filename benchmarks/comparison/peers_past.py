@@ -23,7 +23,8 @@ from scipy.special import logit
 from flip_ctr.benchmarks.comparison.peers import PeerArguments
 from flip_ctr.benchmarks.comparison.predictions import Predictions, timed_passes
 from flip_ctr.data.prepare.dataset_folder import read_split
-from flip_ctr.data.prepare.statistics import BY_TIME, COUNT, FOLDS, RATE, SMOOTHING
+from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS
+from flip_ctr.data.readers.click_rates import COUNT, RATE, SMOOTHING
 from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
 from flip_ctr.train.options import option

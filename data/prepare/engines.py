@@ -48,10 +48,7 @@ class Engine:
         if name == "duckdb":
             limits = {} if memory_limit is None else {"memory_limit": memory_limit}
             with engine_errors(f"--memory_limit {memory_limit}" if memory_limit else "starting DuckDB"):
-                self.connection = ibis.duckdb.connect(temp_directory=str(work / "spill"), **limits)
-                # it is on in a notebook with ipywidgets; in one without them DuckDB lets nobody set it
-                if self.connection.raw_sql("SELECT current_setting('enable_progress_bar')").fetchone()[0]:
-                    self.connection.raw_sql("SET enable_progress_bar = false")
+                self.connection = connect_duckdb(temp_directory=str(work / "spill"), **limits)
         else:
             if memory_limit is not None:
                 raise ValueError(
@@ -126,6 +123,15 @@ class Engine:
             self.connection.disconnect()
         elif self._own_session is not None:
             self._own_session.stop()
+
+
+def connect_duckdb(**settings: str):
+    """A connection to a DuckDB in memory, without its progress bar."""
+    connection = ibis.duckdb.connect(**settings)
+    # it is on in a notebook with ipywidgets; in one without them DuckDB lets nobody set it
+    if connection.raw_sql("SELECT current_setting('enable_progress_bar')").fetchone()[0]:
+        connection.raw_sql("SET enable_progress_bar = false")
+    return connection
 
 
 @contextlib.contextmanager

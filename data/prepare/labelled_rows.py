@@ -19,7 +19,8 @@ from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.same_items import ITEM, with_same_items
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_fold, text_key, with_digest, with_split
-from flip_ctr.data.prepare.statistics import FROZEN, Past, Statistic, with_statistics
+from flip_ctr.data.prepare.statistics import FROZEN, Past, with_statistics
+from flip_ctr.data.readers.click_rates import Statistic
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.data.readers.raw_files import (
     PLACE_COLUMNS,

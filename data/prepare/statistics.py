@@ -18,15 +18,14 @@ import ibis.expr.types as ir
 
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.splits import by_digest, md5_of, text_key
+from flip_ctr.data.readers.click_rates import ClickRates, Statistic
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
 FOLDS = 5
-SMOOTHING = 10  # rows with the click rate of all training rows that are added to those of a key
 BY_TIME = ("time", "leave_last_out")
 MODES = ("frozen", "rolling")
 KEY_TYPES = ("string", "int", "bool")
-RATE, COUNT = "_click_rate", "_rows"  # how the columns of a statistic end
 INNER = "_past_"  # how columns begin that are needed on the way
 
 
@@ -87,39 +86,6 @@ def read_past(mode: str, label_delay: int, order: str, used: bool, names: tuple[
     return Past(mode == MODES[1], label_delay)
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """The smoothed click rate, and the number, of rows that share the values of some columns.
-
-    Args:
-        keys: the columns. Where one holds lists, a row shares each of its values, and the rows of all count.
-    """
-
-    keys: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return "_".join(self.keys)
-
-    @property
-    def rate(self) -> str:
-        """The column of the rate: `(clicks + 10 p) / (rows + 10)`, p being the click rate of all training rows."""
-        return self.name + RATE
-
-    @property
-    def count(self) -> str:
-        """The column of the number of rows."""
-        return self.name + COUNT
-
-    def fields(self, entity: str) -> list[FlipField]:
-        """Both as fields of a row: numbers, on the ID side."""
-        kinds = {self.rate: "float", self.count: "int"}
-        return [
-            FlipField(name=name, type=kind, kind="numeric", entity=entity, sides=("id",), nullable=False)
-            for name, kind in kinds.items()
-        ]
-
-
 def read_statistics(texts: Sequence[str], fields: Sequence[FlipField], owner: str) -> tuple[Statistic, ...]:
     """Statistics from texts such as `user_id` and `user_id+genre`.
 
@@ -144,8 +110,8 @@ def read_statistics(texts: Sequence[str], fields: Sequence[FlipField], owner: st
         statistic = Statistic(keys)
         if len(set(keys)) < len(keys) or any(set(keys) == set(one.keys) for one in found):
             raise ValueError(f"{owner}: '{text}' names a column, or says what another one says, a second time")
-        before = {*by_name, *(name for one in found for name in (one.rate, one.count))}
-        taken = [name for name in (statistic.rate, statistic.count) if name in before]
+        before = {*by_name, *(name for one in found for name in one.columns)}
+        taken = [name for name in statistic.columns if name in before]
         if taken:
             raise ValueError(f"{owner}: '{text}' makes a column '{taken[0]}', which is there already")
         found.append(statistic)
@@ -197,7 +163,7 @@ def with_statistics(
     """
     train = rows._split == SPLITS.index("train")
     totals = engine.fetch(rows.filter(train).agg(rows=ibis._.count(), clicks=ibis._[label].cast("int64").sum()))
-    count, clicks = (totals[name][0].as_py() or 0 for name in ("rows", "clicks"))
+    rates = ClickRates(tuple(statistics), *(totals[name][0].as_py() or 0 for name in ("rows", "clicks")))
     fold = f"{INNER}fold"
     if split not in BY_TIME:
         together = {"cold_items": [item], "cold_users": [user]}.get(split, row_key)
@@ -208,57 +174,75 @@ def with_statistics(
             counted = _of_earlier_rows(rows, statistic, label, time, past)
         else:
             counted = _of_other_folds(rows, statistic, label, fold)
-        counted = counted.group_by("_row").agg(
-            _past_rows=ibis._._past_rows.sum(), _past_clicks=ibis._._past_clicks.sum()
-        )
-        counted = counted.rename(_past_of="_row")
-        rows = rows.left_join(counted, rows._row == counted._past_of)
-        number = rows._past_rows.fill_null(0)
-        # whole numbers up to one division, which every engine makes alike
-        above = rows._past_clicks.fill_null(0) * count + SMOOTHING * clicks
-        rate = above.cast("float64") / ((number + SMOOTHING) * count).cast("float64")
-        rows = rows.mutate(**{statistic.rate: rate, statistic.count: number.cast("int64")})
-        rows = rows.drop("_past_of", "_past_rows", "_past_clicks")
+        rows = with_columns(rows, counted, statistic, rates)
     return rows if split in BY_TIME else rows.drop(fold)
+
+
+def with_columns(rows: ir.Table, counted: ir.Table, statistic: Statistic, rates: ClickRates) -> ir.Table:
+    """The rows with the two columns of a statistic.
+
+    Args:
+        rows: with `_row`.
+        counted: for each row, and each value of its keys, `_past_rows` and `_past_clicks`; no line where there are
+            none.
+    """
+    counted = counted.group_by("_row").agg(_past_rows=ibis._._past_rows.sum(), _past_clicks=ibis._._past_clicks.sum())
+    counted = counted.rename(_past_of="_row")
+    rows = rows.left_join(counted, rows._row == counted._past_of)
+    number = rows._past_rows.fill_null(0)
+    # whole numbers up to one division, which every engine makes alike
+    above = rows._past_clicks.fill_null(0) * rates.rows + rates.smoothing * rates.clicks
+    rate = above.cast("float64") / ((number + rates.smoothing) * rates.rows).cast("float64")
+    rows = rows.mutate(**{statistic.rate: rate, statistic.count: number.cast("int64")})
+    return rows.drop("_past_of", "_past_rows", "_past_clicks")
 
 
 def _of_earlier_rows(rows: ir.Table, statistic: Statistic, label: str, time: str, past: Past) -> ir.Table:
     """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the rows before it."""
     keys = list(statistic.keys)
-    single = _single(rows, statistic, [label, time])
-    single = single.filter(*(single[key].notnull() for key in keys))
-    none, one = (ibis.literal(number, "int64") for number in (0, 1))
+    single = one_value_a_row(rows, keys, ["_split", label, time])
 
-    def counted(asked: ir.Table, events: ir.Table) -> ir.Table:
-        clicked = events[label].cast("int64")
-        known = events.select("_row", *keys, _past_at=past.known_at(events[time]), _past_n=one, _past_c=clicked)
-        asked = asked.select("_row", *keys, _past_at=asked[time], _past_n=none, _past_c=none)
-        together = asked.union(known)
-        sums = [running(together, name, keys) for name in ("_past_n", "_past_c")]
-        found = together.mutate(_past_rows=sums[0], _past_clicks=sums[1])
-        return found.filter(found._past_n == 0).select("_row", "_past_rows", "_past_clicks")
+    def before(asked: ir.Table, events: ir.Table) -> ir.Table:
+        numbers = {"_past_n": ibis.literal(1, "int64"), "_past_c": events[label].cast("int64")}
+        known = events.select("_row", *keys, _past_at=past.known_at(events[time]), **numbers)
+        return counts_before(asked.mutate(_past_at=asked[time]), known, keys)
 
-    return past.of_parts(single, counted)
+    return past.of_parts(single, before)
+
+
+def counts_before(asked: ir.Table, known: ir.Table, keys: Sequence[str]) -> ir.Table:
+    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of what was known before it.
+
+    Args:
+        asked: `_row`, the keys, and the time `_past_at`.
+        known: the same, of events and of the time from which their clicks are known, and how many events (`_past_n`)
+            and clicks (`_past_c`) a line stands for.
+    """
+    none = ibis.literal(0, "int64")
+    together = asked.select("_row", *keys, "_past_at", _past_n=none, _past_c=none).union(known)
+    sums = [running(together, name, keys) for name in ("_past_n", "_past_c")]
+    found = together.mutate(_past_rows=sums[0], _past_clicks=sums[1])
+    return found.filter(found._past_n == 0).select("_row", "_past_rows", "_past_clicks")
 
 
 def running(rows: ir.Table, number: str, keys: Sequence[str]) -> ir.IntegerValue:
     """For each row the sum of a number over the events of its keys that were known before it.
 
-    The rows stand for what is asked at a time `_past_at` (`_past_n` 0), and for what is known from a time on (1): of
-    the same time the former come first.
+    The rows stand for what is asked at a time `_past_at` (`_past_n` 0), and for what is known from a time on (1 or
+    more): of the same time the former come first.
     """
     order = [ibis.asc("_past_at", nulls_first=True), ibis.asc("_past_n")]
     window = ibis.window(group_by=list(keys), order_by=order, preceding=(None, 1))
     return rows[number].sum().over(window).fill_null(0)
 
 
-def _single(rows: ir.Table, statistic: Statistic, others: Sequence[str]) -> ir.Table:
-    """The keys of each row and some other columns, a row for each value where a key holds lists."""
-    single = rows.select("_row", "_split", *dict.fromkeys([*others, *statistic.keys]))
-    for key in statistic.keys:
+def one_value_a_row(rows: ir.Table, keys: Sequence[str], others: Sequence[str]) -> ir.Table:
+    """`_row`, the keys and some other columns, a row for each value where a key holds lists; none where one is null."""
+    single = rows.select("_row", *dict.fromkeys([*others, *keys]))
+    for key in keys:
         if single[key].type().is_array():
             single = single.mutate(**{key: single[key].unique().unnest()})
-    return single
+    return single.filter(*(single[key].notnull() for key in keys))
 
 
 def _of_other_folds(rows: ir.Table, statistic: Statistic, label: str, fold: str) -> ir.Table:
@@ -266,7 +250,7 @@ def _of_other_folds(rows: ir.Table, statistic: Statistic, label: str, fold: str)
     all, of which a training row does not count those of its own fold."""
     keys = list(statistic.keys)
     columns = list(dict.fromkeys([*keys, fold]))
-    single = _single(rows, statistic, [label, fold])
+    single = one_value_a_row(rows, keys, ["_split", label, fold])
     is_train = single._split == SPLITS.index("train")
     clicked = is_train & (single[label] == 1)
     single = single.mutate(_past_n=is_train.cast("int64"), _past_c=clicked.cast("int64"))

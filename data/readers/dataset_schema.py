@@ -25,7 +25,7 @@ class DatasetSchema:
         weight_column: column of the sample weight; `None` where every row weighs 1.
         protocol: how labels and splits were made (rule, seed, ratios): enough to make the same rows again.
         reading: how raw rows like these are read when they are scored, by the keys of a table's schema (formats,
-            encodings, side tables, and no paths).
+            encodings, side tables, and no paths), and what computing their click rates takes, see [`ClickRates`].
 
     Raises:
         ValueError: two fields share a column, or a field has a value that is not allowed.

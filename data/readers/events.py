@@ -1,5 +1,5 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""What users did, as a table of its own -> the histories of rows."""
+"""What users did, as a table of its own: when it was known, and the histories of rows that it makes."""
 
 import contextlib
 from collections.abc import Sequence
@@ -12,72 +12,85 @@ from flip_ctr.modeling_flip.columns_flip import Column
 from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField, history_field
 
 
+class EventTimes:
+    """Which events are known before a row, as ranks: an event counts for the rows whose rank is above its own.
+
+    Args:
+        events: one a row.
+        column: of the times, of both tables: an event counts for a row that is later. Without it all events count.
+        label_delay: how long after an event it is known whether it was clicked, in the unit of the times (seconds, of
+            dates): it counts for rows that are later than that.
+
+    Attributes:
+        ranks: `(events,)`; without times their numbers.
+
+    Raises:
+        ValueError: the column is missing, has nulls, or holds no times.
+    """
+
+    def __init__(self, events: pa.Table, column: str | None = None, label_delay: int = 0):
+        self.column, self.label_delay = column, label_delay
+        self.ranks = np.arange(len(events))
+        if column is not None:
+            self._times = _times(_column(events, column, "events"), column, "events")
+            self._distinct, self.ranks = np.unique(self._times.to_numpy(), return_inverse=True)
+
+    def of_rows(self, rows: pa.Table) -> np.ndarray:
+        """The ranks of rows, `(rows,)`, at most the number of events.
+
+        Raises:
+            ValueError: the column is missing, has nulls, or holds no times, or those of both tables have other types.
+        """
+        if self.column is None:
+            return np.full(len(rows), len(self.ranks))
+        times = _times(_column(rows, self.column, "rows"), self.column, "rows")
+        kinds = (self._times.type, times.type)
+        if kinds[0] != kinds[1] and not all(pa.types.is_integer(one) or pa.types.is_floating(one) for one in kinds):
+            raise ValueError(f"column '{self.column}' is {kinds[0]} in the events, and {kinds[1]} in the rows")
+        values = times.to_numpy()
+        if self.label_delay:
+            values = values - (np.timedelta64(self.label_delay, "s") if values.dtype.kind == "M" else self.label_delay)
+        return np.searchsorted(self._distinct, values)
+
+
 class EventLog:
     """What users did, in memory, ordered by user and time.
 
     Args:
         events: one a row: the user's key, the item's key, and `clicked` (0 or 1).
         fields: of a row; one is a history.
-        time_column: of both tables: an event counts for a row that is later. Without it all events count, in the order
-            of the table.
-        label_delay: how long after an event it is known whether it was clicked, in the unit of the times (seconds, of
-            dates): it counts for rows that are later than that.
+        times: of the events; without a column all events count, in the order of the table.
 
     Raises:
-        ValueError: a column is missing or has nulls; no field is a history, or none is the key of a user.
+        ValueError: a column is missing; no field is a history, or none is the key of a user.
     """
 
-    def __init__(
-        self, events: pa.Table, fields: Sequence[FlipField], time_column: str | None = None, label_delay: int = 0
-    ):
+    def __init__(self, events: pa.Table, fields: Sequence[FlipField], times: EventTimes):
         self.history, self.user = event_fields(fields)
-        self.time_column, self.label_delay = time_column, label_delay
-        needed = [self.user.name, self.history.history_of, CLICKED, *([time_column] if time_column else [])]
-        lacking = [name for name in needed if name not in events.column_names]
-        if lacking:
-            raise ValueError(f"events: no column '{lacking[0]}'; there are {', '.join(events.column_names)}")
-        of_events = Column.read(events.column(self.user.name), self.user)
+        self.times = times
+        names = [self.history.history_of, CLICKED]
+        parts = [pa.chunked_array(_column(events, name, "events").chunks).combine_chunks() for name in names]
+        of_events = Column.read(_column(events, self.user.name, "events"), self.user)
         self._numbers = {value: number for number, value in enumerate(of_events.values) if value is not None}
-        ranks = np.arange(len(events))
         self._steps = len(events) + 1  # above every rank
-        if time_column is not None:
-            self._times = _times(events.column(time_column), time_column, "events")
-            self._distinct, ranks = np.unique(self._times.to_numpy(), return_inverse=True)
-        keys = of_events.map(self._numbers, -1) * self._steps + ranks
+        keys = of_events.map(self._numbers, -1) * self._steps + times.ranks
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
-        names = [self.history.history_of, CLICKED]
-        parts = [pa.chunked_array(events.column(name).chunks).combine_chunks() for name in names]
         self._entries = pa.StructArray.from_arrays([part.take(pa.array(order)) for part in parts], names)
 
     def histories(self, rows: pa.Table) -> pa.ListArray:
         """The last events of each row's user that are known before it, `(rows,)`.
 
         Raises:
-            ValueError: a column is missing or has nulls, or the times of both tables have other types.
+            ValueError: the column of the user is missing, or as of [`EventTimes.of_rows`].
         """
-        for name in [self.user.name, *([self.time_column] if self.time_column else [])]:
-            if name not in rows.column_names:
-                raise ValueError(f"rows: no column '{name}'; there are {', '.join(rows.column_names)}")
-        users = Column.read(rows.column(self.user.name), self.user).map(self._numbers, -1)
-        ranks = np.full(len(rows), self._steps - 1)
-        if self.time_column is not None:
-            ranks = np.searchsorted(self._distinct, self._row_times(rows))  # of events before the row's time
-        ends = np.searchsorted(self._keys, users * self._steps + ranks)
+        users = Column.read(_column(rows, self.user.name, "rows"), self.user).map(self._numbers, -1)
+        ends = np.searchsorted(self._keys, users * self._steps + self.times.of_rows(rows))
         starts = np.maximum(np.searchsorted(self._keys, users * self._steps), ends - self.history.max_values)
         lengths = np.where(users < 0, 0, ends - starts)
         offsets = np.concatenate([[0], lengths.cumsum()])
         taken = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), self._entries.take(pa.array(taken)))
-
-    def _row_times(self, rows: pa.Table) -> np.ndarray:
-        times = _times(rows.column(self.time_column), self.time_column, "rows")
-        kinds = (self._times.type, times.type)
-        if kinds[0] != kinds[1] and not all(pa.types.is_integer(one) or pa.types.is_floating(one) for one in kinds):
-            raise ValueError(f"column '{self.time_column}' is {kinds[0]} in the events, and {kinds[1]} in the rows")
-        values = times.to_numpy()
-        delay = np.timedelta64(self.label_delay, "s") if values.dtype.kind == "M" else self.label_delay
-        return values - delay if self.label_delay else values
 
 
 def event_fields(fields: Sequence[FlipField]) -> tuple[FlipField, FlipField]:
@@ -89,6 +102,12 @@ def event_fields(fields: Sequence[FlipField]) -> tuple[FlipField, FlipField]:
     if user is None:
         raise ValueError(f"--events: the model has no field that is the key of a {history.entity}")
     return history, user
+
+
+def _column(table: pa.Table, name: str, what: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        raise ValueError(f"{what}: no column '{name}'; there are {', '.join(table.column_names)}")
+    return table.column(name)
 
 
 def _times(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flip_ctr.data.readers.click_rates import STATISTICS, ClickRates
 from flip_ctr.data.readers.csv_files import CsvFormat, clean_name
 from flip_ctr.data.readers.described_tables import ENDINGS, EVENTS, SideTable, TableFiles, read_files, read_joins
 from flip_ctr.data.readers.raw_files import LineLog, RejectedLine, byte_blocks, listed
@@ -160,6 +161,9 @@ class RowReader:
     ):
         self.fields, sides = list(fields), dict(sides or {})
         self._events, joins = _read_reading(reading or {})
+        rates = ClickRates.of_reading(reading or {})
+        self._rates = {name for one in rates.statistics for name in one.columns} if rates else set()
+        self._of_events = option == "--events"
         by_name = {join.name: join for join in joins}
         for name in sides:
             if name not in by_name:
@@ -216,6 +220,8 @@ class RowReader:
         side = self._absent.get(missing[0])
         hint = f" ({missing[0]!r} came from the table {side.name}: --side {side.name}=FILE)" if side else ""
         hint += " (--events FILE makes the histories)" if self._raw.keys() & set(missing) else ""
+        hint += " (--events FILE makes the click rates)" if self._rates & set(missing) else ""
+        hint += " (events have `clicked`, and the keys of histories and click rates)" if self._of_events else ""
         return ValueError(
             f"{path}: column(s) {', '.join(map(repr, missing))} missing; the rows have: "
             f"{listed(map(repr, columns))}{hint}."
@@ -380,12 +386,24 @@ class RowReader:
             columns[name] = values.take(at)
 
 
+def whole_table(rows: RowReader, option: str) -> pa.Table:
+    """All rows of a table that must be whole."""
+    parts = []
+    for batch in rows:
+        for row in sorted(batch.reasons)[:1]:
+            raise ValueError(f"{option}: {batch.where(row)}: {batch.reasons[row]}")
+        parts.append(batch.known)
+    if not parts:
+        raise ValueError(f"{option}: {rows.files[0].path} has no rows")
+    return pa.concat_tables(parts, promote_options="permissive")
+
+
 # --- parts
 
 
 def _read_reading(reading: Mapping[str, Any]) -> tuple[TableFiles, tuple[SideTable, ...]]:
     """The files of the events, and the side tables, as a checkpoint says how they are read."""
-    events = {key: value for key, value in reading.items() if key != "joins"}
+    events = {key: value for key, value in reading.items() if key not in ("joins", STATISTICS)}
     joins = [join | {"files": join["name"]} for join in reading.get("joins", ())]
     return read_files(events | {"files": EVENTS}, EVENTS, ""), read_joins(joins or None)
 

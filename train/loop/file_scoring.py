@@ -15,14 +15,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.events import EventLog, event_fields
-from flip_ctr.data.readers.row_reader import RowBatch, RowReader
+from flip_ctr.data.readers.csv_files import clean_name
+from flip_ctr.data.readers.row_reader import RowBatch, RowReader, whole_table
 from flip_ctr.modeling_flip.columns_flip import RowError
-from flip_ctr.modeling_flip.fields_flip import CLICKED, fields_of_items
+from flip_ctr.modeling_flip.fields_flip import fields_of_items
 from flip_ctr.modeling_flip.histories_flip import read_histories
 from flip_ctr.modeling_flip.pipeline_flip import PROBABILITIES
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import RowFileOptions
+from flip_ctr.train.loop.event_columns import EventColumns
 from flip_ctr.train.loop.scoring import prompt_reader, score_rows
 
 REASON = "reason"  # the column that says why a row has no score
@@ -63,7 +64,7 @@ def check_row_files(args: RowFileOptions) -> None:
 
 
 class RowsToScore:
-    """The rows of a command that scores files, with the histories and items that belong to them.
+    """The rows of a command that scores files, with the histories, click rates and items that belong to them.
 
     Args:
         processor: of the model.
@@ -88,52 +89,49 @@ class RowsToScore:
         self.processor, self.args = processor, args
         extractor = processor.feature_extractor
         self.fields, reading = extractor.all_fields, extractor.reading
-        own, times = self.fields, []
-        self.items = self._events = None
-        if args.items is not None:
-            table = whole_table(
-                RowReader([args.items], fields_of_items(self.fields), reading, option="--items"), "--items"
-            )
-            self.items = self._read("--items", lambda: processor.read_items(table))
-        if args.events is not None:
-            history, user = self._read("--events", lambda: event_fields(self.fields))
-            own = [field for field in self.fields if not field.is_history]
-            times = [args.time_column] if args.time_column else []
-            item = next(field for field in self.fields if field.name == history.history_of)
-            events = RowReader(
-                [args.events], [user, item], reading, also=dict.fromkeys([CLICKED, *times]), option="--events"
-            )
-            self._events = self._read(
-                "--events",
-                lambda: EventLog(whole_table(events, "--events"), self.fields, args.time_column, args.label_delay),
-            )
         sides = dict(_named_side(one) for one in args.side or [])
+        own, times = self.fields, []
+        self.items = self._events = table = None
+        if args.items is not None:
+            reader = RowReader([args.items], fields_of_items(self.fields), reading, option="--items")
+            table = whole_table(reader, "--items")
+            try:
+                self.items = processor.read_items(table)
+            except ValueError as error:
+                raise ValueError(f"{args.items}: {error}") from None
+        if args.events is not None:
+            times = [args.time_column] if args.time_column else []
+            of_time = args.time_column, args.label_delay
+            self._events = EventColumns(args.events, processor, None, *of_time, sides, table)
+            own = [field for field in self.fields if field.name not in self._events.names]
         self._raw = RowReader(
             args.input if files is None else files, own, reading, sides, {**dict.fromkeys(times), **also}
         )
         for file in self._raw.files:
-            if self._events is not None and history.name in file.columns:
-                raise ValueError(f"{file.path} has a column '{history.name}' already, and --events is given")
+            self._check_absent(file.columns, str(file.path))
 
-    def _read(self, what: str, read):
-        try:
-            return read()
-        except ValueError as error:
-            path = self.args.items if what == "--items" else self.args.events
-            raise ValueError(f"{path}: {error}") from None
+    def _check_absent(self, columns: list[str], name: str) -> None:
+        """`ValueError` where rows have what events are to make."""
+        given = [one for one in columns if self._events is not None and clean_name(one) in self._events.names]
+        if given:
+            raise ValueError(
+                f"{name} has a column '{given[0]}' already, and --events is given, which makes "
+                f"{', '.join(self._events.names)}; leave out the columns, or --events"
+            )
 
     def __iter__(self) -> Iterator[RowBatch]:
-        return map(self._with_histories, self._raw)
+        return map(self._with_past, self._raw)
 
     def of_table(self, table: pa.Table, name: str) -> RowBatch:
         """Rows that something else has read; `name` is what errors call them."""
-        return self._with_histories(self._raw.of_table(table, name))
+        self._check_absent(table.column_names, name)
+        return self._with_past(self._raw.of_table(table, name))
 
-    def _with_histories(self, batch: RowBatch) -> RowBatch:
-        """The batch with the histories that events make, without the rows whose history cannot be read."""
+    def _with_past(self, batch: RowBatch) -> RowBatch:
+        """The batch with the columns that events make, without the rows whose history cannot be read."""
         if self._events is not None:
-            found = self._read("--events", lambda: self._events.histories(batch.known))
-            batch.known = batch.known.append_column(self._events.history.name, found)
+            batch.known = self._events.with_histories(batch.known)
+            batch.known = self._events.with_rates(batch.known, self._events.statistics)
         while self.processor.history_field is not None and len(batch.known):
             try:
                 read_histories(batch.known, self.fields, self.items)
@@ -174,18 +172,6 @@ def scored_batches(
             for batch, scores in zip(several, gather_object(mine) if processes > 1 else mine):
                 yield batch, scores
                 bar.update(len(batch))
-
-
-def whole_table(rows: RowReader, option: str) -> pa.Table:
-    """All rows of a table that must be whole."""
-    parts = []
-    for batch in rows:
-        for row in sorted(batch.reasons)[:1]:
-            raise ValueError(f"{option}: {batch.where(row)}: {batch.reasons[row]}")
-        parts.append(batch.known)
-    if not parts:
-        raise ValueError(f"{option}: {rows.files[0].path} has no rows")
-    return pa.concat_tables(parts, promote_options="permissive")
 
 
 def _named_side(text: str) -> tuple[str, list[str]]:

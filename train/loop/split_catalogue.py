@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
+from flip_ctr.data.readers.click_rates import COUNT, RATE
 from flip_ctr.data.readers.dataset_items import places_of, read_dataset_items
 from flip_ctr.data.readers.dataset_schema import SCHEMA_NAME, SPLITS, DatasetSchema
 from flip_ctr.data.readers.shards import ITEMS_NAME, SplitRows, has_split, open_splits
@@ -58,8 +59,6 @@ def item_field(
         what = f"--item_key {name} is no field of an item" if name else unknown
         raise ValueError(f"{what}; keys in {SCHEMA_NAME}: {there}")
     if "statistics" in schema.protocol:
-        from flip_ctr.data.prepare.statistics import COUNT, RATE  # which imports an engine
-
         for field in schema.fields:
             if field.entity == "context" and field.name.endswith((RATE, COUNT)):
                 raise ValueError(

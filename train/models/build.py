@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.streaming import StreamedDataset
+from flip_ctr.data.readers.click_rates import STATISTICS
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import SETTINGS, FlipConfig, is_decoder
@@ -201,6 +202,9 @@ def load_checkpoint(
     if args.prompt_fields is not None:
         raise ValueError(f"--prompt_fields: the prompts of {path} have its own fields; leave the flag out")
     check_fields(processor, schema, path)
+    if STATISTICS in schema.reading:  # those of these rows, whose click rate is another
+        extractor = processor.feature_extractor
+        extractor.reading = {**extractor.reading, STATISTICS: schema.reading[STATISTICS]}
     check_vocabulary(args, processor.feature_extractor, path)
     check_shape(args, config, ("text_pooling", "prompts"), path)
     if settings["strategy"] == "joint" and not has_id_tower(config):

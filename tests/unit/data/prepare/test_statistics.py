@@ -17,13 +17,12 @@ from flip_ctr.data.prepare.statistics import (
     BY_TIME,
     FOLDS,
     FROZEN,
-    SMOOTHING,
     Past,
-    Statistic,
     read_statistics,
     statistics_rule,
     with_statistics,
 )
+from flip_ctr.data.readers.click_rates import SMOOTHING, Statistic
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.fields_flip import FlipField
 from flip_ctr.train import prepare

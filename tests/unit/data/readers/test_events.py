@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from flip_ctr import FlipField
-from flip_ctr.data.readers.events import EventLog
+from flip_ctr.data.readers.events import EventLog, EventTimes
 
 FIELDS = [
     *tiny.FIELDS,
@@ -25,7 +25,7 @@ EVENTS = [
 
 
 def histories(rows: pa.Table, events: pa.Table, fields, time: str | None, label_delay: int = 0) -> list:
-    return EventLog(events, fields, time, label_delay).histories(rows).to_pylist()
+    return EventLog(events, fields, EventTimes(events, time, label_delay)).histories(rows).to_pylist()
 
 
 ROWS = [{"user_id": user, "at": at} for user in (1, 2, 3, 77, None) for at in (0, 3, 4, 6, 100)]
