@@ -2,12 +2,14 @@
 """Entity prompts in the loop: the distinct prompts of several batches are read by the PLM together, once.
 
 While training these states are leaves: each of the K steps of the ID tower and the heads (`--plm_every K`) adds up the
-gradients on them, and then the PLM does one backward pass and one step. Its activations do not grow with K: prompts are
-read in chunks without a graph, and once more with one for the backward pass, with the same dropout (as GradCache does).
+gradients on them, and then the PLM does one backward pass and one step. Prompts are read in chunks of similar length.
+The graphs of the first of them wait for the backward pass, as many as fit into a share of the memory that is free; the
+others are read without one, and once more for the backward pass, with the same dropout (as GradCache does). So the
+PLM's activations do not grow with K.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import psutil
 import torch
@@ -25,7 +27,9 @@ from flip_ctr.train.outputs.run_log import logger
 # what a compact batch has for each prompt, and what these are padded with
 FILLERS = {"input_ids": 0, "attention_mask": 0, "masked_input_ids": 0, "mlm_labels": IGNORE_INDEX}
 STATES = ("text_pooled", "text_hidden_states", "masked_text_hidden_states")
-TOKENS_AT_ONCE = 4096  # that go through the PLM together: few pad little, and hold few activations
+TOKENS_AT_ONCE = 4096  # that go through the PLM together: few hold few activations
+LEAST_TOKENS, MOST_PADDING = 1024, 0.015  # more go together while at most this share of them is padding
+GRAPH_SHARE = 0.25  # of the free memory, that graphs of read prompts may take
 KEPT_BYTES = 2**31  # of the states of a frozen PLM, which are kept from window to window
 
 Batch = dict[str, torch.Tensor]
@@ -97,12 +101,34 @@ class PromptReader:
         self.needs_clean = not self.pretrains or config.mtm_uses_text or config.icl_weight > 0
         parameters = [p for p in self.flip.text_encoder.parameters() if p.requires_grad]
         self.parameters = [] if config.text_is_field else parameters  # that train
+        self.token_table = self._large_table()
         self.weight = 1.0  # of the gradients that a step adds on the states
         self._kept: dict[int, torch.Tensor] = {}  # states of a frozen PLM, by the prompt's key
         self._kept_bytes = 0
         self._said = False
+        self._graph_bytes = 0.0  # that the graphs of a window may take; known when the first window comes
         self.leaves: dict[str, torch.Tensor] = {}
         self._replays: dict[str, tuple] = {}  # how to read again what a leaf holds, with a graph
+
+    def _large_table(self) -> nn.Embedding | None:
+        """The PLM's token embeddings, where they train on a CPU: a dense gradient, as large as the table, would be made
+        for each chunk. (On a GPU, and in a compiled graph, a sparse one costs more.)"""
+        tokens = self.flip.text_encoder.get_input_embeddings()
+        on_cpu = self.accelerator.device.type == "cpu" and self.flip.text_encoder._compiled_call_impl is None
+        trains = isinstance(tokens, nn.Embedding) and any(tokens.weight is one for one in self.parameters)
+        return tokens if on_cpu and trains else None
+
+    @contextmanager
+    def _sparse_lookups(self) -> Iterator[None]:
+        """Inside, what the PLM reads gives its token embeddings a sparse gradient, which is added to the dense one."""
+        if self.token_table is None:
+            yield
+            return
+        former, self.token_table.sparse = self.token_table.sparse, True
+        try:
+            yield
+        finally:
+            self.token_table.sparse = former
 
     @classmethod
     def of(cls, accelerator: Accelerator, model: FlipPreTrainedModel, chunk_size: int) -> "PromptReader | None":
@@ -131,15 +157,27 @@ class PromptReader:
         if "masked_input_ids" in first:
             index, pairs = (torch.cat([batch[name] for batch in batches]) for name in ("prompt_index", "mlm_pairs"))
             wanted.append(("masked_text_hidden_states", index[pairs].unique(), first["masked_input_ids"]))
-        if train and not self._said:
+        says = train and not self._said
+        if says:
             self._say_size(batches, wanted)
+            device = self.accelerator.device
+            sharing = self.accelerator.num_processes if device.type == "cpu" else 1
+            self._graph_bytes = GRAPH_SHARE * _free_bytes(device) / sharing
+        graphs = Graphs(self._graph_bytes)
         kept = not train and self.flip.text_encoder.training is False and len(self.parameters) == 0
         for name, prompts, ids in wanted:
             clean = name != "masked_text_hidden_states"
-            self.leaves[name] = self._leaf(name, prompts, ids, first["attention_mask"], train, kept and clean)
+            self.leaves[name] = self._leaf(name, prompts, ids, first["attention_mask"], train, kept and clean, graphs)
+        if says:
+            chunks = sum(len(replay) for replay, *_ in self._replays.values())
+            kept_graphs = sum(len(with_graph) for _, with_graph, *_ in self._replays.values())
+            logger.info(
+                f"it reads them in {chunks} chunks; {kept_graphs} of these it need not read again for its backward "
+                f"pass, for which {graphs.bytes / 2**20:,.0f} MB of activations wait"
+            )
         return [batch | self.leaves for batch in batches]
 
-    def _leaf(self, name, prompts, ids, mask, train: bool, kept: bool) -> torch.Tensor:
+    def _leaf(self, name, prompts, ids, mask, train: bool, kept: bool, graphs: "Graphs") -> torch.Tensor:
         """The states of some prompts, in a tensor with a place for each."""
         tokens = name != "text_pooled"
         width = self.flip.config.text_config.hidden_size
@@ -153,35 +191,43 @@ class PromptReader:
         new = prompts if not known else prompts[~torch.isin(prompts, torch.tensor(known, device=prompts.device))]
         chunks = self._chunks(new, mask)
         seeds = torch.randint(2**62, (len(chunks),)).tolist() if train else [None] * len(chunks)
-        replay, graphs = [(*chunk, seed) for chunk, seed in zip(chunks, seeds)], []
-        whole = train and len(chunks) == 1  # its graph is kept
-        for chunk, length, seed in replay:
-            with torch.set_grad_enabled(whole):
+        replay = [(*chunk, seed) for chunk, seed in zip(chunks, seeds)]
+        with_graph: dict[int, torch.Tensor] = {}
+        for number, (chunk, length, seed) in enumerate(replay):
+            keeps = train and (len(chunks) == 1 or graphs.fits(len(chunk) * length))
+            with torch.set_grad_enabled(keeps), graphs if keeps else nullcontext():
                 states = self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
             with torch.no_grad():
                 if tokens:
                     leaf[chunk, : states.shape[1]] = states.detach().float()
                 else:
                     leaf[chunk] = states.detach().float()
-            if whole:
-                graphs.append(states)
+            if keeps:
+                with_graph[number] = states
         if kept:
             self._keep(new.tolist(), keys, leaf, mask if tokens else None)
         if train:
             leaf.requires_grad_()
             leaf.register_hook(lambda gradient: gradient * self.weight)
-            self._replays[name] = replay, graphs, ids, mask, tokens
+            self._replays[name] = replay, with_graph, ids, mask, tokens
         return leaf
 
     def _chunks(self, prompts: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
-        """The prompts in chunks, each with the length of its longest; longest first, so that neighbours pad little."""
+        """The prompts in chunks, each with the length of its longest; longest first, and in a large chunk
+        so similar that it is hardly padded."""
         lengths = mask[prompts].sum(1)
         order = lengths.argsort(descending=True, stable=True)
         prompts, sizes, longest, left = prompts[order], [], [], lengths[order].tolist()
         while left:
             longest.append(int(left[0]))
-            sizes.append(min(len(left), self.chunk_size, max(1, TOKENS_AT_ONCE // longest[-1])))
-            left = left[sizes[-1] :]
+            tokens = size = 0
+            for length in left[: min(self.chunk_size, max(1, TOKENS_AT_ONCE // longest[-1]))]:
+                size, tokens = size + 1, tokens + length
+                if size * longest[-1] > LEAST_TOKENS and tokens < (1 - MOST_PADDING) * size * longest[-1]:
+                    size -= 1
+                    break
+            sizes.append(size)
+            left = left[size:]
         return list(zip(prompts.split(sizes), longest)) if sizes else []
 
     def _encode(self, ids, mask, tokens: bool, seed: int | None) -> torch.Tensor:
@@ -189,7 +235,7 @@ class PromptReader:
         and the random state outside stays as it is."""
         device = self.accelerator.device
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else []) if seed is not None else None
-        with forked or nullcontext(), self.accelerator.autocast():
+        with forked or nullcontext(), self.accelerator.autocast(), self._sparse_lookups():
             if seed is not None:
                 torch.manual_seed(seed)
             states = self.flip.encode_text(ids, mask)
@@ -245,14 +291,16 @@ class PromptReader:
     def backward(self) -> None:
         """The PLM's backward pass from the gradients that were added up on the states; they are then the mean over all
         processes."""
-        for name, (replay, graphs, ids, mask, tokens) in self._replays.items():
+        if self.token_table is not None and self.token_table.weight.grad is None:
+            self.token_table.weight.grad = torch.zeros_like(self.token_table.weight)  # sparse ones are added to it
+        for name, (replay, with_graph, ids, mask, tokens) in self._replays.items():
             gradient = self.leaves[name].grad
             for number, (chunk, length, seed) in enumerate(replay):
                 if gradient is None:
                     continue
-                states = (
-                    graphs[number] if graphs else self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
-                )
+                states = with_graph.pop(number, None)
+                if states is None:
+                    states = self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
                 part = gradient[chunk, : states.shape[1]] if tokens else gradient[chunk]
                 torch.autograd.backward(states, part.to(states.dtype))
         self._replays, self.leaves = {}, {}
@@ -262,6 +310,33 @@ class PromptReader:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
+
+
+class Graphs(torch.autograd.graph.saved_tensors_hooks):
+    """Around the reading of prompts: counts the bytes that the graphs hold until the backward pass.
+
+    Args:
+        limit: the most bytes that they may take.
+    """
+
+    def __init__(self, limit: float):
+        super().__init__(self._count, lambda tensor: tensor)
+        self.limit, self.bytes, self.tokens = limit, 0, 0
+        self._seen: set[int] = set()
+
+    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def fits(self, tokens: int) -> bool:
+        """Whether the graph of so many tokens more fits too, as the former ones were; it is then counted as kept."""
+        if self.bytes * (self.tokens + tokens) > self.limit * self.tokens:
+            return False
+        self.tokens += tokens
+        return True
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -136,7 +136,9 @@ def test_steps_of_fewer_rows_weigh_less():
     assert difference(found, {n: p.grad for n, p in expected.flip.text_encoder.named_parameters()}) < 2e-5
 
 
-def test_with_dropout_the_backward_pass_sees_the_same_states_in_chunks():
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_prompts_whose_graphs_do_not_fit_are_read_again_with_the_same_dropout(monkeypatch, share):
+    monkeypatch.setattr(prompt_states, "GRAPH_SHARE", share)
     settings = step_child.ENTITY | {"strategy": "plm"}
     model = new_model(settings, processor(prompts="entity").fields, dropout=0.3)
     reader = PromptReader(Accelerator(cpu=True), model, 5)
@@ -145,12 +147,36 @@ def test_with_dropout_the_backward_pass_sees_the_same_states_in_chunks():
         lambda module, inputs, output: seen.append((output.last_hidden_state.detach(), output[0].requires_grad))
     )
     (batch,) = reader.read(batches(settings, 1), train=True)
+    read = len(seen)
     model(**batch).loss.backward()
     reader.backward()
-    read, again = seen[: len(seen) // 2], seen[len(seen) // 2 :]
-    assert len(read) == 4 and not any(with_graph for _, with_graph in read) and all(graph for _, graph in again)
-    assert all(torch.equal(one, other) for (one, _), (other, _) in zip(read, again))
-    assert max(len(states) for states, _ in seen) == 5  # what the PLM holds does not grow with the steps
+    with_graph = sum(graph for _, graph in seen[:read])
+    # the first one tells how much a graph takes
+    assert read == 4 and with_graph == (4 if share else 1) and len(seen) == read + (0 if share else 3)
+    assert all(torch.equal(one, other) and graph for (one, _), (other, graph) in zip(seen[1:read], seen[read:]))
+    assert max(len(states) for states, _ in seen) == 5
+    found = torch.cat([parameter.grad.flatten() for parameter in reader.parameters])
+    assert not found.is_sparse and not any(m.sparse for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    for former in GRADIENTS:
+        assert torch.equal(found, former)
+    GRADIENTS.append(found)
+
+
+GRADIENTS: list[torch.Tensor] = []  # of the PLM, which do not depend on what fits
+
+
+def test_large_chunks_are_hardly_padded():
+    reader = PromptReader(
+        Accelerator(cpu=True), new_model(step_child.ENTITY, processor(prompts="entity").fields), 10**6
+    )
+    lengths = torch.randint(10, 60, (2000,), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(60) < lengths[:, None]).long()
+    chunks = reader._chunks(torch.arange(2000), mask)
+    assert torch.equal(torch.cat([chunk for chunk, _ in chunks]).sort().values, torch.arange(2000))
+    assert all(lengths[chunk].max() == length for chunk, length in chunks)
+    assert max(len(chunk) * length for chunk, length in chunks) <= prompt_states.TOKENS_AT_ONCE
+    assert sum(len(chunk) * length for chunk, length in chunks) < 1.03 * lengths.sum()
+    assert len(chunks) < 40  # of which 17 would hold all tokens
 
 
 def test_prompts_are_read_with_dropout_after_an_evaluation():
