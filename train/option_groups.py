@@ -382,7 +382,9 @@ class SpeedOptions(ScoringOptions):
     title = ScoringOptions.title
 
     torch_compile: bool = option(False, "compile the PLM")
-    attn_implementation: str | None = option(None, "attention of the PLM: eager, sdpa, flash_attention_2, ...")
+    attn_implementation: str | None = option(
+        None, "attention of the PLM: eager, sdpa, flash_attention_2, ...; when not given the fastest on the first batch"
+    )
     gradient_checkpointing: bool = option(False, "recompute the PLM's activations to save memory")
     dataloader_num_workers: int = option(0, "processes that compose batches", at_least=0)
 

@@ -28,7 +28,7 @@ from flip_ctr.train.outputs.run_log import logger
 FILLERS = {"input_ids": 0, "attention_mask": 0, "masked_input_ids": 0, "mlm_labels": IGNORE_INDEX}
 STATES = ("text_pooled", "text_hidden_states", "masked_text_hidden_states")
 TOKENS_AT_ONCE = 4096  # that go through the PLM together: few hold few activations
-LEAST_TOKENS, MOST_PADDING = 1024, 0.015  # more go together while at most this share of them is padding
+LEAST_TOKENS, MOST_PADDING = 768, 0.015  # more go together while at most this share of them is padding
 GRAPH_SHARE = 0.25  # of the free memory, that graphs of read prompts may take
 KEPT_BYTES = 2**31  # of the states of a frozen PLM, which are kept from window to window
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from flip_ctr.train.arguments import TrainingOptions
+from flip_ctr.train.loop.attention import choose_attention
 from flip_ctr.train.loop.distributed import (
     prepare,
 )
@@ -25,7 +27,7 @@ from flip_ctr.train.loop.run import begin
 from flip_ctr.train.loop.step import FiniteWatch, TrainingStep, weights_are_finite
 from flip_ctr.train.models.lora import plain
 from flip_ctr.train.outputs.results import HISTORY_FILE, write_json
-from flip_ctr.train.outputs.run_log import file_logger
+from flip_ctr.train.outputs.run_log import file_logger, logger
 
 MAX_SKIPPED = 25  # steps in a row that a scaler may skip while it looks for a scale whose gradients do not overflow
 
@@ -103,6 +105,11 @@ def train(
             sums = {name: value.to(accelerator.device) for name, value in state["sums"].items()}
             started -= state["seconds"]
             write_json(accelerator, args.output_dir, HISTORY_FILE, history)
+        text_encoder = plain(accelerator.unwrap_model(model)).base_model.text_encoder
+        attention = None if state is None else state.get("attention")
+        if attention is not None:
+            text_encoder.set_attn_implementation(attention)
+            logger.info(f"the PLM's attention is {attention}, as it was")
 
         limit = None if args.max_minutes is None else 60 * args.max_minutes
 
@@ -134,6 +141,7 @@ def train(
                 "step": step,
                 "counted": counted,
                 "sums": means,
+                "attention": attention,
                 "seconds": time.perf_counter() - started,
             }
 
@@ -166,7 +174,14 @@ def train(
                 if done():
                     break
                 loader.set_epoch(epoch, step % steps_per_epoch * accumulation)
-                for group in training.windows(grouped(loader, accumulation), total - step):
+                groups = grouped(loader, accumulation)
+                if step == 0:
+                    model.train()
+                    first = next(groups)
+                    lengths = getattr(loader.dataset, "lengths", None)  # a stream does not know them
+                    attention = choose_attention(accelerator, text_encoder, args, first[0], lengths)
+                    groups = chain([first], groups)
+                for group in training.windows(groups, total - step):
                     model.train()
                     for output in training.backward(group):
                         for name, value in output.items():
