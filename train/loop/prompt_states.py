@@ -3,9 +3,9 @@
 
 While training these states are leaves: each of the K steps of the ID tower and the heads (`--plm_every K`) adds up the
 gradients on them, and then the PLM does one backward pass and one step. Prompts are read in chunks of similar length.
-The graphs of the first of them wait for the backward pass, as many as fit into a share of the memory that is free; the
-others are read without one, and once more for the backward pass, with the same dropout (as GradCache does). So the
-PLM's activations do not grow with K.
+The graphs of the first of them wait for the backward pass, of as many tokens as one batch would have with row prompts;
+the others are read without one, and once more for the backward pass, with the same dropout (as GradCache does). So the
+PLM's activations do not grow with K, and are at most those of row prompts.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,6 @@ FILLERS = {"input_ids": 0, "attention_mask": 0, "masked_input_ids": 0, "mlm_labe
 STATES = ("text_pooled", "text_hidden_states", "masked_text_hidden_states")
 TOKENS_AT_ONCE = 4096  # that go through the PLM together: few hold few activations
 LEAST_TOKENS, MOST_PADDING = 768, 0.015  # more go together while at most this share of them is padding
-GRAPH_SHARE = 0.25  # of the free memory, that graphs of read prompts may take
 KEPT_BYTES = 2**31  # of the states of a frozen PLM, which are kept from window to window
 
 Batch = dict[str, torch.Tensor]
@@ -106,7 +105,7 @@ class PromptReader:
         self._kept: dict[int, torch.Tensor] = {}  # states of a frozen PLM, by the prompt's key
         self._kept_bytes = 0
         self._said = False
-        self._graph_bytes = 0.0  # that the graphs of a window may take; known when the first window comes
+        self._graph_tokens = 0  # of a window, that are yet to be read with a graph
         self.leaves: dict[str, torch.Tensor] = {}
         self._replays: dict[str, tuple] = {}  # how to read again what a leaf holds, with a graph
 
@@ -160,24 +159,22 @@ class PromptReader:
         says = train and not self._said
         if says:
             self._say_size(batches, wanted)
-            device = self.accelerator.device
-            sharing = self.accelerator.num_processes if device.type == "cpu" else 1
-            self._graph_bytes = GRAPH_SHARE * _free_bytes(device) / sharing
-        graphs = Graphs(self._graph_bytes)
+        if train:
+            of_rows = first["attention_mask"].sum(1)[first["prompt_index"]].sum()
+            self._graph_tokens = len(wanted) * int(of_rows)
         kept = not train and self.flip.text_encoder.training is False and len(self.parameters) == 0
         for name, prompts, ids in wanted:
             clean = name != "masked_text_hidden_states"
-            self.leaves[name] = self._leaf(name, prompts, ids, first["attention_mask"], train, kept and clean, graphs)
+            self.leaves[name] = self._leaf(name, prompts, ids, first["attention_mask"], train, kept and clean)
         if says:
             chunks = sum(len(replay) for replay, *_ in self._replays.values())
             kept_graphs = sum(len(with_graph) for _, with_graph, *_ in self._replays.values())
             logger.info(
-                f"it reads them in {chunks} chunks; {kept_graphs} of these it need not read again for its backward "
-                f"pass, for which {graphs.bytes / 2**20:,.0f} MB of activations wait"
+                f"it reads them in {chunks} chunks; {kept_graphs} of these it need not read again for its backward pass"
             )
         return [batch | self.leaves for batch in batches]
 
-    def _leaf(self, name, prompts, ids, mask, train: bool, kept: bool, graphs: "Graphs") -> torch.Tensor:
+    def _leaf(self, name, prompts, ids, mask, train: bool, kept: bool) -> torch.Tensor:
         """The states of some prompts, in a tensor with a place for each."""
         tokens = name != "text_pooled"
         width = self.flip.config.text_config.hidden_size
@@ -194,8 +191,9 @@ class PromptReader:
         replay = [(*chunk, seed) for chunk, seed in zip(chunks, seeds)]
         with_graph: dict[int, torch.Tensor] = {}
         for number, (chunk, length, seed) in enumerate(replay):
-            keeps = train and (len(chunks) == 1 or graphs.fits(len(chunk) * length))
-            with torch.set_grad_enabled(keeps), graphs if keeps else nullcontext():
+            keeps = train and (len(chunks) == 1 or len(chunk) * length <= self._graph_tokens)
+            self._graph_tokens -= keeps * len(chunk) * length
+            with torch.set_grad_enabled(keeps):
                 states = self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
             with torch.no_grad():
                 if tokens:
@@ -310,33 +308,6 @@ class PromptReader:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
-
-
-class Graphs(torch.autograd.graph.saved_tensors_hooks):
-    """Around the reading of prompts: counts the bytes that the graphs hold until the backward pass.
-
-    Args:
-        limit: the most bytes that they may take.
-    """
-
-    def __init__(self, limit: float):
-        super().__init__(self._count, lambda tensor: tensor)
-        self.limit, self.bytes, self.tokens = limit, 0, 0
-        self._seen: set[int] = set()
-
-    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
-
-    def fits(self, tokens: int) -> bool:
-        """Whether the graph of so many tokens more fits too, as the former ones were; it is then counted as kept."""
-        if self.bytes * (self.tokens + tokens) > self.limit * self.tokens:
-            return False
-        self.tokens += tokens
-        return True
 
 
 def _free_bytes(device: torch.device) -> int:

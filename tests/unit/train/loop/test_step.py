@@ -136,12 +136,13 @@ def test_steps_of_fewer_rows_weigh_less():
     assert difference(found, {n: p.grad for n, p in expected.flip.text_encoder.named_parameters()}) < 2e-5
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25])
-def test_prompts_whose_graphs_do_not_fit_are_read_again_with_the_same_dropout(monkeypatch, share):
-    monkeypatch.setattr(prompt_states, "GRAPH_SHARE", share)
+@pytest.mark.parametrize("most", [0, 10**6])
+def test_prompts_whose_graphs_do_not_fit_are_read_again_with_the_same_dropout(most):
     settings = step_child.ENTITY | {"strategy": "plm"}
     model = new_model(settings, processor(prompts="entity").fields, dropout=0.3)
     reader = PromptReader(Accelerator(cpu=True), model, 5)
+    encode = reader._leaf
+    reader._leaf = lambda *args: setattr(reader, "_graph_tokens", most) or encode(*args)
     seen = []
     model.flip.text_encoder.register_forward_hook(
         lambda module, inputs, output: seen.append((output.last_hidden_state.detach(), output[0].requires_grad))
@@ -151,9 +152,8 @@ def test_prompts_whose_graphs_do_not_fit_are_read_again_with_the_same_dropout(mo
     model(**batch).loss.backward()
     reader.backward()
     with_graph = sum(graph for _, graph in seen[:read])
-    # the first one tells how much a graph takes
-    assert read == 4 and with_graph == (4 if share else 1) and len(seen) == read + (0 if share else 3)
-    assert all(torch.equal(one, other) and graph for (one, _), (other, graph) in zip(seen[1:read], seen[read:]))
+    assert read == 4 and with_graph == (4 if most else 0) and len(seen) == read + (0 if most else 4)
+    assert all(torch.equal(one, other) and graph for (one, _), (other, graph) in zip(seen[:read], seen[read:]))
     assert max(len(states) for states, _ in seen) == 5
     found = torch.cat([parameter.grad.flatten() for parameter in reader.parameters])
     assert not found.is_sparse and not any(m.sparse for m in model.modules() if isinstance(m, torch.nn.Embedding))
@@ -163,6 +163,21 @@ def test_prompts_whose_graphs_do_not_fit_are_read_again_with_the_same_dropout(mo
 
 
 GRADIENTS: list[torch.Tensor] = []  # of the PLM, which do not depend on what fits
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_graphs_wait_for_as_many_tokens_as_row_prompts_would(number):
+    """Whatever the number of batches that are read together."""
+    model = new_model(step_child.ENTITY | {"strategy": "plm"}, processor(prompts="entity").fields)
+    reader, kept = PromptReader(Accelerator(cpu=True), model, 2), []
+    model.flip.text_encoder.register_forward_hook(
+        lambda module, inputs, output: kept.append(output[0].requires_grad * output[0].shape[:2].numel())
+    )
+    group = batches(step_child.ENTITY | {"strategy": "plm"}, number)
+    of_rows = group[0]["attention_mask"].sum(1)[group[0]["prompt_index"]].sum()
+    reader.read(group, train=True)
+    assert 0 < sum(kept) <= of_rows and (number == 3 or all(kept))
+    assert sum(kept) + max(kept) > of_rows or all(kept)
 
 
 def test_large_chunks_are_hardly_padded():
