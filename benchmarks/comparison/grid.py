@@ -76,6 +76,8 @@ class RunPlan:
     Attributes:
         options: of its recipe; `"@name"` stands for the output folder of another run.
         search: option -> values. Each combination is a trial, and validation chooses.
+        prepare: options of `prepare` in place of the dataset's, such as `statistics: null`, for a run that is to see
+            other columns of the same rows.
     """
 
     name: str
@@ -83,6 +85,7 @@ class RunPlan:
     options: dict[str, Any]
     search: dict[str, list] = field(default_factory=dict)
     seed_offset: int = 0
+    prepare: dict[str, Any] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[str]:
@@ -239,6 +242,11 @@ class _Reader:
                 for one in datasets
             )
             datasets = tuple(one for one in kept if one.splits)
+        for name in grid.needed(methods):
+            for dataset in datasets if plans[name].prepare else ():
+                options = dataset.options | plans[name].prepare
+                for split in dataset.splits:
+                    self.check_source("prepare", options, split, f"runs: {name}")
         return Grid(self.path, datasets, tuple(seeds), plans, methods)
 
     def common(self) -> dict:
@@ -265,7 +273,10 @@ class _Reader:
         offset = options.pop("seed_offset", 0)
         if not isinstance(offset, int):
             self.fail(where, f"seed_offset must be a whole number; got {offset!r}")
-        return RunPlan(name, recipe, options, search, offset)
+        prepare = self.mapping(options.pop("prepare", {}), f"{where}: prepare")
+        if prepare and not all("prepare" in self.mapping(one, "datasets") for one in self.section("datasets").values()):
+            self.fail(f"{where}: prepare", "it is for datasets that `prepare` makes")
+        return RunPlan(name, recipe, options, search, offset, prepare)
 
     def check_references(self, plans: dict[str, RunPlan]) -> None:
         def visit(name: str, above: tuple[str, ...]) -> None:
@@ -297,7 +308,7 @@ class _Reader:
         where, recipe = f"runs: {plan.name}", RECIPES[plan.recipe]
         shared = {name: value for name, value in common.items() if recipe.of_package and name in recipe.options}
         options = self.fill(shared | plan.options, where)
-        plan = RunPlan(plan.name, plan.recipe, options, self.fill(plan.search, where), plan.seed_offset)
+        plan = replace(plan, options=options, search=self.fill(plan.search, where))
         for trial in plan.trials():
             self.check_options(recipe, trial, where)
         return plan
@@ -359,9 +370,9 @@ class _Reader:
                     if one.name not in ("output_dir", "overwrite_output_dir", "infer_schema")
                 ]
                 self.mapping(split.options, f"{where}: splits", known)
-                PrepareArguments(
-                    **self.mapping(options, f"{where}: prepare", known) | split.options, output_dir="OUTPUT"
-                )
+                given = self.mapping(options, f"{where}: prepare", known) | split.options
+                given = {name: value for name, value in given.items() if value is not None}
+                PrepareArguments(**given, output_dir="OUTPUT")
             elif source == "catalogue":
                 CatalogueSettings(**self.mapping(options or {}, f"{where}: catalogue"))
                 self.mapping(split.options, f"{where}: splits", ("split", SPLIT_SEED))

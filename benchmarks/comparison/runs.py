@@ -24,12 +24,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from flip_ctr.benchmarks.comparison.child import execute
@@ -67,6 +68,13 @@ def folder_digest(folder: Path) -> str:
             while part := file.read(1 << 20):
                 result.update(part)
     return result.hexdigest()
+
+
+def keys_and_labels(folder: Path, split: str) -> pa.Table:
+    """What tells the rows of a dataset folder apart."""
+    rows = SplitRows(folder, split)
+    names = [field.name for field in rows.schema.fields if field.key] + [rows.schema.label]
+    return pa.concat_tables(part for _, part in rows.parts(names))
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,15 @@ class Workshop:
                 self.child([sys.executable, *argv], runs / "prepare.log", title)
         return Data(dataset, split, folder, runs, self.content(folder))
 
+    def other_columns(self, data: Data, options: dict, title: str) -> Data:
+        """The same rows as a run asks for them. `RunFailed` where the folder cannot be made, or has other rows."""
+        other = self.data(replace(data.dataset, options=data.dataset.options | options), data.split)
+        for split in ("train", "validation", "test"):
+            ours, theirs = (keys_and_labels(one.folder, split) for one in (data, other))
+            if not ours.equals(theirs):
+                raise RunFailed(f"{title}: with {options} `prepare` makes other rows of {split} than without")
+        return other
+
     def content(self, folder: Path) -> str:
         """Of the rows and the schema, wherever they lie."""
         rows = [SplitRows(folder, split).content_digest() for split in ("train", "validation", "test")]
@@ -219,6 +236,8 @@ class Workshop:
             raise RunFailed(
                 f"{title}: not made, as it starts from what failed ({str(failure).splitlines()[0]})"
             ) from None
+        if plan.prepare:
+            data = self.other_columns(data, plan.prepare, title)
         options = plan.trials()
         identities = [self.identity(plan, one, data, seed, inputs) for one in options]
         folders = [self.run_folder(plan, data, seed, identity) for identity in identities]

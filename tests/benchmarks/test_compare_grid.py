@@ -176,6 +176,17 @@ def test_some_splits_only(tmp_path):
             "splits: unknown key split_sed; it may have",
         ),
         (changed(datasets={"made": {"prepare": {"datset": "ml-1m"}}}), "prepare: unknown key datset"),
+        (
+            changed(runs={"id": GRID["runs"]["id"] | {"prepare": {"statistics": None}}}),
+            "runs: id: prepare: it is for datasets that `prepare` makes",
+        ),
+        (
+            changed(
+                datasets={"made": {"prepare": {"dataset": "ml-1m"}}},
+                runs={"id": GRID["runs"]["id"] | {"prepare": {"statistcs": None}}},
+            ),
+            "runs: id: prepare: unknown key statistcs",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, content, message):

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import yaml
 
 from flip_ctr.benchmarks import compare
 from flip_ctr.benchmarks.comparison.child import execute
-from flip_ctr.benchmarks.comparison.grid import GridError
+from flip_ctr.benchmarks.comparison.grid import GridError, load_grid
 from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.benchmarks.comparison.runs import RunFailed, Workshop
 from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.train import cli
 from flip_ctr.train.options import DEFAULTS, preset_file
 
 SMALL = {"id_embedding_size": 4, "id_hidden_dims": [8], "per_device_train_batch_size": 128, "num_train_epochs": 2}
@@ -430,6 +432,33 @@ def test_a_comparison_from_end_to_end(tmp_path, plm, monkeypatch, capsys, warm):
     assert float(lines[1]["test_auc"]) == flip["test"]["auc"]
     again = compare.run(compare.CompareArguments(str(tmp_path / "grid.yaml"), str(tmp_path / "runs"), **options))
     assert again == results and (tmp_path / "results" / "table.md").read_text() == table
+
+
+def test_a_run_may_see_other_columns_of_the_same_rows(tmp_path, monkeypatch):
+    def child(self, command, log, title):
+        if "prepare" in command:
+            assert cli.main(command[command.index("prepare") :]) == 0
+        else:
+            execute(Path(command[-1]))
+
+    monkeypatch.setattr(Workshop, "child", child)
+    prepare = {"dataset": "ml-100k", "data_dir": str(tiny.write_raw_100k(tmp_path / "raw")), "statistics": ["user_id"]}
+    small = {"recipe": "finetune", "strategy": "id", **SMALL, "num_train_epochs": 1}
+    runs = {"rates": small, "plain": small | {"prepare": {"statistics": None}}}
+    runs["other"] = small | {"prepare": {"split_seed": 7}}
+    grid = {"datasets": {"ml": {"prepare": prepare}}, "runs": runs, "methods": {name: name for name in runs}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    workshop = Workshop(load_grid(tmp_path / "grid.yaml", {}), tmp_path / "runs")
+    dataset = workshop.grid.datasets[0]
+    data = workshop.data(dataset, dataset.splits[0])
+    folders = {name: workshop.produce(name, data, 42).folder for name in ("rates", "plain")}
+    fields = {
+        name: [field["name"] for field in json.loads((folder / "model" / "config.json").read_text())["fields"]]
+        for name, folder in folders.items()
+    }
+    assert fields["rates"] == [*fields["plain"], "user_id_click_rate", "user_id_rows"]
+    with pytest.raises(RunFailed, match="other: with {'split_seed': 7} `prepare` makes other rows of train"):
+        workshop.produce("other", data, 42)
 
 
 def test_the_end_of_a_childs_log_is_shown(tmp_path, grid, run, maker, monkeypatch):
