@@ -413,6 +413,11 @@ class FlipConfig(PreTrainedConfig):
         return [slot for slot, field in enumerate(slot_fields(fields)) if of_text[field]]
 
     @property
+    def numbers(self) -> dict[int, FlipField]:
+        """The fields whose `bucket_numbers` the ID tower reads, by their number in `id_fields`."""
+        return {number: field for number, field in enumerate(self.id_fields) if field.bucket_numbers is not None}
+
+    @property
     def slot_fields(self) -> list[int]:
         """For each slot (column) of `feature_ids` the position of its field in `id_fields`."""
         return slot_fields(self.id_fields)

@@ -117,6 +117,17 @@ def bucket_boundaries(counts: Mapping[str | None, int], field: FlipField) -> lis
     return np.unique(bounds[bounds > values.min()]).tolist()
 
 
+def bucket_numbers(boundaries: Sequence[float]) -> list[float]:
+    """The number that stands for each bucket, of mean 0 and variance 1 over the buckets: `sign(x) * log1p(|x|)` of its
+    lower bound. The first bucket, which has none, is as wide as the second."""
+    if not boundaries:
+        return [0.0]
+    bounds = np.sign(boundaries) * np.log1p(np.abs(boundaries))
+    first = 2 * bounds[0] - bounds[1] if len(bounds) > 1 else bounds[0] - 1
+    values = np.concatenate([[first], bounds])
+    return ((values - values.mean()) / values.std()).round(6).tolist()
+
+
 class FlipFeatureExtractor(FeatureExtractionMixin):
     """Rows -> `feature_ids`. Per field, ids 0 to 3 are pad, mask, `[UNK]` and `[NULL]`; values or buckets follow in a
     fixed order.
@@ -188,7 +199,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def all_fields(self) -> list[FlipField]:
-        """All fields in order; those on the ID side with the number of their ids."""
+        """All fields in order; those on the ID side with the number of their ids, and the numbers of their buckets."""
         fields = read_fields(self.fields)
         for field, words, bounds in zip(
             [field for field in fields if field.on_id_side], self.vocabularies, self.boundaries
@@ -197,6 +208,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 len(bounds) + 1 if bounds is not None else len(words) if field.has_vocabulary else field.num_buckets
             )
             field.vocab_size = NUM_RESERVED_IDS + values
+            field.bucket_numbers = None if bounds is None else bucket_numbers(bounds)
         return fields
 
     @property

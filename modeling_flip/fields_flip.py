@@ -20,12 +20,14 @@ NUMERIC_BUCKETS = 32
 CLICKED = "clicked"  # what an entry of a history says beside its item
 # what the files of a field are like: left out of its JSON form where nothing is said of them
 OF_FILES = ("column", "null_values", "decimal")
+LEARNED = ("vocab_size", "bucket_numbers")  # attributes of a field that a processor fills in
 # attributes of a field that only these kinds have; for another kind a value that is not the default is an error
 OF_KINDS = {
     "max_values": ("multi-valued", "history"),
     "separator": ("multi-valued",),
     "num_buckets": ("multi-valued", "numeric", "hashed"),
     "bucketing": ("numeric",),
+    "bucket_numbers": ("numeric",),
     "history_of": ("history",),
 }
 
@@ -146,6 +148,7 @@ SETTINGS = {
     "column": Allowed(str),
     "decimal": Allowed(str, choices=(".", ",")),
     "vocab_size": Allowed(int, at_least=0, optional=True, limit=MOST_IDS),
+    "bucket_numbers": Allowed(float, many=True, optional=True),
 }
 
 
@@ -188,6 +191,8 @@ class FlipField:
             too. Of a multi-valued field they are the whole text, or single values.
         decimal: what stands before the decimals of a number in text, `.` or `,`, of type `int` or `float`.
         vocab_size: number of feature ids, reserved ones included; known once a vocabulary was built.
+        bucket_numbers: of a `numeric` field the number that stands for each bucket, standardised, which the ID tower
+            reads beside the bucket's id; known once the bounds were built. None: it reads the id alone.
 
     Raises:
         ValueError: an attribute has a value that is not allowed.
@@ -212,6 +217,7 @@ class FlipField:
     null_values: tuple[str, ...] = ()
     decimal: str = "."
     vocab_size: int | None = None
+    bucket_numbers: list[float] | None = None
 
     def __post_init__(self):
         if not self.name or not isinstance(self.name, str):

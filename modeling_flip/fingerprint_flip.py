@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, cached_file
 
-from .fields_flip import FlipField, read_fields
+from .fields_flip import LEARNED, FlipField, read_fields
 
 CHECKPOINT_FORMAT = 1  # of what a checkpoint folder holds; code reads its own and older ones
 WEIGHT_FILES = ("model*.safetensors", "adapter_model.safetensors")
@@ -61,7 +61,7 @@ def fields_digest(fields: Sequence[FlipField | dict]) -> str:
 
     def said(field: FlipField) -> dict:
         values = field.to_dict()
-        return {k: v for k, v in values.items() if k == "name" or (k != "vocab_size" and default.get(k) != v)}
+        return {k: v for k, v in values.items() if k == "name" or (k not in LEARNED and default.get(k) != v)}
 
     return digest(json.dumps(said(field), sort_keys=True) for field in read_fields(fields))
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
-from .fields_flip import PAD_ID, UNK_ID, check_count
+from .fields_flip import NUM_RESERVED_IDS, PAD_ID, UNK_ID, check_count
 from .histories_flip import NO_ENTRY
 from .inputs_flip import IDS, check_ids, check_tensor
 from .layers_flip import TowerLinear
@@ -218,6 +218,59 @@ class FeatureEmbedding(nn.Embedding):
         return torch.cat([mean_of_values(part, ids) if pooled else part for (_, pooled), part, ids in parts], dim=1)
 
 
+class NumberEmbedding(nn.Module):
+    """What fields of kind `numeric` add to the embeddings of their buckets: the bucket's number (`bucket_numbers`)
+    times a vector of the field's own. Neighbouring buckets so share what they say, however few rows they have.
+
+    The vectors start at zero.
+
+    Args:
+        config: its fields of kind `numeric` with `bucket_numbers`.
+
+    Raises:
+        ValueError: a field has another number of `bucket_numbers` than of buckets.
+    """
+
+    values: torch.Tensor
+    fields: torch.Tensor
+    slots: torch.Tensor
+
+    def __init__(self, config: FlipConfig):
+        super().__init__()
+        for field in config.numbers.values():
+            if len(field.bucket_numbers) != field.vocab_size - NUM_RESERVED_IDS:
+                raise ValueError(
+                    f"FlipConfig: field '{field.name}' has {field.vocab_size - NUM_RESERVED_IDS} buckets (`vocab_size` "
+                    f"without {NUM_RESERVED_IDS} reserved ids) and {len(field.bucket_numbers)} `bucket_numbers`."
+                )
+        self.weight = nn.Parameter(torch.zeros(len(config.numbers), config.id_embedding_size))
+        for name, values in self._buffers_of(config).items():
+            self.register_buffer(name, values, persistent=False)
+
+    def _buffers_of(self, config: FlipConfig) -> dict[str, torch.Tensor]:
+        """`values` of the ids of each field `(n, most ids)`, and the fields and their slots, `(n,)` each."""
+        fields = list(config.numbers)
+        numbers = [[0.0] * NUM_RESERVED_IDS + one.bucket_numbers for one in config.numbers.values()]
+        longest = max(map(len, numbers))
+        return {
+            "values": torch.tensor([one + [0.0] * (longest - len(one)) for one in numbers]),
+            "fields": torch.tensor(fields),
+            "slots": torch.tensor([config.slot_fields.index(field) for field in fields]),
+        }
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.zeros_(self.weight)
+        for name, values in self._buffers_of(config).items():  # built on the meta device by `from_pretrained`
+            init.copy_(getattr(self, name), values)
+
+    def forward(self, embeds: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of all fields `(B, F, D)` and feature ids `(B, S)` -> the embeddings with the numbers, `(B, F,
+        D)`."""
+        ids = feature_ids.index_select(1, self.slots)
+        numbers = self.values.gather(1, ids.t()).t()  # (B, n)
+        return embeds.index_add(1, self.fields, (numbers.unsqueeze(-1) * self.weight).to(embeds.dtype))
+
+
 def columns_at(values: torch.Tensor, numbers: list[int]) -> torch.Tensor:
     """`values[..., numbers]`, by slices: a list as an index is copied to the device, which the host then waits for."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
@@ -328,6 +381,7 @@ class IdTower(nn.Module):
         self.embedding_size = config.id_embedding_size
         self.input_dim = self.num_fields * self.embedding_size
         self.embeddings = FeatureEmbedding(config.field_sizes, self.embedding_size, config.slot_fields)
+        self.numbers = NumberEmbedding(config) if config.numbers else None
         self.embedding_dropout = nn.Dropout(config.id_embedding_dropout)
         self.dnn = DNN(self.input_dim, config.id_hidden_dims, config.id_dropout) if deep else None
         self.output_dim = self.dnn.output_dim if deep else 0
@@ -395,6 +449,8 @@ class IdTower(nn.Module):
     def embed(self, table: FeatureEmbedding, feature_ids: torch.Tensor, added: list[torch.Tensor]) -> torch.Tensor:
         """The embeddings of all fields, `(batch, fields, embedding_size)`, from one table, and `added_fields`."""
         embeds = table(feature_ids)
+        if self.numbers is not None:
+            embeds = self.numbers(embeds, feature_ids)
         if added:
             embeds = torch.cat([embeds, torch.stack(added, dim=1).to(embeds.dtype)], dim=1)
         return self.embedding_dropout(embeds)

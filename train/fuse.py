@@ -132,6 +132,9 @@ def joint_model(args: FuseArguments) -> tuple[FlipForCTR, FlipProcessor]:
     config.strategy, config.fusion, config.architectures, config.calibration = "joint", args.fusion, None, None
     for name in (*ID_SHAPE, "id_dropout", "id_embedding_dropout", "id_initializer_range"):
         setattr(config, name, copy.deepcopy(getattr(id_model.config, name)))
+    numbers = {field["name"]: field.get("bucket_numbers") for field in id_model.config.fields}
+    for field in config.fields:
+        field["bucket_numbers"] = numbers.get(field["name"])  # what its tower reads
     model = FlipForCTR(config)
     parts = {
         "flip.id_tower": id_model,

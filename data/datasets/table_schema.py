@@ -27,7 +27,7 @@ from flip_ctr.data.readers.described_tables import (
     read_text,
     read_texts,
 )
-from flip_ctr.modeling_flip.fields_flip import FlipField, read_fields
+from flip_ctr.modeling_flip.fields_flip import LEARNED, FlipField, read_fields
 
 MOST = 2**31 - 1  # of a whole number
 FACTS = ("title", "licence", "licence_link", "citation")
@@ -251,7 +251,7 @@ def _fields(values: Any) -> list[FlipField]:
         raise ValueError(f"`fields` must be a list of fields, each with `name` and `type`; got {values!r}")
     result: list[FlipField] = []
     columns: dict[str, str] = {}
-    known = {one.name for one in fields(FlipField)} - {"vocab_size", "history_of", "null_values"}
+    known = {one.name for one in fields(FlipField)} - {*LEARNED, "history_of", "null_values"}
     for number, value in enumerate(values, 1):
         value = {"name": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):

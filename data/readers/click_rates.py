@@ -8,6 +8,7 @@ from typing import Any
 
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
+NUM_BUCKETS = 128  # of a rate, or a number of rows: most rows of a crossed key share one, and leave the others few
 SMOOTHING = 10  # rows with the click rate of all training rows that are added to those of a key
 RATE, COUNT = "_click_rate", "_rows"  # how the columns of a statistic end
 STATISTICS = "statistics"  # the key of `reading`
@@ -45,7 +46,7 @@ class Statistic:
         """Both as fields of a row: numbers, on the ID side."""
         kinds = {self.rate: "float", self.count: "int"}
         return [
-            FlipField(name=name, type=kind, kind="numeric", entity=entity, sides=("id",), nullable=False)
+            FlipField(name, kind, kind="numeric", entity=entity, sides=("id",), nullable=False, num_buckets=NUM_BUCKETS)
             for name, kind in kinds.items()
         ]
 

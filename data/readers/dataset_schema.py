@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flip_ctr.modeling_flip.fields_flip import Allowed, FlipField, read_fields
+from flip_ctr.modeling_flip.fields_flip import LEARNED, Allowed, FlipField, read_fields
 
 SCHEMA_NAME = "schema.json"
 REPORT_NAME = "prepare_report.json"
@@ -47,8 +47,8 @@ class DatasetSchema:
         self.fields = read_fields(self.fields)
 
     def to_dict(self) -> dict:
-        # a dataset has no vocabulary: its size belongs to a processor
-        columns = [{k: v for k, v in one.to_dict().items() if k != "vocab_size"} for one in self.fields]
+        # a dataset has no vocabulary and no buckets: they belong to a processor
+        columns = [{k: v for k, v in one.to_dict().items() if k not in LEARNED} for one in self.fields]
         return {
             "format_version": FORMAT_VERSION,
             "dataset": self.dataset,

@@ -136,7 +136,10 @@ def start_id_tower(model: FlipPreTrainedModel, processor: FlipProcessor, path: s
     pretrained = FlipForPretraining.__name__ in (config.architectures or [])
     other = FlipForPretraining.from_pretrained(path) if pretrained else FlipForCTR.from_pretrained(path, strategy="id")
     other.grow(processor.fields)
-    model.base_model.id_tower.load_state_dict(other.base_model.id_tower.state_dict())
+    tower = model.base_model.id_tower
+    # the numbers of a tower that has read none start at zero
+    of_numbers = {name: value for name, value in tower.state_dict().items() if name.startswith("numbers.")}
+    tower.load_state_dict(of_numbers | other.base_model.id_tower.state_dict())
     if pretrained:
         if getattr(model, "mtm_head", None) is not None and other.mtm_head is not None:
             model.mtm_head.start_from(other.mtm_head)

@@ -14,7 +14,7 @@ import tiny
 import torch
 from transformers import AutoProcessor
 
-from flip_ctr import FlipConfig, FlipFeatureExtractor, FlipField, FlipProcessor
+from flip_ctr import FlipConfig, FlipFeatureExtractor, FlipField, FlipForCTR, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
@@ -454,3 +454,50 @@ def test_values_of_multi_valued_user_fields_are_hashed(tmp_path):
 def test_buckets_alone_are_nothing_to_hash():
     with pytest.raises(ValueError, match="entity 'user' and a vocabulary: there is nothing to hash"):
         FlipProcessor.from_dataset(ROWS, [tiny.KIND_FIELDS[0]], hash_user_values=True)
+
+
+# --- the numbers of buckets, which the ID tower reads
+
+
+def test_a_number_stands_for_each_bucket():
+    """By hand: the logarithms of 1 plus the lower bounds 1, 2 and 4, and a first bucket as wide as the second."""
+    field = FlipField("n", "int", kind="numeric", sides=("id",))
+    fields = FlipProcessor.from_dataset({"n": [0, 1, 2, 4]}, [field]).fields
+    logs = np.log([2, 2, 3, 5])
+    logs[0] -= logs[2] - logs[1]
+    assert fields[0]["bucket_numbers"] == pytest.approx(((logs - logs.mean()) / logs.std()).tolist(), abs=1e-5)
+    for rows, numbers in (([3, 3], [0]), ([3, 9], [-1, 1])):
+        assert FlipProcessor.from_dataset({"n": rows}, [field]).fields[0]["bucket_numbers"] == numbers
+    assert "bucket_numbers" not in FlipProcessor.from_dataset({"a": ["x"]}, [FlipField("a")]).fields[0]
+
+
+@pytest.mark.parametrize("tower", ["dcnv2", "afn", "deepfm"])
+def test_the_id_tower_reads_numbers_beside_the_ids_of_their_buckets(tower, tmp_path):
+    fields = [FlipField("g", kind="multi-valued", max_values=2, sides=("id",)), FlipField("a", sides=("id",))]
+    fields += [FlipField(name, "float", kind="numeric", sides=("id",)) for name in ("x", "y")]
+    rows = {"g": [["r", "s"], ["s"]], "a": ["u", "v"], "x": [0.5, 2.5], "y": [1.0, None]}
+    processor = FlipProcessor.from_dataset(rows, fields)
+    size = {"id_tower": tower, "id_embedding_size": 4, "id_hidden_dims": [8], "strategy": "id"}
+    model = FlipForCTR(FlipConfig(fields=processor.fields, **size)).eval()
+    ids = processor(rows, return_tensors="pt")["feature_ids"]
+    without = [{k: v for k, v in field.items() if k != "bucket_numbers"} for field in processor.fields]
+    blind = FlipForCTR(FlipConfig(fields=without, **size)).eval()
+    assert blind.flip.id_tower.numbers is None
+    assert blind.load_state_dict(model.state_dict(), strict=False).unexpected_keys == ["flip.id_tower.numbers.weight"]
+    assert torch.equal(model(feature_ids=ids).logits, blind(feature_ids=ids).logits)  # vectors start at zero
+    tower = model.flip.id_tower
+    with torch.no_grad():
+        tower.numbers.weight[0] = torch.arange(4.0)
+        tower.numbers.weight[1] = 1.0
+        embeds, of_buckets = tower.embed(tower.embeddings, ids, []), tower.embeddings(ids)  # (2, fields, 4)
+    expected = torch.zeros(2, 4, 4)
+    expected[:, 2] = torch.tensor([[-1.0], [1.0]]) * torch.arange(4)  # the numbers of x
+    assert torch.equal(embeds, of_buckets + expected)  # y has one number, and a null: 0
+    model.save_pretrained(tmp_path)
+    again = FlipForCTR.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(feature_ids=ids).logits, model(feature_ids=ids).logits)
+    wrong = [
+        field | {"bucket_numbers": [0.0, 1.0, 2.0]} if field["name"] == "x" else field for field in processor.fields
+    ]
+    with pytest.raises(ValueError, match="field 'x' has 2 buckets .* and 3 `bucket_numbers`"):
+        FlipForCTR(FlipConfig(fields=wrong, **size))
