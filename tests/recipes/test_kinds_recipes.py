@@ -1,5 +1,6 @@
 """Rows with a field of each kind through the recipes: three towers, files in every format, the pipeline, the card."""
 
+import copy
 import json
 import math
 import re
@@ -18,9 +19,11 @@ from huggingface_hub import ModelCard
 from odd_rows import ROWS
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from flip_ctr import FlipField
+from flip_ctr import FlipField, FlipForCTR
 from flip_ctr.data.prepare.split_statistics import split_statistics
 from flip_ctr.data.readers.row_files import lists_as_text
+from flip_ctr.train.fuse import FuseArguments, joint_model
+from flip_ctr.train.models.warm_start import start_id_tower
 from flip_ctr.train.predict import PredictArguments, run
 
 TOWERS = {
@@ -189,6 +192,29 @@ def test_a_dataset_of_other_kinds_is_refused(trained, tmp_path, name, change):
         match=rf"the dataset's fields .*{name} \(.*(hashed|multi-valued by ';').*are not those of the checkpoint",
     ):
         tiny.finetune(other, trained["dcnv2"][0], tmp_path / "m", strategy="joint")
+
+
+def test_a_tower_without_numbers_starts_and_joins_models_with_them(kinds_dir, joint, tmp_path):
+    """As checkpoints are whose config has no `bucket_numbers`: the new tower has the same scores."""
+    processor = AutoProcessor.from_pretrained(joint)
+    config = FlipForCTR.from_pretrained(joint).config
+    config.strategy = "id"
+    started = FlipForCTR(copy.deepcopy(config)).eval()
+    for field in config.fields:
+        field.pop("bucket_numbers", None)
+    old = FlipForCTR(config).eval()
+    assert started.flip.id_tower.numbers is not None and old.flip.id_tower.numbers is None
+    old.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    ids = processor(ROWS)["feature_ids"]
+    with torch.no_grad():
+        expected = old(feature_ids=torch.as_tensor(ids)).logits
+        start_id_tower(started, processor, str(tmp_path))
+        assert torch.equal(started(feature_ids=torch.as_tensor(ids)).logits, expected)
+        folders = {"id_model": str(tmp_path), "plm_model": str(joint)}
+        fused, _ = joint_model(FuseArguments(dataset_dir=str(kinds_dir), output_dir=str(tmp_path / "o"), **folders))
+        assert fused.flip.id_tower.numbers is None
+        assert torch.equal(fused.flip.id_tower(torch.as_tensor(ids)), old.flip.id_tower(torch.as_tensor(ids)))
 
 
 def test_statistics_of_lists():
