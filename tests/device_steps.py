@@ -14,7 +14,7 @@ ENTITY = {"prompts": "entity", "plm_every": 2}
 # transformers looks whether any prompt is padded each time that the PLM reads
 READS = {"encode_text": 1}
 # which prompts a window of batches has, how long they are, and those of a batch, says how the PLM reads them
-WINDOW = {"merge_prompts": 1, "read": 1, "_chunks": 1, "encode_text": 1}
+WINDOW = {"merge_prompts": 1, "_tokens_of_rows": 1, "_chunks": 1, "encode_text": 1}
 # how many tokens and features are masked: of the fields' features twice, for all of them together
 MASKED = {"_masked_language_modelling": 1, "_places": 2}
 # name -> arguments of the recipe, of which those of `finetune` have a strategy; and where the host waits, how often in
@@ -34,11 +34,11 @@ RECIPES = {
     "joint, entity prompts": ({"strategy": "joint"} | ENTITY, {}, WINDOW),
     # histories share their items: each is read once
     "joint, histories": ({"strategy": "joint"} | ENTITY, {"_entries": 1}, WINDOW),
-    # `_entity_text`: which prompts are masked, `_lowest` and twice `read`: with which of their rows
+    # `_entity_text`: which prompts are masked, `_lowest` and `read`: with which of their rows
     "entity pretraining": (
         ENTITY,
         MASKED | {"_entity_text": 1},
-        {"merge_prompts": 1, "_lowest": 1, "read": 3, "_chunks": 2, "encode_text": 2},
+        {"merge_prompts": 1, "_lowest": 1, "read": 2, "_tokens_of_rows": 1, "_chunks": 2, "encode_text": 2},
     ),
 }
 

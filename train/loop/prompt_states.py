@@ -160,8 +160,7 @@ class PromptReader:
         if says:
             self._say_size(batches, wanted)
         if train:
-            of_rows = first["attention_mask"].sum(1)[first["prompt_index"]].sum()
-            self._graph_tokens = len(wanted) * int(of_rows)
+            self._graph_tokens = len(wanted) * self._tokens_of_rows(first)
         kept = not train and self.flip.text_encoder.training is False and len(self.parameters) == 0
         for name, prompts, ids in wanted:
             clean = name != "masked_text_hidden_states"
@@ -209,6 +208,10 @@ class PromptReader:
             leaf.register_hook(lambda gradient: gradient * self.weight)
             self._replays[name] = replay, with_graph, ids, mask, tokens
         return leaf
+
+    def _tokens_of_rows(self, batch: Batch) -> int:
+        """How many tokens row prompts of the batch would have."""
+        return int(batch["attention_mask"].sum(1)[batch["prompt_index"]].sum())
 
     def _chunks(self, prompts: torch.Tensor, mask: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
         """The prompts in chunks, each with the length of its longest; longest first, and in a large chunk

@@ -136,33 +136,30 @@ def test_steps_of_fewer_rows_weigh_less():
     assert difference(found, {n: p.grad for n, p in expected.flip.text_encoder.named_parameters()}) < 2e-5
 
 
-@pytest.mark.parametrize("most", [0, 10**6])
-def test_prompts_whose_graphs_do_not_fit_are_read_again_with_the_same_dropout(most):
-    settings = step_child.ENTITY | {"strategy": "plm"}
-    model = new_model(settings, processor(prompts="entity").fields, dropout=0.3)
-    reader = PromptReader(Accelerator(cpu=True), model, 5)
-    encode = reader._leaf
-    reader._leaf = lambda *args: setattr(reader, "_graph_tokens", most) or encode(*args)
-    seen = []
-    model.flip.text_encoder.register_forward_hook(
-        lambda module, inputs, output: seen.append((output.last_hidden_state.detach(), output[0].requires_grad))
-    )
-    (batch,) = reader.read(batches(settings, 1), train=True)
-    read = len(seen)
-    model(**batch).loss.backward()
-    reader.backward()
-    with_graph = sum(graph for _, graph in seen[:read])
-    assert read == 4 and with_graph == (4 if most else 0) and len(seen) == read + (0 if most else 4)
-    assert all(torch.equal(one, other) and graph for (one, _), (other, graph) in zip(seen[:read], seen[read:]))
-    assert max(len(states) for states, _ in seen) == 5
-    found = torch.cat([parameter.grad.flatten() for parameter in reader.parameters])
-    assert not found.is_sparse and not any(m.sparse for m in model.modules() if isinstance(m, torch.nn.Embedding))
-    for former in GRADIENTS:
-        assert torch.equal(found, former)
-    GRADIENTS.append(found)
-
-
-GRADIENTS: list[torch.Tensor] = []  # of the PLM, which do not depend on what fits
+def test_prompts_whose_graphs_do_not_fit_are_read_again_with_the_same_dropout():
+    settings, gradients_of_plm = step_child.ENTITY | {"strategy": "plm"}, []
+    for most in (0, 10**6):
+        model = new_model(settings, processor(prompts="entity").fields, dropout=0.3)
+        reader = PromptReader(Accelerator(cpu=True), model, 5)
+        reader._tokens_of_rows = lambda batch, most=most: most
+        seen = []
+        model.flip.text_encoder.register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(
+                (output.last_hidden_state.detach(), output[0].requires_grad)
+            )
+        )
+        (batch,) = reader.read(batches(settings, 1), train=True)
+        read = len(seen)
+        model(**batch).loss.backward()
+        reader.backward()
+        with_graph = sum(graph for _, graph in seen[:read])
+        assert read == 4 and with_graph == (4 if most else 0) and len(seen) == read + (0 if most else 4)
+        assert all(torch.equal(one, other) and graph for (one, _), (other, graph) in zip(seen[:read], seen[read:]))
+        assert max(len(states) for states, _ in seen) == 5
+        found = torch.cat([parameter.grad.flatten() for parameter in reader.parameters])
+        assert not found.is_sparse and not any(m.sparse for m in model.modules() if isinstance(m, torch.nn.Embedding))
+        gradients_of_plm.append(found)
+    assert torch.equal(*gradients_of_plm)
 
 
 @pytest.mark.parametrize("number", [1, 3])
