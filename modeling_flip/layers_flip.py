@@ -30,11 +30,10 @@ ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "tanh": torch.tanh}
 class OneDNNLinear(torch.autograd.Function):
     """`activation(x W^T + b)` as one kernel: `(N, in)`, `(out, in)` and `(out,)` -> `(N, out)`."""
 
-    # What is cut out of a larger tensor is copied: of a weight with gaps between its rows oneDNN has the reference
-    # kernel alone, which takes some 1,000 times as long.
-
     @staticmethod
     def forward(ctx, x, weight, bias, activation):
+        # what is cut out of a larger tensor is copied, the gradient below too: of a weight with gaps between its rows
+        # oneDNN has the reference kernel alone, which takes some 1,000 times as long
         x, weight = x.contiguous(), weight.contiguous()
         output = _onednn_product(x, weight, bias, activation)
         ctx.activation, ctx.has_bias = activation, bias is not None

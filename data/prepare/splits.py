@@ -90,11 +90,10 @@ def by_digest(digest: ir.StringValue, ratios: Sequence[int], fold: int = 0) -> i
     begin earlier by the size of the last one, round the circle of all digests."""
     total = sum(ratios)
     begins = [(sum(ratios[:part]) - fold * ratios[-1]) % total for part in range(len(ratios))]
-    edges = sorted((begin, part) for part, begin in enumerate(begins) if ratios[part])
-    ends = [(f"{begin * 2**32 // total:08x}", before) for (_, before), (begin, _) in zip([edges[-1], *edges], edges)]
-    start, cases = digest.substr(0, 8), [(end, part) for end, part in ends if end > "00000000"]
-    last = edges[-1][1]
-    return ibis.cases(*((start < end, part) for end, part in cases), else_=last) if cases else ibis.literal(last)
+    begins, parts = zip(*sorted((begin, part) for part, begin in enumerate(begins) if ratios[part]))
+    start, before = digest.substr(0, 8), (parts[-1], *parts)  # below the first begin lies the last part
+    cases = [(start < f"{begin * 2**32 // total:08x}", part) for begin, part in zip(begins, before) if begin]
+    return ibis.cases(*cases, else_=parts[-1]) if cases else ibis.literal(parts[-1])
 
 
 def with_digest(

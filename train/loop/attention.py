@@ -18,8 +18,7 @@ from flip_ctr.train.outputs.run_log import logger
 
 TURNS = 3
 LEAST_GAIN = 1.15  # of time, for another than the PLM's own: the noise of a clock must not choose
-TRIAL_TOKENS = {"cpu": 512}  # of a batch that are read; a CPU is busy with few
-TRIAL_TOKENS_ELSEWHERE = 16_384
+TOKENS_ON_CPU, TOKENS_ELSEWHERE = 512, 16_384  # of a batch that are read; a CPU is busy with few
 LONGEST_EAGER = 128  # tokens of a prompt; the memory that eager attention takes grows with their square
 SMALLEST_PLM = 1_000_000  # weights; of fewer a step takes no time worth a trial
 
@@ -65,7 +64,7 @@ def choose_attention(
         names = names[:1]
     chosen, found = names[0], ""
     if len(names) > 1:
-        most = TRIAL_TOKENS.get(accelerator.device.type, TRIAL_TOKENS_ELSEWHERE)
+        most = TOKENS_ON_CPU if accelerator.device.type == "cpu" else TOKENS_ELSEWHERE
         ids, mask = (batch[name][: max(1, most // length)] for name in ("input_ids", "attention_mask"))
         seconds = time_attention(accelerator, text_encoder, trained, names, ids, mask)
         fastest = min(names, key=seconds.__getitem__)
