@@ -82,6 +82,7 @@ def fit_model(
     """
     import_custom_code(args.custom_code)
     accelerator = make_accelerator(args.mixed_precision)
+    args.mixed_precision = accelerator.mixed_precision
     set_seed(args.seed)
     check_models(args)
     record = training_record(args)

@@ -21,6 +21,7 @@ from flip_ctr.train.option_groups import (
     OVERWRITE,
     PRECISIONS,
     PRIVATE_REPO,
+    TRAINING_PRECISION,
     BaseOptions,
     CheckpointOptions,
     ClickOptions,
@@ -98,11 +99,12 @@ class TrainingOptions(
         self.change(embedding_optimizer="dense")
 
     def shown_defaults(self, defaults: dict) -> dict:
-        """An argument of the model that is not given has the model's default."""
+        """An argument of the model that is not given has the model's default, and the precision what the run chose."""
         from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 
         config = FlipConfig()
-        return {name: getattr(config, name, None) if value is None else value for name, value in defaults.items()}
+        shown = {name: getattr(config, name, None) if value is None else value for name, value in defaults.items()}
+        return shown if "mixed_precision" in self.given else shown | {"mixed_precision": self.mixed_precision}
 
     def check(self) -> None:
         if not self.use_lora:
@@ -294,7 +296,7 @@ class TrainArguments(HubOptions):
     custom_code: list[str] | None = option(None, CUSTOM_CODE, path=True)
     max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows", at_least=1)
     max_eval_samples: int | None = option(None, "evaluate on a seeded random sample of so many rows", at_least=1)
-    mixed_precision: str = option("no", "bf16 and fp16 are faster where the machine has them", choices=PRECISIONS)
+    mixed_precision: str | None = option(None, TRAINING_PRECISION, choices=PRECISIONS)
     seed: int = option(42, "seed of initialisation, order, masks and noise", at_least=0, at_most=MAX_SEED)
 
     def check(self) -> None:
@@ -373,7 +375,7 @@ class DemoArguments(Options):
     num_train_epochs: float | None = option(None, "epochs of each fine-tuning", above=0)
     max_train_samples: int | None = option(None, "train on a seeded random sample of so many rows", at_least=1)
     seed: int = option(42, "seed of data, initialisation, order, masks and noise", at_least=0, at_most=MAX_SEED)
-    mixed_precision: str = option("no", "bf16 and fp16 are faster where the machine has them", choices=PRECISIONS)
+    mixed_precision: str | None = option(None, TRAINING_PRECISION, choices=PRECISIONS)
 
     def check(self) -> None:
         if self.dataset != "demo" and self.model_name_or_path is None:

@@ -26,6 +26,10 @@ SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
 )
 PRECISIONS = ("no", "bf16", "fp16")
+TRAINING_PRECISION = (
+    "bf16 and fp16 are faster where the machine has them; when not given bf16 on a CPU that multiplies it (AVX-512 "
+    "BF16), and else no"
+)
 
 # settings that are of no use where no PLM is
 TRAINS_PLM = ("freeze_plm", "freeze_plm_layers", "use_lora", "gradient_checkpointing", "plm_learning_rate", "plm_every")
@@ -381,6 +385,7 @@ class ScoringOptions(Options):
 class SpeedOptions(ScoringOptions):
     title = ScoringOptions.title
 
+    mixed_precision: str | None = option(None, TRAINING_PRECISION, choices=PRECISIONS)
     torch_compile: bool = option(False, "compile the PLM")
     attn_implementation: str | None = option(
         None, "attention of the PLM: eager, sdpa, flash_attention_2, ...; when not given the fastest on the first batch"

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from flip_ctr.train import cli, finetune
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.launch import CONFIGS, LAUNCHED, config_names
+from flip_ctr.train.loop import run as run_module
 from flip_ctr.train.loop.distributed import check_accelerator, check_launch, check_run
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models import build
@@ -186,6 +187,27 @@ def test_settings_of_the_launcher_that_contradict_the_recipe(variable, value, me
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=message):
         make_accelerator("no")
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "device", "told", "expected"),
+    [
+        (True, "cpu", None, "bf16"),
+        (True, "cpu", "no", "bf16"),
+        (False, "cpu", None, "no"),
+        (True, "cuda", None, "no"),
+        (False, "cpu", "bf16", "bf16"),
+        (True, "cuda", "fp16", "fp16"),
+        (True, "cpu", "fp16", "fp16"),
+    ],
+)
+def test_precision_that_nobody_named(has_bf16, device, told, expected, monkeypatch):
+    monkeypatch.setattr(run_module, "multiplies_bf16", lambda: has_bf16)
+    monkeypatch.setattr(run_module, "PartialState", lambda cpu: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if told is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+    assert run_module.default_precision() == expected
 
 
 def fake(kind: DistributedType, processes: int = 2, **state) -> SimpleNamespace:

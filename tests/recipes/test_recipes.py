@@ -17,7 +17,7 @@ from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.configuration_flip import STRATEGIES
 from flip_ctr.train import evaluate_ctr, finetune, predict
-from flip_ctr.train.loop import calibration
+from flip_ctr.train.loop import calibration, run
 from flip_ctr.train.loop.optimizer import FeatureTables, make_optimizer
 from flip_ctr.train.loop.scoring import score
 
@@ -300,11 +300,22 @@ def test_scores_are_in_the_rows_order_whatever_the_batches(processor, rows, text
 
 
 def test_recipes_of_different_precision_run_in_one_process(tmp_path, dataset_dir):
-    tiny.finetune(dataset_dir, None, tmp_path / "m", strategy="id", num_train_epochs=1, mixed_precision="bf16")
+    few = {"strategy": "id", "num_train_epochs": 1, "max_eval_samples": None}
+    trained = tiny.finetune(dataset_dir, None, tmp_path / "m", **few, mixed_precision="bf16")
     asked = {"dataset_dir": str(dataset_dir), "model_name_or_path": str(tmp_path / "m")}
     full = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(**asked))
+    assert trained["test_logloss"] == full["test_logloss"]  # a run scores the test split as it will be scored
     half = evaluate_ctr.run(evaluate_ctr.EvaluateArguments(**asked, mixed_precision="bf16"))
     assert full["test_logloss"] != half["test_logloss"] == pytest.approx(full["test_logloss"], abs=0.05)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_run_that_names_no_precision(has_bf16, tmp_path, dataset_dir, monkeypatch):
+    monkeypatch.setattr(run, "multiplies_bf16", lambda: has_bf16)
+    tiny.finetune(dataset_dir, None, tmp_path / "m", num_train_epochs=1, mixed_precision=None)
+    record = json.loads((tmp_path / "m" / "training_args.json").read_text())
+    assert record["arguments"]["mixed_precision"] == ("bf16" if has_bf16 else "no")
+    assert "mixed_precision" not in record["changed"]
 
 
 def test_vocabularies_too_large_for_json_go_the_whole_way(tmp_path, dataset_dir, plm, monkeypatch):

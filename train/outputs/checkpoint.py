@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -25,7 +26,7 @@ from flip_ctr.modeling_flip.new_files_flip import PARTIAL
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, plain, restore_adapter, save_adapter
-from flip_ctr.train.models.whole_weights import whole_model
+from flip_ctr.train.models.whole_weights import is_sharded, whole_model
 from flip_ctr.train.outputs.card import CARD, RECORD
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
 from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE, write_json
@@ -155,12 +156,13 @@ def best_model(
     accelerator: Accelerator, model: nn.Module, processor: FlipProcessor, args: TrainingOptions, record: dict
 ) -> nn.Module:
     """The best click model of a run, as its checkpoint gives it; that of a LoRA run is merged, unless only the adapter
-    is kept."""
+    is kept. From here on Accelerate casts nothing: what this model scores is what it scores elsewhere."""
     accelerator.wait_for_everyone()
+    accelerator.autocast_handler = AutocastKwargs(enabled=False)
     # a run that goes on may have been killed after it had merged
     if isinstance(model, PeftModel) and os.path.isfile(os.path.join(args.output_dir, ADAPTER_WEIGHTS)):
         restore_adapter(model, args.output_dir)
         if args.lora_adapter_only:
-            return model
+            return model if is_sharded(model) else accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         save(accelerator, merge(model), processor, args, record)
     return FlipForCTR.from_pretrained(args.output_dir, dtype=torch.float32).to(accelerator.device)
