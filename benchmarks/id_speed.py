@@ -6,7 +6,8 @@
 `PEERS` is an environment with `benchmarks/peers-requirements.txt`; a library that is not installed is left out. Our
 step is that of `finetune --strategy id`: the batch from the loader, forward, backward, l2, clipping and AdamW. A peer's
 is that of its runs in `compare.py` (see [`comparison.peers`]) on the arrays of the same batch, with the same sizes of
-layers, its own penalties, and Adam. They take turns, batch by batch, in one process, so that a noisy machine slows all.
+layers, its own penalties, and Adam, in float32, and where our step is in bf16 once more inside `torch.autocast`, which
+these libraries do not have. They take turns, batch by batch, in one process, so that a noisy machine slows all.
 Seconds are the processor's, in which others on the machine do not count, so that one thread is what they are for.
 """
 
@@ -32,6 +33,7 @@ from flip_ctr.train.loop.optimizer import make_optimizer
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.models.build import new_click_model, new_processor, ready_to_train
+from flip_ctr.train.option_groups import TRAINING_PRECISION
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
 
@@ -55,6 +57,7 @@ CASES = [
     ("widedeep", {}, [(DEEPCTR, {"model": "WDL"})]),
     ("xdeepfm", {}, [(DEEPCTR, {"model": "xDeepFM"})]),
 ]
+BF16 = ", bf16"
 WARM_UP = 5
 
 
@@ -63,6 +66,7 @@ class SpeedArguments(Options):
     dataset_dir: str = required("dataset folder", path=True)
     batch_size: int = option(1024, "rows of a step")
     turns: int = option(60, "steps of each to time", at_least=10)
+    mixed_precision: str | None = option(None, TRAINING_PRECISION, choices=("no", "bf16"))
     towers: list[str] = option(sorted({tower for tower, _, _ in CASES}), "towers to time", nargs="+")
     output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
@@ -72,7 +76,8 @@ class OurRun:
 
     def __init__(self, rows: SplitRows, processor: FlipProcessor, dataset: EncodedDataset, args: FinetuneArguments):
         torch.manual_seed(args.seed)
-        accelerator = make_accelerator("no")
+        accelerator = make_accelerator(args.mixed_precision)
+        self.precision = accelerator.mixed_precision
         model = ready_to_train(new_click_model(processor, args), processor, args)
         prepared = accelerator.prepare(model.train(), make_optimizer(model, args, accelerator.device))
         self.training = TrainingStep(accelerator, *prepared, args)
@@ -87,13 +92,18 @@ class OurRun:
         self.training.update()
 
 
-def peer_step(args, build: Callable, data: PeerData) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A step of a peer: feature ids `(B, slots)` and labels `(B,)`."""
+def peer_step(args, build: Callable, data: PeerData, bf16: bool) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A step of a peer, in bf16 or float32: feature ids `(B, slots)` and labels `(B,)`."""
     torch.manual_seed(args.seed)
     network = build(args, data)
     network.model.train()
     optimizer = torch.optim.Adam(network.model.parameters(), lr=args.learning_rate)
-    return lambda ids, labels: network.step(optimizer, args.max_grad_norm, ids, labels)
+
+    def step(ids: torch.Tensor, labels: torch.Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            network.step(optimizer, args.max_grad_norm, ids, labels)
+
+    return step
 
 
 def seconds_of(call: Callable[..., None], *arguments) -> float:
@@ -110,15 +120,23 @@ def run(args: SpeedArguments) -> list[dict]:
     for tower, kwargs, peers in CASES:
         if tower not in args.towers:
             continue
-        ours = FinetuneArguments(strategy="id", id_tower=tower, id_tower_kwargs=kwargs, max_train_samples=most, **sizes)
+        ours = FinetuneArguments(
+            strategy="id",
+            id_tower=tower,
+            id_tower_kwargs=kwargs,
+            max_train_samples=most,
+            mixed_precision=args.mixed_precision,
+            **sizes,
+        )
         rows = SplitRows(args.dataset_dir, "train")
         processor = new_processor(rows, rows.schema, ours, None)
         rows = SplitRows(args.dataset_dir, "train", most, ours.seed)
         our_run = OurRun(rows, processor, EncodedDataset(processor, rows, prompts=False), ours)
         steps = {
-            f"{library} {options['model']}": peer_step(arguments(**sizes, **options), build, data)
+            f"{library} {options['model']}{BF16 * bf16}": peer_step(arguments(**sizes, **options), build, data, bf16)
             for (library, arguments, build), options in peers
             if find_spec(LIBRARIES[library]) is not None
+            for bf16 in ((False, True) if our_run.precision == "bf16" else (False,))
         }
         seconds: dict[str, list[float]] = {name: [] for name in ("ours", *steps)}
         for _ in range(WARM_UP + args.turns):
@@ -127,7 +145,12 @@ def run(args: SpeedArguments) -> list[dict]:
             for name, step in steps.items():
                 seconds[name].append(seconds_of(step, ids, labels))
         taken = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
-        row = {"tower": tower, "id_tower_kwargs": kwargs, "rows_per_second": args.batch_size / taken.pop("ours")}
+        row = {
+            "tower": tower,
+            "id_tower_kwargs": kwargs,
+            "precision": our_run.precision,
+            "rows_per_second": args.batch_size / taken.pop("ours"),
+        }
         row["peers"] = {name: {"rows_per_second": args.batch_size / of_peer} for name, of_peer in taken.items()}
         for name, numbers in row["peers"].items():
             pairs = zip(seconds[name][WARM_UP:], seconds["ours"][WARM_UP:])
@@ -135,12 +158,19 @@ def run(args: SpeedArguments) -> list[dict]:
         print(row, flush=True)
         results.append(row | {"batch_size": args.batch_size, "threads": torch.get_num_threads()})
     header = ["tower", "ours, rows/s", "peer", "its rows/s", "ours / best peer"]
+    header += ["peer in bf16", "its rows/s", "ours / best in bf16"]
     table = []
     for row in results:
-        name, numbers = min(row["peers"].items(), key=lambda item: item[1]["ratio"], default=("", None))
         arguments = "".join(f", {argument} {value}" for argument, value in row["id_tower_kwargs"].items())
-        of_peer = [name, f"{numbers['rows_per_second']:,.0f}", f"{numbers['ratio']:.2f}"] if numbers else ["", "", ""]
-        table.append([row["tower"] + arguments, f"{row['rows_per_second']:,.0f}", *of_peer])
+        table.append([row["tower"] + arguments, f"{row['rows_per_second']:,.0f}"])
+        for bf16 in (False, True):
+            peers = [(peer["ratio"], name) for name, peer in row["peers"].items() if name.endswith(BF16) == bf16]
+            if not peers:
+                table[-1] += [""] * 3
+                continue
+            ratio, name = min(peers)
+            theirs = row["peers"][name]["rows_per_second"]
+            table[-1] += [name.removesuffix(BF16), f"{theirs:,.0f}", f"{ratio:.2f}"]
     print(markdown_table(header, table))
     write_rows(results, args.output_file)
     return results

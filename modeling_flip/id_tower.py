@@ -237,8 +237,8 @@ def grown(table: torch.Tensor, sizes: list[int], new_sizes: list[int], start: Ca
 def mean_of_values(embeds: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
     """The mean over the slots of one field that are not pad: `(..., n, D)` and local ids `(..., n)` -> `(..., 1,
     D)`."""
-    pad = (feature_ids == PAD_ID)[..., None]  # (..., n, 1)
-    return embeds.masked_fill(pad, 0.0).sum(-2, keepdim=True) / (~pad).sum(-2, keepdim=True).clamp(min=1)
+    kept = (feature_ids != PAD_ID)[..., None].to(embeds.dtype)  # (..., n, 1)
+    return (embeds * kept).sum(-2, keepdim=True) / kept.sum(-2, keepdim=True).clamp(min=1)
 
 
 class DNN(nn.Module):

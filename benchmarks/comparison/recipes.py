@@ -113,9 +113,9 @@ def stored_parameters(output: Path) -> int:
 
 
 def score_checkpoint(args: Any, folder: Path) -> dict:
-    """Scores validation and test with the checkpoint in `args.output_dir`, as the recipe itself does, and times the
-    latter."""
-    accelerator = make_accelerator(getattr(args, "mixed_precision", "no"))
+    """Scores validation and test with the checkpoint in `args.output_dir`, in float32 as the recipe itself scores test,
+    and times the latter."""
+    accelerator = make_accelerator("no")
     model, processor = load_click_model(args.output_dir, getattr(args, "base_model_name_or_path", None))
     model = model.to(accelerator.device)
     for split in SPLITS:
