@@ -18,10 +18,9 @@ from .configuration_flip import FlipConfig
 from .fields_flip import NUM_RESERVED_IDS, UNK_ID
 from .gather_flip import gather_rows
 from .id_tower import grown
-from .layers_flip import TowerLinear
+from .layers_flip import ZeroLinear
 from .losses_flip import IGNORE_INDEX, MaskedFeatureScores
 
-NUMBERS_DIM = 64  # of the hidden layer that reads numbers beside a text
 SCORES_AT_ONCE = (
     2**20
 )  # of values that targets are ranked among: 4 MB, which a CPU's cache holds (9 times as many took 4 times as long)
@@ -473,53 +472,6 @@ class FlipMTMHead(nn.Module):
             yield first, (queries @ self.embeddings.weight[rows].T).float() + self.bias.weight[rows, 0].float()
 
 
-class FlipTextNumbers(nn.Module):
-    """What numbers that no prompt says (`config.text_numbers`), such as click rates, add to the textual view of a row:
-    one hidden layer over both, whose result starts at zero.
-
-    A number is the place of its bucket among those of its field, from -1 to 1, beside whether it is known. `last_ids`
-    `(S,)` is the last id of each slot's field.
-
-    Raises:
-        ValueError: no field is such a number.
-    """
-
-    last_ids: torch.Tensor
-
-    def __init__(self, config: FlipConfig, text_dim: int):
-        super().__init__()
-        self.slots, self.slot_fields = config.number_slots, config.slot_fields
-        if not self.slots:
-            raise ValueError(
-                "FlipConfig: `text_numbers` needs a field of kind 'numeric' on the ID side alone (`sides` ['id']), "
-                "such as a click rate; `fields` has none."
-            )
-        self.register_buffer("last_ids", self._last_ids(config.field_sizes), persistent=False)
-        self.norm = nn.LayerNorm(text_dim)
-        self.state = TowerLinear(text_dim, NUMBERS_DIM)
-        self.numbers = TowerLinear(2 * len(self.slots), NUMBERS_DIM, bias=False)
-        self.output = ZeroLinear(NUMBERS_DIM, text_dim)
-
-    def _last_ids(self, sizes: list[int]) -> torch.Tensor:
-        return torch.tensor([sizes[field] - 1 for field in self.slot_fields])
-
-    def init_flip_weights(self, config: FlipConfig) -> None:
-        init.copy_(self.last_ids, self._last_ids(config.field_sizes))  # built on the meta device by `from_pretrained`
-
-    def grow(self, field_sizes: list[int]) -> None:
-        """What ids there are with more values; the buckets of numbers stay."""
-        self.last_ids = self._last_ids(field_sizes).to(self.last_ids.device)
-
-    def forward(self, text_state: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
-        """The textual view `(B, H)` and feature ids `(B, S)` -> the textual view with the numbers, `(B, H)`."""
-        ids, last_ids = feature_ids[:, self.slots], self.last_ids[self.slots]
-        known = (ids >= NUM_RESERVED_IDS).to(text_state.dtype)
-        places = (ids - NUM_RESERVED_IDS).to(text_state.dtype) / (last_ids - NUM_RESERVED_IDS).clamp(min=1)
-        numbers = torch.cat([(2 * places - 1) * known, known], dim=-1)
-        hidden = self.state(self.norm(text_state)) + self.numbers(numbers)
-        return text_state + self.output(hidden.relu())
-
-
 class FlipFusion(nn.Module):
     """The joint logit `alpha * logit_id + (1 - alpha) * logit_plm` (the paper's adaptive fine-tuning).
 
@@ -549,11 +501,3 @@ class FlipFusion(nn.Module):
         else:
             alpha = self.alpha if self.kind == "raw" else self.alpha.sigmoid()
         return alpha * id_logits + (1 - alpha) * text_logits, alpha
-
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero."""
-
-    def init_flip_weights(self, config: FlipConfig) -> None:
-        init.zeros_(self.weight)
-        init.zeros_(self.bias)

@@ -97,3 +97,11 @@ class TowerLinear(nn.Linear):
     def forward(self, hidden: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """`(..., in)` -> `(..., out)`, after an activation: `none`, `relu` or `tanh`."""
         return linear(hidden, self.weight, self.bias, activation)
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero."""
+
+    def init_flip_weights(self, config: FlipConfig) -> None:
+        init.zeros_(self.weight)
+        init.zeros_(self.bias)

@@ -34,7 +34,6 @@ from .heads_flip import (
     FlipMLMHead,
     FlipMTMHead,
     FlipProjection,
-    FlipTextNumbers,
     TextField,
     contrastive_logits,
 )
@@ -69,7 +68,7 @@ from .losses_flip import (
     soft_click_loss,
 )
 from .new_files_flip import new_files  # noqa: F401
-from .numbers_flip import NumberEmbedding  # noqa: F401
+from .numbers_flip import FlipTextNumbers
 from .outputs_flip import FlipForCTROutput, FlipForPretrainingOutput, FlipModelOutput, returned
 from .pipeline_flip import ClickThroughRatePipeline  # noqa: F401
 from .processing_flip import FlipProcessor  # noqa: F401
