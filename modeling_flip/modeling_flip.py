@@ -55,7 +55,7 @@ from .id_tower_pnn import PNN  # noqa: F401
 from .id_tower_widedeep import WideDeep  # noqa: F401
 from .id_tower_xdeepfm import XDeepFM  # noqa: F401
 from .inputs_flip import InputChecks
-from .layers_flip import TowerLinear
+from .layers_flip import TowerLinear, log_odds
 from .losses_flip import (
     IGNORE_INDEX,
     WITHIN_USER,
@@ -989,7 +989,7 @@ class FlipForCTR(FlipPreTrainedModel):
     def _heads(self, feature_ids, id_state, text_state) -> FlipForCTROutput:
         parts: dict[str, torch.Tensor] = {}
         if self.id_classifier is not None:
-            parts["id_logits"] = self.id_classifier(id_state).float()
+            parts["id_logits"] = log_odds(self.id_classifier, id_state)
             if self.first_order is not None:
                 parts["id_logits"] = parts["id_logits"] + self.first_order(feature_ids).float().sum(1)
         if self.text_numbers is not None:
@@ -997,7 +997,7 @@ class FlipForCTR(FlipPreTrainedModel):
                 raise ValueError("`feature_ids` is needed: `config.text_numbers` has the text side read numbers there.")
             text_state = self.text_numbers(text_state, feature_ids)
         if self.text_classifier is not None:
-            parts["text_logits"] = self.text_classifier(self.dropout(text_state)).float()
+            parts["text_logits"] = log_odds(self.text_classifier, self.dropout(text_state))
         logits = next(iter(parts.values()))
         if self.fusion is not None:
             states = id_state, text_state, feature_ids

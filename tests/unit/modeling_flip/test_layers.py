@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flip_ctr.modeling_flip import layers_flip
-from flip_ctr.modeling_flip.layers_flip import ACTIVATIONS, TowerLinear, linear
+from flip_ctr.modeling_flip.layers_flip import ACTIVATIONS, TowerLinear, linear, log_odds
 
 SHAPES = {"rows": (40, 24), "fields": (20, 3, 24), "few rows": (4, 24), "no rows": (0, 24)}
 
@@ -93,3 +93,14 @@ def test_what_the_kernel_is_not_for(onednn, monkeypatch):
     for output in (*rows, traced, exported):
         torch.testing.assert_close(output, layer(x))
     assert bool(calls) == onednn
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_log_odds_of_similar_rows_differ_in_every_precision(kind):
+    """In bf16 200 numbers between 2 and 2.2 would be 14."""
+    layer = TowerLinear(1, 1).to(kind)
+    torch.nn.init.ones_(layer.weight)
+    torch.nn.init.constant_(layer.bias, 2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = log_odds(layer, torch.linspace(0, 0.2, 200)[:, None])
+    assert scores.dtype == torch.float32 and len(scores.unique()) == 200
