@@ -3,9 +3,9 @@
 
 While training these states are leaves: each of the K steps of the ID tower and the heads (`--plm_every K`) adds up the
 gradients on them, and then the PLM does one backward pass and one step. Prompts are read in chunks of similar length.
-The graphs of the first of them wait for the backward pass, of as many tokens as one batch would have with row prompts;
-the others are read without one, and once more for the backward pass, with the same dropout (as GradCache does). So the
-PLM's activations do not grow with K, and are at most those of row prompts.
+The graphs of the first of them wait for the backward pass, of half as many tokens as one batch would have with row
+prompts; the others are read without one, and once more for the backward pass, with the same dropout (as GradCache
+does). So the PLM's activations do not grow with K, and are at most those of row prompts.
 """
 
 from collections.abc import Iterator
@@ -160,7 +160,8 @@ class PromptReader:
         if says:
             self._say_size(batches, wanted)
         if train:
-            self._graph_tokens = len(wanted) * self._tokens_of_rows(first)
+            # of several batches half as many: measured, the memory of the run is then that of row prompts
+            self._graph_tokens = len(wanted) * self._tokens_of_rows(first) // min(len(batches), 2)
         kept = not train and self.flip.text_encoder.training is False and len(self.parameters) == 0
         for name, prompts, ids in wanted:
             clean = name != "masked_text_hidden_states"
