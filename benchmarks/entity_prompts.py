@@ -42,6 +42,7 @@ class EntityArguments(Options):
     row_batch_size: int = option(128, "rows a batch with row prompts", at_least=1)
     row_batches: int = option(8, "batches of row prompts to time, after two to warm up", at_least=1)
     mixed_precision: str = option("bf16", "precision", choices=("no", "bf16"))
+    attn_implementation: str | None = option(None, "attention of the PLM: what a run says it chose; the PLM's own else")
     output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
@@ -99,6 +100,7 @@ def run(args: EntityArguments) -> list[dict]:
         "dataset_dir": args.dataset_dir,
         "model_name_or_path": args.model_name_or_path,
         "mixed_precision": args.mixed_precision,
+        "attn_implementation": args.attn_implementation,
     } | ({"prompt_fields": args.prompt_fields} if args.prompt_fields else {})
     forms = {
         "row": (common | {"prompts": "row", "per_device_train_batch_size": args.row_batch_size}, args.row_batches, 2)

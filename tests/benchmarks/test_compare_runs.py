@@ -24,7 +24,13 @@ from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.train import cli
 from flip_ctr.train.options import DEFAULTS, preset_file
 
-SMALL = {"id_embedding_size": 4, "id_hidden_dims": [8], "per_device_train_batch_size": 128, "num_train_epochs": 2}
+SMALL = {
+    "id_embedding_size": 4,
+    "id_hidden_dims": [8],
+    "per_device_train_batch_size": 128,
+    "num_train_epochs": 2,
+    "mixed_precision": "no",  # in which validation is scored once more
+}
 
 
 @pytest.fixture
