@@ -19,6 +19,7 @@ from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollato
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments
+from flip_ctr.train.loop.attention import choose_attention
 from flip_ctr.train.loop.loaders import make_loader
 from flip_ctr.train.loop.optimizer import make_optimizer
 from flip_ctr.train.loop.run import make_accelerator
@@ -42,7 +43,7 @@ class EntityArguments(Options):
     row_batch_size: int = option(128, "rows a batch with row prompts", at_least=1)
     row_batches: int = option(8, "batches of row prompts to time, after two to warm up", at_least=1)
     mixed_precision: str = option("bf16", "precision", choices=("no", "bf16"))
-    attn_implementation: str | None = option(None, "attention of the PLM: what a run says it chose; the PLM's own else")
+    attn_implementation: str | None = option(None, "attention of the PLM; as a run chooses it when not given")
     output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
@@ -58,6 +59,9 @@ def child(settings: dict, recipe: str, windows: int, warm_up: int) -> dict:
     before = peak_gb()
     model = new_pretraining_model(processor, args, dataset) if is_pretraining else new_click_model(processor, args)
     model = ready_to_train(model, processor, args)
+    collator = (FlipPretrainingCollator if is_pretraining else FlipCollator)(processor, args.seed)
+    loader = make_loader(dataset, collator, args.per_device_train_batch_size, accelerator, args.seed)
+    choose_attention(accelerator, model.flip.text_encoder, args, next(iter(loader)), dataset.lengths)
     tokens = {"read": 0, "padded": 0}
     encode = model.flip.text_encoder.forward
 
@@ -70,8 +74,6 @@ def child(settings: dict, recipe: str, windows: int, warm_up: int) -> dict:
     model.flip.text_encoder.forward = counted
     model, optimizer = accelerator.prepare(model, make_optimizer(model, args, accelerator.device))
     step = TrainingStep(accelerator, model, optimizer, args)
-    collator = (FlipPretrainingCollator if is_pretraining else FlipCollator)(processor, args.seed)
-    loader = make_loader(dataset, collator, args.per_device_train_batch_size, accelerator, args.seed)
     model.train()
     batches = iter(loader)
     seconds = rows_timed = 0.0

@@ -33,7 +33,6 @@ from flip_ctr.train.loop.optimizer import make_optimizer
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.models.build import new_click_model, new_processor, ready_to_train
-from flip_ctr.train.option_groups import TRAINING_PRECISION
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
 
@@ -66,7 +65,9 @@ class SpeedArguments(Options):
     dataset_dir: str = required("dataset folder", path=True)
     batch_size: int = option(1024, "rows of a step")
     turns: int = option(60, "steps of each to time", at_least=10)
-    mixed_precision: str | None = option(None, TRAINING_PRECISION, choices=("no", "bf16"))
+    mixed_precision: str | None = option(
+        None, "of our step; as a run chooses it when not given", choices=("no", "bf16")
+    )
     towers: list[str] = option(sorted({tower for tower, _, _ in CASES}), "towers to time", nargs="+")
     output_file: str | None = option(None, "JSON file for the numbers", path=True)
 

@@ -21,9 +21,8 @@ from .id_tower import grown
 from .layers_flip import ZeroLinear
 from .losses_flip import IGNORE_INDEX, MaskedFeatureScores
 
-SCORES_AT_ONCE = (
-    2**20
-)  # of values that targets are ranked among: 4 MB, which a CPU's cache holds (9 times as many took 4 times as long)
+# of values that targets are ranked among: 4 MB, which a CPU's cache holds (9 times as many took 4 times as long)
+SCORES_AT_ONCE = 2**20
 
 
 class FlipProjection(nn.Module):

@@ -160,7 +160,8 @@ class PromptReader:
         if says:
             self._say_size(batches, wanted)
         if train:
-            # of several batches half as many: measured, the memory of the run is then that of row prompts
+            # of several batches half as many, as chunks of many sizes fragment memory: a run took a fifth more than
+            # with row prompts otherwise, and takes a tenth more
             self._graph_tokens = len(wanted) * self._tokens_of_rows(first) // min(len(batches), 2)
         kept = not train and self.flip.text_encoder.training is False and len(self.parameters) == 0
         for name, prompts, ids in wanted:
