@@ -143,7 +143,9 @@ def run(args: PrepareArguments) -> dict:
                 **({} if plan.own_split else {"ratios": list(plan.ratios)}),
                 **({"split_fold": plan.fold} if plan.fold else {}),
                 "row_key": list(plan.row_key),
-                **({"statistics": statistics_rule(plan.order, plan.past)} if plan.statistics else {}),
+                **(
+                    {"statistics": statistics_rule(plan.order, plan.past, plan.support_rows)} if plan.statistics else {}
+                ),
                 **({"history": history_rule(plan.order, plan.history, plan.past)} if plan.history else {}),
             },
         )

@@ -33,11 +33,11 @@ from flip_ctr.data.prepare.histories import (
     items_of,
     read_history,
     with_histories,
-    with_support,
 )
 from flip_ctr.data.prepare.markdown import markdown_table
 from flip_ctr.data.prepare.split_statistics import check_splits, split_statistics
 from flip_ctr.data.prepare.splits import RATIOS, SPLIT_RULES, parts, split_table, with_split
+from flip_ctr.data.prepare.support_rows import with_support
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
@@ -245,7 +245,7 @@ def _placed(table: pa.Table, split: str, seed: int, past: History | None) -> tup
         return split_table(table, split, seed, row_key=row_key, **KEYS), None
     numbered = ibis.memtable(table.append_column("_row", pa.array(range(len(table)), pa.int64())))
     rows = with_split(numbered, split, seed, RATIOS, row_key=row_key, order="_row", **KEYS)
-    rows = with_histories(with_support(rows, past, None), past, split=split, seed=seed, label="label")
+    rows = with_histories(with_support(rows, 0, **KEYS, time=None), past, split=split, seed=seed, label="label")
     added = rows.select("_row", HISTORY, "_split").order_by("_row").to_pyarrow()
     of_history = added[HISTORY].cast(past.arrow_type(table.schema.field(past.item).type))
     placed = table.add_column(len(table.column_names) - 1, HISTORY, of_history)

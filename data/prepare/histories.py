@@ -10,8 +10,7 @@ or test. Which events it holds:
   To leave out the row alone would tell its label: two rows of a user would differ in what each leaves out. For
   validation and test rows all events but those of the row's own item.
 
-In `cold_users` a held-out user has no training row; `support_rows` takes the user's first rows out of the split, as
-events of the other rows.
+In `cold_users` a held-out user has no training row, but may have [`support_rows`].
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +21,12 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from flip_ctr.data.prepare.splits import by_digest, md5_of, text_key
-from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, FROZEN, KEY_TYPES, Past, running
+from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, FROZEN, KEY_TYPES, NO_FOLD, Past, running
+from flip_ctr.data.prepare.support_rows import event_order
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
 
 HISTORY = "history"  # the column
-NO_FOLD = FOLDS  # what a row leaves out that leaves out no fold
 
 
 @dataclass(frozen=True)
@@ -133,21 +132,6 @@ def history_rule(split: str, history: History, past: Past = FROZEN) -> str:
     return rule
 
 
-def with_support(rows: ir.Table, history: History, time: str | None) -> ir.Table:
-    """The rows with a column `_past_support`: whether a row is one of the first events of a held-out user.
-
-    Args:
-        rows: with `_row`, `_split` and `_digest`.
-        time: column of the time, where there is one.
-    """
-    if not history.support_rows:
-        return rows.mutate(_past_support=ibis.literal(False))
-    held_out = (rows._split != SPLITS.index("train")) & rows[history.item].notnull()
-    rows = rows.mutate(_past_support=held_out)
-    place = ibis.row_number().over(group_by=[history.user, "_past_support"], order_by=_order(rows, time))
-    return rows.mutate(_past_support=rows._past_support & (place < history.support_rows))
-
-
 def with_histories(
     rows: ir.Table,
     history: History,
@@ -162,7 +146,7 @@ def with_histories(
     """The rows with a column `history`: a list of `{item key, clicked}`, newest last, empty where there is none.
 
     Args:
-        rows: kept rows with `_row`, `_split` and `_digest`, and `_past_support` of [`with_support`].
+        rows: kept rows with `_row`, `_split` and `_digest`, and `_past_support` of `support_rows.with_support`.
         split, seed, time: as of `splits.with_split`.
         label: column of the click.
         together: column whose values decide the fold of an item; the item's key when not given.
@@ -184,12 +168,6 @@ def with_histories(
     return rows.drop([name for name in rows.columns if name.startswith("_past_") and name != "_past_support"])
 
 
-def _order(rows: ir.Table, time: str | None) -> list:
-    """The order of events: by time, those without one first, and at random among equal ones."""
-    of_time = [] if time is None else [ibis.asc(rows[time], nulls_first=True)]
-    return [*of_time, rows._digest.asc(), rows._row.asc()]
-
-
 def _before(rows: ir.Table, events: ir.Table, history: History, time: str, past: Past) -> ir.Table:
     """The rows with `_past_entries`, the last events that were known before their time, or null."""
     user = history.user
@@ -201,7 +179,7 @@ def _before(rows: ir.Table, events: ir.Table, history: History, time: str, past:
     numbered = numbered.filter(numbered._past_n == 0).select("_past_number", _past_of="_row")
     rows = rows.inner_join(numbered, rows._row == numbered._past_of)
     # events are known in the order in which they come
-    events = events.mutate(_past_place=ibis.row_number().over(group_by=user, order_by=_order(events, time)))
+    events = events.mutate(_past_place=ibis.row_number().over(group_by=user, order_by=event_order(events, time)))
     last = ibis.window(group_by=user, order_by="_past_place", preceding=history.length - 1, following=0)
     ends = events.select(
         _past_user=events[user], _past_end=events._past_place + 1, _past_entries=events._past_entry.collect().over(last)
@@ -217,7 +195,7 @@ def _of_other_folds(rows: ir.Table, history: History, seed: int, time: str | Non
     is_train = rows._split == SPLITS.index("train")
     rows = rows.mutate(_past_out=is_train.ifelse(rows._past_fold, NO_FOLD))
     events = rows.filter("_past_event")
-    place = ibis.row_number().over(group_by=user, order_by=_order(events, time))
+    place = ibis.row_number().over(group_by=user, order_by=event_order(events, time))
     events = events.select(user, item, "_past_fold", "_past_entry", _past_place=place)
     # a held-out row leaves out its own item: as many more entries as any item of the user has make up for that
     events = events.mutate(_past_same=ibis._.count().over(group_by=[user, item]))
@@ -266,20 +244,6 @@ def history_lengths(
         for code, name in enumerate(SPLITS)
         if code in found
     }
-
-
-def support_counts(rows: ir.Table, history: History, fetch: Callable[[ir.Table], pa.Table]) -> dict[str, int]:
-    """How many `rows` are support, and how many held-out `users_without_rows` have no other row.
-
-    Args:
-        rows: all kept rows, with `_past_support` of [`with_support`].
-    """
-    held_out = rows.filter(rows._split != SPLITS.index("train"))
-    number = held_out._past_support.cast("int64")
-    by_user = held_out.group_by(history.user).agg(rows=held_out.count(), support=number.sum())
-    lost = (by_user.rows == by_user.support).cast("int64")
-    counted = fetch(by_user.agg(rows=by_user.support.sum(), users_without_rows=lost.sum()))
-    return {name: counted[name][0].as_py() or 0 for name in counted.column_names}
 
 
 def items_of(rows: ir.Table, history: History) -> ir.Table:

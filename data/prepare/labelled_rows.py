@@ -2,7 +2,7 @@
 """From typed tables to labelled rows in splits, written once over Ibis: the same expressions run on every engine.
 
 Each row of the raw table of events ends in exactly one place: rejected with a reason, dropped by a named rule, kept in
-    a split, or kept in histories only (support rows, see `histories`).
+    a split, or kept in histories and click rates only, see `support_rows`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,13 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from flip_ctr.data.prepare.engines import Engine
-from flip_ctr.data.prepare.histories import HISTORY, History, items_of, support_counts, with_histories, with_support
+from flip_ctr.data.prepare.histories import HISTORY, History, items_of, with_histories
 from flip_ctr.data.prepare.own_splits import OwnSplit
 from flip_ctr.data.prepare.rules import Rule
 from flip_ctr.data.prepare.same_items import ITEM, with_same_items
 from flip_ctr.data.prepare.splits import NEEDS, RATIOS, SEED, check_fold, text_key, with_digest, with_split
 from flip_ctr.data.prepare.statistics import FROZEN, Past, with_statistics
+from flip_ctr.data.prepare.support_rows import support_counts, with_support
 from flip_ctr.data.readers.click_rates import Statistic
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.data.readers.raw_files import (
@@ -118,6 +119,11 @@ class Plan:
         return self.split if self.own_split is None else "random" if self.time is None else "time"
 
     @property
+    def support_rows(self) -> int:
+        """How many rows are known of each held-out user."""
+        return self.history.support_rows if self.history else 0
+
+    @property
     def asked(self) -> tuple[str, ...]:
         """The splits that are to have rows."""
         if self.own_split is not None:
@@ -143,7 +149,7 @@ class PreparedRows:
         types: of the columns of the folder, label included.
         dropped: rows by the rule that dropped them.
         items: where there are histories, a row for each item key, ordered.
-        support: where rows of held-out users are in no split, how many, see `histories.support_counts`.
+        support: where rows of held-out users are in no split, how many, see `support_rows.support_counts`.
         same_items: where titles say which items are one, how many have several keys, see `same_items`.
     """
 
@@ -282,8 +288,9 @@ def prepare_rows(engine: Engine, tables: Sequence[RawTable], plan: Plan, log: Li
         _check_times(engine, kept, plan)
     if plan.weight:
         _check_weights(engine, kept, plan.weight)
+    kept = with_support(kept, plan.support_rows, plan.user, plan.item, plan.time)
     if plan.statistics:
-        columns = {name: getattr(plan, name) for name in ("seed", "row_key", "user", "time", "past")}
+        columns = {name: getattr(plan, name) for name in ("seed", "row_key", "user", "time", "past", "support_rows")}
         columns |= {"split": plan.order, "item": plan.one_item}
         kept = engine.keep(with_statistics(engine, kept, plan.statistics, label=LABEL, **columns), "kept")
         for statistic in plan.statistics:
@@ -300,11 +307,10 @@ def _add_histories(prepared: PreparedRows, history: History, plan: Plan) -> None
     """Gives the rows their histories, takes support rows out of the splits, and finds the items."""
     engine, kept = prepared.engine, prepared.rows
     prepared.items = items_of(kept, history)
-    marked = with_support(kept, history, plan.time)
     columns = {"split": plan.order, "seed": plan.seed, "time": plan.time, "together": plan.one_item, "past": plan.past}
-    rows = engine.keep(with_histories(marked, history, label=LABEL, **columns), "histories")
+    rows = engine.keep(with_histories(kept, history, label=LABEL, **columns), "histories")
     if history.support_rows:
-        prepared.support = support_counts(rows, history, engine.fetch)
+        prepared.support = support_counts(rows, history.user, engine.fetch)
     prepared.rows = rows.filter(~rows._past_support)
     prepared.types[HISTORY] = history.arrow_type(prepared.types[history.item])
 

@@ -8,6 +8,9 @@ better on training rows than on test rows. So a row's statistics count training 
   (`rolling`), rows of validation and test count too for those of validation and test that come after them;
 * in the other splits for a training row those of other folds, where all rows of an item (`cold_items`), of a user
   (`cold_users`) or of a pair of both are in one fold, and for validation and test rows all of them.
+
+Where held-out users have `support_rows`, S of each, these count too for rows of validation and test. Statistics of the
+user then count of a training user no more than will be known of a new one: the first S rows, in other folds of pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +21,13 @@ import ibis.expr.types as ir
 
 from flip_ctr.data.prepare.engines import Engine
 from flip_ctr.data.prepare.splits import by_digest, md5_of, text_key
+from flip_ctr.data.prepare.support_rows import event_order
 from flip_ctr.data.readers.click_rates import ClickRates, Statistic
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.modeling_flip.fields_flip import FlipField
 
 FOLDS = 5
+NO_FOLD = FOLDS  # what a row leaves out that leaves out no fold
 BY_TIME = ("time", "leave_last_out")
 MODES = ("frozen", "rolling")
 KEY_TYPES = ("string", "int", "bool")
@@ -128,15 +133,22 @@ def statistic_fields(statistics: Sequence[Statistic], fields: Sequence[FlipField
     return result
 
 
-def statistics_rule(split: str, past: Past = FROZEN) -> str:
+def statistics_rule(split: str, past: Past = FROZEN, support_rows: int = 0) -> str:
     """Which rows a row's statistics count, for people."""
     if split in BY_TIME:
         return past.rule()
     unit = {"cold_items": "items", "cold_users": "users"}.get(split, "user-item pairs")
-    return (
+    rule = (
         f"training rows; for a training row those whose {unit} are in the four other fifths, by md5. They may be later "
         "than the row: not to be compared with serving"
     )
+    if support_rows:
+        rule += (
+            f". For rows of validation and test also the first {support_rows} rows of each held-out user, which are in "
+            f"no split. Statistics of the user count for a training row the first {support_rows} rows of its user "
+            "whose user-item pairs are in the four other fifths"
+        )
+    return rule
 
 
 def with_statistics(
@@ -152,30 +164,42 @@ def with_statistics(
     item: str | None = None,
     time: str | None = None,
     past: Past = FROZEN,
+    support_rows: int = 0,
 ) -> ir.Table:
     """The rows with two columns for each statistic.
 
     Args:
-        rows: kept rows with `_row` and `_split`.
+        rows: kept rows with `_row`, `_split` and `_digest`, and `_past_support` of `support_rows.with_support`.
         split, seed, row_key, user, item, time: as of `splits.with_split`.
         label: column of the click.
         past: which earlier rows count, in a split by time.
+        support_rows: how many rows are known of each held-out user, in `cold_users`.
     """
     train = rows._split == SPLITS.index("train")
     totals = engine.fetch(rows.filter(train).agg(rows=ibis._.count(), clicks=ibis._[label].cast("int64").sum()))
     rates = ClickRates(tuple(statistics), *(totals[name][0].as_py() or 0 for name in ("rows", "clicks")))
-    fold = f"{INNER}fold"
+    fold, first = f"{INNER}fold", None
     if split not in BY_TIME:
         together = {"cold_items": [item], "cold_users": [user]}.get(split, row_key)
-        digest = md5_of(seed, "fold", *(text_key(rows, column) for column in together))
-        rows = rows.mutate(**{fold: by_digest(digest, [1] * FOLDS)})
+        rows = rows.mutate(**{fold: _fold(rows, seed, together)})
+    if support_rows:
+        first = _first_rows(rows.mutate(**{fold: _fold(rows, seed, row_key)}), support_rows, user, time)
+        first = engine.keep(first, "first_rows")
     for statistic in statistics:
         if split in BY_TIME:
             counted = _of_earlier_rows(rows, statistic, label, time, past)
+        elif first is not None and user in statistic.keys:
+            left_out = (rows._split == SPLITS.index("train")).ifelse(_fold(rows, seed, row_key), NO_FOLD)
+            counted = _of_first_rows(rows.mutate(_past_left=left_out), first, statistic, label)
         else:
             counted = _of_other_folds(rows, statistic, label, fold)
         rows = with_columns(rows, counted, statistic, rates)
     return rows if split in BY_TIME else rows.drop(fold)
+
+
+def _fold(rows: ir.Table, seed: int, together: Sequence[str]) -> ir.IntegerValue:
+    """Which fifth a row is in: the same for all rows with these values."""
+    return by_digest(md5_of(seed, "fold", *(text_key(rows, column) for column in together)), [1] * FOLDS)
 
 
 def with_columns(rows: ir.Table, counted: ir.Table, statistic: Statistic, rates: ClickRates) -> ir.Table:
@@ -246,23 +270,48 @@ def one_value_a_row(rows: ir.Table, keys: Sequence[str], others: Sequence[str]) 
 
 
 def _of_other_folds(rows: ir.Table, statistic: Statistic, label: str, fold: str) -> ir.Table:
-    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the training rows that count for it:
-    all, of which a training row does not count those of its own fold."""
+    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the rows that count for it: for a
+    training row the training rows of other folds, for another one all of them and the support rows."""
     keys = list(statistic.keys)
     columns = list(dict.fromkeys([*keys, fold]))
-    single = one_value_a_row(rows, keys, ["_split", label, fold])
-    is_train = single._split == SPLITS.index("train")
-    clicked = is_train & (single[label] == 1)
-    single = single.mutate(_past_n=is_train.cast("int64"), _past_c=clicked.cast("int64"))
-    parts = single.group_by(columns).agg(_past_in=single._past_n.sum(), _past_in_c=single._past_c.sum())
+    single = one_value_a_row(rows, keys, ["_split", "_past_support", label, fold])
+    clicked = single[label].cast("int64")
+    is_train, known = single._split == SPLITS.index("train"), single._past_support
+    numbers = {"_past_n": is_train.ifelse(1, 0), "_past_c": is_train.ifelse(clicked, 0)}
+    numbers |= {"_past_s": known.ifelse(1, 0), "_past_s_c": known.ifelse(clicked, 0)}
+    single = single.mutate(**{name: number.cast("int64") for name, number in numbers.items()})
+    parts = single.group_by(columns).agg(**{f"{name}_in": single[name].sum() for name in numbers})
     window = ibis.window(group_by=keys)
-    sums = {f"{name}_sum": parts[name].sum().over(window) for name in ("_past_in", "_past_in_c")}
+    sums = {f"{name}_sum": parts[f"{name}_in"].sum().over(window) for name in numbers}
     names = {f"{INNER}key_{number}": name for number, name in enumerate(columns)}
     parts = parts.mutate(**sums).rename(names)
     joined = single.inner_join(parts, [single[name] == parts[other] for other, name in names.items()])
     own = joined._split == SPLITS.index("train")
     return joined.select(
         "_row",
-        _past_rows=joined._past_in_sum - own.ifelse(joined._past_in, 0),
-        _past_clicks=joined._past_in_c_sum - own.ifelse(joined._past_in_c, 0),
+        _past_rows=joined._past_n_sum + own.ifelse(-joined._past_n_in, joined._past_s_sum),
+        _past_clicks=joined._past_c_sum + own.ifelse(-joined._past_c_in, joined._past_s_c_sum),
     )
+
+
+def _first_rows(rows: ir.Table, number: int, user: str, time: str | None) -> ir.Table:
+    """What is known of users who have a `number` of rows: the rows, each with `_past_left`, the fold of pairs that is
+    left out. The support rows of held-out users leave out none."""
+    fold = rows[f"{INNER}fold"]
+    rows = rows.mutate(_past_left=ibis.array(list(range(FOLDS + 1))).unnest())
+    of_train = (rows._split == SPLITS.index("train")) & (rows._past_left != NO_FOLD) & (rows._past_left != fold)
+    events = rows.filter(of_train | (rows._past_support & (rows._past_left == NO_FOLD)))
+    place = ibis.row_number().over(group_by=[user, "_past_left"], order_by=event_order(events, time))
+    return events.mutate(_past_place=place).filter(lambda one: one._past_place < number)
+
+
+def _of_first_rows(rows: ir.Table, first: ir.Table, statistic: Statistic, label: str) -> ir.Table:
+    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the [`_first_rows`] of its user."""
+    columns = list(dict.fromkeys([*statistic.keys, "_past_left"]))
+    known = one_value_a_row(first, statistic.keys, ["_past_left", label])
+    known = known.group_by(columns).agg(_past_rows=known.count(), _past_clicks=known[label].cast("int64").sum())
+    names = {f"{INNER}key_{number}": name for number, name in enumerate(columns)}
+    known = known.rename(names)
+    asked = one_value_a_row(rows, statistic.keys, ["_past_left"])
+    joined = asked.inner_join(known, [asked[name] == known[other] for other, name in names.items()])
+    return joined.select("_row", "_past_rows", "_past_clicks")

@@ -20,12 +20,11 @@ from flip_ctr.data.prepare.histories import (
     history_lengths,
     items_of,
     read_history,
-    support_counts,
     with_histories,
-    with_support,
 )
 from flip_ctr.data.prepare.splits import SPLIT_RULES, with_split
 from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, FROZEN, Past
+from flip_ctr.data.prepare.support_rows import support_counts, with_support
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import read_columns
@@ -79,14 +78,14 @@ def with_history(folder, split: str, table: pa.Table, history: History, time: st
         rows = opened.read(folder / "rows.parquet")
         # a key without nulls, as in a table of one's own whose `row_key` is the number of the impression
         rows = with_split(rows, split, SEED, (8, 1, 1), row_key=("_row",), order="_row", **columns)
-        rows = with_support(opened.keep(rows, "placed"), history, time)
+        rows = with_support(opened.keep(rows, "placed"), history.support_rows, history.user, history.item, time)
         options = {"split": split, "seed": SEED, "label": "label", "time": time, "past": past}
         done = opened.keep(with_histories(rows, history, **options), "done")
         return (
             opened.fetch(done.order_by("_row")).to_pylist(),
             opened.fetch(items_of(done, history)).to_pylist(),
             history_lengths(done, opened.fetch),
-            support_counts(done, history, opened.fetch),
+            support_counts(done, history.user, opened.fetch),
         )
 
 

@@ -22,6 +22,7 @@ from flip_ctr.data.prepare.statistics import (
     statistics_rule,
     with_statistics,
 )
+from flip_ctr.data.prepare.support_rows import with_support
 from flip_ctr.data.readers.click_rates import SMOOTHING, Statistic
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.fields_flip import FlipField
@@ -48,13 +49,16 @@ def events(rows: int = 250) -> pa.Table:
     )
 
 
-def with_rates(folder, split: str, table: pa.Table, statistics=STATISTICS, past: Past = FROZEN) -> list[dict]:
+def with_rates(
+    folder, split: str, table: pa.Table, statistics=STATISTICS, past: Past = FROZEN, support_rows: int = 0
+) -> list[dict]:
     """The rows of a table with their statistics, in order."""
     pq.write_table(table, folder / "rows.parquet")
     with Engine("duckdb", folder) as opened:
         rows = with_split(opened.read(folder / "rows.parquet"), split, SEED, (8, 1, 1), order="_row", **COLUMNS)
-        rows = opened.keep(rows, "placed")
-        rates = with_statistics(opened, rows, statistics, split=split, seed=SEED, label="label", past=past, **COLUMNS)
+        rows = with_support(opened.keep(rows, "placed"), support_rows, "user", "item", "time")
+        options = {"split": split, "seed": SEED, "label": "label", "past": past, "support_rows": support_rows}
+        rates = with_statistics(opened, rows, statistics, **options, **COLUMNS)
         return opened.fetch(rates.order_by("_row")).to_pylist()
 
 
@@ -117,12 +121,48 @@ def test_rates_are_those_of_a_plain_loop(tmp_path, split, past):
     assert counted > 1000
 
 
-def leak(folder, split: str, leave_one_out: bool = False, past: Past = FROZEN) -> tuple[float, float]:
+@pytest.mark.parametrize("support_rows", [1, 3])
+def test_support_rows_count_as_what_is_known_of_a_user(tmp_path, support_rows):
+    """For held-out rows; and a training row knows no more of its user, none of it being of its own fold of pairs."""
+    table = events()
+    table = table.filter(pa.compute.is_valid(table["user"]))
+    rows = with_rates(tmp_path, "cold_users", table, support_rows=support_rows)
+    place = {row["_row"]: (row["time"], row["_digest"], row["_row"]) for row in rows}
+
+    def first(user: int, those: list[dict]) -> list[dict]:
+        return sorted((one for one in those if one["user"] == user), key=lambda one: place[one["_row"]])[:support_rows]
+
+    train, held_out = ([row for row in rows if (row["_split"] == 0) == of_train] for of_train in (True, False))
+    support = [one for user in {row["user"] for row in held_out} for one in first(user, held_out)]
+    assert {row["_row"] for row in rows if row["_past_support"]} == {one["_row"] for one in support}
+    prior = SMOOTHING * sum(row["label"] for row in train) / len(train)
+    known_of_users = []
+    for row in rows:
+        for statistic in STATISTICS:
+            if row["_split"]:
+                others = train + support
+            elif "user" in statistic.keys:
+                others = first(row["user"], [one for one in train if fold(one, "random") != fold(row, "random")])
+            else:
+                others = [one for one in train if fold(one, "cold_users") != fold(row, "cold_users")]
+            own = shared(row, statistic.keys)
+            meet = [(len(own & shared(other, statistic.keys)), other["label"]) for other in others]
+            number, clicks = sum(n for n, _ in meet), sum(n * label for n, label in meet)
+            assert row[statistic.count] == number
+            assert row[statistic.rate] == pytest.approx((clicks + prior) / (number + SMOOTHING), rel=1e-12)
+        known_of_users.append((row["_split"] == 0, row[STATISTICS[0].count]))
+    assert {(True, support_rows), (False, support_rows)} <= set(known_of_users)
+    assert max(known_of_users, key=lambda one: one[1])[1] == support_rows
+
+
+def leak(
+    folder, split: str, leave_one_out: bool = False, past: Past = FROZEN, support_rows: int = 0
+) -> tuple[float, float]:
     """AUC of a tree on users' rates where labels follow from nothing: on training rows that it has not seen, and on
     validation and test rows. Users have different numbers of rows, so that their counts tell who they are."""
     table = rows_without_signal()
     statistic = Statistic(("user",))
-    rows = with_rates(folder, split, table, [statistic], past)
+    rows = with_rates(folder, split, table, [statistic], past, support_rows)
     features = np.array([[row[statistic.rate], row[statistic.count]] for row in rows])
     labels, train = np.array([row["label"] for row in rows]), np.array([row["_split"] == 0 for row in rows])
     if leave_one_out:
@@ -132,10 +172,12 @@ def leak(folder, split: str, leave_one_out: bool = False, past: Past = FROZEN) -
 
 
 @pytest.mark.parametrize(
-    ("split", "past"), [(split, FROZEN) for split in SPLIT_RULES] + [("time", Past(rolling=True, label_delay=1000))]
+    ("split", "options"),
+    [(split, {}) for split in SPLIT_RULES]
+    + [("time", {"past": Past(rolling=True, label_delay=1000)}), ("cold_users", {"support_rows": 5})],
 )
-def test_a_tree_on_the_rates_finds_no_label_in_them(tmp_path, split, past):
-    train, others = leak(tmp_path, split, past=past)
+def test_a_tree_on_the_rates_finds_no_label_in_them(tmp_path, split, options):
+    train, others = leak(tmp_path, split, **options)
     assert train < 0.54 and others < 0.56
 
 
