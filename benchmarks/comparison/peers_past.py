@@ -2,7 +2,8 @@
 """What a few numbers of a user's past say, and no network: baselines that every model must beat.
 
 A row's numbers come from training rows alone. For a training row they come from those whose items are in the four
-other fifths, as none of its own item may tell its label:
+other fifths, as none of its own item may tell its label. The rows that are known of a new user (`prepare
+--support_rows`) count for the user's other rows:
 
 * `rate`: the smoothed click rate of the user, as log odds, and the logarithm of the number of rows;
 * `content`: what a ridge regression on the item's text (TF-IDF of words and fields) says of its click rate;
@@ -18,15 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from scipy.special import logit
 
 from flip_ctr.benchmarks.comparison.peers import PeerArguments
 from flip_ctr.benchmarks.comparison.predictions import Predictions, timed_passes
 from flip_ctr.data.prepare.dataset_folder import read_split
+from flip_ctr.data.prepare.histories import HISTORY
 from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS
 from flip_ctr.data.readers.click_rates import COUNT, RATE, SMOOTHING
 from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 from flip_ctr.modeling_flip.columns_flip import Column, read_columns
+from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
 from flip_ctr.train.options import option
 from flip_ctr.train.outputs.metrics import click_metrics
 
@@ -85,6 +89,21 @@ class Past:
             for row in first[self.items[name][first] >= len(documents)]:
                 documents.append(self._document(columns, row))
         self.num_users, self.documents = len(users), documents
+        # of users without a training row
+        held_out = SPLITS[1:] if split == "cold_users" and HISTORY in tables["test"].column_names else ()
+        support = [self._support(tables[name], keys["item"], items, self.users[name]) for name in held_out]
+        self.support = np.concatenate([np.zeros((0, 3), np.int64), *support])
+
+    def _support(self, table: pa.Table, item: FlipField, items: dict, users: np.ndarray) -> np.ndarray:
+        """User, item and label of the rows that histories hold, `(rows, 3)`, each once; none of an unknown item."""
+        entries = table[HISTORY].combine_chunks()
+        rows = np.repeat(np.arange(len(table)), entries.value_lengths().fill_null(0).to_numpy())
+        keys = pa.table({item.name: entries.flatten().field(item.name)})
+        found = read_columns(keys, [item])[item.name]
+        numbers = np.array([items.get(value, -1) for value in found.values], np.int64)[found.codes]
+        clicked = entries.flatten().field(CLICKED).to_numpy(zero_copy_only=False).astype(np.int64)
+        triples = np.unique(np.stack([users[rows], numbers, clicked], axis=1), axis=0)
+        return triples[triples[:, 1] >= 0]
 
     def _document(self, columns: dict[str, Column], row: int) -> str:
         """An item's text: words of what is single, and each value of a list as one word."""
@@ -132,9 +151,13 @@ class Numbers:
         rows = np.arange(len(past.items[split])) if out is None else np.flatnonzero(self.fold[items] == out)
         of_items, of_users = past.items[split][rows], past.users[split][rows]
         items, users, labels = items[kept], users[kept], labels[kept].astype(np.float64)
+        known = (users, items, labels)  # by the user
+        if out is None:
+            known = tuple(np.concatenate(pair) for pair in zip(known, past.support.T))
         prior, numbers = labels.mean(), []
         if "rate" in self.args.features:
-            clicks, number = (np.bincount(users, weights, past.num_users)[of_users] for weights in (labels, None))
+            counts = (np.bincount(known[0], weights, past.num_users) for weights in (known[2], None))
+            clicks, number = (count[of_users] for count in counts)
             numbers += [_log_odds(clicks, number, prior), np.log1p(number)]
         if "content" in self.args.features:
             number = np.bincount(items, minlength=len(past.documents))
@@ -145,12 +168,12 @@ class Numbers:
             ridge.fit(self.vectors[seen], rate, sample_weight=np.sqrt(number[seen]))
             numbers.append(ridge.predict(self.vectors)[of_items])
         if "neighbours" in self.args.features:
-            numbers.append(self._neighbours(items, users, labels, of_items, of_users, prior))
+            numbers.append(self._neighbours(*known, of_items, of_users, prior))
         if "statistics" in self.args.features:
             numbers += list(past.statistics[split][rows].T)
         return np.stack(numbers, axis=1)
 
-    def _neighbours(self, items, users, labels, of_items, of_users, prior: float) -> np.ndarray:
+    def _neighbours(self, users, items, labels, of_items, of_users, prior: float) -> np.ndarray:
         order = np.argsort(users, kind="stable")
         starts = np.searchsorted(users[order], np.arange(self.past.num_users + 1))
         result = np.empty(len(of_items))

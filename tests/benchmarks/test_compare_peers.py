@@ -14,7 +14,7 @@ from flip_ctr.benchmarks.comparison.peers import Network, NetworkArguments, Peer
 from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
 from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
-from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.data.readers.dataset_schema import SPLITS, DatasetSchema
 
 NETWORK = {
     "id_embedding_size": 8,
@@ -210,6 +210,35 @@ def test_labels_of_its_own_items_change_no_number_of_a_row(tmp_path):
         mine = numbers.fold[past.items["train"]] == fold
         past.labels["train"] = np.where(mine, 1 - past.labels["train"], past.labels["train"])
         assert (numbers.of("train", fold) == before).all()
+
+
+def test_what_is_known_of_a_new_user_counts(tmp_path):
+    """Half of the users click on all, half on nothing: of a held-out user three rows say which."""
+    folder = tmp_path / "data"
+    past_folder(folder, lambda user, item: user % 2, split="cold_users")
+    field = FlipField("history", "int", kind="history", entity="user", history_of="item_id", nullable=False)
+    schema = DatasetSchema.load(folder)
+    DatasetSchema("past", [*schema.fields, field], user_column="user_id", protocol=schema.protocol).save(folder)
+    table = pa.concat_tables([read_split(folder, name) for name in SPLITS])
+    for name, users in (("train", range(20)), ("validation", range(20, 25)), ("test", range(25, 30))):
+        part = table.filter(pa.compute.is_in(table["user_id"], pa.array(users, table["user_id"].type)))
+        known = [
+            [] if name == "train" else [{"item_id": item, "clicked": user % 2} for item in (0, 1, 99)]
+            for user in part["user_id"].to_pylist()
+        ]
+        kind = pa.list_(pa.struct({"item_id": pa.int64(), "clicked": pa.int8()}))
+        part = part.append_column("history", pa.array(known, kind))
+        if name != "train":
+            part = part.filter(pa.compute.greater(part["item_id"], 1))
+        pq.write_table(part, shard_path(folder, name))
+    past = peers_past.Past(str(folder))
+    assert len(past.support) == 10 * 2  # item 99 has no row
+    assert {tuple(line) for line in past.support} == {
+        (user, item, user % 2) for user in range(20, 30) for item in (0, 1)
+    }
+    for features in (["rate"], ["neighbours"]):
+        peers_past.run(peers_past.PastArguments(dataset_dir=str(folder), output_dir="", features=features), tmp_path)
+        assert Predictions.load(tmp_path, "test").metrics()["auc"] == 1
 
 
 def test_what_the_past_needs_is_named(tmp_path):
