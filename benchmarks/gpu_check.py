@@ -366,7 +366,7 @@ def equality(place: Place) -> Work:
         step = Step(replace(place, small=True), **options)
         model, batch = step.accelerator.unwrap_model(step.model), next(step.groups())[0]
         if step.step.by_entity:
-            (batch,) = merge_prompts([batch])
+            (batch,) = merge_prompts([batch]).batches
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

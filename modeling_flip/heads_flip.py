@@ -20,6 +20,7 @@ from .gather_flip import gather_rows
 from .id_tower import grown
 from .layers_flip import ZeroLinear
 from .losses_flip import IGNORE_INDEX, MaskedFeatureScores
+from .token_attention_flip import attend_to_tokens
 
 # of values that targets are ranked among: 4 MB, which a CPU's cache holds (9 times as many took 4 times as long)
 SCORES_AT_ONCE = 2**20
@@ -369,14 +370,26 @@ class FlipMTMHead(nn.Module):
         drawn = (uniform * (high - low)).long().minimum(high - low - 1)  # a number rounded to 1 is of the field too
         return torch.searchsorted(running, low + drawn, right=True)
 
-    def represent(self, id_hidden_state, text_hidden_states=None, attention_mask=None) -> torch.Tensor:
-        """`(B, D_id)` masked tabular view and `(B, L, H)` unmasked text -> one vector per field, `(B, F, size)`."""
+    def represent(
+        self,
+        id_hidden_state: torch.Tensor,
+        text_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`(B, D_id)` masked tabular view and `(P, L, H)` unmasked text -> one vector per field, `(B, F, size)`.
+
+        Args:
+            attention_mask: `(P, L)`.
+            prompt_index: `(B, E)`, the prompts of each row; without it each row has the one of its own number.
+        """
         states = [id_hidden_state]
         if self.query is not None:
+            if prompt_index is None:
+                prompt_index = torch.arange(len(id_hidden_state), device=id_hidden_state.device)[:, None]
             query = self.query_norm(self.query(id_hidden_state))  # (B, H)
-            scores = torch.einsum("bh,blh->bl", query, text_hidden_states).float() / math.sqrt(query.shape[-1])
-            attention = scores.masked_fill(attention_mask == 0, -torch.inf).softmax(-1).to(text_hidden_states.dtype)
-            states.append(self.row_dropout(torch.einsum("bl,blh->bh", attention, text_hidden_states)))
+            context = attend_to_tokens(query, text_hidden_states, attention_mask, prompt_index)
+            states.append(self.row_dropout(context))
         return self.project(torch.cat(states, dim=-1)).unflatten(-1, (len(self.field_sizes), -1))
 
     def score(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -85,6 +85,7 @@ from .prompts_flip import (
 )
 from .rows_flip import RawRows  # noqa: F401
 from .target_attention_flip import FlipTargetAttention  # noqa: F401
+from .token_attention_flip import attend_to_tokens  # noqa: F401
 from .tower_code_flip import save_tower_code  # noqa: F401
 from .values_flip import Value  # noqa: F401
 # isort: on
@@ -560,7 +561,7 @@ class FlipForPretraining(FlipPreTrainedModel):
                 parts |= self._masked_language_modelling(masked_text_states, id_state, mlm_labels)
             if use_mtm:
                 parts |= self._masked_tabular_modelling(
-                    masked_id_state, text_states, attention_mask, mtm_labels, noise_uniform
+                    masked_id_state, text_states, attention_mask, None, mtm_labels, noise_uniform
                 )
             if use_icl and reduction == "sum":
                 parts |= {"id_embeds": clean.id_embeds[:, None], "text_embeds": clean.text_embeds[:, None]}
@@ -763,8 +764,8 @@ class FlipForPretraining(FlipPreTrainedModel):
             by_entity |= self._named("mlm", mlm.pop("by_group", {}))
             parts |= mlm
         if use_mtm:
-            states, mask = self._row_tokens(text, text.prompt_index)
-            parts |= self._masked_tabular_modelling(masked_id_state, states, mask, mtm_labels, noise_uniform)
+            tokens = text.states, text.attention_mask, text.prompt_index
+            parts |= self._masked_tabular_modelling(masked_id_state, *tokens, mtm_labels, noise_uniform)
             if not self.training:
                 by_entity |= self._mtm_by_entity(masked_id_state, text, mtm_labels)
         if views is not None and reduction == "sum":
@@ -785,19 +786,13 @@ class FlipForPretraining(FlipPreTrainedModel):
             for entity, value in zip(names, values)
         }
 
-    def _row_tokens(self, text: EntityText, prompt_index: torch.Tensor) -> tuple[Any, Any]:
-        """States `(B, E L, H)` and mask of the tokens of each row's prompts; None where MTM does not see the text."""
-        if not self.config.mtm_uses_text:
-            return None, None
-        return text.states[prompt_index].flatten(1, 2), text.attention_mask[prompt_index].flatten(1)
-
     def _mtm_by_entity(self, masked_id_state, text: EntityText, labels) -> dict[str, torch.Tensor]:
         """MTM's accuracy on the fields of each entity, and with its prompts shifted by one row."""
         kinds = ["accuracy"] + ["shuffled_accuracy"] * self.config.mtm_uses_text
         right: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
 
         def count(index, kept) -> torch.Tensor:
-            vectors = self.mtm_head.represent(masked_id_state, *self._row_tokens(text, index))
+            vectors = self.mtm_head.represent(masked_id_state, text.states, text.attention_mask, index)
             targets = (kept != IGNORE_INDEX).sum()
             return torch.stack([self.mtm_head.accuracy(vectors, kept) * targets, targets.float()])
 
@@ -854,16 +849,19 @@ class FlipForPretraining(FlipPreTrainedModel):
         return parts
 
     def _masked_tabular_modelling(
-        self, masked_id_state, text_states, attention_mask, labels, noise_uniform
+        self, masked_id_state, text_states, attention_mask, prompt_index, labels, noise_uniform
     ) -> dict[str, torch.Tensor]:
         """The sum of the losses, the number of targets, and in eval mode the accuracies."""
-        vectors = self.mtm_head.represent(masked_id_state, text_states, attention_mask)
+        vectors = self.mtm_head.represent(masked_id_state, text_states, attention_mask, prompt_index)
         loss = masked_tabular_loss(self.mtm_head.scores(vectors, labels, noise_uniform))
         parts = {"mtm_loss": loss, "num_mtm_targets": (labels != IGNORE_INDEX).sum()}
         if not self.training:
             parts["mtm_accuracy"] = self.mtm_head.accuracy(vectors, labels)
             if self.mtm_head.query is not None:
-                other = self.mtm_head.represent(masked_id_state, text_states.roll(1, 0), attention_mask.roll(1, 0))
+                if prompt_index is None:
+                    prompt_index = torch.arange(len(labels), device=labels.device)[:, None]
+                of_others = prompt_index.roll(1, 0)
+                other = self.mtm_head.represent(masked_id_state, text_states, attention_mask, of_others)
                 parts["mtm_shuffled_accuracy"] = self.mtm_head.accuracy(other, labels)
         return parts
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """Entity prompts in the loop: the distinct prompts of several batches are read by the PLM together, once.
 
-While training these states are leaves: each of the K steps of the ID tower and the heads (`--plm_every K`) adds up the
-gradients on them, and then the PLM does one backward pass and one step. Prompts are read in chunks of similar length.
+Each of the K batches then gets the states of its own prompts (`--plm_every K`), so that a step of the ID tower and the
+heads costs as much whatever K is. While training these are leaves, whose gradients are added up over the batches, and
+then the PLM does one backward pass and one step. Prompts are read in chunks of similar length.
 The graphs of the first of them wait for the backward pass, of half as many tokens as one batch would have with row
 prompts; the others are read without one, and once more for the backward pass, with the same dropout (as GradCache
 does). So the PLM's activations do not grow with K, and are at most those of row prompts.
@@ -10,6 +11,7 @@ does). So the PLM's activations do not grow with K, and are at most those of row
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -40,12 +42,24 @@ def row_names(batch: Batch) -> list[str]:
     return [name for name in batch if name not in of_prompts]
 
 
-def merge_prompts(batches: list[Batch]) -> list[Batch]:
-    """Compact batches that name the distinct prompts of all of them: `prompt_index` counts through these.
+class Window(NamedTuple):
+    """Some compact batches, and the distinct prompts of all of them.
 
-    With `mlm_scores` each prompt is paired with one row of all batches of all processes, the one of the lowest score,
-    so that its masked form is predicted once (`mlm_pairs`). On several processes this is a collective.
+    Args:
+        prompts: token ids, mask, and where there are such the masked form, `(P, L)` each.
+        places: of each batch the numbers of its prompts among these.
+        batches: the batches, in which a prompt has the window's masked form. With `mlm_scores` each prompt is paired
+            with one row of all batches of all processes, the one of the lowest score, so that its masked form is
+            predicted once (`mlm_pairs`).
     """
+
+    prompts: Batch
+    places: list[torch.Tensor]
+    batches: list[Batch]
+
+
+def merge_prompts(batches: list[Batch]) -> Window:
+    """The distinct prompts of several batches. With `mlm_scores` this is a collective of all processes."""
     names = [name for name in FILLERS if name in batches[0]]
     length = max(batch["input_ids"].shape[1] for batch in batches)
     padded = {
@@ -54,20 +68,22 @@ def merge_prompts(batches: list[Batch]) -> list[Batch]:
         )
         for name in names
     }
-    keys, places = prompt_keys(padded["input_ids"], padded["attention_mask"]).unique(return_inverse=True)
-    numbers = torch.arange(len(places), device=places.device)
-    first = torch.full_like(keys, len(places)).scatter_reduce(0, places, numbers, "amin")
-    shared = {name: values[first] for name, values in padded.items()}
-    starts = torch.tensor([0] + [len(batch["input_ids"]) for batch in batches]).cumsum(0).tolist()
+    keys, numbers = prompt_keys(padded["input_ids"], padded["attention_mask"]).unique(return_inverse=True)
+    order = torch.arange(len(numbers), device=numbers.device)
+    first = torch.full_like(keys, len(numbers)).scatter_reduce(0, numbers, order, "amin")
+    prompts = {name: values[first] for name, values in padded.items()}
+    places = list(numbers.split([len(batch["input_ids"]) for batch in batches]))
+    masked = [name for name in ("masked_input_ids", "mlm_labels") if name in prompts]
     merged = [
-        batch | shared | {"prompt_index": places[start + batch["prompt_index"]]}
-        for batch, start in zip(batches, starts)
+        batch | {name: prompts[name][own, : batch["input_ids"].shape[1]] for name in masked}
+        for batch, own in zip(batches, places)
     ]
     if "mlm_scores" in batches[0]:
-        best = _lowest(keys, [batch["prompt_index"] for batch in merged], [batch["mlm_scores"] for batch in merged])
-        for batch in merged:
-            batch["mlm_pairs"] = batch.pop("mlm_scores") == best[batch["prompt_index"]]
-    return merged
+        index = [own[batch["prompt_index"]] for batch, own in zip(batches, places)]
+        best = _lowest(keys, index, [batch["mlm_scores"] for batch in batches])
+        for batch, numbers_of_rows in zip(merged, index):
+            batch["mlm_pairs"] = batch.pop("mlm_scores") == best[numbers_of_rows]
+    return Window(prompts, places, merged)
 
 
 def _lowest(keys: torch.Tensor, index: list[torch.Tensor], scores: list[torch.Tensor]) -> torch.Tensor:
@@ -106,8 +122,8 @@ class PromptReader:
         self._kept_bytes = 0
         self._said = False
         self._graph_tokens = 0  # of a window, that are yet to be read with a graph
-        self.leaves: dict[str, torch.Tensor] = {}
-        self._replays: dict[str, tuple] = {}  # how to read again what a leaf holds, with a graph
+        self._gradients: dict[str, torch.Tensor] = {}  # on the states, of the batches so far
+        self._replays: dict[str, tuple] = {}  # how to read the states again, with a graph
 
     def _large_table(self) -> nn.Embedding | None:
         """The PLM's token embeddings, where they train on a CPU: a dense gradient, as large as the table, would be made
@@ -138,54 +154,79 @@ class PromptReader:
 
     # --- reading
 
-    def read(self, batches: list[Batch], train: bool = False) -> list[Batch]:
-        """The batches with the distinct prompts of all of them, and what the PLM says of these.
+    def read(self, batches: list[Batch], train: bool = False) -> Iterator[Batch]:
+        """The batches with what the PLM says of their prompts; those of all batches are read at once, before the first
+        batch is asked for.
 
         Args:
-            train: whether the states are leaves that gradients are added up on, for `backward`.
+            train: whether the states are leaves whose gradients are added up, for `backward`.
         """
-        batches = merge_prompts(batches)
-        first = batches[0]
+        window = merge_prompts(batches)
+        prompts = window.prompts
         train = train and len(self.parameters) > 0
-        self.leaves, self._replays = {}, {}
+        self._gradients, self._replays = {}, {}
         wanted = []  # (name of the states, prompts, token ids)
         if self.needs_clean:
-            everything = torch.arange(len(first["input_ids"]), device=first["input_ids"].device)
+            everything = torch.arange(len(prompts["input_ids"]), device=prompts["input_ids"].device)
             name = "text_hidden_states" if self.pretrains else "text_pooled"
-            wanted.append((name, everything, first["input_ids"]))
-        if "masked_input_ids" in first:
-            index, pairs = (torch.cat([batch[name] for batch in batches]) for name in ("prompt_index", "mlm_pairs"))
-            wanted.append(("masked_text_hidden_states", index[pairs].unique(), first["masked_input_ids"]))
+            wanted.append((name, everything, prompts["input_ids"]))
+        if "masked_input_ids" in prompts:
+            numbers = [
+                own[batch["prompt_index"][batch["mlm_pairs"]]] for batch, own in zip(window.batches, window.places)
+            ]
+            wanted.append(("masked_text_hidden_states", torch.cat(numbers).unique(), prompts["masked_input_ids"]))
         says = train and not self._said
         if says:
-            self._say_size(batches, wanted)
+            self._say_size(window, wanted)
         if train:
             # of several batches half as many, as chunks of many sizes fragment memory: a run took a fifth more than
             # with row prompts otherwise, and takes a tenth more
-            self._graph_tokens = len(wanted) * self._tokens_of_rows(first) // min(len(batches), 2)
+            self._graph_tokens = len(wanted) * self._tokens_of_rows(window.batches[0]) // min(len(batches), 2)
         kept = not train and self.flip.text_encoder.training is False and len(self.parameters) == 0
-        for name, prompts, ids in wanted:
+        states = {}
+        for name, some, ids in wanted:
             clean = name != "masked_text_hidden_states"
-            self.leaves[name] = self._leaf(name, prompts, ids, first["attention_mask"], train, kept and clean)
+            states[name] = self._states(name, some, ids, prompts["attention_mask"], train, kept and clean)
         if says:
             chunks = sum(len(replay) for replay, *_ in self._replays.values())
             kept_graphs = sum(len(with_graph) for _, with_graph, *_ in self._replays.values())
             logger.info(
                 f"it reads them in {chunks} chunks; {kept_graphs} of these it need not read again for its backward pass"
             )
-        return [batch | self.leaves for batch in batches]
+        return (
+            batch | {name: self._own(name, of_all, own, batch, train) for name, of_all in states.items()}
+            for batch, own in zip(window.batches, window.places)
+        )
 
-    def _leaf(self, name, prompts, ids, mask, train: bool, kept: bool) -> torch.Tensor:
+    def _own(self, name: str, states: torch.Tensor, places: torch.Tensor, batch: Batch, train: bool) -> torch.Tensor:
+        """The states of a batch's prompts; while training a leaf, whose gradient each backward pass adds to those of
+        the window."""
+        own = states[places] if name == "text_pooled" else states[places, : batch["input_ids"].shape[1]]
+        if not train:
+            return own
+
+        def add(leaf: torch.Tensor) -> None:
+            if name not in self._gradients:
+                self._gradients[name] = torch.zeros_like(states)
+            of_window = self._gradients[name]
+            of_window = of_window if name == "text_pooled" else of_window[:, : leaf.shape[1]]
+            of_window.index_add_(0, places, leaf.grad, alpha=self.weight)
+            leaf.grad = None
+
+        own.requires_grad_().register_post_accumulate_grad_hook(add)
+        return own
+
+    def _states(self, name, prompts, ids, mask, train: bool, kept: bool) -> torch.Tensor:
         """The states of some prompts, in a tensor with a place for each."""
         tokens = name != "text_pooled"
         width = self.flip.config.text_config.hidden_size
         shape = (len(ids), ids.shape[1], width) if tokens else (len(ids), width)
-        leaf = torch.zeros(shape, device=ids.device)
+        states = torch.zeros(shape, device=ids.device)
         keys = prompt_keys(ids, mask).tolist() if kept else []
         known = [n for n in prompts.tolist() if keys[n] in self._kept] if kept else []
         for number in known:
             state = self._kept[keys[number]]
-            leaf[number][: len(state)] = state
+            states[number][: len(state)] = state
         new = prompts if not known else prompts[~torch.isin(prompts, torch.tensor(known, device=prompts.device))]
         chunks = self._chunks(new, mask)
         seeds = torch.randint(2**62, (len(chunks),)).tolist() if train else [None] * len(chunks)
@@ -195,21 +236,19 @@ class PromptReader:
             keeps = train and (len(chunks) == 1 or len(chunk) * length <= self._graph_tokens)
             self._graph_tokens -= keeps * len(chunk) * length
             with torch.set_grad_enabled(keeps):
-                states = self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
+                encoded = self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
             with torch.no_grad():
                 if tokens:
-                    leaf[chunk, : states.shape[1]] = states.detach().float()
+                    states[chunk, : encoded.shape[1]] = encoded.detach().float()
                 else:
-                    leaf[chunk] = states.detach().float()
+                    states[chunk] = encoded.detach().float()
             if keeps:
-                with_graph[number] = states
+                with_graph[number] = encoded
         if kept:
-            self._keep(new.tolist(), keys, leaf, mask if tokens else None)
+            self._keep(new.tolist(), keys, states, mask if tokens else None)
         if train:
-            leaf.requires_grad_()
-            leaf.register_hook(lambda gradient: gradient * self.weight)
             self._replays[name] = replay, with_graph, ids, mask, tokens
-        return leaf
+        return states
 
     def _tokens_of_rows(self, batch: Batch) -> int:
         """How many tokens row prompts of the batch would have."""
@@ -244,9 +283,9 @@ class PromptReader:
             states = self.flip.encode_text(ids, mask)
             return states if tokens else self.flip.pool(states, mask)
 
-    def _keep(self, numbers: list[int], keys: list[int], leaf: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def _keep(self, numbers: list[int], keys: list[int], states: torch.Tensor, mask: torch.Tensor | None) -> None:
         for number in numbers:
-            state = leaf[number] if mask is None else leaf[number, : int(mask[number].sum())]
+            state = states[number] if mask is None else states[number, : int(mask[number].sum())]
             self._kept_bytes += state.nbytes
             if self._kept_bytes <= KEPT_BYTES:
                 self._kept[keys[number]] = state.clone()
@@ -260,7 +299,7 @@ class PromptReader:
         self._kept = {key: state.to(self.accelerator.device) for key, state in kept.items()}
         self._kept_bytes = sum(state.nbytes for state in kept.values())
 
-    def _say_size(self, batches: list[Batch], wanted: list) -> None:
+    def _say_size(self, window: Window, wanted: list) -> None:
         """Logs what the states take; `ValueError` where they do not fit, with the most batches that do."""
         self._said = True
         width = self.flip.config.text_config.hidden_size
@@ -270,18 +309,17 @@ class PromptReader:
             pooled = len(wanted) - tokens
             return 2 * 4 * prompts * width * (tokens * length + pooled)  # float32, and as much for gradients
 
-        count, length = batches[0]["input_ids"].shape
+        count, length = window.prompts["input_ids"].shape
         needed, free = size(count, length), _free_bytes(self.accelerator.device)
         logger.info(
-            f"the PLM reads the {count:,} distinct prompts of {len(batches)} batches at a time; their states, and the "
-            f"gradients on them, take {needed / 2**20:,.0f} MB"
+            f"the PLM reads the {count:,} distinct prompts of {len(window.places)} batches at a time; their states, "
+            f"and the gradients on them, take {needed / 2**20:,.0f} MB"
         )
         if needed > free:
             fitting = [
                 number
-                for number in range(1, len(batches))
-                if size(len(torch.cat([b["prompt_index"].flatten() for b in batches[:number]]).unique()), length)
-                <= free
+                for number in range(1, len(window.places))
+                if size(len(torch.cat(window.places[:number]).unique()), length) <= free
             ]
             advice = f"at most {max(fitting)} batches at a time fit" if fitting else "not even those of one batch fit"
             raise ValueError(
@@ -297,7 +335,7 @@ class PromptReader:
         if self.token_table is not None and self.token_table.weight.grad is None:
             self.token_table.weight.grad = torch.zeros_like(self.token_table.weight)  # sparse ones are added to it
         for name, (replay, with_graph, ids, mask, tokens) in self._replays.items():
-            gradient = self.leaves[name].grad
+            gradient = self._gradients.get(name)
             for number, (chunk, length, seed) in enumerate(replay):
                 if gradient is None:
                     continue
@@ -306,7 +344,7 @@ class PromptReader:
                     states = self._encode(ids[chunk, :length], mask[chunk, :length], tokens, seed)
                 part = gradient[chunk, : states.shape[1]] if tokens else gradient[chunk]
                 torch.autograd.backward(states, part.to(states.dtype))
-        self._replays, self.leaves = {}, {}
+        self._replays, self._gradients = {}, {}
         if world_size() > 1:
             for parameter in self.parameters:
                 if parameter.grad is None:

@@ -67,7 +67,9 @@ class TrainingStep:
             ]
             self.model.train()  # an evaluation may have come before: prompts are read with dropout
             self.window_rows = sum(len(batch["feature_ids"]) for batch in batches)
-            read = iter(merge_prompts(batches) if self.reader is None else self.reader.read(batches, train=True))
+            read = iter(
+                merge_prompts(batches).batches if self.reader is None else self.reader.read(batches, train=True)
+            )
             for number, group in enumerate(window):
                 self.closes = number == len(window) - 1
                 yield list(islice(read, len(group)))

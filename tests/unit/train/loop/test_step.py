@@ -92,7 +92,7 @@ def plain_gradients(settings: dict, number: int = 1) -> dict[str, torch.Tensor]:
     """Gradients of the mean of some batches, each by one call of the model."""
     entity = "entity" if settings.get("prompts") == "entity" else "row"
     model = new_model(settings, processor(prompts=entity).fields)
-    for batch in merge_prompts(batches(settings, number)):
+    for batch in merge_prompts(batches(settings, number)).batches:
         (model(**batch).loss / number).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -209,7 +209,9 @@ def test_a_window_that_does_not_fit_is_refused_with_what_does(monkeypatch):
     settings = step_child.ENTITY | {"strategy": "plm"}
     model = new_model(settings, processor(prompts="entity").fields)
     few, all_batches = batches(settings, 1)[0], batches(settings, 3)
-    one = {name: values[:2] if name in row_names(few) else values for name, values in few.items()}
+    used, index = few["prompt_index"][:2].unique(return_inverse=True)
+    one = {name: values[:2] if name in row_names(few) else values[used] for name, values in few.items()}
+    one["prompt_index"] = index
     monkeypatch.setattr(prompt_states, "_free_bytes", lambda device: 2 * 4 * 16 * 5)
     with pytest.raises(ValueError, match=r"--plm_every: the states of 16 prompts .* at most 1 batches at a time fit"):
         PromptReader(Accelerator(cpu=True), model, 5).read([one, *all_batches], train=True)
