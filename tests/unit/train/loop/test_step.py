@@ -178,6 +178,26 @@ def test_graphs_wait_for_as_many_tokens_as_row_prompts_would(number):
     assert sum(kept) + max(kept) > most or all(kept)
 
 
+@pytest.mark.parametrize("strategy", [None, "plm"])
+def test_a_batch_gets_the_states_of_its_own_prompts(strategy):
+    """Whatever the number of batches whose prompts are read together; else a step would cost more with each."""
+    settings = step_child.ENTITY | ({"strategy": strategy} if strategy else {})
+    model = new_model(settings, processor(prompts="entity").fields).eval()
+    reader = PromptReader(Accelerator(cpu=True), model, 50)
+    group = batches(settings, 3)
+    read = list(reader.read(group, train=True))
+    for batch, given in zip(read, group):
+        states = batch["text_hidden_states" if strategy is None else "text_pooled"]
+        ids, mask = given["input_ids"], given["attention_mask"]
+        assert torch.equal(batch["input_ids"], ids) and len(states) == len(ids)
+        with torch.no_grad():
+            expected = model.flip.encode_text(ids, mask)
+            expected = model.flip.pool(expected, mask) if strategy else expected * mask[..., None]
+        found = states.detach() if strategy else states.detach() * mask[..., None]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(merge_prompts(group).prompts["input_ids"]) > max(len(batch["input_ids"]) for batch in read)
+
+
 def test_large_chunks_are_hardly_padded():
     reader = PromptReader(
         Accelerator(cpu=True), new_model(step_child.ENTITY, processor(prompts="entity").fields), 10**6
