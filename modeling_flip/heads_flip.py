@@ -20,7 +20,7 @@ from .gather_flip import gather_rows
 from .id_tower import grown
 from .layers_flip import ZeroLinear
 from .losses_flip import IGNORE_INDEX, MaskedFeatureScores
-from .token_attention_flip import attend_to_tokens
+from .text_attention_flip import attend_to_tokens
 
 # of values that targets are ranked among: 4 MB, which a CPU's cache holds (9 times as many took 4 times as long)
 SCORES_AT_ONCE = 2**20

@@ -85,7 +85,7 @@ from .prompts_flip import (
 )
 from .rows_flip import RawRows  # noqa: F401
 from .target_attention_flip import FlipTargetAttention  # noqa: F401
-from .token_attention_flip import attend_to_tokens  # noqa: F401
+from .text_attention_flip import attend_to_tokens  # noqa: F401
 from .tower_code_flip import save_tower_code  # noqa: F401
 from .values_flip import Value  # noqa: F401
 # isort: on

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from flip_ctr.modeling_flip import token_attention_flip
-from flip_ctr.modeling_flip.token_attention_flip import attend_to_tokens
+from flip_ctr.modeling_flip import text_attention_flip
+from flip_ctr.modeling_flip.text_attention_flip import attend_to_tokens
 
 ROWS, PROMPTS, LENGTH, SIZE = 7, 5, 4, 6
 
@@ -32,7 +32,7 @@ def written_out(query, states, mask, index):
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 100])
 def test_values_and_gradients_are_those_of_tokens_written_out(monkeypatch, rows_at_once):
-    monkeypatch.setitem(token_attention_flip.CHUNK_BYTES, "cpu", rows_at_once * 2 * LENGTH * SIZE * 4)
+    monkeypatch.setitem(text_attention_flip.CHUNK_BYTES, "cpu", rows_at_once * 2 * LENGTH * SIZE * 4)
     query, states, mask, index = inputs()
     found, expected = attend_to_tokens(query, states, mask, index), written_out(query, states, mask, index)
     torch.testing.assert_close(found, expected)
