@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,13 +79,18 @@ class Column:
 
 
 class PeerData:
-    """The splits of a dataset folder as feature ids `(rows, slots)`, labels and users; see [`EncodedDataset`]."""
+    """The splits of a dataset folder as feature ids `(rows, slots)`, labels and users; see [`EncodedDataset`].
 
-    def __init__(self, dataset_dir: str):
+    Args:
+        tokenizer: where prompts of entities are to be encoded too.
+    """
+
+    def __init__(self, dataset_dir: str, tokenizer: Any = None):
         rows = open_splits(dataset_dir, dict.fromkeys(("train", "validation", "test")))
         schema = rows["train"].schema
+        text = {} if tokenizer is None else {"tokenizer": tokenizer, "prompts": "entity"}
         processor = FlipProcessor.from_dataset(
-            rows["train"], schema.fields, label=schema.label, weight=schema.weight_column
+            rows["train"], schema.fields, label=schema.label, weight=schema.weight_column, **text
         )
         extractor = processor.feature_extractor
         slots = np.bincount(extractor.slot_fields)
@@ -95,7 +100,8 @@ class PeerData:
             Column(field, field.vocab_size, int(stop - size), int(stop))
             for field, size, stop in zip(fields, slots, stops)
         ]
-        self.splits = {split: EncodedDataset(processor, of_split, prompts=False) for split, of_split in rows.items()}
+        self.processor = processor
+        self.splits = {split: EncodedDataset(processor, of_split, bool(text)) for split, of_split in rows.items()}
 
     def ids(self, split: str) -> np.ndarray:
         return np.array(self.splits[split].encoded.feature_ids)  # torch takes no mapped file

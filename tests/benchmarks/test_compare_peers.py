@@ -11,6 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from flip_ctr import FlipField
 from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr, peers_past, peers_trees
 from flip_ctr.benchmarks.comparison.peers import Network, NetworkArguments, PeerData, train_network
+from flip_ctr.benchmarks.comparison.peers_histories import HistoryData
 from flip_ctr.benchmarks.comparison.predictions import Predictions
 from flip_ctr.data.datasets.synthetic import CatalogueSettings, generate_catalogue, write_catalogue
 from flip_ctr.data.prepare.dataset_folder import read_split, shard_path
@@ -28,10 +29,18 @@ NETWORK = {
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
     """A small catalogue, split at random."""
+    return small_catalogue(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def catalogue_with_histories(tmp_path_factory):
+    return small_catalogue(tmp_path_factory, history=6)
+
+
+def small_catalogue(tmp_path_factory, **options):
     settings = CatalogueSettings(users=60, items=80, rows=3000)
-    return write_catalogue(
-        tmp_path_factory.mktemp("catalogue") / "data", generate_catalogue(settings), "random", settings, 1
-    )
+    folder = tmp_path_factory.mktemp("catalogue") / "data"
+    return write_catalogue(folder, generate_catalogue(settings), "random", settings, 1, **options)
 
 
 class LogisticRegression(torch.nn.Module):
@@ -74,6 +83,49 @@ def test_peers_see_what_the_id_side_has(dataset_dir):
     assert genre.field.is_multi_valued and genre.stop - genre.start == genre.field.max_values
     ids = data.ids("train")
     assert all(ids[:, one.start : one.stop].max() < one.size for one in data.columns)
+
+
+def test_peers_read_the_histories_and_texts_that_our_models_read(catalogue_with_histories, plm):
+    data = HistoryData(str(catalogue_with_histories), str(plm))
+    slots = data.columns[-1].stop
+    for split in SPLITS:
+        table = read_split(catalogue_with_histories, split)
+        ids = torch.from_numpy(data.ids(split))
+        history = data.history(ids)
+        key = data.item_columns[0]
+        assert key.name == "item_id" and key.start == 0
+        number_of = {}
+        for row, entries in enumerate(table["history"].to_pylist()):
+            outcomes = [1 + entry["clicked"] for entry in entries]
+            assert history.outcomes[row].tolist() == outcomes + [0] * (6 - len(outcomes))
+            for entry, item in zip(entries, history.items[row].tolist()):
+                assert number_of.setdefault(entry["item_id"], item) == item
+        assert len(set(number_of.values())) == len(number_of)
+        own = next(one for one in data.columns if one.name == "item_id")
+        for row, item in enumerate(table["item_id"].to_pylist()):
+            assert history.target_ids[row, 0] == ids[row, own.start]
+            number = number_of.get(item)
+            if number is not None:  # the item of a row is that of an entry, ids and text
+                assert torch.equal(data.item_ids[number], history.target_ids[row])
+                assert torch.equal(data.texts[data.item_texts[number]], history.target_texts[row])
+        assert ids.shape[1] == slots + 2 * 6 + 1
+    assert len(data.texts) == len(data.texts.unique(dim=0)) > 10
+    torch.testing.assert_close(data.texts.mean(1), torch.zeros(len(data.texts)), atol=1e-5, rtol=0)
+    assert HistoryData(str(catalogue_with_histories)).texts is None
+
+
+def test_a_peer_that_reads_histories_needs_some(catalogue):
+    with pytest.raises(ValueError, match="the rows have no histories; make them with `prepare --history`"):
+        HistoryData(str(catalogue))
+
+
+@pytest.mark.parametrize("with_text", [False, True])
+def test_din_learns_from_histories(catalogue_with_histories, plm, with_text, tmp_path):
+    pytest.importorskip("fuxictr.pytorch.layers")
+    options = NETWORK | {"model": "DIN", "model_name_or_path": str(plm) if with_text else None}
+    args = peers_fuxictr.FuxiCTRArguments(dataset_dir=str(catalogue_with_histories), output_dir="", **options)
+    costs = peers_fuxictr.run(args, tmp_path)
+    assert Predictions.load(tmp_path, "test").metrics()["auc"] > 0.6 and costs["parameters"] > 0
 
 
 @pytest.mark.parametrize("peer", ["network", "catboost"])
