@@ -19,8 +19,9 @@ from transformers.utils import CONFIG_NAME, logging
 from .configuration_flip import FlipConfig
 from .fields_flip import read_fields
 from .fingerprint_flip import HUB_ARGUMENTS, INDEX, WEIGHT_FILES, add_checksums, check_checkpoint, state_of
-from .heads_flip import FlipMLMHead, FlipMTMHead
 from .id_tower import FeatureEmbedding, build_id_tower
+from .mlm_head_flip import FlipMLMHead
+from .mtm_head_flip import FlipMTMHead
 from .new_files_flip import new_files
 from .numbers_flip import FlipTextNumbers
 from .tower_code_flip import save_tower_code

@@ -31,8 +31,6 @@ from .fingerprint_flip import check_checkpoint  # noqa: F401
 from .gather_flip import share_of_total
 from .heads_flip import (
     FlipFusion,
-    FlipMLMHead,
-    FlipMTMHead,
     FlipProjection,
     TextField,
     contrastive_logits,
@@ -67,6 +65,8 @@ from .losses_flip import (
     masked_tabular_loss,
     soft_click_loss,
 )
+from .mlm_head_flip import FlipMLMHead
+from .mtm_head_flip import FlipMTMHead
 from .new_files_flip import new_files  # noqa: F401
 from .numbers_flip import FlipTextNumbers
 from .outputs_flip import FlipForCTROutput, FlipForPretrainingOutput, FlipModelOutput, returned

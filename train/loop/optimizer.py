@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from flip_ctr.modeling_flip.gather_flip import gather_unequal, world_size
-from flip_ctr.modeling_flip.heads_flip import FlipMTMHead
 from flip_ctr.modeling_flip.id_tower import FeatureEmbedding
+from flip_ctr.modeling_flip.mtm_head_flip import FlipMTMHead
 from flip_ctr.train.arguments import TrainingOptions
 
 FUSED_ON = ("cpu", "cuda", "mps", "xpu")  # devices with a fused AdamW

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from flip_ctr import FlipForCTR, FlipForPretraining
-from flip_ctr.modeling_flip.heads_flip import FlipFusion, FlipMTMHead, contrastive_logits
+from flip_ctr.modeling_flip.heads_flip import FlipFusion, contrastive_logits
 from flip_ctr.modeling_flip.losses_flip import (
     click_loss,
     contrastive_accuracy,
@@ -17,6 +17,7 @@ from flip_ctr.modeling_flip.losses_flip import (
     nce_loss,
     soft_click_loss,
 )
+from flip_ctr.modeling_flip.mtm_head_flip import FlipMTMHead
 
 START_OF_NCE = math.log(1 + 25) + 25 * math.log(1 + 1 / 25)  # 4.24
 
@@ -210,7 +211,7 @@ def test_each_value_of_a_field_is_recovered_from_the_fields_vector(noise, softma
 def test_mtm_accuracy_of_several_targets(monkeypatch, scores_at_once):
     """A target is recovered when it is among the first n of its field's values, n the number of the field's targets in
     the row."""
-    monkeypatch.setattr("flip_ctr.modeling_flip.heads_flip.SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr("flip_ctr.modeling_flip.mtm_head_flip.SCORES_AT_ONCE", scores_at_once)
     head, hits, count = slotted_head(), 0, 0
     random = np.random.default_rng(0)
     labels = torch.full((60, 6), -100)
@@ -233,7 +234,7 @@ def test_mtm_accuracy_of_several_targets(monkeypatch, scores_at_once):
 
 @torch.no_grad()
 def test_equal_scores_rank_by_id(monkeypatch):
-    monkeypatch.setattr("flip_ctr.modeling_flip.heads_flip.SCORES_AT_ONCE", 6)
+    monkeypatch.setattr("flip_ctr.modeling_flip.mtm_head_flip.SCORES_AT_ONCE", 6)
     head = slotted_head()
     head.embeddings.weight.zero_(), head.bias.weight.zero_()
     labels = torch.tensor([[4, 5, -100, 4, 5, -100], [6, 5, -100, 5, 4, -100]])
