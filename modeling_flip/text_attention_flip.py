@@ -6,6 +6,8 @@ step forth and back: most of the time of a step with entity prompts. Here they a
 which a cache holds, and looked up again for the backward pass.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -39,7 +41,7 @@ class _TokenAttention(torch.autograd.Function):
         context = query.new_empty(query.shape, dtype=dtype)
         mask = attention_mask[prompt_index].flatten(1) == 0  # (B, E L)
         attention = context.new_empty(mask.shape)
-        with torch.autocast(query.device.type, enabled=False):
+        with _without_autocast(query.device.type):
             for rows in _chunks(prompt_index, states):
                 tokens = states[prompt_index[rows]].flatten(1, 2).to(dtype)  # (c, E L, H)
                 scores = torch.bmm(tokens, (query[rows].to(dtype) * scale)[:, :, None])[..., 0]
@@ -57,7 +59,7 @@ class _TokenAttention(torch.autograd.Function):
         scaled, of_context = query.to(dtype) * scale, of_context.to(dtype)
         of_query = torch.empty_like(scaled)
         of_states = torch.zeros_like(states, dtype=dtype) if ctx.needs_input_grad[1] else None
-        with torch.autocast(query.device.type, enabled=False):
+        with _without_autocast(query.device.type):
             for rows in _chunks(prompt_index, states):
                 index, weights = prompt_index[rows], attention[rows]
                 tokens = states[index].flatten(1, 2).to(dtype)
@@ -72,6 +74,11 @@ class _TokenAttention(torch.autograd.Function):
                     of_tokens = torch.bmm(*sides)  # (c, E L, H)
                     of_states.index_add_(0, index.flatten(), of_tokens.view(-1, *states.shape[1:]))
         return of_query.to(query.dtype), None if of_states is None else of_states.to(states.dtype), None, None
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager:
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 def _chunks(prompt_index: torch.Tensor, states: torch.Tensor) -> list[slice]:

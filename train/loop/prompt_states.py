@@ -171,10 +171,9 @@ class PromptReader:
             name = "text_hidden_states" if self.pretrains else "text_pooled"
             wanted.append((name, everything, prompts["input_ids"]))
         if "masked_input_ids" in prompts:
-            numbers = [
-                own[batch["prompt_index"][batch["mlm_pairs"]]] for batch, own in zip(window.batches, window.places)
-            ]
-            wanted.append(("masked_text_hidden_states", torch.cat(numbers).unique(), prompts["masked_input_ids"]))
+            index = torch.cat([own[batch["prompt_index"]] for batch, own in zip(window.batches, window.places)])
+            pairs = torch.cat([batch["mlm_pairs"] for batch in window.batches])
+            wanted.append(("masked_text_hidden_states", index[pairs].unique(), prompts["masked_input_ids"]))
         says = train and not self._said
         if says:
             self._say_size(window, wanted)

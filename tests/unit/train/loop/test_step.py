@@ -184,7 +184,7 @@ def test_a_batch_gets_the_states_of_its_own_prompts(strategy):
     settings = step_child.ENTITY | ({"strategy": strategy} if strategy else {})
     model = new_model(settings, processor(prompts="entity").fields).eval()
     reader = PromptReader(Accelerator(cpu=True), model, 50)
-    group = batches(settings, 3)
+    group = [of_rows(batch, slice(3 * number, 3 * number + 3)) for number, batch in enumerate(batches(settings, 3))]
     read = list(reader.read(group, train=True))
     for batch, given in zip(read, group):
         states = batch["text_hidden_states" if strategy is None else "text_pooled"]
@@ -195,6 +195,7 @@ def test_a_batch_gets_the_states_of_its_own_prompts(strategy):
             expected = model.flip.pool(expected, mask) if strategy else expected * mask[..., None]
         found = states.detach() if strategy else states.detach() * mask[..., None]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # more than one batch has
     assert len(merge_prompts(group).prompts["input_ids"]) > max(len(batch["input_ids"]) for batch in read)
 
 
@@ -225,13 +226,18 @@ def test_prompts_are_read_with_dropout_after_an_evaluation():
     assert seen and all(seen)
 
 
+def of_rows(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    """Some rows of a compact batch, with their prompts alone."""
+    used, index = batch["prompt_index"][rows].unique(return_inverse=True)
+    few = {name: values[rows] if name in row_names(batch) else values[used] for name, values in batch.items()}
+    return few | {"prompt_index": index}
+
+
 def test_a_window_that_does_not_fit_is_refused_with_what_does(monkeypatch):
     settings = step_child.ENTITY | {"strategy": "plm"}
     model = new_model(settings, processor(prompts="entity").fields)
     few, all_batches = batches(settings, 1)[0], batches(settings, 3)
-    used, index = few["prompt_index"][:2].unique(return_inverse=True)
-    one = {name: values[:2] if name in row_names(few) else values[used] for name, values in few.items()}
-    one["prompt_index"] = index
+    one = of_rows(few, slice(2))
     monkeypatch.setattr(prompt_states, "_free_bytes", lambda device: 2 * 4 * 16 * 5)
     with pytest.raises(ValueError, match=r"--plm_every: the states of 16 prompts .* at most 1 batches at a time fit"):
         PromptReader(Accelerator(cpu=True), model, 5).read([one, *all_batches], train=True)
