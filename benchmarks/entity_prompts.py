@@ -15,17 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, print_numbers, write_rows
-from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
-from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.benchmarks.recipe_step import RecipeStep
 from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments
-from flip_ctr.train.loop.attention import choose_attention
-from flip_ctr.train.loop.loaders import make_loader
-from flip_ctr.train.loop.optimizer import make_optimizer
-from flip_ctr.train.loop.run import make_accelerator
-from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.loop.training_loop import grouped
-from flip_ctr.train.models.build import new_click_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
 
@@ -47,23 +39,15 @@ class EntityArguments(Options):
     output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
-def child(settings: dict, recipe: str, windows: int, warm_up: int) -> dict:
+def child(settings: dict, name: str, windows: int, warm_up: int) -> dict:
     """Times some windows of one form."""
     settings |= {"output_dir": ""}
-    is_pretraining = recipe == "pretrain"
-    args = PretrainArguments(**settings) if is_pretraining else FinetuneArguments(strategy=recipe, **settings)
-    accelerator = make_accelerator(args.mixed_precision)
-    rows = SplitRows(args.dataset_dir, "train", None, args.seed)
-    processor = new_processor(rows, rows.schema, args, args.model_name_or_path)
-    dataset = EncodedDataset(processor, rows)
-    before = peak_gb()
-    model = new_pretraining_model(processor, args, dataset) if is_pretraining else new_click_model(processor, args)
-    model = ready_to_train(model, processor, args)
-    collator = (FlipPretrainingCollator if is_pretraining else FlipCollator)(processor, args.seed)
-    loader = make_loader(dataset, collator, args.per_device_train_batch_size, accelerator, args.seed)
-    choose_attention(accelerator, model.flip.text_encoder, args, next(iter(loader)), dataset.lengths)
+    is_pretraining = name == "pretrain"
+    args = PretrainArguments(**settings) if is_pretraining else FinetuneArguments(strategy=name, **settings)
+    recipe = RecipeStep(args, choose=True)
+    text_encoder, step = recipe.model.flip.text_encoder, recipe.step
     tokens = {"read": 0, "padded": 0}
-    encode = model.flip.text_encoder.forward
+    encode = text_encoder.forward
 
     def counted(input_ids, attention_mask, **kwargs):
         if torch.is_grad_enabled():  # what is read again for the backward pass is not read twice
@@ -71,11 +55,8 @@ def child(settings: dict, recipe: str, windows: int, warm_up: int) -> dict:
             tokens["padded"] += attention_mask.numel()
         return encode(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-    model.flip.text_encoder.forward = counted
-    model, optimizer = accelerator.prepare(model, make_optimizer(model, args, accelerator.device))
-    step = TrainingStep(accelerator, model, optimizer, args)
-    model.train()
-    batches = iter(loader)
+    text_encoder.forward = counted
+    batches = iter(recipe.loader)
     seconds = rows_timed = 0.0
     for timed, number in ((False, warm_up), (True, windows * args.plm_every)):
         tokens |= {"read": 0, "padded": 0}
@@ -86,14 +67,14 @@ def child(settings: dict, recipe: str, windows: int, warm_up: int) -> dict:
             step.update()
         seconds = time.perf_counter() - started
     views = 2 if is_pretraining else 1
-    per_row = views * dataset.mean_tokens
+    per_row = views * recipe.dataset.mean_tokens
     return {
         "rows_per_second": rows_timed / seconds,
         "rows": rows_timed,
         "plm_tokens_per_row": tokens["read"] / rows_timed,
         "padded_tokens_per_row": tokens["padded"] / rows_timed,
         "tokens_of_all_prompts_per_row": per_row,
-        "growth_gb": peak_gb() - before,
+        "growth_gb": peak_gb() - recipe.before_gb,
     }
 
 

@@ -33,8 +33,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from flip_ctr.benchmarks.children import CHILD, answer
-from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
-from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.benchmarks.recipe_step import RecipeStep
 from flip_ctr.data.prepare.dataset_folder import read_split
 from flip_ctr.data.prepare.markdown import code, markdown_table, plain
 from flip_ctr.data.readers.dataset_schema import SPLITS
@@ -43,13 +42,9 @@ from flip_ctr.modeling_flip.heads_flip import RowDropout
 from flip_ctr.serve.ranker import FlipRanker
 from flip_ctr.train import finetune, pretrain
 from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments, TrainingOptions
-from flip_ctr.train.loop.loaders import make_loader
-from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.prompt_states import merge_prompts
-from flip_ctr.train.loop.run import make_accelerator
-from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.loop.training_loop import grouped
-from flip_ctr.train.models.build import new_click_model, new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.train.models.build import new_click_model, new_processor
 from flip_ctr.train.options import Options, option
 from flip_ctr.train.parser import parse_arguments
 
@@ -221,25 +216,13 @@ def recipe_arguments(place: Place, output_dir: str = "", history: bool = False, 
     return PretrainArguments(**options) if strategy is None else FinetuneArguments(strategy=strategy, **options)
 
 
-class Step:
+class Step(RecipeStep):
     """A recipe's training step, with all that makes its batches."""
 
     def __init__(self, place: Place, **options):
         self.place, args = place, recipe_arguments(place, **options)
-        self.accelerator = make_accelerator(args.mixed_precision)
-        rows = SplitRows(args.dataset_dir, "train", None, args.seed)
-        processor = new_processor(rows, rows.schema, args, args.model_name_or_path)
-        pretrains = isinstance(args, PretrainArguments)
-        self.dataset = EncodedDataset(processor, rows, prompts=pretrains or args.strategy != "id")
-        model = new_pretraining_model(processor, args, self.dataset) if pretrains else new_click_model(processor, args)
-        model = ready_to_train(model, processor, args)
-        if args.embedding_optimizer != "dense":
-            use_sparse_tables(model)
-        self.model, optimizer = self.accelerator.prepare(model, make_optimizer(model, args, self.accelerator.device))
-        self.step = TrainingStep(self.accelerator, self.model, optimizer, args)
-        collator = (FlipPretrainingCollator if pretrains else FlipCollator)(processor, args.seed)
-        self.loader = make_loader(self.dataset, collator, place.sizes.batch, self.accelerator, args.seed)
         self.every = args.plm_every
+        super().__init__(args)
 
     def groups(self) -> Iterator[list[dict]]:
         for epoch in range(1_000_000):

@@ -22,17 +22,11 @@ from torch import nn
 from transformers import AutoModel
 
 from flip_ctr.benchmarks.children import print_numbers, write_rows
-from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
-from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.benchmarks.recipe_step import RecipeStep
+from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments
-from flip_ctr.train.loop.attention import choose_attention
 from flip_ctr.train.loop.loaders import BatchLoader, make_loader
-from flip_ctr.train.loop.optimizer import make_optimizer
-from flip_ctr.train.loop.run import make_accelerator
-from flip_ctr.train.loop.step import TrainingStep
 from flip_ctr.train.loop.training_loop import grouped
-from flip_ctr.train.models.build import new_click_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.outputs.run_log import set_up_logging
 from flip_ctr.train.parser import parse_arguments
@@ -74,18 +68,10 @@ def measure(args: StepArguments, name: str) -> dict:
         options["per_device_train_batch_size"] = args.batch_size
     pretrains = "strategy" not in options
     of_run = PretrainArguments(**options) if pretrains else FinetuneArguments(**options)
-    accelerator = make_accelerator(of_run.mixed_precision)
+    recipe = RecipeStep(of_run, choose=True)
+    accelerator, dataset, loader, step = recipe.accelerator, recipe.dataset, recipe.loader, recipe.step
     set_up_logging(accelerator)
-    rows = SplitRows(of_run.dataset_dir, "train", None, of_run.seed)
-    processor = new_processor(rows, rows.schema, of_run, of_run.model_name_or_path)
-    dataset = EncodedDataset(processor, rows)
-    model = new_pretraining_model(processor, of_run, dataset) if pretrains else new_click_model(processor, of_run)
-    model = ready_to_train(model, processor, of_run).to(accelerator.device)
-    collator = (FlipPretrainingCollator if pretrains else FlipCollator)(processor, of_run.seed)
-    loader = make_loader(dataset, collator, of_run.per_device_train_batch_size, accelerator, of_run.seed)
-    text_encoder = model.flip.text_encoder
-    model.train()
-    attention = choose_attention(accelerator, text_encoder, of_run, next(iter(loader)), dataset.lengths)
+    text_encoder, attention = recipe.model.flip.text_encoder, recipe.attention
     bare = AutoModel.from_pretrained(of_run.model_name_or_path, dtype=torch.float32, attn_implementation=attention)
     _take_dropout(bare.to(accelerator.device).train(), text_encoder)
 
@@ -101,8 +87,6 @@ def measure(args: StepArguments, name: str) -> dict:
         shape = *input_ids.shape, text_encoder.config.hidden_size
         return SimpleNamespace(last_hidden_state=torch.zeros(shape, device=input_ids.device, requires_grad=True))
 
-    model, optimizer = accelerator.prepare(model, make_optimizer(model, of_run, accelerator.device))
-    step = TrainingStep(accelerator, model, optimizer, of_run)
     groups = step.windows(grouped(loader, 1), len(loader))
     clock = _clock(accelerator.device)
     seconds: dict[str, list[float]] = {"ours": [], "bare": [], "rest": []}
@@ -148,7 +132,7 @@ def measure(args: StepArguments, name: str) -> dict:
         "padding": places / tokens - 1,
         "padding_of_epoch": _padding(loader, dataset.lengths),
         "padding_of_scoring": _padding(
-            make_loader(dataset, FlipCollator(processor), 512, accelerator, shuffle=False), dataset.lengths
+            make_loader(dataset, FlipCollator(recipe.processor), 512, accelerator, shuffle=False), dataset.lengths
         ),
         "mixed_precision": of_run.mixed_precision,
         "device": accelerator.device.type,

@@ -8,22 +8,14 @@ so that a noisy machine slows both. Memory is the growth of a process that train
 model to its peak.
 """
 
-import gc
 import statistics
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
+from transformers import AutoConfig
 
 from flip_ctr.benchmarks.children import answer, measure, peak_gb, take_turns, timed, write_rows
-from flip_ctr.data.batches.collators import FlipPretrainingCollator
-from flip_ctr.data.batches.encoded import EncodedDataset
-from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train.loop.loaders import make_loader
-from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
-from flip_ctr.train.loop.run import make_accelerator
-from flip_ctr.train.loop.step import TrainingStep
-from flip_ctr.train.models.build import new_pretraining_model, new_processor, ready_to_train
+from flip_ctr.benchmarks.recipe_step import RecipeStep
 from flip_ctr.train.option_groups import OWN_DROPOUT
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
@@ -63,38 +55,26 @@ class SwitchArguments(Options):
     output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
-class Run:
+class Run(RecipeStep):
     """A training step with some switches, on the first rows of the training split."""
 
     def __init__(self, dataset_dir: str, plm: str, batch_size: int, options: dict):
         options = dict(options)
         if "grad_cache_chunk_size" in options:
             options["grad_cache_chunk_size"] = batch_size // 4
+        if "freeze_plm_layers" in options:
+            options["freeze_plm_layers"] = AutoConfig.from_pretrained(plm).num_hidden_layers // 2
         args = PretrainArguments(
             dataset_dir=dataset_dir,
             model_name_or_path=plm,
             output_dir="",
             max_train_samples=20_000,
-            **{"plm_dropout": OWN_DROPOUT}
-            | {name: value for name, value in options.items() if name != "freeze_plm_layers"},
+            per_device_train_batch_size=batch_size,
+            **{"plm_dropout": OWN_DROPOUT} | options,
         )
         self.accumulation = args.gradient_accumulation_steps
-        rows = SplitRows(dataset_dir, "train", args.max_train_samples, args.seed)
-        processor = new_processor(rows, rows.schema, args, plm)
-        dataset = EncodedDataset(processor, rows)
-        self.accelerator: Accelerator = make_accelerator(args.mixed_precision)
-        gc.collect()
-        self.before = peak_gb()
-        model = new_pretraining_model(processor, args, dataset)
-        if "freeze_plm_layers" in options:
-            args.freeze_plm_layers = model.flip.text_encoder.config.num_hidden_layers // 2
-        model = ready_to_train(model, processor, args)
-        if args.embedding_optimizer != "dense":
-            use_sparse_tables(model)
-        prepared = self.accelerator.prepare(model.train(), make_optimizer(model, args, self.accelerator.device))
-        self.step = TrainingStep(self.accelerator, *prepared, args)
-        collator = FlipPretrainingCollator(processor, args.seed)
-        self.batches = iter(make_loader(dataset, collator, batch_size, self.accelerator, args.seed))
+        super().__init__(args)
+        self.batches = iter(self.loader)
 
     def timed_step(self) -> float:
         batch = next(self.batches)
@@ -110,7 +90,7 @@ def child(dataset_dir: str, plm: str, batch_size: int, num_batches: int, switche
     return {
         "seconds": statistics.median(times[-1] for times in seconds),
         "ratio": statistics.median(times[-1] / times[0] for times in seconds),
-        "memory_gb": peak_gb() - runs[0].before,
+        "memory_gb": peak_gb() - runs[0].before_gb,
     }
 
 

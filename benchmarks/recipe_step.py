@@ -1,0 +1,59 @@
+# Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
+"""A recipe's training step, as the recipe sets it up, for what measures steps."""
+
+import gc
+
+from flip_ctr.benchmarks.children import peak_gb
+from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.readers.shards import SplitRows
+from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments
+from flip_ctr.train.loop.attention import choose_attention
+from flip_ctr.train.loop.loaders import make_loader
+from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
+from flip_ctr.train.loop.run import make_accelerator
+from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.models.build import new_click_model, new_pretraining_model, new_processor, ready_to_train
+
+
+class RecipeStep:
+    """The step of `pretrain` or of `finetune`, and what its batches come from.
+
+    Args:
+        args: of the recipe.
+        choose: whether the attention of the PLM is the one that a run would choose; else it is `args`'.
+
+    Attributes:
+        accelerator, processor, dataset, loader: of the run.
+        model: as Accelerate prepared it, training.
+        step: takes a group of batches (`backward`, `update`).
+        attention: of the PLM; None where none was chosen.
+        before_gb: the most memory that the process had before there was a model.
+    """
+
+    def __init__(self, args: PretrainArguments | FinetuneArguments, choose: bool = False):
+        self.accelerator = make_accelerator(args.mixed_precision)
+        rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
+        self.processor = new_processor(rows, rows.schema, args, args.model_name_or_path)
+        pretrains = isinstance(args, PretrainArguments)
+        self.dataset = EncodedDataset(self.processor, rows, prompts=pretrains or args.strategy != "id")
+        gc.collect()
+        self.before_gb = peak_gb()
+        model = (
+            new_pretraining_model(self.processor, args, self.dataset)
+            if pretrains
+            else new_click_model(self.processor, args)
+        )
+        model = ready_to_train(model, self.processor, args)
+        if args.embedding_optimizer != "dense":
+            use_sparse_tables(model)
+        collator = (FlipPretrainingCollator if pretrains else FlipCollator)(self.processor, args.seed)
+        size = args.per_device_train_batch_size
+        self.loader = make_loader(self.dataset, collator, size, self.accelerator, args.seed)
+        self.attention: str | None = None
+        if choose:
+            of_choice = args, next(iter(self.loader)), self.dataset.lengths
+            self.attention = choose_attention(self.accelerator, model.flip.text_encoder, *of_choice)
+        optimizer = make_optimizer(model, args, self.accelerator.device)
+        self.model, optimizer = self.accelerator.prepare(model.train(), optimizer)
+        self.step = TrainingStep(self.accelerator, self.model, optimizer, args)
