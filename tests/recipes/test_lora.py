@@ -1,6 +1,7 @@
 """LoRA on the PLM: what trains, what is saved, and that every way back gives the same predictions."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -187,6 +188,14 @@ def test_recipes_take_an_adapter_with_its_base(runs, pretrained, dataset_dir, tm
         OSError, match=f"LoRA adapter of '{public_name(str(pretrained))}', which is neither a folder here nor"
     ):
         lora.load_adapter(str(folder / "adapter"))
+
+
+def test_an_adapter_without_its_weights_is_named(runs, pretrained, tmp_path):
+    """A run that was killed while an adapter took a model's place leaves this."""
+    folder = shutil.copytree(runs[0] / "merged", tmp_path / "adapter")
+    shutil.copy(runs[0] / "adapter" / lora.ADAPTER_CONFIG, folder)
+    with pytest.raises(OSError, match=f"lacks {lora.ADAPTER_WEIGHTS}"):
+        lora.load_adapter(str(folder), str(pretrained))
 
 
 def test_another_base_is_refused(runs, finetuned):

@@ -174,6 +174,9 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
         raise ValueError(
             f"{name_or_path} is a LoRA adapter and cannot be its own base; name its base with --base_model_name_or_path"
         )
+    weights = _find(name_or_path, ADAPTER_WEIGHTS)
+    if weights is None:
+        raise OSError(f"{name_or_path} is a LoRA adapter, and lacks {ADAPTER_WEIGHTS}: it was not saved whole")
     kwargs.setdefault("dtype", torch.float32)  # as in training; else the PLM alone would have its checkpoint's
     config = FlipConfig.from_pretrained(name_or_path)
     cls = {one.__name__: one for one in (FlipForCTR, FlipForPretraining)}[config.architectures[0]]
@@ -196,7 +199,7 @@ def load_adapter(name_or_path: str, base_model_name_or_path: str | None = None, 
                 raise ValueError(other) from error
     else:
         model = cls.from_text_pretrained(base, config, **kwargs)
-    with safe_open(_find(name_or_path, ADAPTER_WEIGHTS), "pt") as file:
+    with safe_open(weights, "pt") as file:
         expected = file.metadata()[BASE_HASH]
     if base_hash(model) != expected:
         raise ValueError(other)
