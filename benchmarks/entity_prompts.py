@@ -44,7 +44,8 @@ def child(settings: dict, name: str, windows: int, warm_up: int) -> dict:
     settings |= {"output_dir": ""}
     is_pretraining = name == "pretrain"
     args = PretrainArguments(**settings) if is_pretraining else FinetuneArguments(strategy=name, **settings)
-    recipe = RecipeStep(args, choose=True)
+    recipe = RecipeStep(args)
+    recipe.choose_attention()
     text_encoder, step = recipe.model.flip.text_encoder, recipe.step
     tokens = {"read": 0, "padded": 0}
     encode = text_encoder.forward

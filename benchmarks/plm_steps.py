@@ -68,10 +68,10 @@ def measure(args: StepArguments, name: str) -> dict:
         options["per_device_train_batch_size"] = args.batch_size
     pretrains = "strategy" not in options
     of_run = PretrainArguments(**options) if pretrains else FinetuneArguments(**options)
-    recipe = RecipeStep(of_run, choose=True)
+    recipe = RecipeStep(of_run)
     accelerator, dataset, loader, step = recipe.accelerator, recipe.dataset, recipe.loader, recipe.step
     set_up_logging(accelerator)
-    text_encoder, attention = recipe.model.flip.text_encoder, recipe.attention
+    text_encoder, attention = recipe.model.flip.text_encoder, recipe.choose_attention()
     bare = AutoModel.from_pretrained(of_run.model_name_or_path, dtype=torch.float32, attn_implementation=attention)
     _take_dropout(bare.to(accelerator.device).train(), text_encoder)
 

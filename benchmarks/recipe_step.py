@@ -21,17 +21,16 @@ class RecipeStep:
 
     Args:
         args: of the recipe.
-        choose: whether the attention of the PLM is the one that a run would choose; else it is `args`'.
 
     Attributes:
         accelerator, processor, dataset, loader: of the run.
         model: as Accelerate prepared it, training.
         step: takes a group of batches (`backward`, `update`).
-        attention: of the PLM; None where none was chosen.
         before_gb: the most memory that the process had before there was a model.
     """
 
-    def __init__(self, args: PretrainArguments | FinetuneArguments, choose: bool = False):
+    def __init__(self, args: PretrainArguments | FinetuneArguments):
+        self.args = args
         self.accelerator = make_accelerator(args.mixed_precision)
         rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
         self.processor = new_processor(rows, rows.schema, args, args.model_name_or_path)
@@ -50,10 +49,11 @@ class RecipeStep:
         collator = (FlipPretrainingCollator if pretrains else FlipCollator)(self.processor, args.seed)
         size = args.per_device_train_batch_size
         self.loader = make_loader(self.dataset, collator, size, self.accelerator, args.seed)
-        self.attention: str | None = None
-        if choose:
-            of_choice = args, next(iter(self.loader)), self.dataset.lengths
-            self.attention = choose_attention(self.accelerator, model.flip.text_encoder, *of_choice)
         optimizer = make_optimizer(model, args, self.accelerator.device)
         self.model, optimizer = self.accelerator.prepare(model.train(), optimizer)
         self.step = TrainingStep(self.accelerator, self.model, optimizer, args)
+
+    def choose_attention(self) -> str | None:
+        """Gives the PLM the attention that a run would choose, and returns its name."""
+        of_choice = self.args, next(iter(self.loader)), self.dataset.lengths
+        return choose_attention(self.accelerator, self.model.flip.text_encoder, *of_choice)

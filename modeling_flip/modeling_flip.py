@@ -29,12 +29,7 @@ from .feature_extraction_flip import FlipFeatureExtractor  # noqa: F401
 from .fields_flip import FlipField, check_choice  # noqa: F401
 from .fingerprint_flip import check_checkpoint  # noqa: F401
 from .gather_flip import share_of_total
-from .heads_flip import (
-    FlipFusion,
-    FlipProjection,
-    TextField,
-    contrastive_logits,
-)
+from .heads_flip import FlipFusion, FlipProjection, TextField, contrastive_logits
 from .histories_flip import Histories  # noqa: F401
 from .id_tower import FeatureEmbedding, build_id_tower, columns_at
 from .id_tower_afm import AFM  # noqa: F401
@@ -560,9 +555,9 @@ class FlipForPretraining(FlipPreTrainedModel):
             if use_mlm:
                 parts |= self._masked_language_modelling(masked_text_states, id_state, mlm_labels)
             if use_mtm:
-                parts |= self._masked_tabular_modelling(
-                    masked_id_state, text_states, attention_mask, None, mtm_labels, noise_uniform
-                )
+                rows_of_states = torch.arange(len(mtm_labels), device=mtm_labels.device)[:, None]
+                tokens = text_states, attention_mask, rows_of_states
+                parts |= self._masked_tabular_modelling(masked_id_state, *tokens, mtm_labels, noise_uniform)
             if use_icl and reduction == "sum":
                 parts |= {"id_embeds": clean.id_embeds[:, None], "text_embeds": clean.text_embeds[:, None]}
             elif use_icl:
@@ -858,8 +853,6 @@ class FlipForPretraining(FlipPreTrainedModel):
         if not self.training:
             parts["mtm_accuracy"] = self.mtm_head.accuracy(vectors, labels)
             if self.mtm_head.query is not None:
-                if prompt_index is None:
-                    prompt_index = torch.arange(len(labels), device=labels.device)[:, None]
                 of_others = prompt_index.roll(1, 0)
                 other = self.mtm_head.represent(masked_id_state, text_states, attention_mask, of_others)
                 parts["mtm_shuffled_accuracy"] = self.mtm_head.accuracy(other, labels)

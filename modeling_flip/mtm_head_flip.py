@@ -183,12 +183,10 @@ class FlipMTMHead(nn.Module):
 
         Args:
             attention_mask: `(P, L)`.
-            prompt_index: `(B, E)`, the prompts of each row; without it each row has the one of its own number.
+            prompt_index: `(B, E)`, the prompts of each row.
         """
         states = [id_hidden_state]
         if self.query is not None:
-            if prompt_index is None:
-                prompt_index = torch.arange(len(id_hidden_state), device=id_hidden_state.device)[:, None]
             query = self.query_norm(self.query(id_hidden_state))  # (B, H)
             context = attend_to_tokens(query, text_hidden_states, attention_mask, prompt_index)
             states.append(self.row_dropout(context))

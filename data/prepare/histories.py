@@ -20,8 +20,17 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from flip_ctr.data.prepare.splits import by_digest, md5_of, text_key
-from flip_ctr.data.prepare.statistics import BY_TIME, FOLDS, FROZEN, KEY_TYPES, NO_FOLD, Past, running
+from flip_ctr.data.prepare.statistics import (
+    BY_TIME,
+    FROZEN,
+    KEY_TYPES,
+    NO_FOLD,
+    Past,
+    fold_of,
+    of_left_folds,
+    running,
+    without_inner,
+)
 from flip_ctr.data.prepare.support_rows import event_order
 from flip_ctr.data.readers.dataset_schema import SPLITS
 from flip_ctr.modeling_flip.fields_flip import CLICKED, FlipField
@@ -165,7 +174,7 @@ def with_histories(
         rows = _of_other_folds(rows, history, seed, time, together or item)
     empty = ibis.literal([], type=f"array<{kind}>")
     rows = rows.mutate(**{HISTORY: rows._past_entries.fill_null(empty)})
-    return rows.drop([name for name in rows.columns if name.startswith("_past_") and name != "_past_support"])
+    return without_inner(rows)
 
 
 def _before(rows: ir.Table, events: ir.Table, history: History, time: str, past: Past) -> ir.Table:
@@ -190,8 +199,7 @@ def _before(rows: ir.Table, events: ir.Table, history: History, time: str, past:
 def _of_other_folds(rows: ir.Table, history: History, seed: int, time: str | None, together: str) -> ir.Table:
     """The rows with `_past_entries`, the last events that a row of this split may know, or null."""
     user, item, length = history.user, history.item, history.length
-    digest = md5_of(seed, "fold", text_key(rows, together).fill_null(""))
-    rows = rows.mutate(_past_fold=by_digest(digest, [1] * FOLDS))
+    rows = rows.mutate(_past_fold=fold_of(rows, seed, [together]))
     is_train = rows._split == SPLITS.index("train")
     rows = rows.mutate(_past_out=is_train.ifelse(rows._past_fold, NO_FOLD))
     events = rows.filter("_past_event")
@@ -200,9 +208,7 @@ def _of_other_folds(rows: ir.Table, history: History, seed: int, time: str | Non
     # a held-out row leaves out its own item: as many more entries as any item of the user has make up for that
     events = events.mutate(_past_same=ibis._.count().over(group_by=[user, item]))
     events = events.mutate(_past_more=ibis._._past_same.max().over(group_by=user))
-    # each event once for every fold but its own, and once for rows that leave out none
-    events = events.mutate(_past_left=ibis.array(list(range(FOLDS + 1))).unnest())
-    events = events.filter(events._past_left != events._past_fold)
+    events = of_left_folds(events, "_past_fold")
     later = ibis.row_number().over(group_by=[user, "_past_left"], order_by=ibis.desc("_past_place"))
     events = events.mutate(_past_later=later)
     events = events.filter(events._past_later < length + (events._past_left == NO_FOLD).ifelse(events._past_more, 0))

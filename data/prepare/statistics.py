@@ -178,28 +178,44 @@ def with_statistics(
     train = rows._split == SPLITS.index("train")
     totals = engine.fetch(rows.filter(train).agg(rows=ibis._.count(), clicks=ibis._[label].cast("int64").sum()))
     rates = ClickRates(tuple(statistics), *(totals[name][0].as_py() or 0 for name in ("rows", "clicks")))
-    fold, first = f"{INNER}fold", None
+    fold = f"{INNER}fold"
     if split not in BY_TIME:
         together = {"cold_items": [item], "cold_users": [user]}.get(split, row_key)
-        rows = rows.mutate(**{fold: _fold(rows, seed, together)})
+        rows = rows.mutate(**{fold: fold_of(rows, seed, together)})
     if support_rows:
-        first = _first_rows(rows.mutate(**{fold: _fold(rows, seed, row_key)}), support_rows, user, time)
-        first = engine.keep(first, "first_rows")
+        rows = rows.mutate(_past_pairs=fold_of(rows, seed, row_key))
+        keys = [key for statistic in statistics for key in statistic.keys]
+        known = engine.keep(_first_rows(rows, support_rows, [*keys, label], user, time), "first_rows")
     for statistic in statistics:
         if split in BY_TIME:
             counted = _of_earlier_rows(rows, statistic, label, time, past)
-        elif first is not None and user in statistic.keys:
-            left_out = (rows._split == SPLITS.index("train")).ifelse(_fold(rows, seed, row_key), NO_FOLD)
-            counted = _of_first_rows(rows.mutate(_past_left=left_out), first, statistic, label)
+        elif support_rows and user in statistic.keys:
+            counted = _of_first_rows(rows, known, statistic, label)
         else:
             counted = _of_other_folds(rows, statistic, label, fold)
+            if support_rows:
+                support = known.filter(known._past_support, known._past_left == NO_FOLD)
+                counted = counted.union(_of_first_rows(rows, support, statistic, label))
         rows = with_columns(rows, counted, statistic, rates)
-    return rows if split in BY_TIME else rows.drop(fold)
+    return without_inner(rows)
 
 
-def _fold(rows: ir.Table, seed: int, together: Sequence[str]) -> ir.IntegerValue:
+def without_inner(rows: ir.Table) -> ir.Table:
+    """The rows without the columns that were needed on the way, but for `_past_support`."""
+    return rows.drop(*(name for name in rows.columns if name.startswith(INNER) and name != f"{INNER}support"))
+
+
+def fold_of(rows: ir.Table, seed: int, together: Sequence[str]) -> ir.IntegerValue:
     """Which fifth a row is in: the same for all rows with these values."""
-    return by_digest(md5_of(seed, "fold", *(text_key(rows, column) for column in together)), [1] * FOLDS)
+    texts = (text_key(rows, column).fill_null("") for column in together)
+    return by_digest(md5_of(seed, "fold", *texts), [1] * FOLDS)
+
+
+def of_left_folds(events: ir.Table, fold: str) -> ir.Table:
+    """Each event once for every fold but its own, `_past_left`, which is left out; and once for rows that leave out
+    none."""
+    events = events.mutate(_past_left=ibis.array(list(range(FOLDS + 1))).unnest())
+    return events.filter(events._past_left != events[fold])
 
 
 def with_columns(rows: ir.Table, counted: ir.Table, statistic: Statistic, rates: ClickRates) -> ir.Table:
@@ -270,48 +286,49 @@ def one_value_a_row(rows: ir.Table, keys: Sequence[str], others: Sequence[str]) 
 
 
 def _of_other_folds(rows: ir.Table, statistic: Statistic, label: str, fold: str) -> ir.Table:
-    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the rows that count for it: for a
-    training row the training rows of other folds, for another one all of them and the support rows."""
+    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the training rows that count for it:
+    all, of which a training row does not count those of its own fold."""
     keys = list(statistic.keys)
     columns = list(dict.fromkeys([*keys, fold]))
-    single = one_value_a_row(rows, keys, ["_split", "_past_support", label, fold])
-    clicked = single[label].cast("int64")
-    is_train, known = single._split == SPLITS.index("train"), single._past_support
-    numbers = {"_past_n": is_train.ifelse(1, 0), "_past_c": is_train.ifelse(clicked, 0)}
-    numbers |= {"_past_s": known.ifelse(1, 0), "_past_s_c": known.ifelse(clicked, 0)}
-    single = single.mutate(**{name: number.cast("int64") for name, number in numbers.items()})
-    parts = single.group_by(columns).agg(**{f"{name}_in": single[name].sum() for name in numbers})
+    single = one_value_a_row(rows, keys, ["_split", label, fold])
+    is_train = single._split == SPLITS.index("train")
+    clicked = is_train & (single[label] == 1)
+    single = single.mutate(_past_n=is_train.cast("int64"), _past_c=clicked.cast("int64"))
+    parts = single.group_by(columns).agg(_past_in=single._past_n.sum(), _past_in_c=single._past_c.sum())
     window = ibis.window(group_by=keys)
-    sums = {f"{name}_sum": parts[f"{name}_in"].sum().over(window) for name in numbers}
+    sums = {f"{name}_sum": parts[name].sum().over(window) for name in ("_past_in", "_past_in_c")}
     names = {f"{INNER}key_{number}": name for number, name in enumerate(columns)}
     parts = parts.mutate(**sums).rename(names)
     joined = single.inner_join(parts, [single[name] == parts[other] for other, name in names.items()])
     own = joined._split == SPLITS.index("train")
     return joined.select(
         "_row",
-        _past_rows=joined._past_n_sum + own.ifelse(-joined._past_n_in, joined._past_s_sum),
-        _past_clicks=joined._past_c_sum + own.ifelse(-joined._past_c_in, joined._past_s_c_sum),
+        _past_rows=joined._past_in_sum - own.ifelse(joined._past_in, 0),
+        _past_clicks=joined._past_in_c_sum - own.ifelse(joined._past_in_c, 0),
     )
 
 
-def _first_rows(rows: ir.Table, number: int, user: str, time: str | None) -> ir.Table:
-    """What is known of users who have a `number` of rows: the rows, each with `_past_left`, the fold of pairs that is
-    left out. The support rows of held-out users leave out none."""
-    fold = rows[f"{INNER}fold"]
-    rows = rows.mutate(_past_left=ibis.array(list(range(FOLDS + 1))).unnest())
-    of_train = (rows._split == SPLITS.index("train")) & (rows._past_left != NO_FOLD) & (rows._past_left != fold)
-    events = rows.filter(of_train | (rows._past_support & (rows._past_left == NO_FOLD)))
+def _first_rows(rows: ir.Table, number: int, columns: Sequence[str], user: str, time: str | None) -> ir.Table:
+    """What is known of users who have a `number` of rows, with these columns: the rows, for each fold of pairs that is
+    left out (`_past_left`). Of a held-out user these are the support rows."""
+    events = rows.filter((rows._split == SPLITS.index("train")) | rows._past_support)
+    times = [] if time is None else [time]
+    inner = ("_row", "_digest", "_past_support", "_past_pairs")
+    events = of_left_folds(events.select(*dict.fromkeys([*inner, user, *times, *columns])), "_past_pairs")
     place = ibis.row_number().over(group_by=[user, "_past_left"], order_by=event_order(events, time))
     return events.mutate(_past_place=place).filter(lambda one: one._past_place < number)
 
 
 def _of_first_rows(rows: ir.Table, first: ir.Table, statistic: Statistic, label: str) -> ir.Table:
-    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the [`_first_rows`] of its user."""
+    """For each row, and each value of its keys, `_past_rows` and `_past_clicks` of the [`_first_rows`] that are known
+    where the row's fold is left out; a held-out row leaves out none."""
     columns = list(dict.fromkeys([*statistic.keys, "_past_left"]))
     known = one_value_a_row(first, statistic.keys, ["_past_left", label])
     known = known.group_by(columns).agg(_past_rows=known.count(), _past_clicks=known[label].cast("int64").sum())
     names = {f"{INNER}key_{number}": name for number, name in enumerate(columns)}
     known = known.rename(names)
-    asked = one_value_a_row(rows, statistic.keys, ["_past_left"])
+    is_train = rows._split == SPLITS.index("train")
+    asked = rows.mutate(_past_left=is_train.ifelse(rows._past_pairs, NO_FOLD))
+    asked = one_value_a_row(asked, statistic.keys, ["_past_left"])
     joined = asked.inner_join(known, [asked[name] == known[other] for other, name in names.items()])
     return joined.select("_row", "_past_rows", "_past_clicks")

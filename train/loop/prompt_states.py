@@ -200,16 +200,18 @@ class PromptReader:
     def _own(self, name: str, states: torch.Tensor, places: torch.Tensor, batch: Batch, train: bool) -> torch.Tensor:
         """The states of a batch's prompts; while training a leaf, whose gradient each backward pass adds to those of
         the window."""
-        own = states[places] if name == "text_pooled" else states[places, : batch["input_ids"].shape[1]]
+
+        def to_length(of_window: torch.Tensor) -> torch.Tensor:  # of the batch's longest prompt
+            return of_window if name == "text_pooled" else of_window[:, : batch["input_ids"].shape[1]]
+
+        own = to_length(states)[places]
         if not train:
             return own
 
         def add(leaf: torch.Tensor) -> None:
             if name not in self._gradients:
                 self._gradients[name] = torch.zeros_like(states)
-            of_window = self._gradients[name]
-            of_window = of_window if name == "text_pooled" else of_window[:, : leaf.shape[1]]
-            of_window.index_add_(0, places, leaf.grad, alpha=self.weight)
+            to_length(self._gradients[name]).index_add_(0, places, leaf.grad, alpha=self.weight)
             leaf.grad = None
 
         own.requires_grad_().register_post_accumulate_grad_hook(add)

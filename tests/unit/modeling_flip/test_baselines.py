@@ -103,7 +103,7 @@ def test_an_mtm_head_goes_on_from_one_without_text(processor, text_config, share
     after.mtm_head.start_from(before.mtm_head)
     h_id = torch.randn(5, before.flip.id_tower.output_dim)
     states = torch.zeros(5, 7, text_config.hidden_size)  # nothing is read from such a text
-    vectors = after.mtm_head.represent(h_id, states, torch.ones(5, 7))
+    vectors = after.mtm_head.represent(h_id, states, torch.ones(5, 7), torch.arange(5)[:, None])
     torch.testing.assert_close(vectors, before.mtm_head.represent(h_id))
     assert torch.equal(after.mtm_head.embeddings.weight, before.mtm_head.embeddings.weight)
 

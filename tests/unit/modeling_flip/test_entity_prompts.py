@@ -244,7 +244,9 @@ def naive_pretraining(model: FlipForPretraining, batch) -> dict[str, torch.Tenso
     for row in range(rows):
         tokens = torch.cat([read(batch["input_ids"], int(prompt)) for prompt in index[row]])[None]
         h_id = flip.id_tower(batch["masked_feature_ids"][row][None])
-        vectors = model.mtm_head.represent(h_id, tokens, torch.ones(1, tokens.shape[1]))
+        vectors = model.mtm_head.represent(
+            h_id, tokens, torch.ones(1, tokens.shape[1]), torch.zeros(1, 1, dtype=torch.long)
+        )
         labels = batch["mtm_labels"][row][None].clone()
         scores = model.mtm_head.scores(vectors, labels.clone(), batch["noise_uniform"][row][None])
         total, count = total + masked_tabular_loss(scores), count + int((labels != IGNORE_INDEX).sum())

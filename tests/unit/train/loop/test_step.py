@@ -119,6 +119,13 @@ def test_the_plms_gradient_is_the_mean_over_the_steps(chunk_size):
     assert difference(of_plm, {name: mean[name] for name in of_plm}) < 2e-5
 
 
+def of_rows(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    """Some rows of a compact batch, with their prompts alone."""
+    used, index = batch["prompt_index"][rows].unique(return_inverse=True)
+    few = {name: values[rows] if name in row_names(batch) else values[used] for name, values in batch.items()}
+    return few | {"prompt_index": index}
+
+
 def test_steps_of_fewer_rows_weigh_less():
     settings = step_child.ENTITY | {"strategy": "plm"}
     first, second = batches(settings, 2)
@@ -224,13 +231,6 @@ def test_prompts_are_read_with_dropout_after_an_evaluation():
     model.eval()
     next(step.windows(iter([batches(settings, 1)]), 1))
     assert seen and all(seen)
-
-
-def of_rows(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
-    """Some rows of a compact batch, with their prompts alone."""
-    used, index = batch["prompt_index"][rows].unique(return_inverse=True)
-    few = {name: values[rows] if name in row_names(batch) else values[used] for name, values in batch.items()}
-    return few | {"prompt_index": index}
 
 
 def test_a_window_that_does_not_fit_is_refused_with_what_does(monkeypatch):
