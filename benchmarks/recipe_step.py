@@ -9,7 +9,7 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments
 from flip_ctr.train.loop.attention import choose_attention
-from flip_ctr.train.loop.loaders import make_loader
+from flip_ctr.train.loop.loaders import training_loader
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.step import TrainingStep
@@ -47,8 +47,7 @@ class RecipeStep:
         if args.embedding_optimizer != "dense":
             use_sparse_tables(model)
         collator = (FlipPretrainingCollator if pretrains else FlipCollator)(self.processor, args.seed)
-        size = args.per_device_train_batch_size
-        self.loader = make_loader(self.dataset, collator, size, self.accelerator, args.seed)
+        self.loader = training_loader(self.dataset, collator, self.accelerator, args)
         optimizer = make_optimizer(model, args, self.accelerator.device)
         self.model, optimizer = self.accelerator.prepare(model.train(), optimizer)
         self.step = TrainingStep(self.accelerator, self.model, optimizer, args)

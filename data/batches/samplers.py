@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+PROMPTS_OF_A_BLOCK = 200  # at least: as many texts are enough for a step of a PLM, see docs/entity-prompts.md
+
 
 class GlobalBatchSampler(Sampler[list[int]]):
     """Shuffled batches of rows of similar length, planned globally and then split across processes.
@@ -23,6 +25,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
         num_processes, process_index: how many processes share a global batch, and which one this is.
         group: how many global batches are sorted by length together; larger pads less, smaller mixes more.
         complete: shuffled, but for evaluation: every row is in exactly one batch of one process.
+        prompts: `(num_rows,)` the number of a prompt that each row shares with others. An epoch deals the prompts out
+            to blocks of some windows, at random, so that the rows of a window have few prompts. `None`: no blocks.
+        window: how many global batches are read together.
     """
 
     def __init__(
@@ -36,10 +41,13 @@ class GlobalBatchSampler(Sampler[list[int]]):
         process_index: int = 0,
         group: int = 50,
         complete: bool = False,
+        prompts: np.ndarray | None = None,
+        window: int = 1,
     ):
         self.num_rows, self.batch_size, self.seed, self.lengths = num_rows, batch_size, seed, lengths
         self.shuffle, self.num_processes, self.process_index, self.group = shuffle, num_processes, process_index, group
-        self.complete = complete
+        self.prompts, self.window, self.complete = prompts, window, complete
+        self.blocks = 1 if prompts is None else max(1, len(np.unique(prompts)) // PROMPTS_OF_A_BLOCK)
         self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
@@ -60,11 +68,25 @@ class GlobalBatchSampler(Sampler[list[int]]):
             order = np.concatenate([chunk[np.argsort(self.lengths[chunk], kind="stable")] for chunk in chunks])
         if self.complete:
             return np.array_split(order, len(self)) if len(self) else []
+        if self.blocks > 1:
+            order = self._by_windows(order, size * self.window, generator)
         batches = [order[start : start + size] for start in range(0, self.num_rows, size)]
         last = batches[-1]
         batches[-1] = last[: len(last) // self.num_processes * self.num_processes]
-        batches = [batches[i] for i in generator.permutation(len(batches)) if len(batches[i])]
-        return batches
+        # windows stay together, and were dealt out before
+        places = range(len(batches)) if self.blocks > 1 else generator.permutation(len(batches))
+        return [batches[i] for i in places if len(batches[i])]
+
+    def _by_windows(self, order: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+        """Shuffled rows by windows of so many, in random order, whose rows share prompts; a smaller one comes last."""
+        ranks = generator.permutation(int(self.prompts.max()) + 1)
+        order = order[np.argsort(ranks[self.prompts[order]], kind="stable")]
+        windows = -(-len(order) // size)
+        blocks = [part[[0, -1]] for part in np.array_split(np.arange(windows), min(self.blocks, windows))]
+        order = np.concatenate([generator.permutation(order[a * size : (b + 1) * size]) for a, b in blocks])
+        whole = len(order) // size * size
+        dealt = generator.permutation(order[:whole].reshape(-1, size))
+        return np.concatenate([dealt.ravel(), order[whole:]])
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.plan()[self.first_batch :]:

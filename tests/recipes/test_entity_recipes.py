@@ -10,8 +10,14 @@ import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from flip_ctr import FlipConfig, FlipForCTR, FlipForPretraining, FlipProcessor
+from flip_ctr.data.batches import samplers
+from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import evaluate_ctr, fuse, predict
 from flip_ctr.train.arguments import EvaluateArguments, FinetuneArguments, FuseArguments, PredictArguments
+from flip_ctr.train.loop.loaders import training_loader
+from flip_ctr.train.loop.run import make_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +131,36 @@ def test_a_checkpoint_brings_its_own_prompts(tmp_path, dataset_dir, pretrained_b
 def test_id_only_reads_no_prompts():
     with pytest.raises(ValueError, match="--prompts entity has no effect with --strategy id"):
         FinetuneArguments(dataset_dir="d", output_dir="m", strategy="id", prompts="entity")
+
+
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({"strategy": "plm"}, True),
+        ({"strategy": "plm", "freeze_plm": True}, False),
+        ({"strategy": "plm", "plm_every": 1}, False),
+        ({"strategy": "joint"}, False),  # its ID tower learns from all items in turn
+    ],
+)
+def test_rows_that_share_prompts_are_together_where_a_plm_trains_alone(
+    dataset_dir, pretrained_by_entity, monkeypatch, options, shares
+):
+    monkeypatch.setattr(samplers, "PROMPTS_OF_A_BLOCK", 4)
+    options = {
+        "model_name_or_path": "m",
+        "prompts": "entity",
+        "plm_every": 3,
+        "per_device_train_batch_size": 8,
+    } | options
+    args = FinetuneArguments(dataset_dir=str(dataset_dir), output_dir="o", **options)
+    processor = FlipProcessor.from_pretrained(pretrained_by_entity[0])
+    dataset = EncodedDataset(processor, SplitRows(str(dataset_dir), "train"))
+    loader = training_loader(dataset, FlipCollator(processor), make_accelerator("no"), args)
+
+    def items_of_windows(batches):
+        rows = [np.concatenate(batches[start : start + 3]) for start in range(0, len(batches) - 3, 3)]
+        return np.mean([len(np.unique(dataset.encoded.shared_prompts[window])) for window in rows])
+
+    plain = items_of_windows(list(samplers.GlobalBatchSampler(len(dataset), 8, args.seed)))
+    assert (items_of_windows(list(loader.batch_sampler)) < 0.6 * plain) == shares
+    assert sorted(row for batch in loader.batch_sampler for row in batch) == list(range(len(dataset)))

@@ -138,9 +138,13 @@ def training_split(
 def training_loader(
     dataset: EncodedDataset | StreamedDataset, collator: FlipCollator, accelerator: Accelerator, args: TrainingOptions
 ) -> "BatchLoader":
-    """Batches of the training rows, as the run's arguments say."""
+    """Batches of the training rows, as the run's arguments say. Where a PLM that trains alone reads the prompts of
+    several together, their rows share prompts, see [`GlobalBatchSampler`]. (An ID tower that sees few items at a time
+    unlearns the others: measured in docs/entity-prompts.md.)"""
     size, workers = args.per_device_train_batch_size, args.dataloader_num_workers
-    return make_loader(dataset, collator, size, accelerator, args.seed, workers=workers)
+    shares_prompts = getattr(args, "strategy", None) == "plm" and args.plm_every > 1 and not args.freeze_plm
+    window = args.plm_every * args.gradient_accumulation_steps if shares_prompts else 1
+    return make_loader(dataset, collator, size, accelerator, args.seed, workers=workers, window=window)
 
 
 class BatchLoader(DataLoader):
@@ -163,6 +167,7 @@ def make_loader(
     shuffle: bool = True,
     workers: int = 0,
     complete: bool = False,
+    window: int = 1,
 ) -> BatchLoader:
     """Batches of a dataset for this process, see [`GlobalBatchSampler`] and [`EncodedDataset`], or [`StreamedDataset`],
     which plans them itself."""
@@ -179,6 +184,8 @@ def make_loader(
                 accelerator.num_processes,
                 accelerator.process_index,
                 complete=complete,
+                prompts=dataset.encoded.shared_prompts if window > 1 else None,
+                window=window,
             )
         }
     return BatchLoader(

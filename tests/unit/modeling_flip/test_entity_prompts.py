@@ -12,6 +12,7 @@ from torch import nn
 from flip_ctr import FlipForCTR, FlipForPretraining, FlipModel, FlipPretrainingCollator, FlipProcessor
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.modeling_flip.fields_flip import MASK_ID, PAD_ID
+from flip_ctr.modeling_flip.histories_flip import Histories
 from flip_ctr.modeling_flip.losses_flip import IGNORE_INDEX, entity_contrasts, masked_tabular_loss
 from flip_ctr.modeling_flip.prompts_flip import distinct_prompts, prompt_keys
 
@@ -93,6 +94,15 @@ def test_prompts_are_the_same_where_their_tokens_are(tokenizer, rows):
     processor = FlipProcessor.from_dataset(long, tiny.FIELDS, tokenizer, max_length=96, prompts="entity")
     prompts = EncodedDataset(processor, long).encoded.prompts
     assert len(np.unique(prompts.index[:, ITEM])) == 1 and len(np.unique(prompts.index[:, USER])) == 7
+
+
+def test_rows_share_the_prompts_of_the_entity_with_the_most_text(processor, entity_processor, rows):
+    encoded = EncodedDataset(entity_processor, rows).encoded
+    np.testing.assert_array_equal(encoded.shared_prompts, encoded.prompts.index[:, ITEM])
+    assert EncodedDataset(processor, rows).encoded.shared_prompts is None
+    items, outcomes = np.zeros((len(rows), 1), np.int32), np.zeros((len(rows), 1), np.int8)
+    encoded.histories = Histories(items, outcomes, np.zeros((1, 1), np.int32), np.zeros(1, np.int32))
+    assert encoded.shared_prompts is None  # prompts of histories are those of nearly all items
 
 
 def test_keys_tell_prompts_apart_whatever_the_padding():

@@ -119,3 +119,57 @@ def test_a_complete_plan_gives_every_process_a_row_of_every_batch():
     ]
     assert sorted(row for share in shares for batch in share for row in batch) == list(range(5))
     assert all(batch for share in shares for batch in share)
+
+
+def prompts_of_windows(sampler: GlobalBatchSampler, prompts: np.ndarray) -> list[int]:
+    """How many distinct prompts each window has."""
+    batches = list(sampler)
+    starts = range(0, len(batches), sampler.window)
+    return [len(np.unique(prompts[np.concatenate(batches[start : start + sampler.window])])) for start in starts]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_windows_share_prompts_and_have_every_row_once(processes):
+    prompts = np.random.default_rng(0).integers(0, 800, 8000)
+    parts = samplers(processes, 8000, 24 // processes, prompts=prompts, window=8)
+    seen = [row for part in parts for row in rows_of(part)]
+    assert len(seen) == len(set(seen)) >= 8000 - (processes - 1)
+    whole = samplers(1, 8000, 24, prompts=prompts, window=8)[0]
+    together = [sorted(sum(batches, [])) for batches in zip(*parts)]
+    assert together[:-1] == [sorted(batch) for batch in whole][:-1]  # whatever the number of processes
+    counts = prompts_of_windows(whole, prompts)  # 42 windows of 192 rows, in four blocks of some 200 prompts
+    plain = prompts_of_windows(samplers(1, 8000, 24, window=8)[0], prompts)
+    assert np.mean(counts) < 0.75 * np.mean(plain)
+
+
+def test_windows_are_a_function_of_seed_and_epoch():
+    prompts = np.arange(4000) % 800
+
+    def plan(seed, epoch):
+        sampler = samplers(1, 4000, seed=seed, prompts=prompts, window=8)[0]
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert plan(1, 2) == plan(1, 2)
+    assert len({str(plan(seed, epoch)) for seed in range(2) for epoch in range(2)}) == 4
+    together = [{prompt for batch in plan(0, epoch)[:8] for prompt in prompts[batch]} for epoch in range(2)]
+    assert together[0] != together[1]  # the prompts of a window are others in each epoch
+
+
+def test_the_few_rows_of_a_prompt_lie_in_one_window():
+    """Where a window has enough prompts, no block has several windows."""
+    prompts = np.random.default_rng(0).permutation(np.repeat(np.arange(2400), 3))
+    counts = prompts_of_windows(samplers(1, 7200, 60, prompts=prompts, window=10)[0], prompts)
+    assert counts == [200] * 12
+
+
+def test_a_killed_run_goes_on_with_the_same_windows():
+    sampler = samplers(1, 4000, prompts=np.arange(4000) % 800, window=8)[0]
+    whole = list(sampler)
+    sampler.set_epoch(0, 160)
+    assert list(sampler) == whole[160:]
+
+
+def test_few_prompts_need_no_blocks():
+    prompts = np.arange(103) % 90
+    assert list(samplers(1, prompts=prompts, window=4)[0]) == list(samplers(1)[0])
