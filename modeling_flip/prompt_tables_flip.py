@@ -243,17 +243,22 @@ class EncodedRows:
         """`(N,)` int32 tokens of each row's prompt; None without prompts, and where rows share them."""
         return None if self.prompts is None else self.prompts.lengths
 
-    @property
-    def shared_prompts(self) -> np.ndarray | None:
-        """`(N,)` int32 which prompt a row shares with others, of the entity whose distinct prompts have the most
-        tokens; None where rows share none, and where they have the prompts of histories beside their own."""
+    def shared_prompts(self, windows: int) -> np.ndarray | None:
+        """`(N,)` int32 which prompt a row shares with others, of the entity whose texts would be read again most were
+        the rows dealt out to so many windows at random; None where rows share none, and where they have the prompts of
+        histories beside their own, which are those of nearly all items."""
         prompts = self.prompts
         if not isinstance(prompts, EntityPrompts):
             return None
         if self.histories is not None and self.histories.item_prompts is not None:
             return None
         lengths = np.diff(prompts.offsets)
-        return max(prompts.index.T, key=lambda of_entity: lengths[np.unique(of_entity)].sum())
+
+        def read_again(of_entity: np.ndarray) -> int:  # tokens, at most
+            rows = np.bincount(of_entity, minlength=len(lengths))
+            return lengths @ (np.minimum(rows, windows) - (rows > 0))
+
+        return max(prompts.index.T, key=read_again)
 
     def order(self) -> np.ndarray:
         """The rows by falling length of their prompts, `(N,)`: neighbours pad little, and too large a batch fails at

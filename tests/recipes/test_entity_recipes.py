@@ -157,9 +157,12 @@ def test_rows_that_share_prompts_are_together_where_a_plm_trains_alone(
     dataset = EncodedDataset(processor, SplitRows(str(dataset_dir), "train"))
     loader = training_loader(dataset, FlipCollator(processor), make_accelerator("no"), args)
 
+    of_item = [fields[0].entity for fields in processor.prompt_fields].index("item")
+    items = dataset.encoded.prompts.index[:, of_item]
+
     def items_of_windows(batches):
         rows = [np.concatenate(batches[start : start + 3]) for start in range(0, len(batches) - 3, 3)]
-        return np.mean([len(np.unique(dataset.encoded.shared_prompts[window])) for window in rows])
+        return np.mean([len(np.unique(items[window])) for window in rows])
 
     plain = items_of_windows(list(samplers.GlobalBatchSampler(len(dataset), 8, args.seed)))
     assert (items_of_windows(list(loader.batch_sampler)) < 0.6 * plain) == shares

@@ -174,6 +174,7 @@ def make_loader(
     if isinstance(dataset, StreamedDataset):
         batches = {"batch_size": None}
     else:
+        windows = math.ceil(len(dataset) / (batch_size * accelerator.num_processes * window))
         batches = {
             "batch_sampler": GlobalBatchSampler(
                 len(dataset),
@@ -184,7 +185,7 @@ def make_loader(
                 accelerator.num_processes,
                 accelerator.process_index,
                 complete=complete,
-                prompts=dataset.encoded.shared_prompts if window > 1 else None,
+                prompts=dataset.encoded.shared_prompts(windows) if window > 1 else None,
                 window=window,
             )
         }

@@ -96,13 +96,16 @@ def test_prompts_are_the_same_where_their_tokens_are(tokenizer, rows):
     assert len(np.unique(prompts.index[:, ITEM])) == 1 and len(np.unique(prompts.index[:, USER])) == 7
 
 
-def test_rows_share_the_prompts_of_the_entity_with_the_most_text(processor, entity_processor, rows):
+def test_rows_share_the_prompts_that_would_be_read_again_most(processor, entity_processor, rows):
     encoded = EncodedDataset(entity_processor, rows).encoded
-    np.testing.assert_array_equal(encoded.shared_prompts, encoded.prompts.index[:, ITEM])
-    assert EncodedDataset(processor, rows).encoded.shared_prompts is None
+    np.testing.assert_array_equal(encoded.shared_prompts(8), encoded.prompts.index[:, ITEM])
+    alone = [row | {"title": f"Titanic {number}"} for number, row in enumerate(rows)]  # no two rows have an item's text
+    prompts = EncodedDataset(entity_processor, alone).encoded
+    np.testing.assert_array_equal(prompts.shared_prompts(8), prompts.prompts.index[:, USER])
+    assert EncodedDataset(processor, rows).encoded.shared_prompts(8) is None
     items, outcomes = np.zeros((len(rows), 1), np.int32), np.zeros((len(rows), 1), np.int8)
     encoded.histories = Histories(items, outcomes, np.zeros((1, 1), np.int32), np.zeros(1, np.int32))
-    assert encoded.shared_prompts is None  # prompts of histories are those of nearly all items
+    assert encoded.shared_prompts(8) is None
 
 
 def test_keys_tell_prompts_apart_whatever_the_padding():
