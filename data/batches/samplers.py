@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-PROMPTS_OF_A_BLOCK = 200  # at least: as many texts are enough for a step of a PLM, see docs/entity-prompts.md
+# A block has at least so many prompts, and windows, in which each of them is read: see docs/entity-prompts.md
+PROMPTS_OF_A_BLOCK, WINDOWS_OF_A_BLOCK = 200, 4
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -26,7 +27,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         group: how many global batches are sorted by length together; larger pads less, smaller mixes more.
         complete: shuffled, but for evaluation: every row is in exactly one batch of one process.
         prompts: `(num_rows,)` the number of a prompt that each row shares with others. An epoch deals the prompts out
-            to blocks of some windows, at random, so that the rows of a window have few prompts. `None`: no blocks.
+            to blocks of several windows, at random, so that the rows of a window have few. `None`: no blocks.
         window: how many global batches are read together.
     """
 
@@ -47,7 +48,10 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.num_rows, self.batch_size, self.seed, self.lengths = num_rows, batch_size, seed, lengths
         self.shuffle, self.num_processes, self.process_index, self.group = shuffle, num_processes, process_index, group
         self.prompts, self.window, self.complete = prompts, window, complete
-        self.blocks = 1 if prompts is None else max(1, len(np.unique(prompts)) // PROMPTS_OF_A_BLOCK)
+        self.blocks = 1
+        if prompts is not None:
+            windows = -(-num_rows // (batch_size * num_processes * window))
+            self.blocks = max(1, min(len(np.unique(prompts)) // PROMPTS_OF_A_BLOCK, windows // WINDOWS_OF_A_BLOCK))
         self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
@@ -82,7 +86,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         ranks = generator.permutation(int(self.prompts.max()) + 1)
         order = order[np.argsort(ranks[self.prompts[order]], kind="stable")]
         windows = -(-len(order) // size)
-        blocks = [part[[0, -1]] for part in np.array_split(np.arange(windows), min(self.blocks, windows))]
+        blocks = [part[[0, -1]] for part in np.array_split(np.arange(windows), self.blocks)]
         order = np.concatenate([generator.permutation(order[a * size : (b + 1) * size]) for a, b in blocks])
         whole = len(order) // size * size
         dealt = generator.permutation(order[:whole].reshape(-1, size))

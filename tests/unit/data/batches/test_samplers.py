@@ -156,11 +156,16 @@ def test_windows_are_a_function_of_seed_and_epoch():
     assert together[0] != together[1]  # the prompts of a window are others in each epoch
 
 
-def test_the_few_rows_of_a_prompt_lie_in_one_window():
-    """Where a window has enough prompts, no block has several windows."""
-    prompts = np.random.default_rng(0).permutation(np.repeat(np.arange(2400), 3))
-    counts = prompts_of_windows(samplers(1, 7200, 60, prompts=prompts, window=10)[0], prompts)
-    assert counts == [200] * 12
+def test_a_prompt_is_read_in_several_windows_of_an_epoch():
+    """However many prompts there are, a block has four windows: a PLM must read each more than once."""
+    prompts = np.random.default_rng(0).permutation(np.repeat(np.arange(2400), 8))
+    sampler = samplers(1, 19200, 120, prompts=prompts, window=10)[0]
+    batches = list(sampler)
+    windows = [np.concatenate(batches[start : start + 10]) for start in range(0, 160, 10)]
+    read = np.zeros(2400, int)
+    for window in windows:
+        read[np.unique(prompts[window])] += 1
+    assert sampler.blocks == 4 and read.max() == 4 and read.mean() > 3.5
 
 
 def test_a_killed_run_goes_on_with_the_same_windows():
@@ -171,5 +176,9 @@ def test_a_killed_run_goes_on_with_the_same_windows():
 
 
 def test_few_prompts_need_no_blocks():
-    prompts = np.arange(103) % 90
-    assert list(samplers(1, prompts=prompts, window=4)[0]) == list(samplers(1)[0])
+    assert list(samplers(1, prompts=np.arange(103) % 90, window=1)[0]) == list(samplers(1)[0])
+
+
+def test_few_windows_need_no_blocks():
+    plain = list(samplers(1, 4000)[0])
+    assert list(samplers(1, 4000, prompts=np.arange(4000) % 800, window=80)[0]) == plain
