@@ -51,7 +51,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.blocks = 1
         if prompts is not None:
             windows = -(-num_rows // (batch_size * num_processes * window))
-            self.blocks = max(1, min(len(np.unique(prompts)) // PROMPTS_OF_A_BLOCK, windows // WINDOWS_OF_A_BLOCK))
+            distinct = np.count_nonzero(np.bincount(prompts))
+            self.blocks = max(1, min(distinct // PROMPTS_OF_A_BLOCK, windows // WINDOWS_OF_A_BLOCK))
         self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
