@@ -48,11 +48,10 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.num_rows, self.batch_size, self.seed, self.lengths = num_rows, batch_size, seed, lengths
         self.shuffle, self.num_processes, self.process_index, self.group = shuffle, num_processes, process_index, group
         self.prompts, self.window, self.complete = prompts, window, complete
-        self.blocks = 1
+        self.num_windows, self.blocks = -(-num_rows // (batch_size * num_processes * window)), 1
         if prompts is not None:
-            windows = -(-num_rows // (batch_size * num_processes * window))
             distinct = np.count_nonzero(np.bincount(prompts))
-            self.blocks = max(1, min(distinct // PROMPTS_OF_A_BLOCK, windows // WINDOWS_OF_A_BLOCK))
+            self.blocks = max(1, min(distinct // PROMPTS_OF_A_BLOCK, self.num_windows // WINDOWS_OF_A_BLOCK))
         self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
@@ -86,8 +85,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         """Shuffled rows by windows of so many, in random order, whose rows share prompts; a smaller one comes last."""
         ranks = generator.permutation(int(self.prompts.max()) + 1)
         order = order[np.argsort(ranks[self.prompts[order]], kind="stable")]
-        windows = -(-len(order) // size)
-        blocks = [part[[0, -1]] for part in np.array_split(np.arange(windows), self.blocks)]
+        blocks = [part[[0, -1]] for part in np.array_split(np.arange(self.num_windows), self.blocks)]
         order = np.concatenate([generator.permutation(order[a * size : (b + 1) * size]) for a, b in blocks])
         whole = len(order) // size * size
         dealt = generator.permutation(order[:whole].reshape(-1, size))
