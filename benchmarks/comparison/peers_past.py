@@ -3,15 +3,15 @@
 
 A row's numbers come from training rows alone. For a training row they come from those whose items are in the four
 other fifths, as none of its own item may tell its label. The rows that are known of a new user (`prepare
---support_rows`) count for the user's other rows:
+--support_rows`) count for the user's other rows. In a split by time the user's rows are those of the row's history,
+which are earlier (`prepare --history`):
 
 * `rate`: the smoothed click rate of the user, as log odds, and the logarithm of the number of rows;
 * `content`: what a ridge regression on the item's text (TF-IDF of words and fields) says of its click rate;
 * `neighbours`: the click rate of the user's items that are nearest in text, each weighed by its similarity;
 * `statistics`: the rates and counts that the dataset folder has (`prepare --statistics`), as log odds and logarithms.
 
-A logistic regression, or gradient-boosted trees, on these numbers predicts the click. Rows of other times are not told
-apart: a split by time is refused.
+A logistic regression, or gradient-boosted trees, on these numbers predicts the click.
 """
 
 import time
@@ -50,14 +50,17 @@ class Past:
     """The rows of a dataset folder as numbers of users and items, by their first keys, and the texts of the items.
 
     Raises:
-        ValueError: the split is by time, or the schema has no key of the user, or of the item.
+        ValueError: the split is by time and has no histories, or the schema has no key of the user, or of the item.
     """
 
     def __init__(self, dataset_dir: str):
         schema = DatasetSchema.load(dataset_dir)
-        split = schema.protocol.get("split")
-        if split in BY_TIME:
-            raise ValueError(f"{dataset_dir}: split '{split}' is by time, which these baselines do not look at")
+        split, has_history = schema.protocol.get("split"), any(field.kind == "history" for field in schema.fields)
+        if split in BY_TIME and not has_history:
+            raise ValueError(
+                f"{dataset_dir}: split '{split}' is by time, and what was earlier only histories tell; make them with "
+                "`prepare --history`"
+            )
         keys = {}
         for entity in ("user", "item"):
             named = [field for field in schema.fields if field.key and field.entity == entity]
@@ -89,21 +92,21 @@ class Past:
             for row in first[self.items[name][first] >= len(documents)]:
                 documents.append(self._document(columns, row))
         self.num_users, self.documents = len(users), documents
-        # of users without a training row
-        held_out = SPLITS[1:] if split == "cold_users" and HISTORY in tables["test"].column_names else ()
-        support = [self._support(tables[name], keys["item"], items, self.users[name]) for name in held_out]
-        self.support = np.concatenate([np.zeros((0, 3), np.int64), *support])
+        # where training rows do not say what a user did before, histories do
+        by_history = {"cold_users": SPLITS[1:]} | dict.fromkeys(BY_TIME, SPLITS)
+        self.known = {
+            name: self._entries(tables[name], keys["item"], items) for name in by_history.get(split, ()) if has_history
+        }
 
-    def _support(self, table: pa.Table, item: FlipField, items: dict, users: np.ndarray) -> np.ndarray:
-        """User, item and label of the rows that histories hold, `(rows, 3)`, each once; none of an unknown item."""
+    def _entries(self, table: pa.Table, item: FlipField, items: dict) -> np.ndarray:
+        """Row, item and label of what histories hold, `(entries, 3)`, by row; none of an unknown item."""
         entries = table[HISTORY].combine_chunks()
         rows = np.repeat(np.arange(len(table)), entries.value_lengths().fill_null(0).to_numpy())
         keys = pa.table({item.name: entries.flatten().field(item.name)})
         found = read_columns(keys, [item])[item.name]
         numbers = np.array([items.get(value, -1) for value in found.values], np.int64)[found.codes]
         clicked = entries.flatten().field(CLICKED).to_numpy(zero_copy_only=False).astype(np.int64)
-        triples = np.unique(np.stack([users[rows], numbers, clicked], axis=1), axis=0)
-        return triples[triples[:, 1] >= 0]
+        return np.stack([rows, numbers, clicked], axis=1)[numbers >= 0]
 
     def _document(self, columns: dict[str, Column], row: int) -> str:
         """An item's text: words of what is single, and each value of a list as one word."""
@@ -151,13 +154,13 @@ class Numbers:
         rows = np.arange(len(past.items[split])) if out is None else np.flatnonzero(self.fold[items] == out)
         of_items, of_users = past.items[split][rows], past.users[split][rows]
         items, users, labels = items[kept], users[kept], labels[kept].astype(np.float64)
-        known = (users, items, labels)  # by the user
-        if out is None:
-            known = tuple(np.concatenate(pair) for pair in zip(known, past.support.T))
+        if split in past.known:
+            counts = self._of_histories(past.known[split], rows, of_items)
+        else:
+            counts = self._of_users(users, items, labels, of_users, of_items)
+        clicks, number, near_clicks, near = counts
         prior, numbers = labels.mean(), []
         if "rate" in self.args.features:
-            counts = (np.bincount(known[0], weights, past.num_users) for weights in (known[2], None))
-            clicks, number = (count[of_users] for count in counts)
             numbers += [_log_odds(clicks, number, prior), np.log1p(number)]
         if "content" in self.args.features:
             number = np.bincount(items, minlength=len(past.documents))
@@ -168,24 +171,37 @@ class Numbers:
             ridge.fit(self.vectors[seen], rate, sample_weight=np.sqrt(number[seen]))
             numbers.append(ridge.predict(self.vectors)[of_items])
         if "neighbours" in self.args.features:
-            numbers.append(self._neighbours(*known, of_items, of_users, prior))
+            part = SMOOTHING / (near + SMOOTHING)  # together they count as less than SMOOTHING rows
+            numbers.append(_log_odds(part * near_clicks, part * near, prior))
         if "statistics" in self.args.features:
             numbers += list(past.statistics[split][rows].T)
         return np.stack(numbers, axis=1)
 
-    def _neighbours(self, users, items, labels, of_items, of_users, prior: float) -> np.ndarray:
+    def _weights(self, of_items: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """What a row on `items` says of one on `of_items`, which are broadcast; an item tells nothing of itself."""
+        return np.where(of_items == items, 0.0, np.exp(SHARPNESS * self.similarity[of_items, items]))
+
+    def _of_users(self, users, items, labels, of_users, of_items) -> np.ndarray:
+        """Clicks and rows of each row's user, and both by their weights, `(4, rows)`."""
         order = np.argsort(users, kind="stable")
         starts = np.searchsorted(users[order], np.arange(self.past.num_users + 1))
-        result = np.empty(len(of_items))
+        result = np.zeros((4, len(of_items)))
         for user in np.unique(of_users):
             own, rows = order[starts[user] : starts[user + 1]], np.flatnonzero(of_users == user)
-            weights = np.exp(SHARPNESS * self.similarity[np.ix_(of_items[rows], items[own])])  # (rows, own)
-            weights[of_items[rows][:, None] == items[own]] = 0.0  # an item tells nothing of itself
-            total = weights.sum(1) + SMOOTHING  # together they count as less than SMOOTHING rows
-            result[rows] = _log_odds(
-                SMOOTHING * (weights @ labels[own]) / total, SMOOTHING * weights.sum(1) / total, prior
-            )
+            weights = self._weights(of_items[rows, None], items[own])  # (rows, own)
+            result[:2, rows] = [[labels[own].sum()], [len(own)]]
+            result[2:, rows] = weights @ labels[own], weights.sum(1)
         return result
+
+    def _of_histories(self, entries: np.ndarray, rows: np.ndarray, of_items: np.ndarray) -> np.ndarray:
+        """The same, of what the rows' histories hold."""
+        places = np.full(max(rows.max(initial=-1), entries[:, 0].max(initial=-1)) + 1, -1)
+        places[rows] = np.arange(len(rows))
+        places, (_, items, labels) = places[entries[:, 0]], entries.T
+        places, items, labels = (values[places >= 0] for values in (places, items, labels))
+        weights = self._weights(of_items[places], items)
+        summed = (labels, None, weights * labels, weights)
+        return np.stack([np.bincount(places, values, len(rows)).astype(float) for values in summed])
 
 
 def run(args: PastArguments, folder: Path) -> dict:

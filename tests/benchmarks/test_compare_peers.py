@@ -264,33 +264,63 @@ def test_labels_of_its_own_items_change_no_number_of_a_row(tmp_path):
         assert (numbers.of("train", fold) == before).all()
 
 
+def with_past(folder, splits, history):
+    """The rows of `past_folder` with histories: `splits` says which rows `(user, item)` are in a split, `history` what
+    `(item, label)` a row of one has."""
+    field = FlipField("history", "int", kind="history", entity="user", history_of="item_id", nullable=False)
+    schema = DatasetSchema.load(folder)
+    DatasetSchema("past", [*schema.fields, field], user_column="user_id", protocol=schema.protocol).save(folder)
+    table = pa.concat_tables([read_split(folder, name) for name in SPLITS]).to_pylist()
+    kind = pa.list_(pa.struct({"item_id": pa.int64(), "clicked": pa.int8()}))
+    for name, is_in in splits.items():
+        rows = [row for row in table if is_in(row["user_id"], row["item_id"])]
+        entries = [history(name, row["user_id"], row["item_id"]) for row in rows]
+        past = [[{"item_id": item, "clicked": clicked} for item, clicked in one] for one in entries]
+        part = pa.Table.from_pylist(rows).append_column("history", pa.array(past, kind))
+        pq.write_table(part, shard_path(folder, name))
+
+
 def test_what_is_known_of_a_new_user_counts(tmp_path):
     """Half of the users click on all, half on nothing: of a held-out user three rows say which."""
     folder = tmp_path / "data"
     past_folder(folder, lambda user, item: user % 2, split="cold_users")
-    field = FlipField("history", "int", kind="history", entity="user", history_of="item_id", nullable=False)
-    schema = DatasetSchema.load(folder)
-    DatasetSchema("past", [*schema.fields, field], user_column="user_id", protocol=schema.protocol).save(folder)
-    table = pa.concat_tables([read_split(folder, name) for name in SPLITS])
-    for name, users in (("train", range(20)), ("validation", range(20, 25)), ("test", range(25, 30))):
-        part = table.filter(pa.compute.is_in(table["user_id"], pa.array(users, table["user_id"].type)))
-        known = [
-            [] if name == "train" else [{"item_id": item, "clicked": user % 2} for item in (0, 1, 99)]
-            for user in part["user_id"].to_pylist()
-        ]
-        kind = pa.list_(pa.struct({"item_id": pa.int64(), "clicked": pa.int8()}))
-        part = part.append_column("history", pa.array(known, kind))
-        if name != "train":
-            part = part.filter(pa.compute.greater(part["item_id"], 1))
-        pq.write_table(part, shard_path(folder, name))
-    past = peers_past.Past(str(folder))
-    assert len(past.support) == 10 * 2  # item 99 has no row
-    assert {tuple(line) for line in past.support} == {
-        (user, item, user % 2) for user in range(20, 30) for item in (0, 1)
+    splits = {
+        "train": lambda user, item: user < 20,
+        "validation": lambda user, item: 20 <= user < 25 and item > 1,
+        "test": lambda user, item: user >= 25 and item > 1,
     }
+    with_past(folder, splits, lambda name, user, item: [] if name == "train" else [(i, user % 2) for i in (0, 1, 99)])
+    past = peers_past.Past(str(folder))
+    assert set(past.known) == {"validation", "test"}  # item 99 has no row
+    assert past.known["test"][:3].tolist() == [[0, 0, 1], [0, 1, 1], [1, 0, 0]]  # users 25 and 26
     for features in (["rate"], ["neighbours"]):
         peers_past.run(peers_past.PastArguments(dataset_dir=str(folder), output_dir="", features=features), tmp_path)
         assert Predictions.load(tmp_path, "test").metrics()["auc"] == 1
+
+
+def test_in_a_split_by_time_a_row_knows_what_was_earlier(tmp_path):
+    """A user clicks as in the row before, whatever the user did later or on the whole."""
+    folder, labels = tmp_path / "data", np.random.default_rng(0).integers(0, 2, (30, 20)).repeat(3, axis=1)
+    past_folder(folder, lambda user, item: labels[user, item], split="time")
+    splits = {
+        "train": lambda user, item: item < 48,
+        "validation": lambda user, item: 48 <= item < 54,
+        "test": lambda user, item: item >= 54,
+    }
+    with_past(folder, splits, lambda name, user, item: [(item - 1, labels[user, item - 1])] if item else [])
+    args = peers_past.PastArguments(dataset_dir=str(folder), output_dir="", features=["rate"])
+    past = peers_past.Past(str(folder))
+    numbers = peers_past.Numbers(past, TfidfVectorizer().fit_transform(past.documents), args)
+    expected = np.where(past.items["train"] == 0, 0, 1)
+    assert (numbers.of("train")[:, 1] == np.log1p(expected)).all()  # a row before, or none
+    for fold in range(peers_past.FOLDS):  # what a row knows of its user is its own, whichever rows are asked for
+        mine = numbers.fold[past.items["train"]] == fold
+        assert (numbers.of("train", fold)[:, 1] == np.log1p(expected[mine])).all()
+    peers_past.run(args, tmp_path)
+    found = Predictions.load(tmp_path, "test")
+    assert found.metrics()["auc"] > 0.8
+    peers_past.run(peers_past.PastArguments(dataset_dir=str(folder), output_dir="", features=["neighbours"]), tmp_path)
+    assert Predictions.load(tmp_path, "test").metrics()["auc"] > 0.7  # the row before has the text of another kind
 
 
 def test_what_the_past_needs_is_named(tmp_path):
