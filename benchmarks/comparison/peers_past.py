@@ -55,7 +55,7 @@ class Past:
 
     def __init__(self, dataset_dir: str):
         schema = DatasetSchema.load(dataset_dir)
-        split, has_history = schema.protocol.get("split"), any(field.kind == "history" for field in schema.fields)
+        split, has_history = schema.protocol.get("split"), any(field.is_history for field in schema.fields)
         if split in BY_TIME and not has_history:
             raise ValueError(
                 f"{dataset_dir}: split '{split}' is by time, and what was earlier only histories tell; make them with "
@@ -154,13 +154,15 @@ class Numbers:
         rows = np.arange(len(past.items[split])) if out is None else np.flatnonzero(self.fold[items] == out)
         of_items, of_users = past.items[split][rows], past.users[split][rows]
         items, users, labels = items[kept], users[kept], labels[kept].astype(np.float64)
-        if split in past.known:
-            counts = self._of_histories(past.known[split], rows, of_items)
-        else:
-            counts = self._of_users(users, items, labels, of_users, of_items)
-        clicks, number, near_clicks, near = counts
+
+        def known(weighted: bool) -> tuple[np.ndarray, np.ndarray]:
+            if split in past.known:
+                return self._of_histories(split, rows, of_items, weighted)
+            return self._of_users(users, items, labels, of_users, of_items, weighted)
+
         prior, numbers = labels.mean(), []
         if "rate" in self.args.features:
+            clicks, number = known(weighted=False)
             numbers += [_log_odds(clicks, number, prior), np.log1p(number)]
         if "content" in self.args.features:
             number = np.bincount(items, minlength=len(past.documents))
@@ -171,8 +173,9 @@ class Numbers:
             ridge.fit(self.vectors[seen], rate, sample_weight=np.sqrt(number[seen]))
             numbers.append(ridge.predict(self.vectors)[of_items])
         if "neighbours" in self.args.features:
+            clicks, near = known(weighted=True)
             part = SMOOTHING / (near + SMOOTHING)  # together they count as less than SMOOTHING rows
-            numbers.append(_log_odds(part * near_clicks, part * near, prior))
+            numbers.append(_log_odds(part * clicks, part * near, prior))
         if "statistics" in self.args.features:
             numbers += list(past.statistics[split][rows].T)
         return np.stack(numbers, axis=1)
@@ -181,27 +184,31 @@ class Numbers:
         """What a row on `items` says of one on `of_items`, which are broadcast; an item tells nothing of itself."""
         return np.where(of_items == items, 0.0, np.exp(SHARPNESS * self.similarity[of_items, items]))
 
-    def _of_users(self, users, items, labels, of_users, of_items) -> np.ndarray:
-        """Clicks and rows of each row's user, and both by their weights, `(4, rows)`."""
+    def _of_users(self, users, items, labels, of_users, of_items, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Clicks and number of the rows of each row's user, each row counted once or by its weight, `(rows,)`."""
+        if not weighted:
+            clicks, number = (np.bincount(users, counted, self.past.num_users) for counted in (labels, None))
+            return clicks[of_users], number[of_users]
         order = np.argsort(users, kind="stable")
         starts = np.searchsorted(users[order], np.arange(self.past.num_users + 1))
-        result = np.zeros((4, len(of_items)))
+        clicks, number = np.empty(len(of_items)), np.empty(len(of_items))
         for user in np.unique(of_users):
             own, rows = order[starts[user] : starts[user + 1]], np.flatnonzero(of_users == user)
             weights = self._weights(of_items[rows, None], items[own])  # (rows, own)
-            result[:2, rows] = [[labels[own].sum()], [len(own)]]
-            result[2:, rows] = weights @ labels[own], weights.sum(1)
-        return result
+            clicks[rows], number[rows] = weights @ labels[own], weights.sum(1)
+        return clicks, number
 
-    def _of_histories(self, entries: np.ndarray, rows: np.ndarray, of_items: np.ndarray) -> np.ndarray:
+    def _of_histories(
+        self, split: str, rows: np.ndarray, of_items: np.ndarray, weighted: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The same, of what the rows' histories hold."""
-        places = np.full(max(rows.max(initial=-1), entries[:, 0].max(initial=-1)) + 1, -1)
+        of_rows, items, labels = self.past.known[split].T
+        places = np.full(len(self.past.items[split]), -1)
         places[rows] = np.arange(len(rows))
-        places, (_, items, labels) = places[entries[:, 0]], entries.T
+        places = places[of_rows]
         places, items, labels = (values[places >= 0] for values in (places, items, labels))
-        weights = self._weights(of_items[places], items)
-        summed = (labels, None, weights * labels, weights)
-        return np.stack([np.bincount(places, values, len(rows)).astype(float) for values in summed])
+        weights = self._weights(of_items[places], items) if weighted else np.ones(len(items))
+        return np.bincount(places, weights * labels, len(rows)), np.bincount(places, weights, len(rows))
 
 
 def run(args: PastArguments, folder: Path) -> dict:
