@@ -1,6 +1,7 @@
 """The Accelerate configs that are shipped start the recipes, as far as CPUs go; FSDP2 and ZeRO-2 learn what one process
 does."""
 
+import ctypes
 import json
 import os
 import re
@@ -208,6 +209,22 @@ def test_precision_that_nobody_named(has_bf16, device, told, expected, monkeypat
     if told is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
     assert run_module.default_precision() == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_memory_of_one_step_serves_the_next():
+    """More than glibc keeps by itself, in blocks larger than any that it takes from the heap."""
+
+    resource = pytest.importorskip("resource")
+
+    def pages_of_a_step() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(10**7) for _ in range(3)]  # 40 MB each
+        del tensors
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    make_accelerator("no")
+    assert min(pages_of_a_step() for _ in range(4)) < 1000  # of 30,000
 
 
 def fake(kind: DistributedType, processes: int = 2, **state) -> SimpleNamespace:

@@ -3,7 +3,7 @@
 updated."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -139,7 +139,7 @@ class TrainingStep:
         if not reader.parameters:
             return norm
         self.backward_plm()
-        of_plm = torch.nn.utils.clip_grad_norm_(reader.parameters, self.args.max_grad_norm or math.inf)
+        of_plm = clip_gradients(reader.parameters, self.args.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return torch.linalg.vector_norm(torch.stack([norm, of_plm]))
@@ -158,13 +158,22 @@ class TrainingStep:
                 return torch.tensor(norm, device=self.accelerator.device)
             return _whole(norm)
         self.accelerator.unscale_gradients()
-        values = self.tables.sparse_values()
-        dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
-        norm = get_total_norm([p.grad for p in dense] + values)
-        clip_grads_with_norm_(dense, max_norm, norm)
-        for part in values:
-            part.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return clip_gradients(self.model.parameters(), max_norm, self.tables.sparse_values())
+
+
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float, values: Sequence[torch.Tensor] = ()
+) -> torch.Tensor:
+    """Scales the gradients of these parameters, and the values of sparse ones, to a norm of at most `max_norm` in all;
+    returns the norm before."""
+    dense = [p for p in parameters if p.grad is not None and not p.grad.is_sparse]
+    norm = get_total_norm([p.grad for p in dense] + list(values))
+    if norm.device.type == "cpu" and norm + 1e-6 <= max_norm:  # all would be multiplied by 1; a GPU is not waited for
         return norm
+    clip_grads_with_norm_(dense, max_norm, norm)
+    for part in values:
+        part.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def weights_are_finite(model: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from flip_ctr.train.loop.optimizer import (
     parameter_groups,
     use_sparse_tables,
 )
-from flip_ctr.train.loop.step import TrainingStep
+from flip_ctr.train.loop.step import TrainingStep, clip_gradients
 from flip_ctr.train.pretrain import PretrainArguments
 
 
@@ -203,6 +203,18 @@ def test_clipping_counts_the_sparse_gradients():
     assert clipped[0]["norm"] > 0.01
     for name, value in clipped[0].items():
         torch.testing.assert_close(clipped[1][name], value)
+
+
+@pytest.mark.parametrize("max_norm", [4.9, 5.1, float("inf")])
+def test_clipping_scales_all_gradients_or_none(max_norm):
+    dense, table = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(3, 1))
+    dense.grad, values = torch.tensor([3.0]), torch.tensor([[4.0]])
+    table.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), values, (3, 1), is_coalesced=True, check_invariants=False)
+    assert clip_gradients([dense, table], max_norm, [values]) == 5
+    scale = min(max_norm / 5, 1)
+    torch.testing.assert_close(torch.cat([dense.grad, table.grad.values()[0]]), torch.tensor([3.0, 4.0]) * scale)
+    dense.grad, values = torch.tensor([float("nan")]), torch.tensor([[4.0]])
+    assert clip_gradients([dense, table], max_norm, [values]).isnan()
 
 
 def test_a_table_that_is_read_whole_is_named():
