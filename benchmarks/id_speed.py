@@ -13,26 +13,19 @@ Seconds are the processor's, in which others on the machine do not count, so tha
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from flip_ctr.benchmarks.children import write_rows
 from flip_ctr.benchmarks.comparison import peers_deepctr, peers_fuxictr
 from flip_ctr.benchmarks.comparison.peers import PeerData
-from flip_ctr.data.batches.collators import FlipCollator
-from flip_ctr.data.batches.encoded import EncodedDataset
+from flip_ctr.benchmarks.recipe_step import RecipeStep
 from flip_ctr.data.prepare.markdown import markdown_table
-from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FinetuneArguments
-from flip_ctr.train.loop.loaders import training_loader
-from flip_ctr.train.loop.optimizer import make_optimizer
-from flip_ctr.train.loop.run import make_accelerator
-from flip_ctr.train.loop.step import TrainingStep
-from flip_ctr.train.models.build import new_click_model, new_processor, ready_to_train
 from flip_ctr.train.options import Options, option, required
 from flip_ctr.train.parser import parse_arguments
 
@@ -72,27 +65,6 @@ class SpeedArguments(Options):
     output_file: str | None = option(None, "JSON file for the numbers", path=True)
 
 
-class OurRun:
-    """`finetune --strategy id`, step by step; `batch` is the last step's."""
-
-    def __init__(self, rows: SplitRows, processor: FlipProcessor, dataset: EncodedDataset, args: FinetuneArguments):
-        torch.manual_seed(args.seed)
-        accelerator = make_accelerator(args.mixed_precision)
-        self.precision = accelerator.mixed_precision
-        model = ready_to_train(new_click_model(processor, args), processor, args)
-        prepared = accelerator.prepare(model.train(), make_optimizer(model, args, accelerator.device))
-        self.training = TrainingStep(accelerator, *prepared, args)
-        collator = FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
-        self.loader = training_loader(dataset, collator, accelerator, args)
-        self.batches = iter(self.loader)
-        self.batch: dict[str, torch.Tensor] = {}
-
-    def step(self) -> None:
-        self.batch = next(self.batches)
-        self.training.backward([self.batch])
-        self.training.update()
-
-
 def peer_step(args, build: Callable, data: PeerData, bf16: bool) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """A step of a peer, in bf16 or float32: feature ids `(B, slots)` and labels `(B,)`."""
     torch.manual_seed(args.seed)
@@ -107,58 +79,60 @@ def peer_step(args, build: Callable, data: PeerData, bf16: bool) -> Callable[[to
     return step
 
 
-def seconds_of(call: Callable[..., None], *arguments) -> float:
+def our_step(recipe: RecipeStep, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A step of ours from the loader on; returns its batch."""
+    batch = next(batches)
+    recipe.step.backward([batch])
+    recipe.step.update()
+    return batch
+
+
+def timed(call: Callable, *arguments) -> tuple[float, Any]:
+    """Seconds of the processor that a call took, and what it returned."""
     started = time.process_time()
-    call(*arguments)
-    return time.process_time() - started
+    returned = call(*arguments)
+    return time.process_time() - started, returned
 
 
 def run(args: SpeedArguments) -> list[dict]:
     sizes = {"dataset_dir": args.dataset_dir, "output_dir": "", "per_device_train_batch_size": args.batch_size}
-    # no more rows than the steps see
-    most = (WARM_UP + args.turns) * args.batch_size
     data, results = PeerData(args.dataset_dir), []
     for tower, kwargs, peers in CASES:
         if tower not in args.towers:
             continue
-        ours = FinetuneArguments(
-            strategy="id",
-            id_tower=tower,
-            id_tower_kwargs=kwargs,
-            max_train_samples=most,
-            mixed_precision=args.mixed_precision,
-            **sizes,
+        recipe = RecipeStep(
+            FinetuneArguments(
+                strategy="id", id_tower=tower, id_tower_kwargs=kwargs, mixed_precision=args.mixed_precision, **sizes
+            )
         )
-        rows = SplitRows(args.dataset_dir, "train")
-        processor = new_processor(rows, rows.schema, ours, None)
-        rows = SplitRows(args.dataset_dir, "train", most, ours.seed)
-        our_run = OurRun(rows, processor, EncodedDataset(processor, rows, prompts=False), ours)
+        batches, precision = iter(recipe.loader), recipe.accelerator.mixed_precision
         steps = {
             f"{library} {options['model']}{BF16 * bf16}": peer_step(arguments(**sizes, **options), build, data, bf16)
             for (library, arguments, build), options in peers
             if find_spec(LIBRARIES[library]) is not None
-            for bf16 in ((False, True) if our_run.precision == "bf16" else (False,))
+            for bf16 in ((False, True) if precision == "bf16" else (False,))
         }
         seconds: dict[str, list[float]] = {name: [] for name in ("ours", *steps)}
         for _ in range(WARM_UP + args.turns):
-            seconds["ours"].append(seconds_of(our_run.step))
-            ids, labels = our_run.batch["feature_ids"].long(), our_run.batch["labels"].float()
+            taken, batch = timed(our_step, recipe, batches)
+            seconds["ours"].append(taken)
+            ids, labels = batch["feature_ids"].long(), batch["labels"].float()
             for name, step in list(steps.items()):
                 try:
-                    seconds[name].append(seconds_of(step, ids, labels))
+                    seconds[name].append(timed(step, ids, labels)[0])
                 except RuntimeError as error:
                     if not name.endswith(BF16):
                         raise
                     print(f"{name} is left out, it does not run under autocast: {error}")
                     del steps[name], seconds[name]
-        taken = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+        middle = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
         row = {
             "tower": tower,
             "id_tower_kwargs": kwargs,
-            "precision": our_run.precision,
-            "rows_per_second": args.batch_size / taken.pop("ours"),
+            "precision": precision,
+            "rows_per_second": args.batch_size / middle.pop("ours"),
         }
-        row["peers"] = {name: {"rows_per_second": args.batch_size / of_peer} for name, of_peer in taken.items()}
+        row["peers"] = {name: {"rows_per_second": args.batch_size / of_peer} for name, of_peer in middle.items()}
         for name, numbers in row["peers"].items():
             pairs = zip(seconds[name][WARM_UP:], seconds["ours"][WARM_UP:])
             numbers["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)

@@ -3,6 +3,8 @@
 
 import gc
 
+import torch
+
 from flip_ctr.benchmarks.children import peak_gb
 from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
@@ -30,6 +32,7 @@ class RecipeStep:
     """
 
     def __init__(self, args: PretrainArguments | FinetuneArguments):
+        torch.manual_seed(args.seed)
         self.args = args
         self.accelerator = make_accelerator(args.mixed_precision)
         rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
@@ -46,7 +49,11 @@ class RecipeStep:
         model = ready_to_train(model, self.processor, args)
         if args.embedding_optimizer != "dense":
             use_sparse_tables(model)
-        collator = (FlipPretrainingCollator if pretrains else FlipCollator)(self.processor, args.seed)
+        collator = (
+            FlipPretrainingCollator(self.processor, args.seed)
+            if pretrains
+            else FlipCollator(self.processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
+        )
         self.loader = training_loader(self.dataset, collator, self.accelerator, args)
         optimizer = make_optimizer(model, args, self.accelerator.device)
         self.model, optimizer = self.accelerator.prepare(model.train(), optimizer)
