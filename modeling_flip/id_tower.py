@@ -372,27 +372,24 @@ class IdTower(nn.Module):
                 history_outcomes = feature_ids.new_full(shape[:2], NO_ENTRY)
             self.embeddings.check_history(history_ids, history_outcomes, self.history_slots, feature_ids.shape[0])
             item = self.embeddings.of_fields(columns_at(feature_ids, self.history_slots), self.history_slots).flatten(1)
-            entries = self._entries(history_ids)
-            users = entries.shape[0]  # (`len` would be a constant in a graph)
-            of_rows = self.history(
-                item.unflatten(0, (users, item.shape[0] // max(users, 1))), entries, history_outcomes
-            )
+            users = history_ids.shape[0]  # (`len` would be a constant in a graph)
+            item = item.unflatten(0, (users, item.shape[0] // max(users, 1)))
+            entries, places = self._entries(history_ids)
+            of_rows = self.history(item, entries, history_outcomes, places)
             added.append(of_rows.flatten(0, 1))
         return added if text_embeds is None else [*added, text_embeds]
 
-    def _entries(self, history_ids: torch.Tensor) -> torch.Tensor:
-        """What the target attention reads of histories: `(U, n, slots of an item)` -> `(U, n, 2 ATTENTION_DIM)`."""
-
-        def read(ids: torch.Tensor) -> torch.Tensor:
-            return self.history.entry(self.embeddings.of_fields(ids, self.history_slots).flatten(-2))
-
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or len(history_ids) == 1:
-            return read(history_ids)
-        # histories share their items: each is read once
-        keys, places = integer_keys(history_ids).unique(return_inverse=True)  # (U, n)
-        distinct = history_ids.new_empty(len(keys), len(self.history_slots))
-        distinct[places] = history_ids
-        return read(distinct)[places]
+    def _entries(self, history_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the target attention reads of histories `(U, n, slots of an item)`: `(U, n, 2 ATTENTION_DIM)` and None,
+        or of their distinct items `(items, 2 ATTENTION_DIM)`, and which of them each entry is, `(U, n)`."""
+        places = None
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing() or len(history_ids) == 1):
+            # histories share their items: each is read once
+            keys, places = integer_keys(history_ids).unique(return_inverse=True)
+            distinct = history_ids.new_empty(len(keys), len(self.history_slots))
+            distinct[places] = history_ids
+            history_ids = distinct
+        return self.history.entry(self.embeddings.of_fields(history_ids, self.history_slots).flatten(-2)), places
 
     def embed(self, table: FeatureEmbedding, feature_ids: torch.Tensor, added: list[torch.Tensor]) -> torch.Tensor:
         """The embeddings of all fields, `(batch, fields, embedding_size)`, from one table, and `added_fields`."""

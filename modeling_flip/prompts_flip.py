@@ -135,11 +135,11 @@ class FlipTextInteraction(nn.Module):
             history_outcomes: `(B, n)`: 1 not clicked, 2 clicked, 0 for no entry.
         """
         of_entities, of_history = prompt_index.split([len(self.own), prompt_index.shape[1] - len(self.own)], dim=1)
-        states = pooled[of_entities]
+        states = nn.functional.embedding(of_entities, pooled)
         state, _ = self.parts(states, range(len(self.own)))
         if self.history is None:
             return state
         if history_outcomes is None:  # as an empty history; of one place, so that each weight has a gradient
             of_history, history_outcomes = of_entities[:, :1], torch.zeros_like(of_entities[:, :1])
-        entries = self.history.entry(pooled)[of_history]
-        return state + self.history(states[:, self.history_entity], entries, history_outcomes)
+        item = states[:, self.history_entity]
+        return state + self.history(item, self.history.entry(pooled), history_outcomes, of_history)

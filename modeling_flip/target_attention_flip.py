@@ -38,34 +38,59 @@ class FlipTargetAttention(nn.Module):
     def init_flip_weights(self, config: FlipConfig) -> None:
         init.zeros_(self.nothing)
 
-    def forward(self, target: torch.Tensor, entries: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        target: torch.Tensor,
+        entries: torch.Tensor,
+        outcomes: torch.Tensor,
+        places: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Attention of items `(B, target_dim)` over histories, see `attend`."""
-        return self.attend(self.target(target), entries, outcomes)
+        return self.attend(self.target(target), entries, outcomes, places)
 
-    def attend(self, query: torch.Tensor, entries: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, entries: torch.Tensor, outcomes: torch.Tensor, places: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             query: `(B, ATTENTION_DIM)`, what the layer `target` makes of the rows' items; or `(B, C, ATTENTION_DIM)`,
                 of C rows that share a history.
             entries: `(B, n, 2 ATTENTION_DIM)`, what the layer `entry` makes of the entries' vectors.
             outcomes: `(B, n)`: 1 not clicked, 2 clicked, 0 where there is no entry.
+            places: `(B, n)`, where `entries` are `(items, 2 ATTENTION_DIM)`, each item once: which one an entry is.
 
         Returns `(B, output_dim)`, or `(B, C, output_dim)`.
         """
-        entries = entries.unflatten(-1, (2, NUM_HEADS, -1))
-        keys, values = entries.permute(2, 0, 3, 1, 4)  # (B, heads, n, d) each
-        shape, rows = query.shape[:-1], query.shape[1] if query.ndim == 3 else 1
-        query = query.view(keys.shape[0], rows, *keys.shape[1::2]).transpose(1, 2)  # (B, heads, C, d)
-        scores = query @ keys.mT / query.shape[-1] ** 0.5
+        shape, heads = query.shape[:-1], (NUM_HEADS, ATTENTION_DIM // NUM_HEADS)
+        users, rows = outcomes.shape[0], query.shape[1] if query.ndim == 3 else 1
+        query = query.view(users, rows, *heads)
+        keys, values = entries.chunk(2, dim=-1)
+        if places is not None:
+            keys, values = (nn.functional.embedding(places, part.contiguous()) for part in (keys, values))
+        # Histories of one row each are many. They stay as they lie, heads side by side, as to copy them head by head
+        # took longer than the zeros that the heads of a query then have beside them.
+        whole = places is not None and rows == 1
+        if whole:  # (B, 1, heads, ATTENTION_DIM) and (B, 1, n, ATTENTION_DIM)
+            own = torch.eye(NUM_HEADS, dtype=query.dtype, device=query.device)[..., None]
+            query, keys, values = (query[:, :, None] * own).flatten(-2), keys[:, None], values[:, None]
+        else:  # (B, heads, C, d) and (B, heads, n, d)
+            query = query.transpose(1, 2)
+            keys, values = (part.unflatten(-1, heads).transpose(1, 2) for part in (keys, values))
+        scores = (query @ keys.mT).view(users, NUM_HEADS, rows, outcomes.shape[1]) / heads[1] ** 0.5
         scores = scores.masked_fill((outcomes == NO_ENTRY)[:, None, None], torch.finfo(scores.dtype).min)
         nothing = self.nothing.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         weights = torch.cat([scores, nothing], dim=-1).softmax(-1)[..., :-1]  # (B, heads, C, n)
         of_outcome = torch.stack([outcomes == IS_CLICKED, outcomes == NOT_CLICKED], dim=1)  # (B, 2, n)
         parts = weights[..., None, :] * of_outcome[:, None, None]  # (B, heads, C, 2, n)
-        said = (parts.to(values.dtype).flatten(2, 3) @ values).unflatten(2, (rows, 2))  # (B, heads, C, 2, d)
+        weighted = parts.to(values.dtype)
+        if whole:
+            said = (weighted.flatten(1, 3)[:, None] @ values).view(users, 1, NUM_HEADS, 2, *heads)
+            said = said.diagonal(dim1=2, dim2=4).movedim(-1, 2)  # (B, 1, heads, 2, d), each head's own part
+        else:
+            said = (weighted.flatten(2, 3) @ values).unflatten(2, (rows, 2)).transpose(1, 2)  # (B, C, heads, 2, d)
         shares = (parts.sum(-1) + SMALLEST_SHARE).log().transpose(1, 2).unbind(-1)  # (B, C, heads) each
         counts = of_outcome.sum(-1).to(weights.dtype)[:, None].split(1, dim=-1)  # (B, 1, 1) each
         rate = [(count + PRIOR_ENTRIES).log() for count in counts]
         of_history = [fact.expand(-1, rows, 1) for fact in (rate[0] - rate[1], sum(counts).log1p())]
-        facts = [said.transpose(1, 2).flatten(2), shares[0] - shares[1], *of_history]
+        facts = [said.flatten(2), shares[0] - shares[1], *of_history]
         return self.output(torch.cat(facts, dim=-1)).view(*shape, self.output.out_features)

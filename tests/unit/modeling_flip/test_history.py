@@ -218,6 +218,27 @@ def test_target_attention_equals_a_loop():
         torch.testing.assert_close(result[row], expected)
 
 
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_items_of_histories_that_stand_once_are_looked_up(rows):
+    """Of rows with a history each, and of rows that share one: the same values and gradients as of entries written
+    out."""
+    attention = tiny.shake(FlipTargetAttention(5, 6, 7)).double()
+    shape = (4, 64) if rows is None else (4, rows, 64)
+    query, items = torch.randn(shape, dtype=torch.double), torch.randn(9, 128, dtype=torch.double)
+    places, outcomes = torch.randint(9, (4, 8)), torch.randint(3, (4, 8))
+    found = []
+    for entries_of in (lambda table: (table, outcomes, places), lambda table: (table[places], outcomes)):
+        attention.zero_grad()
+        leaves = [query.clone().requires_grad_(), items.clone().requires_grad_()]
+        said = attention.attend(leaves[0], *entries_of(leaves[1]))
+        said.square().sum().backward()
+        gradients = [one.grad for one in (*leaves, *attention.parameters()) if one.grad is not None]
+        assert len(gradients) == 5 and all(one.abs().sum() > 0 for one in gradients)
+        found.append([said.detach(), *gradients])
+    for value, expected in zip(*found):
+        torch.testing.assert_close(value, expected)
+
+
 @pytest.mark.parametrize("strategy", ["id", "plm", "joint", "frozen"])
 def test_both_forms_are_the_same(past, calm, items, strategy):
     rows = past_rows()
