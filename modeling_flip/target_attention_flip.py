@@ -61,36 +61,47 @@ class FlipTargetAttention(nn.Module):
 
         Returns `(B, output_dim)`, or `(B, C, output_dim)`.
         """
-        shape, heads = query.shape[:-1], (NUM_HEADS, ATTENTION_DIM // NUM_HEADS)
-        users, rows = outcomes.shape[0], query.shape[1] if query.ndim == 3 else 1
-        query = query.view(users, rows, *heads)
+        shape, rows = query.shape[:-1], query.shape[1] if query.ndim == 3 else 1
+        query = query.view(outcomes.shape[0], rows, NUM_HEADS, ATTENTION_DIM // NUM_HEADS)
         keys, values = entries.chunk(2, dim=-1)
         if places is not None:
             keys, values = (nn.functional.embedding(places, part.contiguous()) for part in (keys, values))
-        # Histories of one row each are many. They stay as they lie, heads side by side, as to copy them head by head
-        # took longer than the zeros that the heads of a query then have beside them.
+        # histories of one row each are many, and to copy them head by head takes longer than products with zeros
         whole = places is not None and rows == 1
-        if whole:  # (B, 1, heads, ATTENTION_DIM) and (B, 1, n, ATTENTION_DIM)
-            own = torch.eye(NUM_HEADS, dtype=query.dtype, device=query.device)[..., None]
-            query, keys, values = (query[:, :, None] * own).flatten(-2), keys[:, None], values[:, None]
-        else:  # (B, heads, C, d) and (B, heads, n, d)
-            query = query.transpose(1, 2)
-            keys, values = (part.unflatten(-1, heads).transpose(1, 2) for part in (keys, values))
-        scores = (query @ keys.mT).view(users, NUM_HEADS, rows, outcomes.shape[1]) / heads[1] ** 0.5
+        scores = likeness(query, keys, whole) / query.shape[-1] ** 0.5  # (B, heads, C, n)
         scores = scores.masked_fill((outcomes == NO_ENTRY)[:, None, None], torch.finfo(scores.dtype).min)
         nothing = self.nothing.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         weights = torch.cat([scores, nothing], dim=-1).softmax(-1)[..., :-1]  # (B, heads, C, n)
         of_outcome = torch.stack([outcomes == IS_CLICKED, outcomes == NOT_CLICKED], dim=1)  # (B, 2, n)
         parts = weights[..., None, :] * of_outcome[:, None, None]  # (B, heads, C, 2, n)
-        weighted = parts.to(values.dtype)
-        if whole:
-            said = (weighted.flatten(1, 3)[:, None] @ values).view(users, 1, NUM_HEADS, 2, *heads)
-            said = said.diagonal(dim1=2, dim2=4).movedim(-1, 2)  # (B, 1, heads, 2, d), each head's own part
-        else:
-            said = (weighted.flatten(2, 3) @ values).unflatten(2, (rows, 2)).transpose(1, 2)  # (B, C, heads, 2, d)
+        said = weighted_sums(parts.to(values.dtype), values, whole)  # (B, C, heads, 2, d)
         shares = (parts.sum(-1) + SMALLEST_SHARE).log().transpose(1, 2).unbind(-1)  # (B, C, heads) each
         counts = of_outcome.sum(-1).to(weights.dtype)[:, None].split(1, dim=-1)  # (B, 1, 1) each
         rate = [(count + PRIOR_ENTRIES).log() for count in counts]
         of_history = [fact.expand(-1, rows, 1) for fact in (rate[0] - rate[1], sum(counts).log1p())]
         facts = [said.flatten(2), shares[0] - shares[1], *of_history]
         return self.output(torch.cat(facts, dim=-1)).view(*shape, self.output.out_features)
+
+
+def likeness(query: torch.Tensor, keys: torch.Tensor, whole: bool) -> torch.Tensor:
+    """Products of queries `(B, C, heads, d)` with keys `(B, n, heads d)`, head by head: `(B, heads, C, n)`.
+
+    Args:
+        whole: of one query a history, C = 1, with the keys as they lie: each head of it has zeros in place of the
+            others.
+    """
+    if not whole:
+        return query.transpose(1, 2) @ keys.unflatten(-1, query.shape[2:]).transpose(1, 2).mT
+    own = torch.eye(query.shape[2], dtype=query.dtype, device=query.device)[..., None]
+    return ((query * own).flatten(-2) @ keys.mT)[:, :, None]
+
+
+def weighted_sums(weights: torch.Tensor, values: torch.Tensor, whole: bool) -> torch.Tensor:
+    """Sums over the entries of values `(B, n, heads d)` with weights `(B, heads, C, k, n)`, head by head: `(B, C,
+    heads, k, d)`; `whole` as of [`likeness`], which sums up what is of other heads too, and leaves it."""
+    heads, rows, kinds = weights.shape[1:4]
+    if not whole:
+        sums = weights.flatten(2, 3) @ values.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return sums.unflatten(2, (rows, kinds)).transpose(1, 2)
+    sums = (weights.flatten(1, 3) @ values).view(-1, heads, kinds, heads, values.shape[-1] // heads)
+    return sums.diagonal(dim1=1, dim2=3).movedim(-1, 1)[:, None]
