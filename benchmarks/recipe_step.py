@@ -6,12 +6,12 @@ import gc
 import torch
 
 from flip_ctr.benchmarks.children import peak_gb
-from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
+from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments
 from flip_ctr.train.loop.attention import choose_attention
-from flip_ctr.train.loop.loaders import training_loader
+from flip_ctr.train.loop.loaders import click_collator, training_loader
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.step import TrainingStep
@@ -50,9 +50,7 @@ class RecipeStep:
         if args.embedding_optimizer != "dense":
             use_sparse_tables(model)
         collator = (
-            FlipPretrainingCollator(self.processor, args.seed)
-            if pretrains
-            else FlipCollator(self.processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
+            FlipPretrainingCollator(self.processor, args.seed) if pretrains else click_collator(self.processor, args)
         )
         self.loader = training_loader(self.dataset, collator, self.accelerator, args)
         optimizer = make_optimizer(model, args, self.accelerator.device)

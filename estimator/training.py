@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow as pa
 from accelerate.utils import set_seed
 
-from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
@@ -18,7 +17,7 @@ from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FinetuneArguments
 from flip_ctr.train.finetune import check_models, criterion, processor_and_model
 from flip_ctr.train.loop.calibration import NotCalibrated, calibrate, check_clicks_to_calibrate
-from flip_ctr.train.loop.loaders import training_loader
+from flip_ctr.train.loop.loaders import click_collator, training_loader
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.loop.training_loop import train
@@ -96,7 +95,7 @@ def fit_model(
         if eval_set is None:
             raise ValueError(f"--calibration {args.calibration} needs validation rows, and there are none")
         check_clicks_to_calibrate(args.calibration, eval_set.labels)
-    collator = FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
+    collator = click_collator(processor, args)
     best: dict = {}
 
     def evaluate() -> dict[str, float]:

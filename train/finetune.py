@@ -11,7 +11,6 @@ accelerate launch -m flip_ctr.train.cli finetune --config finetune.yaml
 
 from typing import Any
 
-from flip_ctr.data.batches.collators import FlipCollator
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
@@ -22,6 +21,7 @@ from flip_ctr.train.loop.leave_out import measure_effects
 from flip_ctr.train.loop.loaders import (
     check_clicks,
     check_sampling_rate,
+    click_collator,
     encode_split,
     log_unknown_keys,
     say_no_validation,
@@ -143,8 +143,7 @@ def run(args: FinetuneArguments) -> dict:
     if teacher is not None:
         train_set = teach(accelerator, args, teacher, train_rows, train_set, model.config.negative_sampling_rate)
         teacher = None  # its memory is free
-    collator = FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
-    loader = training_loader(train_set, collator, accelerator, args)
+    loader = training_loader(train_set, click_collator(processor, args), accelerator, args)
 
     def evaluate() -> dict[str, float]:
         if eval_set is None:

@@ -214,7 +214,6 @@ def test_precision_that_nobody_named(has_bf16, device, told, expected, monkeypat
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_memory_of_one_step_serves_the_next():
     """More than glibc keeps by itself, in blocks larger than any that it takes from the heap."""
-
     resource = pytest.importorskip("resource")
 
     def pages_of_a_step() -> int:

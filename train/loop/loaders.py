@@ -16,7 +16,7 @@ from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import TrainingOptions
+from flip_ctr.train.arguments import FinetuneArguments, TrainingOptions
 
 logger = logging.getLogger("flip_ctr")
 
@@ -133,6 +133,11 @@ def training_split(
         accelerator.num_processes,
         accelerator.process_index,
     )
+
+
+def click_collator(processor: FlipProcessor, args: FinetuneArguments) -> FlipCollator:
+    """Makes batches of a click model's training rows, some of whose ids are unknown, as the run's arguments say."""
+    return FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
 
 
 def training_loader(

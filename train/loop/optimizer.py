@@ -291,11 +291,6 @@ class FeatureTables:
         for weight in self.penalised:
             weight.grad.add_(weight, alpha=2 * self.l2 * loss_scale)
 
-    def sparse_values(self) -> list[torch.Tensor]:
-        """The values of the sparse gradients, `(touched rows, size)` each; scaling them in place scales the
-        gradients."""
-        return [weight.grad.values() for weight in self.sparse.values()]
-
     def _pairs(self, name: str, weight: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
         if weight.grad is None:  # nothing was looked up: no noise was drawn, say
             return torch.empty(0, dtype=torch.long, device=weight.device), weight.new_empty(0, weight.shape[1])

@@ -3,7 +3,7 @@
 updated."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -158,16 +158,16 @@ class TrainingStep:
                 return torch.tensor(norm, device=self.accelerator.device)
             return _whole(norm)
         self.accelerator.unscale_gradients()
-        return clip_gradients(self.model.parameters(), max_norm, self.tables.sparse_values())
+        return clip_gradients(self.model.parameters(), max_norm)
 
 
-def clip_gradients(
-    parameters: Iterable[nn.Parameter], max_norm: float, values: Sequence[torch.Tensor] = ()
-) -> torch.Tensor:
-    """Scales the gradients of these parameters, and the values of sparse ones, to a norm of at most `max_norm` in all;
-    returns the norm before."""
-    dense = [p for p in parameters if p.grad is not None and not p.grad.is_sparse]
-    norm = get_total_norm([p.grad for p in dense] + list(values))
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scales the gradients of these parameters, coalesced where they are sparse, to a norm of at most `max_norm` in
+    all; returns the norm before."""
+    graded = [p for p in parameters if p.grad is not None]
+    dense = [p for p in graded if not p.grad.is_sparse]
+    values = [p.grad.values() for p in graded if p.grad.is_sparse]
+    norm = get_total_norm([p.grad for p in dense] + values)
     if norm.device.type == "cpu" and norm + 1e-6 <= max_norm:  # all would be multiplied by 1; a GPU is not waited for
         return norm
     clip_grads_with_norm_(dense, max_norm, norm)
