@@ -6,12 +6,11 @@ import gc
 import torch
 
 from flip_ctr.benchmarks.children import peak_gb
-from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments
 from flip_ctr.train.loop.attention import choose_attention
-from flip_ctr.train.loop.loaders import click_collator, training_loader
+from flip_ctr.train.loop.loaders import click_collator, pretraining_collator, training_loader
 from flip_ctr.train.loop.optimizer import make_optimizer, use_sparse_tables
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.step import TrainingStep
@@ -38,7 +37,9 @@ class RecipeStep:
         rows = SplitRows(args.dataset_dir, "train", args.max_train_samples, args.seed)
         self.processor = new_processor(rows, rows.schema, args, args.model_name_or_path)
         pretrains = isinstance(args, PretrainArguments)
-        self.dataset = EncodedDataset(self.processor, rows, prompts=pretrains or args.strategy != "id")
+        # no objective of pretraining reads what came before
+        reader = self.processor.without_history() if pretrains else self.processor
+        self.dataset = EncodedDataset(reader, rows, prompts=args.pretrains_text if pretrains else args.strategy != "id")
         gc.collect()
         self.before_gb = peak_gb()
         model = (
@@ -49,9 +50,7 @@ class RecipeStep:
         model = ready_to_train(model, self.processor, args)
         if args.embedding_optimizer != "dense":
             use_sparse_tables(model)
-        collator = (
-            FlipPretrainingCollator(self.processor, args.seed) if pretrains else click_collator(self.processor, args)
-        )
+        collator = (pretraining_collator if pretrains else click_collator)(reader, args)
         self.loader = training_loader(self.dataset, collator, self.accelerator, args)
         optimizer = make_optimizer(model, args, self.accelerator.device)
         self.model, optimizer = self.accelerator.prepare(model.train(), optimizer)

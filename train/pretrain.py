@@ -7,12 +7,12 @@ accelerate launch -m flip_ctr.train.cli pretrain --config pretrain.yaml
 
 import torch
 
-from flip_ctr.data.batches.collators import FlipPretrainingCollator
 from flip_ctr.data.readers.shards import has_split, open_splits
 from flip_ctr.train.arguments import PretrainArguments
 from flip_ctr.train.loop.loaders import (
     encode_split,
     make_loader,
+    pretraining_collator,
     say_no_validation,
     training_loader,
     training_split,
@@ -62,17 +62,9 @@ def run(args: PretrainArguments) -> dict:
         )
     processor = new_processor(train_rows, schema, args, args.model_name_or_path)
 
-    # 3. Masks, of the views that an objective masks
-    masks = {
-        "text_mask_ratio": args.text_mask_ratio if args.mlm_weight else None,
-        "id_mask_ratio": args.id_mask_ratio if args.mtm_weight else None,
-        "mask_unit": args.mask_unit,
-    }
+    # 3. Masks, and encoded rows
     reader = processor.without_history()  # no objective reads what came before
-    collator, eval_collator = (
-        FlipPretrainingCollator(reader, args.seed, *rates, **masks)
-        for rates in ((args.unk_rate, args.cold_rate), (0.0, 0.0))
-    )
+    collator, eval_collator = (pretraining_collator(reader, args, unknown_ids) for unknown_ids in (True, False))
     train_set = training_split(accelerator, reader, train_rows, args, args.pretrains_text)
     eval_set = None if eval_rows is None else encode_split(accelerator, reader, eval_rows, args.pretrains_text)
     if eval_set is not None and len(eval_set) < accelerator.num_processes:

@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from flip_ctr.data.batches.collators import FlipCollator
+from flip_ctr.data.batches.collators import FlipCollator, FlipPretrainingCollator
 from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.batches.samplers import GlobalBatchSampler
 from flip_ctr.data.batches.streaming import StreamedDataset
 from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.columns_flip import read_columns
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
-from flip_ctr.train.arguments import FinetuneArguments, TrainingOptions
+from flip_ctr.train.arguments import FinetuneArguments, PretrainArguments, TrainingOptions
 
 logger = logging.getLogger("flip_ctr")
 
@@ -138,6 +138,22 @@ def training_split(
 def click_collator(processor: FlipProcessor, args: FinetuneArguments) -> FlipCollator:
     """Makes batches of a click model's training rows, some of whose ids are unknown, as the run's arguments say."""
     return FlipCollator(processor, args.seed, args.unk_rate, args.cold_rate, args.short_history_rate)
+
+
+def pretraining_collator(
+    processor: FlipProcessor, args: PretrainArguments, unknown_ids: bool = True
+) -> FlipPretrainingCollator:
+    """Makes pretraining's batches, masked where an objective reads the masked view; some ids are unknown, as the run's
+    arguments say, or none (validation)."""
+    return FlipPretrainingCollator(
+        processor,
+        args.seed,
+        args.unk_rate if unknown_ids else 0.0,
+        args.cold_rate if unknown_ids else 0.0,
+        text_mask_ratio=args.text_mask_ratio if args.mlm_weight else None,
+        id_mask_ratio=args.id_mask_ratio if args.mtm_weight else None,
+        mask_unit=args.mask_unit,
+    )
 
 
 def training_loader(
