@@ -147,7 +147,8 @@ def _entries(raw: Any, field: FlipField, wanted: Sequence[FlipField]) -> tuple[n
     raw = plain_column(raw)
     if hasattr(raw, "combine_chunks"):
         raw = raw.combine_chunks()
-    needs = ", ".join(one.name for one in wanted)
+    others = [one.name for one in wanted if one.name not in (field.history_of, CLICKED)]
+    needs = f"{field.history_of}, {CLICKED}" + (f" and, as no items are given, {', '.join(others)}" if others else "")
     if getattr(getattr(getattr(raw, "type", None), "value_type", None), "num_fields", 0):
         # lists of structs: no row becomes a Python object
         if raw.null_count and not field.nullable:

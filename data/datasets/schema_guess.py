@@ -35,6 +35,7 @@ RATING_WORDS = ("rating", "star", "overall", "score", "grade", "point", "vote", 
 OF_MANY = _words("avg average mean count num number total sum std id")  # are no single rating
 TIME_WORDS = _words("time timestamp ts date datetime at when day hour dt created updated")
 WEIGHT_WORDS = {"weight", "sampleweight"}
+OF_PANDAS = re.compile(r"__index_level_\d+__|Unnamed: \d+")
 ROW_NUMBERS = {"", "index", "row", "id", "rownum", "unnamed", "level"}  # names of columns that count the rows
 PROMPT_TOKENS = 480  # of the 512 that most PLMs take
 
@@ -357,6 +358,8 @@ class SchemaGuess:
             return "more than one column has this name"
         if one.in_order and words_of(one.name) & ROW_NUMBERS and one.rows > 2 and not group.on:
             return "counts the rows"
+        if OF_PANDAS.fullmatch(one.name):
+            return "pandas' name for an index or a column without a name"
         if one.rows == one.nulls:
             return "always null in the sample"
         if one.type == NESTED:

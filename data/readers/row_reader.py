@@ -219,8 +219,10 @@ class RowReader:
     def _lacks(self, path: Path, missing: list[str], columns: list[str]) -> ValueError:
         side = self._absent.get(missing[0])
         hint = f" ({missing[0]!r} came from the table {side.name}: --side {side.name}=FILE)" if side else ""
-        hint += " (--events FILE makes the histories)" if self._raw.keys() & set(missing) else ""
-        hint += " (--events FILE makes the click rates)" if self._rates & set(missing) else ""
+        of_events = ["histories"] * bool(self._raw.keys() & set(missing)) + ["click rates"] * bool(
+            self._rates & set(missing)
+        )
+        hint += f" (--events FILE makes the {' and the '.join(of_events)})" if of_events else ""
         hint += " (events have `clicked`, and the keys of histories and click rates)" if self._of_events else ""
         return ValueError(
             f"{path}: column(s) {', '.join(map(repr, missing))} missing; the rows have: "

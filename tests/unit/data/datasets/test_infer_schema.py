@@ -335,6 +335,16 @@ def test_a_column_without_a_name_is_left_out(tmp_path):
     assert [one["name"] for one in schema["fields"]] == ["user_id", "item_id"]
 
 
+@pytest.mark.parametrize("write", [pd.DataFrame.to_csv, pd.DataFrame.to_parquet])
+def test_the_index_of_a_shuffled_frame_is_left_out(tmp_path, write):
+    write(pd.DataFrame(rows()).sample(frac=1, random_state=0), path := tmp_path / "clicks")
+    if write is pd.DataFrame.to_csv:
+        pd.read_csv(path).to_csv(path, index=False)
+    found = infer.infer_schema(path.rename(tmp_path / f"clicks.{write.__name__.removeprefix('to_')}"))
+    assert ": pandas' name for an index or a column without a name\n" in found
+    assert [one["name"] for one in yaml.safe_load(found)["fields"]] == ["user_id", "item_id"]
+
+
 def test_ids_that_became_floats_are_whole_numbers(tmp_path):
     text, schema = inferred(
         tmp_path,
