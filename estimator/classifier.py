@@ -278,6 +278,8 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         schema = DatasetSchema(DATASET, fields, label, weight_column=weight)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if eval_set is not None:
+            if not isinstance(eval_set, tuple) or len(eval_set) != 2:
+                raise ValueError(f"eval_set is a pair (X, y) of rows and labels; got {type(eval_set).__name__}.")
             X, y = eval_set
             held_out = self._with_fields(as_frame(self._named(X)), fields)
             held_out[label] = read_labels(y, len(held_out), classes)[0]

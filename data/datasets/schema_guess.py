@@ -366,7 +366,7 @@ class SchemaGuess:
             return one.why_not
         if one.type == "timestamp":
             return "a time"
-        if one.distinct == 1 and one.rows > 1:
+        if one.distinct == 1 and one.rows > 1 and not one.nulls:  # beside nulls one value says something
             return f"always {one.examples[0][:30]!r} in the sample"
         if name.lower() in seen:
             return "another column's name but for upper and lower case"

@@ -266,6 +266,25 @@ def test_weights_count(frame):
     assert fitted.model_.config.calibration["kind"] == "platt"
 
 
+def test_one_value_beside_nulls_is_read(frame):
+    given = np.arange(len(frame)) % 3 == 0
+    marked = frame.assign(
+        coupon=np.where(given, "SUMMER", None),
+        is_new=pd.array(np.where(given, True, None), dtype="boolean"),
+        gift=np.where(given, 5.5, np.nan),
+    )
+    model = FlipClassifier(**FAST).fit(marked, given.astype(int))
+    assert {"coupon", "is_new", "gift"} <= {field.name for field in model.fields_}
+    probabilities = model.predict_proba(marked)[:, 1]
+    assert probabilities[given].min() > probabilities[~given].max()
+
+
+def test_validation_rows_are_one_pair(frame):
+    y = clicks(frame)
+    with pytest.raises(ValueError, match=r"eval_set is a pair \(X, y\) of rows and labels; got list"):
+        FlipClassifier(**FAST).fit(frame, y, eval_set=[(frame, y)])
+
+
 def test_columns_that_are_no_fields_are_said(frame):
     strange = frame.assign(when=pd.Timestamp("2024-01-01"), always="x", label="a", weight=np.arange(len(frame)) / 7.0)
     strange.loc[strange.index[0], "label"] = "b"
