@@ -219,9 +219,8 @@ class RowReader:
     def _lacks(self, path: Path, missing: list[str], columns: list[str]) -> ValueError:
         side = self._absent.get(missing[0])
         hint = f" ({missing[0]!r} came from the table {side.name}: --side {side.name}=FILE)" if side else ""
-        of_events = ["histories"] * bool(self._raw.keys() & set(missing)) + ["click rates"] * bool(
-            self._rates & set(missing)
-        )
+        made = {"histories": self._raw.keys(), "click rates": self._rates}
+        of_events = [what for what, names in made.items() if names & set(missing)]
         hint += f" (--events FILE makes the {' and the '.join(of_events)})" if of_events else ""
         hint += " (events have `clicked`, and the keys of histories and click rates)" if self._of_events else ""
         return ValueError(
