@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,10 @@ from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_model, load_click_model
 from flip_ctr.train.models.lora import is_flip_checkpoint
 from flip_ctr.train.option_groups import OF_PLM, TRAINS_PLM
-from flip_ctr.train.options import did_you_mean
-from flip_ctr.train.outputs.card import CARD, RECORD, read_record
+from flip_ctr.train.options import did_you_mean, is_private, public_name
+from flip_ctr.train.outputs.card import CARD
 from flip_ctr.train.outputs.hub import CLASSIFIER, push_checkpoint
+from flip_ctr.train.outputs.record import RECORD, read_record
 
 DATASET = "data-frame"  # what a card calls the rows
 # settings of the recipe that are parameters here
@@ -242,6 +243,10 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
             if unread:
                 reasons = ", ".join(f"{name!r} ({reason})" for name, reason in unread.items())
                 warnings.warn(f"columns of X that are not read: {reasons}", stacklevel=3)
+            nulls = {repr(one.name): ", ".join(map(repr, one.null_values)) for one in fields if one.null_values}
+            if nulls:
+                texts = "; ".join(f"{words} of {name}" for name, words in nulls.items())
+                warnings.warn(f"texts of X that are read as null: {texts}. `fields` can say otherwise", stacklevel=3)
         if not fields:
             raise ValueError("X has no column that a click could be predicted by")
         return self._with_fields(frame, fields), fields
@@ -414,12 +419,23 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
             "classes": self.classes_.tolist(),
             "n_features_in": self.n_features_in_,
             "feature_names_in": None if names is None else names.tolist(),
+            "parameters": self._published_parameters(),
         }
         texts = {CLASSIFIER: of_classifier, RECORD: self._record}
         for name, content in texts.items():
-            (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
         if self._card is not None:
             (folder / CARD).write_text(self._card, encoding="utf-8")
+
+    def _published_parameters(self) -> dict[str, Any]:
+        """The parameters that a checkpoint keeps: no path of this machine, of a PLM's folder its name."""
+        given = self.get_params(deep=False)
+        path, fields, seed = (given.pop(name) for name in ("model_name_or_path", "fields", "random_state"))
+        given["model_name_or_path"] = None if path is None else public_name(str(path))
+        given["fields"] = fields and [one.to_dict() if isinstance(one, FlipField) else one for one in fields]
+        given["settings"] = _published_settings(self.settings)
+        return given | ({"random_state": seed} if seed is None or isinstance(seed, Integral) else {})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **parameters) -> "FlipClassifier":
@@ -427,21 +443,27 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             pretrained_model_name_or_path: folder or hub id.
-            parameters: of the classifier, for `continue_fit`.
+            parameters: of the classifier, for `continue_fit`, `fit` and copies. The others are those with which it was
+                trained, where a classifier saved the checkpoint (of a PLM in a folder its name alone); else the
+                checkpoint's strategy, and defaults.
 
         Raises:
             OSError: there is no such checkpoint.
             ValueError: it is damaged, or no fine-tuned click model.
         """
         path = str(pretrained_model_name_or_path)
-        classifier = cls(**parameters)
         with isolated():
-            classifier.model_, classifier.processor_ = load_click_model(path)
+            model, processor = load_click_model(path)
+        file = cached_file(path, CLASSIFIER, _raise_exceptions_for_missing_entries=False)
+        said = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+        kept = said.get("parameters", {"strategy": model.config.strategy})
+        kept = {name: kept[name] for name in cls._get_param_names() if name in kept}
+        kept |= {"settings": _published_settings(kept.get("settings"))}  # whoever wrote them
+        classifier = cls(**kept | parameters)
+        classifier.model_, classifier.processor_ = model, processor
         classifier.model_.requires_grad_(False)
         classifier.fields_ = classifier.processor_.feature_extractor.all_fields
         classifier.strategy_, classifier.history_ = classifier.model_.config.strategy, []
-        file = cached_file(path, CLASSIFIER, _raise_exceptions_for_missing_entries=False)
-        said = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
         classifier.classes_ = np.array(said.get("classes", [0, 1]))
         names = said.get("feature_names_in", [field.column or field.name for field in classifier.fields_])
         classifier.n_features_in_ = said.get("n_features_in", len(classifier.fields_))
@@ -469,6 +491,21 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         if "model_" in state and state["model_"].device.type != "cpu":
             state = state | {"model_": copy.deepcopy(state["model_"]).cpu()}
         return state
+
+
+def _published_settings(settings: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Settings without paths; of a model in a folder its name."""
+    options = {name: one for name, one in FinetuneArguments.__dataclass_fields__.items() if not is_private(one)}
+    return settings and {
+        name: public_name(str(value)) if value and options[name].metadata.get("model") else value
+        for name, value in settings.items()
+        if name in options
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON does not hold as one that it does: a number of numpy as Python's, all else as text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _free_name(name: str, taken: list[str]) -> str:

@@ -42,6 +42,9 @@ def as_frame(rows: Any) -> pd.DataFrame:
         rows = rows.collect()
     if hasattr(rows, "iloc"):
         frame = rows.reset_index(drop=True)
+        for name, kind in frame.dtypes.items():
+            if isinstance(kind, pd.SparseDtype):
+                frame[name] = frame[name].sparse.to_dense()
     elif hasattr(rows, "__arrow_c_stream__"):
         frame = pa.table(rows).to_pandas(types_mapper=pd.ArrowDtype)
     else:

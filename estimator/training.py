@@ -24,8 +24,9 @@ from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import ready_to_train
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.lora import merge
-from flip_ctr.train.outputs.card import training_record, write_card
+from flip_ctr.train.outputs.card import write_card
 from flip_ctr.train.outputs.metrics import click_metrics
+from flip_ctr.train.outputs.record import training_record
 
 
 @dataclass
@@ -84,7 +85,7 @@ def fit_model(
     args.mixed_precision = accelerator.mixed_precision
     set_seed(args.seed)
     check_models(args)
-    record = training_record(args)
+    record = training_record(args, schema)
     model, processor = processor_and_model(args, schema, train_rows)
     processor.label, processor.weight = schema.label, schema.weight_column  # a checkpoint may have others
     model = ready_to_train(model, processor, args)

@@ -148,7 +148,9 @@ def _entries(raw: Any, field: FlipField, wanted: Sequence[FlipField]) -> tuple[n
     if hasattr(raw, "combine_chunks"):
         raw = raw.combine_chunks()
     others = [one.name for one in wanted if one.name not in (field.history_of, CLICKED)]
-    needs = f"{field.history_of}, {CLICKED}" + (f" and, as no items are given, {', '.join(others)}" if others else "")
+    needs = f"{field.history_of}, {CLICKED}" + (
+        f" and, as no items are given (items=, --items), {', '.join(others)}" if others else ""
+    )
     if getattr(getattr(getattr(raw, "type", None), "value_type", None), "num_fields", 0):
         # lists of structs: no row becomes a Python object
         if raw.null_count and not field.nullable:

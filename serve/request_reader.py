@@ -12,6 +12,7 @@ from flip_ctr.modeling_flip.histories_flip import read_histories
 from flip_ctr.modeling_flip.rows_flip import RawRows, column_of, named_columns
 from flip_ctr.modeling_flip.values_flip import Value
 from flip_ctr.serve.catalogue import Catalogue, joined
+from flip_ctr.train.outputs.run_log import logger
 
 
 class Users(NamedTuple):
@@ -64,6 +65,7 @@ class RequestReader:
     ):
         self.fields, self.user_fields, self.key = fields, user_fields, key
         self.history, self.keeps_text = history, keeps_text
+        self._said = False  # that a request gave no history
 
     def canonical(self, keys: Any) -> list[Value]:
         """Keys of items in canonical form; `ValueError` where one has another type."""
@@ -119,6 +121,12 @@ class RequestReader:
         if history is None and column_of(field, named_columns(rows.names or [])):
             source: Any = rows
         else:
+            if history is None and not self._said:
+                self._said = True
+                logger.warning(
+                    "this model reads histories, and none is given: users are ranked as new ones. Give `history`, or a "
+                    f"column {field.name!r} of the users (flip-ctr rank: or --events)"
+                )
             listed = [None] * count if history is None else history if many else [history]
             listed = listed.tolist() if hasattr(listed, "tolist") else listed
             if len(listed) != count:

@@ -17,9 +17,10 @@ from flip_ctr.train.loop.loaders import check_clicks, encode_split
 from flip_ctr.train.loop.run import check_output_dir, claim_output_dir, make_accelerator, recipe
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
-from flip_ctr.train.outputs.card import training_record, write_card
+from flip_ctr.train.outputs.card import write_card
 from flip_ctr.train.outputs.checkpoint import save
 from flip_ctr.train.outputs.plots import plot_reliability
+from flip_ctr.train.outputs.record import training_record
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import set_up_logging
 
@@ -60,7 +61,7 @@ def run(args: CalibrateArguments) -> dict:
     results |= {"train_rows": len(sets["validation"]), "num_processes": 1, "train_seconds": seconds}
 
     claim_output_dir(args)
-    record = training_record(args)
+    record = training_record(args, schema)
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)
     if "test" in sets:

@@ -34,6 +34,7 @@ from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
 from flip_ctr.train.outputs.ranking_metrics import catalogue_metrics, check_lists, ranking_metrics
+from flip_ctr.train.outputs.record import warn_of_other_split
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger, set_up_logging
 
@@ -77,6 +78,7 @@ def run(args: EvaluateArguments) -> dict:
             found, labels, users = score_files(accelerator, model, processor, args)
         else:
             check_fields(processor, rows.schema, args.model_name_or_path)
+            warn_of_other_split(args.model_name_or_path, rows.schema)
             if args.top_k is not None and rows.schema.user_column is None:
                 raise ValueError(
                     f"--top_k ranks the rows of each user, and {os.path.join(args.dataset_dir, SCHEMA_NAME)} names no "

@@ -41,11 +41,12 @@ from flip_ctr.train.models.build import (
     without_unread_history,
 )
 from flip_ctr.train.models.lora import is_flip_checkpoint, plain
-from flip_ctr.train.outputs.card import training_record, write_card
+from flip_ctr.train.outputs.card import write_card
 from flip_ctr.train.outputs.checkpoint import best_model, save
 from flip_ctr.train.outputs.hub import push
 from flip_ctr.train.outputs.metrics import click_metrics
 from flip_ctr.train.outputs.plots import plot_history, plot_reliability
+from flip_ctr.train.outputs.record import training_record
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger
 
@@ -118,7 +119,7 @@ def run(args: FinetuneArguments) -> dict:
         say_no_validation(args)
     schema = train_rows.schema
     check_models(args)
-    record = training_record(args)
+    record = training_record(args, schema)
 
     # 3. Processor and model: from a FLIP checkpoint, around a PLM, or ID-only from scratch
     model, processor = processor_and_model(args, schema, train_rows)
@@ -129,7 +130,7 @@ def run(args: FinetuneArguments) -> dict:
     teacher = None
     if args.teacher is not None:
         fields_of_pairs(args, schema)
-        teacher = load_teacher(args, schema)
+        teacher = load_teacher(args, train_rows)
     prompts = args.strategy != "id"
     train_set = training_split(accelerator, processor, train_rows, args, prompts)
     # the test split too: a value in it that cannot be read is found now, and not after training

@@ -32,10 +32,11 @@ from flip_ctr.train.loop.scoring import in_row_order
 from flip_ctr.train.models.build import check_fields, load_click_model
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.warm_start import ID_SHAPE, id_model_config, join_ids, set_sampling_rate
-from flip_ctr.train.outputs.card import training_record, write_card
+from flip_ctr.train.outputs.card import write_card
 from flip_ctr.train.outputs.checkpoint import save
 from flip_ctr.train.outputs.metrics import score_metrics
 from flip_ctr.train.outputs.plots import plot_reliability
+from flip_ctr.train.outputs.record import training_record
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger, set_up_logging
 
@@ -100,7 +101,7 @@ def run(args: FuseArguments) -> dict:
     if accelerator.is_main_process:
         claim_output_dir(args)
     accelerator.wait_for_everyone()
-    record = training_record(args, args.plm_model)
+    record = training_record(args, schema, args.plm_model)
     save(accelerator, model, processor, args, record)
     report(accelerator, results, args.output_dir)
     size = args.per_device_eval_batch_size

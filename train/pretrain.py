@@ -22,10 +22,11 @@ from flip_ctr.train.loop.run import end_trackers, recipe, start
 from flip_ctr.train.loop.training_loop import train
 from flip_ctr.train.models.build import check_mlm, check_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.models.lora import is_flip_checkpoint, merge, plain
-from flip_ctr.train.outputs.card import training_record, write_card
+from flip_ctr.train.outputs.card import write_card
 from flip_ctr.train.outputs.checkpoint import save
 from flip_ctr.train.outputs.hub import push
 from flip_ctr.train.outputs.plots import plot_history
+from flip_ctr.train.outputs.record import training_record
 from flip_ctr.train.outputs.results import report
 from flip_ctr.train.outputs.run_log import logger
 
@@ -55,7 +56,7 @@ def run(args: PretrainArguments) -> dict:
         if getattr(args, flag) is not None:
             check_model(flag, getattr(args, flag))
     check_mlm(args)
-    record = training_record(args)
+    record = training_record(args, schema)
     if args.model_name_or_path is not None and is_flip_checkpoint(args.model_name_or_path):
         raise ValueError(
             f"--model_name_or_path {args.model_name_or_path} is a FLIP checkpoint; pretraining starts from a PLM"

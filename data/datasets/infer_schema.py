@@ -234,17 +234,17 @@ def _some_rows(table: pa.Table, rows: int) -> pa.Table:
 def _arrow_table(frame: Any) -> pa.Table:
     if isinstance(frame, dict):
         frame = pa.table(frame)
-    if hasattr(frame, "iloc"):  # pandas: an index of row numbers is no column
+    if hasattr(frame, "iloc"):
         try:
-            return pa.Table.from_pandas(frame)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            column = re.search(r"Conversion failed for column (.*) with type", str(error))
-            owner = f"column '{column[1]}' of the frame" if column else "a column of the frame"
-            if isinstance(error, pa.ArrowNotImplementedError):
-                raise ValueError(f"{owner} is of a type that is not read; leave it out.") from None
-            raise ValueError(
-                f"{owner} holds values of several types, which no Parquet file takes; give it one."
-            ) from None
+            table = pa.Table.from_pandas(frame)  # an index of row numbers is no column
+        except (pa.ArrowException, OverflowError, TypeError):
+            table = None
+        for number, name in enumerate(frame.columns):
+            may_be_sets = table is not None and pa.types.is_list(table.schema.types[number])
+            wrong = _wrong_values(frame.iloc[:, number]) if may_be_sets or table is None else None
+            if wrong is not None:
+                raise ValueError(f"column {name!r} of the frame {wrong}.")
+        return table
     if hasattr(frame, "collect") and not hasattr(frame, "__arrow_c_stream__"):
         frame = frame.collect()  # a lazy frame of polars
     if not hasattr(frame, "__arrow_c_stream__"):
@@ -253,6 +253,30 @@ def _arrow_table(frame: Any) -> pa.Table:
             f"{type(frame).__name__}."
         )
     return pa.table(frame)
+
+
+def _wrong_values(column: Any) -> str | None:
+    """What is wrong with a column of a pandas frame that has no type of Arrow, or none with an order; None where
+    nothing is."""
+    first: dict[type, int] = {}  # what its objects are, each with the first row
+    for row, value in enumerate(column if column.dtype == object else ()):
+        first.setdefault(type(value), row)
+    if found := {set, frozenset} & {*first}:
+        return f"holds {found.pop().__name__}s, which have no order; make them lists"
+    if hasattr(column, "sparse"):
+        return "is sparse; make it dense, with .sparse.to_dense()"
+    try:
+        pa.Array.from_pandas(column)
+    except OverflowError:
+        return "holds integers of more than 64 bits; make them text"
+    except pa.ArrowNotImplementedError:
+        return "is of a type that is not read; leave it out"
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        if len(first) == 1:
+            return f"holds objects of the type {next(iter(first)).__name__}, which is not read; leave it out"
+        several = ", ".join(f"{kind.__name__} in row {row}" for kind, row in first.items())
+        return f"holds values of several types ({several}); give it one"
+    return None
 
 
 def _cut_parquet(path: Path, target: Path, rows: int) -> bool:

@@ -11,6 +11,7 @@ SCHEMA_NAME = "schema.json"
 REPORT_NAME = "prepare_report.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
+OF_PLACING = ("split", "split_rule", "split_seed", "ratios", "split_fold")  # keys of a protocol
 
 
 @dataclass
@@ -45,6 +46,12 @@ class DatasetSchema:
         for name in ("dataset", "label", "user_column", "weight_column"):
             Allowed(str, optional=name.endswith("_column")).check("the dataset's schema", name, getattr(self, name))
         self.fields = read_fields(self.fields)
+
+    @property
+    def placing(self) -> dict | None:
+        """What decides which rows of the dataset are in which split; `None` where the protocol does not say."""
+        parts = {name: self.protocol[name] for name in OF_PLACING if name in self.protocol}
+        return {"dataset": self.dataset, **parts} if "split" in parts else None
 
     def to_dict(self) -> dict:
         # a dataset has no vocabulary and no buckets: they belong to a processor

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -19,8 +20,8 @@ from flip_ctr.data.batches.encoded import EncodedDataset
 from flip_ctr.data.prepare.dataset_folder import shard_path
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.data.readers.shards import SplitRows
-from flip_ctr.train import prepare
-from flip_ctr.train.arguments import FinetuneArguments
+from flip_ctr.train import evaluate_ctr, prepare
+from flip_ctr.train.arguments import EvaluateArguments, FinetuneArguments
 from flip_ctr.train.loop.resume import step_checkpoints
 from flip_ctr.train.loop.teacher import digest_of, load_teacher, teach
 
@@ -113,7 +114,32 @@ def test_a_student_approaches_its_teacher(tmp_path, unvalidated, teacher):
     card = (tmp_path / "S" / "README.md").read_text()
     assert "It was distilled: it learned from the log odds of a teacher, `T`." in card
     assert "weight 1 from the log odds of the teacher `T`" in card and "on 9,000 pairs" in card
-    assert "Its teacher is a checkpoint of `flip-ctr finetune`." in card
+    assert "Its teacher is a checkpoint of `flip-ctr finetune`." in card and "Another split" not in card
+
+
+def test_a_teacher_of_another_split_is_named(tmp_path, caplog):
+    """It, and what a student of it starts, may know rows of validation and test."""
+    split = {"split": "random", "split_rule": "each row by its digest", "split_seed": 42, "ratios": [8, 1, 1]}
+    data = {fold: write(tmp_path / f"data{fold}", protocol=split | {"split_fold": fold}) for fold in (1, 2)}
+    options = {"id_tower": "fm", "id_tower_kwargs": None, "unk_rate": 0.0, "max_train_steps": 2}
+    for fold in (1, 2):
+        tiny.finetune(data[fold], None, tmp_path / f"T{fold}", **options)
+    student(data[1], tmp_path / "S", tmp_path / "T1", max_train_steps=2)
+    assert "another split" not in caplog.text
+    assert re.search(r"lacks \(\[UNK\]\), share of training rows: 0.00% user_id, 0.00% item_id", caplog.text)
+    student(data[1], tmp_path / "S2", tmp_path / "T2", max_train_steps=2)
+    told = "--teacher T2 was trained on another split than this dataset's (split_fold 2 there and 1 here)"
+    assert told in caplog.text and told in (tmp_path / "S2" / "README.md").read_text().replace("\\", "")
+    for run, name, what in (
+        ({"model_name_or_path": str(tmp_path / "S2")}, "W", told),  # what its teacher knew, it may know too
+        ({"model_name_or_path": str(tmp_path / "T2")}, "V", told.replace("--teacher", "--model_name_or_path")),
+    ):
+        caplog.clear()
+        tiny.finetune(data[1], None, tmp_path / name, **options | run)
+        assert what in caplog.text and caplog.text.count("another split") == 1
+    caplog.clear()
+    evaluate_ctr.run(EvaluateArguments(str(tmp_path / "T2"), str(data[1]), split="test"))
+    assert "T2 was trained on another split" in caplog.text
 
 
 def test_a_run_goes_on_with_the_same_teacher_only(tmp_path, unvalidated, teacher):
@@ -139,7 +165,7 @@ def taught(folder, teacher, rate: float = 1.0, **options):
         dataset_dir=str(folder), output_dir="x", strategy="id", teacher=str(teacher), pairs_per_row=2, **options
     )
     rows = SplitRows(folder, "train")
-    loaded = load_teacher(args, rows.schema)
+    loaded = load_teacher(args, rows)
     dataset = EncodedDataset(FlipProcessor.from_dataset(rows, rows.schema), rows)
     return teach(Accelerator(), args, loaded, rows, dataset, rate), loaded, rows
 

@@ -87,8 +87,12 @@ def check_sampling_rate(click_rates: dict[str, float], rate: float) -> None:
         )
 
 
-def log_unknown_keys(processor: FlipProcessor, splits: dict[str, SplitRows]) -> None:
-    """Says what share of the rows has a user, an item or another key that the vocabulary lacks, by split and field."""
+def log_unknown_keys(processor: FlipProcessor, splits: dict[str, SplitRows], of: str = "") -> None:
+    """Says what share of the rows has a user, an item or another key that the vocabulary lacks, by split and field.
+
+    Args:
+        of: whose vocabulary it is, where it is not that of the model in training.
+    """
     extractor = processor.feature_extractor
     keys = list(extractor.key_fields.values())
     names = [field.name for field in keys]
@@ -98,7 +102,7 @@ def log_unknown_keys(processor: FlipProcessor, splits: dict[str, SplitRows]) -> 
             for name, of_rows in extractor.unknown_keys(columns).items():
                 unknown[name] += int(of_rows.sum())
         shares = ", ".join(f"{number / len(rows):.2%} {name}" for name, number in unknown.items())
-        logger.info(f"keys that the vocabulary lacks ([UNK]), share of {split} rows: {shares}")
+        logger.info(f"keys that the vocabulary{of and ' of ' + of} lacks ([UNK]), share of {split} rows: {shares}")
 
 
 def encode_split(

@@ -34,8 +34,8 @@ from flip_ctr.modeling_flip.new_files_flip import PARTIAL
 from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.loop.prompt_states import PromptReader
 from flip_ctr.train.models.whole_weights import load_training_state, training_state
-from flip_ctr.train.outputs.card import RECORD
 from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, WEIGHTS, matches
+from flip_ctr.train.outputs.record import RECORD
 from flip_ctr.train.outputs.run_log import logger
 
 OF_MANIFEST = "manifest_sha256"

@@ -22,7 +22,7 @@ from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FinetuneArguments
-from flip_ctr.train.loop.loaders import encode_split
+from flip_ctr.train.loop.loaders import encode_split, log_unknown_keys
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.loop.split_catalogue import item_field
 from flip_ctr.train.models.build import check_fields, load_click_model
@@ -30,8 +30,9 @@ from flip_ctr.train.models.digests import digest
 from flip_ctr.train.outputs.run_log import logger
 
 
-def load_teacher(args: FinetuneArguments, schema: DatasetSchema) -> tuple[FlipForCTR, FlipProcessor]:
-    """The teacher of a run, and the processor that reads rows for it.
+def load_teacher(args: FinetuneArguments, rows: SplitRows) -> tuple[FlipForCTR, FlipProcessor]:
+    """The teacher of a run, and the processor that reads the training rows for it. Logs what share of them has keys
+    that it does not know.
 
     Raises:
         OSError: there is no such checkpoint.
@@ -39,14 +40,15 @@ def load_teacher(args: FinetuneArguments, schema: DatasetSchema) -> tuple[FlipFo
     """
     path = str(args.teacher)
     teacher, processor = load_click_model(path, args.base_model_name_or_path, "teacher")
-    check_fields(processor, schema, path)
-    entities = {field.name: field.entity for field in schema.fields}
+    check_fields(processor, rows.schema, path)
+    entities = {field.name: field.entity for field in rows.schema.fields}
     for field in processor.feature_extractor.all_fields:
         if field.entity != entities[field.name]:
             raise ValueError(
                 f"--teacher {path}: {field.name} is of the {field.entity} there, and of the {entities[field.name]} in "
                 f"the dataset"
             )
+    log_unknown_keys(processor, {"training": rows}, f"--teacher {path}")
     return teacher, processor
 
 

@@ -1,6 +1,5 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
-"""What a checkpoint says of itself: the record of its training (`training_args.json`) and its model card
-(`README.md`)."""
+"""The model card of a checkpoint, `README.md`."""
 
 import functools
 import json
@@ -9,14 +8,9 @@ import os
 import re
 from importlib.resources import files
 
-import accelerate
 import jinja2
-import torch
-import transformers
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
-from transformers.utils import cached_file
 
-import flip_ctr
 from flip_ctr.data.prepare.dataset_folder import CARD_NAME, REPORT_NAME
 from flip_ctr.data.prepare.markdown import code, link, markdown_table, plain, prose
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
@@ -26,14 +20,13 @@ from flip_ctr.modeling_flip.fields_flip import CLICKED, NUM_RESERVED_IDS, fields
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.values_flip import canonical_value
-from flip_ctr.train.arguments import TrainingOptions
-from flip_ctr.train.models.lora import ADAPTER_CONFIG, is_flip_checkpoint
+from flip_ctr.train.models.lora import ADAPTER_CONFIG
 from flip_ctr.train.option_groups import OBJECTIVES
-from flip_ctr.train.options import public_name
 from flip_ctr.train.outputs.metrics import CALIBRATION_METRICS, Effects
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
+from flip_ctr.train.outputs.record import other_splits
 
-CARD, RECORD = "README.md", "training_args.json"
+CARD = "README.md"
 TAGS = ["click-through-rate", "recommendation", "flip", "flip-ctr"]
 PLACEHOLDER = "path/or/hub-id"  # stands for the repository until a checkpoint has one
 STRATEGIES = {
@@ -84,42 +77,6 @@ METRICS = {
 UNCALIBRATED = {f"uncalibrated_{name}": f"{METRICS[name][0]}, before the correction" for name in CALIBRATION_METRICS}
 ALIGNMENT = {"mlm": "masked tokens recovered (MLM)", "mtm": "masked ids recovered (MTM)"}
 UNKNOWN: dict = {}  # in place of a pretraining's arguments: there may have been one
-
-
-# --- the record of training
-
-
-def read_record(name_or_path: str | None) -> dict | None:
-    """The training record of a checkpoint, a folder or hub id; None where it has none."""
-    if name_or_path is None:
-        return None
-    path = cached_file(name_or_path, RECORD, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
-def training_record(args: TrainingOptions, source: str | None = None) -> dict:
-    """How a checkpoint came about: recipe, versions, arguments (no paths, no token), and the same of what it started
-    from, `--model_name_or_path` or another source, and of what `--id_model` and `--teacher` name."""
-    source, published = source or args.model_name_or_path, args.published()
-    before = read_record(source)
-    hub_id = source if source is not None and not os.path.exists(source) else None
-    is_plm = source is not None and not is_flip_checkpoint(source)
-    return {
-        "recipe": args.recipe,
-        "versions": {one.__name__: one.__version__ for one in (flip_ctr, transformers, accelerate, torch)},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "arguments": published,
-        "changed": args.changed(),
-        # the first model on the Hub that all this started from, where there is one
-        "base_model": (before or {}).get("base_model") or hub_id,
-        "plm": public_name(source) if is_plm else (before or {}).get("plm"),
-        "started_from": before,
-        "id_tower_from": read_record(getattr(args, "id_model", None)),
-        "teacher": read_record(getattr(args, "teacher", None)),
-    }
 
 
 # --- the card
@@ -177,7 +134,7 @@ def write_card(
         "is_adapter": os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)),
         "row": _example_code(processor, rows),
         "model_table": _model_table(model, record),
-        "data": _data(schema, data, results, record["recipe"]),
+        "data": _data(schema, data, results, record),
         "fields_table": _fields_table(processor),
         "training": _training(record, results),
         **_limits(model, processor),
@@ -427,7 +384,7 @@ def _correction(config: FlipConfig) -> str:
     return ", then ".join(parts + ([f"`{calibration['kind']}`, fitted on validation"] if calibration else []))
 
 
-def _data(schema: DatasetSchema, data: dict, results: dict, recipe: str) -> str:
+def _data(schema: DatasetSchema, data: dict, results: dict, record: dict) -> str:
     protocol, lines = schema.protocol, [f"* **Dataset** {plain(data['title'])} ({code(schema.dataset)})."]
     if "label_rule" in protocol:
         lines.append(f"* **Label** {code(schema.label)}: {prose(protocol['label_rule'])}.")
@@ -441,9 +398,10 @@ def _data(schema: DatasetSchema, data: dict, results: dict, recipe: str) -> str:
         used = {
             "fuse": "the weights of the towers were fitted on {:,} of validation",
             "calibrate": "the calibration was fitted on {:,} of validation",
-        }.get(recipe, "{:,} of the training rows were used")
+        }.get(record["recipe"], "{:,} of the training rows were used")
         used = used.format(results["train_rows"])
         lines.append(f"* **Rows** {sizes}; {used}.")
+    lines += [f"* **Another split** {plain(told)}." for told in other_splits(record)]
     return "\n".join(lines)
 
 

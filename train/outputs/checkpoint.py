@@ -27,8 +27,9 @@ from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge, plain, restore_adapter, save_adapter
 from flip_ctr.train.models.whole_weights import is_sharded, whole_model
-from flip_ctr.train.outputs.card import CARD, RECORD
+from flip_ctr.train.outputs.card import CARD
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
+from flip_ctr.train.outputs.record import RECORD
 from flip_ctr.train.outputs.results import HISTORY_FILE, RESULTS_FILE, write_json
 from flip_ctr.train.outputs.run_log import logger
 

@@ -19,8 +19,9 @@ from flip_ctr.modeling_flip.fingerprint_flip import check_checkpoint, json_text
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipForPretraining, FlipModel
 from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.models.lora import is_adapter
-from flip_ctr.train.outputs.card import CARD, PLACEHOLDER, RECORD
+from flip_ctr.train.outputs.card import CARD, PLACEHOLDER
 from flip_ctr.train.outputs.checkpoint import CODE, PROCESSOR, REPORTS, WEIGHTS, matches
+from flip_ctr.train.outputs.record import RECORD
 from flip_ctr.train.outputs.run_log import logger
 
 CLASSIFIER = "classifier.json"  # the classes and columns of a FlipClassifier

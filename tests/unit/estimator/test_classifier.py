@@ -1,5 +1,6 @@
 """FlipClassifier on frames: forms of rows, labels, what is kept, and errors."""
 
+import json
 import logging
 import os
 import pickle
@@ -23,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from transformers.utils import logging as transformers_logging
 
 from flip_ctr import FlipClassifier, FlipField
+from flip_ctr.modeling_flip.fields_flip import read_fields
 from flip_ctr.train.outputs.hub import published_files
 from flip_ctr.train.outputs.run_log import logger
 
@@ -181,7 +183,47 @@ def test_a_model_is_kept_whole(fitted, frame, tmp_path):
     card = (tmp_path / "model" / "README.md").read_text()
     assert "FLIP_ID" in card and "test split" not in card
     (tmp_path / "model" / "classifier.json").unlink()  # as the recipes write checkpoints
-    assert np.array_equal(FlipClassifier.from_pretrained(tmp_path / "model").predict_proba(frame), probabilities)
+    again = FlipClassifier.from_pretrained(tmp_path / "model")
+    assert np.array_equal(again.predict_proba(frame), probabilities) and again.strategy == "id"
+
+
+def test_a_copy_of_what_was_read_trains_the_same_model(frame, plm, tmp_path):
+    y, fields = clicks(frame), [FlipField("user_id", "int", key=True), {"name": "title", "entity": "item"}]
+    settings = FAST["settings"] | {"fusion": "gate", "base_model_name_or_path": str(plm)}
+    parameters = {"strategy": "joint", "fields": fields, "learning_rate": np.float64(2e-3), "random_state": 7}
+    model = FlipClassifier(str(plm), num_train_epochs=1, settings=settings, **parameters)
+    model.fit(frame, y).save_pretrained(tmp_path / "m")
+    assert str(plm.parent) not in (tmp_path / "m" / "classifier.json").read_text()  # no path is published
+    back = FlipClassifier.from_pretrained(tmp_path / "m")
+    theirs = back.get_params()
+    assert theirs.pop("model_name_or_path") == plm.name  # which is in no such folder
+    assert [field.name for field in read_fields(theirs.pop("fields"))] == ["user_id", "title"]
+    expected = model.get_params() | {"settings": settings | {"base_model_name_or_path": plm.name}}
+    assert theirs == {name: expected[name] for name in theirs}
+    with pytest.raises(OSError, match=plm.name):
+        clone(back).fit(frame, y)
+    back = FlipClassifier.from_pretrained(tmp_path / "m", model_name_or_path=str(plm), settings=settings)
+    assert np.array_equal(clone(back).fit(frame, y).predict_proba(frame), model.predict_proba(frame))
+    # what stands in a stranger's checkpoint names no file here
+    said = json.loads((tmp_path / "m" / "classifier.json").read_text())
+    said["parameters"]["settings"] |= {"custom_code": ["x.py"], "logging_dir": "/"}
+    (tmp_path / "m" / "classifier.json").write_text(json.dumps(said))
+    assert FlipClassifier.from_pretrained(tmp_path / "m").settings == theirs["settings"]
+
+
+def test_text_that_is_read_as_null_is_named(frame):
+    words = frame.assign(title=frame.title.where(frame.item_id % 3 == 0, "N/A"))
+    with pytest.warns(UserWarning, match="texts of X that are read as null: 'N/A' of 'title'. `fields` can say"):
+        model = FlipClassifier(**FAST).fit(words, clicks(frame))
+    assert {field.name: field.null_values for field in model.fields_}["title"] == ("N/A",)
+
+
+def test_sparse_columns_are_numbers_like_others(frame):
+    y, flag = clicks(frame), (frame.item_id % 3 == 0).astype(int)
+    sparse = frame.assign(flag=pd.arrays.SparseArray(flag))
+    model = FlipClassifier(**FAST).fit(sparse, y)
+    assert "flag" in [field.name for field in model.fields_]
+    assert np.array_equal(model.predict_proba(sparse), model.predict_proba(frame.assign(flag=flag)))
 
 
 def test_continue_fit_gives_new_values_ids_and_keeps_the_rest(frame, tmp_path):
@@ -308,7 +350,16 @@ ERRORS = {
     "lengths": (lambda m, X, y: m.fit(X, y[1:]), "X has 240 rows, and y 239"),
     "null label": (lambda m, X, y: m.fit(X, np.where(np.arange(len(y)) == 3, np.nan, y)), "y, row 3: null"),
     "no rows": (lambda m, X, y: m.fit(X[:0], []), "X has 0 rows and 6 columns"),
-    "types": (lambda m, X, y: m.fit(one_more(X), y), "column 'age' of the frame holds values of several types"),
+    "types": (
+        lambda m, X, y: m.fit(one_more(X), y),
+        r"column 'age' .*several types \(float in row 0, str in row 7\); give",
+    ),
+    "sets": (lambda m, X, y: m.fit(X.assign(tags=[{"a"}] * 240), y), "'tags' of the frame holds sets.*make them lists"),
+    "bits": (
+        lambda m, X, y: m.fit(X.assign(big=[2**70] * 240), y),
+        "'big' of the frame holds integers of more than 64",
+    ),
+    "objects": (lambda m, X, y: m.fit(X.assign(f=[print] * 240), y), "'f' of the frame holds objects of the type"),
     "type": (lambda m, X, y: m.fit(X.assign(wave=1j), y), "column 'wave' of the frame is of a type that is not read"),
     "no column": (lambda m, X, y: m.fit(X[[]].assign(a=1), y), "no column that a click could be predicted by"),
     "twice": (lambda m, X, y: m.fit(pd.concat([X, X], axis=1), y), "more than one column 'user_id'"),

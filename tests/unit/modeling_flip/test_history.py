@@ -123,8 +123,8 @@ def test_what_is_missing_is_named(past, items):
         past(rows, items=items)
     with pytest.raises(
         ValueError,
-        match="row 1?[0-9]: an entry needs movie_id, clicked and, as no items are given, title, genre; "
-        "one has no 'title'",
+        match="row 1?[0-9]: an entry needs movie_id, clicked and, as no items are given \\(items=, --items\\), title, "
+        "genre; one has no 'title'",
     ):
         past(past_rows())
     with pytest.raises(ValueError, match="items: movie_id '100' has 2 rows"):

@@ -106,7 +106,7 @@ def test_candidates_and_what_is_left_out(case):
     assert rows == expected(ranker, users, exclude=left_out) and len(rows) == 7 * 9 - 2
 
 
-def test_histories_of_events(case):
+def test_histories_of_events(case, caplog):
     folder, *_, ranker, users = case
     events = [
         {"user_id": user["user_id"], **{name: entry[name] for name in ("movie_id", "clicked")}}
@@ -118,7 +118,11 @@ def test_histories_of_events(case):
     plain = [{name: user[name] for name in USER} for user in users]
     rows = ranked(case, plain, events=str(folder / "events.jsonl"))
     assert rows == expected(ranker, users)
+    assert "reads histories" not in caplog.text
     assert ranked(case, plain) == expected(ranker, plain) != rows  # as empty histories
+    assert (
+        "reads histories, and none is given: users are ranked as new ones. Give `history`, or a column" in caplog.text
+    )
 
 
 def test_a_saved_catalogue_is_ranked(case):

@@ -91,7 +91,7 @@ def test_scores_are_those_of_the_joined_rows(tokenizer, text_config, kind, promp
 
 @pytest.mark.parametrize("kind", ["id", "joint, gate", "plm", "frozen"])
 @pytest.mark.parametrize("prompts", ["entity", "row"])
-def test_histories_are_read(tokenizer, text_config, kind, prompts):
+def test_histories_are_read(tokenizer, text_config, kind, prompts, caplog):
     rows = past.past_rows()
     model, processor = made(rows, past.FIELDS, tokenizer, text_config, prompts=prompts, **KINDS[kind])
     users, items = parted(rows)
@@ -107,7 +107,9 @@ def test_histories_are_read(tokenizer, text_config, kind, prompts):
     same(ranker.rank([user | {"history": one} for user, one in zip(users, histories)]), expected, items)
     clicked = [{"movie_id": 101, "clicked": 1}, {"movie_id": 103, "clicked": 1}]
     assert ranker.rank(users[0], history=[101, 103]) == ranker.rank(users[0], history=clicked)
+    assert "users are ranked as new ones" not in caplog.text
     assert ranker.rank(users[0], history=[]) == ranker.rank(users[0])
+    assert ranker.rank(users[1]) and caplog.text.count("users are ranked as new ones") == 1
     joined = [users[-1] | item | {"history": histories[-1]} for item in items[3:5]]
     answers = ranker.explain(users[-1], [item["movie_id"] for item in items[3:5]], history=histories[-1])
     for item, answer, other in zip(items[3:5], answers, explain(model, processor, joined, items=items), strict=True):

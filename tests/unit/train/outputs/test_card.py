@@ -16,6 +16,7 @@ from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import evaluate_ctr
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.outputs import card
+from flip_ctr.train.outputs.record import read_record
 from flip_ctr.train.pretrain import PretrainArguments
 
 
@@ -200,7 +201,7 @@ def test_a_metric_that_is_no_number_is_left_out(cards, tmp_path, dataset_dir):
     rows = SplitRows(dataset_dir, "train")
     path = card.write_card(
         str(tmp_path),
-        card.read_record(str(folder)),
+        read_record(str(folder)),
         model,
         processor,
         rows.schema,
