@@ -20,7 +20,7 @@ from flip_ctr.train.loop.calibration import NotCalibrated, calibrate, check_clic
 from flip_ctr.train.loop.loaders import click_collator, training_loader
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.loop.scoring import score
-from flip_ctr.train.loop.training_loop import train
+from flip_ctr.train.loop.training_loop import how_long, train
 from flip_ctr.train.models.build import ready_to_train
 from flip_ctr.train.models.custom_code import import_custom_code
 from flip_ctr.train.models.lora import merge
@@ -134,8 +134,7 @@ def fit_model(
     results |= {
         "best_epoch": chosen["epoch"],
         "train_rows": len(train_set),
-        "train_steps": history[-1]["step"],
-        "train_seconds": history[-1]["seconds"],
+        **how_long(history),
         "num_processes": accelerator.num_processes,
     }
     model.config.fingerprint = processor.fingerprint  # both may have changed since they were made

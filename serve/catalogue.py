@@ -243,5 +243,5 @@ def key_field(fields: Sequence[FlipField], names: Sequence[str], item_key: str |
     )
     name = item_key or (history.history_of if history is not None else next((field.name for field in keys), None))
     if name is None:
-        raise ValueError("items: no column of theirs is a key; say which one tells them apart by item_key")
+        raise ValueError("items: no column of theirs is a key; say which one tells them apart by item_key (--item_key)")
     return next((field for field in fields if field.name == name), FlipField(name))

@@ -26,7 +26,7 @@ from flip_ctr.serve.row_side import RowSide
 from flip_ctr.train.loop.run import make_accelerator
 from flip_ctr.train.models.build import check_model
 from flip_ctr.train.models.custom_code import import_custom_code
-from flip_ctr.train.outputs.run_log import set_up_logging
+from flip_ctr.train.outputs.run_log import logger, set_up_logging
 from flip_ctr.train.serve_arguments import EmbedArguments
 
 ROWS_AT_ONCE = 8192
@@ -136,6 +136,11 @@ def run(args: EmbedArguments) -> dict[str, int]:
     rows = read_items(args.input, processor, args.key, args.entity)
     columns = read_columns(rows, fields)
     keys = [name for name in rows.column_names if name == args.key or name in {one.name for one in fields if one.key}]
+    if keys and (distinct := len(rows.select(keys).group_by(keys).aggregate([]))) < len(rows):
+        logger.warning(
+            f"{args.input}: {len(rows):,} rows have {distinct:,} different {', '.join(keys)}, and each is written; a "
+            "dataset folder gives each once"
+        )
     parts: dict[str, list[np.ndarray]] = {kind.name: [] for kind in made}
     for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), unit="part", disable=len(rows) <= ROWS_AT_ONCE):
         some = range(start, min(start + ROWS_AT_ONCE, len(rows)))

@@ -1,6 +1,7 @@
 # Copyright 2026 The flip-ctr authors. Licensed under the Apache License, Version 2.0.
 """The items of a catalogue, and what users did with them, in files and dataset folders."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,8 +24,8 @@ def fields_of_file(path: str, processor: FlipProcessor, option: str) -> list[Fli
 
 def read_items(path: str, processor: FlipProcessor, item_key: str | None = None, entity: str = "item") -> pa.Table:
     """The items, or what else is of that entity, in a file, in the format of the model's data or a plain one of its
-    ending: the columns that are fields, and the key. What a side table of that data called its columns is not known
-    here. Of a dataset folder see [`read_dataset_items`].
+    ending: the columns that are fields, and the key. A side table of that data has its own names of both. Of a dataset
+    folder see [`read_dataset_items`].
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -36,9 +37,16 @@ def read_items(path: str, processor: FlipProcessor, item_key: str | None = None,
         entity = key.entity if key in every else entity
         columns = [field.name for field in every if field.entity == entity]
         return read_dataset_items(path, key.name, list(dict.fromkeys([key.name, *columns])))
-    fields = [field for field in fields_of_file(path, processor, "items") if not field.is_history]
+    every = [field for field in processor.feature_extractor.all_fields if not field.is_history]
+    reading = processor.feature_extractor.reading
+    named = [{}, *({**join["on"], **(join.get("columns") or {})} for join in reading.get("joins", ()))]
+    found = [
+        columns_of_file(path, [replace(one, column=names.get(one.name, one.column)) for one in every], reading, "items")
+        for names in named
+    ]
+    fields = max(found, key=len)
     also = {item_key: None} if item_key and item_key not in [field.name for field in fields] else {}
-    reader = RowReader([path], fields, processor.feature_extractor.reading, also=also, option="items")
+    reader = RowReader([path], fields, reading, also=also, option="items")
     return whole_table(reader, "items")
 
 

@@ -57,8 +57,9 @@ def run(args: RankArguments) -> dict[str, int]:
         backend=args.backend,
     )
     users = UsersToRank(ranker, args, events)
+    keys = [field.name for field in users.keys if field.key]
     index, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    counts, parts = {"users": 0, "rows": 0}, users.parts()
+    counts, parts, seen = {"users": 0, "rows": 0}, users.parts(), set()
     with RowWriter(args.output, None, users.keys, main, args.overwrite_output, args.escape_formulas) as writer:
         with tqdm(unit="user", unit_scale=True, dynamic_ncols=True, disable=not main) as bar:
             while several := list(islice(parts, processes)):  # one for each process
@@ -69,13 +70,15 @@ def run(args: RankArguments) -> dict[str, int]:
                 for part, best in zip(several, gather_object(mine) if processes > 1 else mine):
                     writer.write(best, {})
                     counts["users"] += len(part)
+                    seen |= {tuple(row.values()) for row in part.select(keys).to_pylist()} if keys else set()
                     counts["rows"] += len(best)
                     bar.update(len(part))
         if counts["users"] == 0:
             raise ValueError(f"{', '.join(args.users)} has no users")
     accelerator.wait_for_everyone()  # for the output, which one process writes
     if main:
-        print(f"{counts['rows']:,} items for {counts['users']:,} users written to {args.output}")
+        several = f"rows of {len(seen):,} " if keys and len(seen) < counts["users"] else ""
+        print(f"{counts['rows']:,} items for {counts['users']:,} {several}users written to {args.output}")
     return counts
 
 

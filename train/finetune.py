@@ -31,7 +31,7 @@ from flip_ctr.train.loop.loaders import (
 from flip_ctr.train.loop.run import end_trackers, recipe, start
 from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.loop.teacher import fields_of_pairs, load_teacher, teach
-from flip_ctr.train.loop.training_loop import train
+from flip_ctr.train.loop.training_loop import how_long, train
 from flip_ctr.train.models.build import (
     check_model,
     load_checkpoint,
@@ -196,8 +196,7 @@ def run(args: FinetuneArguments) -> dict:
         "best_step": chosen["step"],
         "best_epoch": chosen["epoch"],
         "train_rows": train_set.num_rows,
-        "train_steps": history[-1]["step"],
-        "train_seconds": history[-1]["seconds"],
+        **how_long(history),
         "num_processes": accelerator.num_processes,
     }
     report(accelerator, results, args.output_dir)

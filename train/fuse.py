@@ -23,7 +23,7 @@ from flip_ctr.modeling_flip.losses_flip import click_loss
 from flip_ctr.modeling_flip.modeling_flip import FlipForCTR
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.train.arguments import FuseArguments
-from flip_ctr.train.loop.calibration import check_clicks_to_calibrate, fit_calibration, score_test
+from flip_ctr.train.loop.calibration import NotCalibrated, check_clicks_to_calibrate, fit_calibration, score_test
 from flip_ctr.train.loop.folds import FOLDS, folds
 from flip_ctr.train.loop.leave_out import measure_effects
 from flip_ctr.train.loop.loaders import check_clicks, encode_split, make_loader
@@ -83,10 +83,13 @@ def run(args: FuseArguments) -> dict:
     model.fusion.load_state_dict(fusion.state_dict())
     before = None
     if args.calibration is not None:
-        before = scores
-        model.config.calibration, scores = fit_calibration(
-            args.calibration, "joint", scores, eval_set.labels, fold, eval_set.weights
-        )
+        try:
+            model.config.calibration, calibrated = fit_calibration(
+                args.calibration, "joint", scores, eval_set.labels, fold, eval_set.weights
+            )
+            before, scores = scores, calibrated
+        except NotCalibrated as error:  # of what was fused nothing is lost
+            logger.warning(f"{error}. The checkpoint is not calibrated")
     results = score_metrics(scores, eval_set.labels, eval_set.users, "eval", before)
     if test_set is not None:
         measured, test, uncalibrated = score_test(accelerator, model, test_set, args.per_device_eval_batch_size)

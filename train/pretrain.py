@@ -19,7 +19,7 @@ from flip_ctr.train.loop.loaders import (
 )
 from flip_ctr.train.loop.prompt_states import PromptReader, read_ahead
 from flip_ctr.train.loop.run import end_trackers, recipe, start
-from flip_ctr.train.loop.training_loop import train
+from flip_ctr.train.loop.training_loop import how_long, train
 from flip_ctr.train.models.build import check_mlm, check_model, new_pretraining_model, new_processor, ready_to_train
 from flip_ctr.train.models.lora import is_flip_checkpoint, merge, plain
 from flip_ctr.train.outputs.card import write_card
@@ -97,8 +97,7 @@ def run(args: PretrainArguments) -> dict:
     results = {name: value for name, value in history[-1].items() if name.startswith("eval_")}
     results |= {
         "train_rows": train_set.num_rows,
-        "train_steps": history[-1]["step"],
-        "train_seconds": history[-1]["seconds"],
+        **how_long(history),
         "num_processes": accelerator.num_processes,
     }
     report(accelerator, results, args.output_dir)

@@ -264,6 +264,8 @@ def table(state: dict) -> str:
         if done is None:
             continue
         results, minutes = done["results"], f"{done['minutes']:.1f}"
+        if "planned_steps" in results:
+            minutes += f", {results['train_steps'] / results['planned_steps']:.0%} of its steps"
         numbers = [results.get(name) for name in ("eval_auc", "eval_logloss", "test_auc", "test_logloss")]
         gain = f"{finetune.criterion(results) - least:+.4f}" if stage.predicts and stage.name != first else ""
         title = f"**{stage.title}**" if stage.name == state["kept"] else stage.title

@@ -294,7 +294,7 @@ def test_a_calibration_that_cannot_be_is_said_before_training(tmp_path, folder, 
         tiny.finetune(folder, None, tmp_path / "m", **options | {"negative_sampling_rate": 0})
 
 
-def test_a_line_that_falls_loses_no_run(tmp_path, folder, monkeypatch, caplog):
+def test_a_line_that_falls_loses_no_run(tmp_path, folder, models, monkeypatch, caplog):
     """What was trained stays, without a calibration, and the log says so."""
     options = SETTINGS | {"negative_sampling_rate": RATE, "max_train_steps": 2, "learning_rate": 1e-9}
 
@@ -304,4 +304,10 @@ def test_a_line_that_falls_loses_no_run(tmp_path, folder, monkeypatch, caplog):
     monkeypatch.setattr(calibration, "fit_platt", falls)
     results = tiny.finetune(folder, None, tmp_path / "m", calibration="platt", **options)
     assert config_of(tmp_path / "m").calibration is None and "test_ece" in results
+    assert "The checkpoint is not calibrated" in caplog.text
+    caplog.clear()
+    made, _ = models
+    arguments = {"id_model": str(made / "id"), "plm_model": str(made / "plm"), "dataset_dir": str(folder)}
+    results = fuse.run(FuseArguments(**arguments, output_dir=str(tmp_path / "f"), calibration="platt"))
+    assert config_of(tmp_path / "f").calibration is None and "test_auc" in results
     assert "The checkpoint is not calibrated" in caplog.text

@@ -104,7 +104,7 @@ def test_a_run_that_is_done_says_so_again(trained, dataset_dir, plm, monkeypatch
 
 
 @pytest.mark.parametrize("stops_in", ["map", "joint"])
-def test_a_killed_run_goes_on_to_the_same_weights(trained, dataset_dir, plm, tmp_path, monkeypatch, stops_in):
+def test_a_killed_run_goes_on_to_the_same_weights(trained, dataset_dir, plm, tmp_path, monkeypatch, stops_in, caplog):
     """It is told to stop in the first step of a stage."""
     whole, report = trained
     folder, seen = tmp_path / "m", []
@@ -124,6 +124,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(trained, dataset_dir, plm, tmp
     with pytest.raises(Preempted):
         train_model.run(options(folder, dataset_dir, plm))
     assert step_checkpoints(str(folder / "stages" / stops_in)) and not (folder / "config.json").exists()
+    assert re.search(r"saved at step \d+; the same command goes on", caplog.text)  # there is no option for it
     gone_on, place = train_model.run(options(folder, dataset_dir, plm)), NAMES.index(stops_in)
     assert seen == [*NAMES[: place + 1], *NAMES[place:-1]], "fuse has a recipe of its own"
     assert gone_on["kept"] == report["kept"]
@@ -165,6 +166,9 @@ def test_time_is_shared_out(dataset_dir, plm, tmp_path, monkeypatch):
     monkeypatch.setattr(train_model, "minutes_for", lambda *given: 0.0)
     report = train_model.run(options(tmp_path / "short", dataset_dir, plm, max_minutes=1))
     assert list(report["stages"]) == ["id_only"] and report["kept"] == "id_only"
+    done = report["stages"]["id_only"]["results"]
+    assert done["train_steps"] == 1 < done["planned_steps"]
+    assert f", {1 / done['planned_steps']:.0%} of its steps |" in train_model.table(report)
 
 
 def test_small_data_has_smaller_batches_and_the_plm_more_steps(dataset_dir, plm, tmp_path):

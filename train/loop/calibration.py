@@ -26,6 +26,12 @@ FEW_CLICKS = {"platt": 100, "isotonic": 1000}
 TOLERANCE = 1e-10  # of the mean gradient, which is an error of the click rate: scikit-learn's 1e-4 is too much at 0.1 %
 SURE = 30.0  # log odds beyond which probabilities are 0 or 1 in float64, or nearly
 
+# what leaves log odds as they are
+UNCHANGED: dict[str, dict[str, Any]] = {
+    "platt": {"slope": 1.0, "intercept": 0.0},
+    "isotonic": {"log_odds": [0.0], "calibrated": [0.0]},
+}
+
 Scores = dict[str, np.ndarray]  # log odds `(N,)` by the names of the model's output
 
 
@@ -90,7 +96,8 @@ def check_clicks_to_calibrate(kind: str, labels: np.ndarray) -> None:
 def fit_calibration(
     kind: str, strategy: str, scores: Scores, labels: np.ndarray, fold: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[dict[str, Any], Scores]:
-    """Fits a calibration of each head that a strategy has on all rows.
+    """Fits a calibration of each head that a strategy has on all rows. Of `joint` a tower alone whose line falls stays
+    as it is, with a warning: its probabilities are shown beside those of both, which predict.
 
     Args:
         kind: `platt` or `isotonic`.
@@ -101,7 +108,7 @@ def fit_calibration(
     fitted on the other folds.
 
     Raises:
-        NotCalibrated: a fold is without clicks or all rows outside it are; or Platt's line falls.
+        NotCalibrated: a fold is without clicks or all rows outside it are; or Platt's line of what predicts falls.
     """
     fit = {"platt": fit_platt, "isotonic": fit_isotonic}[kind]
     calibration: dict[str, Any] = {"kind": kind}
@@ -116,7 +123,10 @@ def fit_calibration(
                 logits = torch.from_numpy(scores[head][out])
                 cross_fitted[head][out] = corrected(logits, head, 1.0, {"kind": kind, head: of_others}).numpy()
         except NotCalibrated as error:
-            raise NotCalibrated(f"--calibration {kind}: {head}: {error}") from None
+            if head == HEADS[strategy][0]:
+                raise NotCalibrated(f"--calibration {kind}: {head}: {error}") from None
+            logger.warning(f"--calibration {kind}: {head}: {error}. What this tower alone says stays as it is")
+            calibration[head], cross_fitted[head] = UNCHANGED[kind], scores[head]
     return calibration, {"logits": cross_fitted[HEADS[strategy][0]]} | cross_fitted
 
 

@@ -159,7 +159,9 @@ class StepCheckpoints:
             self.save(step, model, optimizer, scheduler, loop())
         if stop:
             self.close()
-            logger.info(f"told to stop: saved at step {step}; go on with --resume_from_checkpoint {LATEST}")
+            again = self.args.resume_from_checkpoint == LATEST  # of a stage of `train` too, which has no such option
+            how = "the same command goes on" if again else f"go on with --resume_from_checkpoint {LATEST}"
+            logger.info(f"told to stop: saved at step {step}; {how}")
             raise Preempted
 
     def _any_asked_to_stop(self) -> bool:

@@ -214,6 +214,9 @@ def train(
                             **entry,
                             "seconds": time.perf_counter() - started,
                         }
+                        if late and step < total:
+                            entry["planned_steps"] = total
+                            logger.info(f"--max_minutes {args.max_minutes:g} are over: step {step:,} of {total:,}")
                         record(entry)
                         shown |= {name: f"{entry[name]:.4f}" for name in entry if name.endswith("loss")}
                         bar.set_postfix(shown)
@@ -249,6 +252,12 @@ def train(
                     if done():
                         break
         return history
+
+
+def how_long(history: list[dict]) -> dict[str, float]:
+    """Of what [`train`] returns: `train_steps`, `train_seconds`, and `planned_steps` where `--max_minutes` ended it."""
+    cut = next(({"planned_steps": one["planned_steps"]} for one in history if "planned_steps" in one), {})
+    return {"train_steps": history[-1]["step"], "train_seconds": history[-1]["seconds"]} | cut
 
 
 @contextmanager

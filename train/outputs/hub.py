@@ -150,9 +150,10 @@ def push_checkpoint(
     except Exception as error:  # whatever the network, the server or the client raise
         retry = ["flip-ctr", "push", "--model_name_or_path", folder, "--hub_model_id", repo_id]
         retry += ["--hub_private_repo"] * private + ["--hub_pretraining_heads"] * pretraining_heads
+        reason = " ".join(str(error).split())[:500].rstrip(".")
         raise ConnectionError(
-            f"the checkpoint was not published to {repo_id}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:500]}. It is whole in {folder}; publish it later with: {shlex.join(retry)}"
+            f"the checkpoint was not published to {repo_id}: {type(error).__name__}: {reason}. It is whole in "
+            f"{folder}; publish it later with: {shlex.join(retry)}"
         ) from error
     logger.info(f"published: {repository}")
     return str(repository)

@@ -51,6 +51,17 @@ def test_a_pretrained_model_has_both_sides_in_one_space(tmp_path, rows, tokenize
     assert "text_embeds: its prompt in the space that both sides share" in capsys.readouterr().out
 
 
+def test_rows_of_one_key_are_counted(tmp_path, rows, tokenizer, text_config, caplog):
+    model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, strategy="id")
+    embedded(tmp_path, model, processor, rows)
+    assert "different movie_id" not in caplog.text
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "clicks.parquet")
+    given = {"model_name_or_path": str(tmp_path / "m"), "output": str(tmp_path / "v.parquet"), "overwrite_output": True}
+    run(EmbedArguments(**given, input=str(tmp_path / "clicks.parquet")))
+    keys = len({row["movie_id"] for row in rows})
+    assert f"{len(rows):,} rows have {keys:,} different movie_id, title, and each is written; a" in caplog.text
+
+
 @pytest.mark.parametrize("strategy", ["id", "plm", "joint"])
 def test_a_click_model_has_what_its_towers_have(tmp_path, rows, tokenizer, text_config, strategy, capsys):
     prompts = "row" if strategy == "id" else "entity"

@@ -125,6 +125,35 @@ def test_histories_of_events(case, caplog):
     )
 
 
+def test_rows_of_one_user_are_counted(case, capsys):
+    *_, ranker, users = case
+    ranked(case, [*users, users[0]], top_k=2)
+    several = len({user["user_id"] for user in users})
+    assert f"16 items for 8 rows of {several} users written to" in capsys.readouterr().out
+
+
+def test_items_may_be_the_side_table_that_prepare_joined(case, tokenizer, text_config, tmp_path):
+    """Its key and its columns have names of their own there."""
+    rows = tiny.toy_rows()
+    model, processor = made(rows, tiny.FIELDS, tokenizer, text_config, strategy="id")
+    join = {
+        "name": "films",
+        "on": {"movie_id": "id"},
+        "columns": {"title": "name", "genre": "genre"},
+        "missing": "null",
+    }
+    processor.feature_extractor.reading = {"joins": [{"types": {"id": "int"}, "duplicates": "reject", **join}]}
+    path = saved(tmp_path / "m", model, processor)
+    users, items = parted(rows)
+    pd.DataFrame(items).rename(columns={"movie_id": "id", "title": "name"}).to_csv(tmp_path / "films.csv", index=False)
+    pd.DataFrame(items).to_csv(tmp_path / "items.csv", index=False)
+    best = [
+        ranked(case, users, "best.csv", model_name_or_path=path, items=str(tmp_path / name), top_k=3)
+        for name in ("films.csv", "items.csv")
+    ]
+    assert best[0] == best[1] and len(best[0]) == 3 * len(users)
+
+
 def test_a_saved_catalogue_is_ranked(case):
     folder, *_, ranker, users = case
     ranker.save(folder / "c", overwrite=True)

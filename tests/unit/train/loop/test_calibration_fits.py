@@ -13,6 +13,7 @@ from flip_ctr import FlipConfig
 from flip_ctr.modeling_flip.calibration_flip import check_calibration, corrected
 from flip_ctr.train.loop import calibration as fitting
 from flip_ctr.train.loop.calibration import (
+    UNCHANGED,
     NotCalibrated,
     calibrate,
     check_clicks_to_calibrate,
@@ -204,6 +205,22 @@ def test_a_line_that_falls_is_refused():
     labels = (np.random.default_rng(0).random(1000) < expit(-log_odds)).astype(int)
     with pytest.raises(NotCalibrated, match="id_logits: Platt's slope is -.*: the higher the log odds, the fewer"):
         fit_calibration("platt", "id", {"id_logits": log_odds}, labels, folds(None, 1000, 0))
+
+
+def test_a_tower_alone_whose_line_falls_stays_as_it_is(caplog):
+    """Of a joint model it is shown beside what predicts, and its line need not rise for that to be calibrated."""
+    log_odds = np.linspace(-2, 2, 1000).astype(np.float32)
+    labels = (np.random.default_rng(0).random(1000) < expit(log_odds - 1)).astype(int)
+    scores = {"logits": log_odds, "id_logits": log_odds / 2, "text_logits": -log_odds}
+    calibration, fitted = fit_calibration("platt", "joint", scores, labels, folds(None, 1000, 0))
+    check_calibration(calibration, "joint")
+    assert calibration["logits"]["slope"] > 0.5 and calibration["id_logits"]["slope"] > 1
+    kept = corrected(torch.from_numpy(scores["text_logits"]), "text_logits", 1.0, calibration).numpy()
+    assert np.array_equal(kept, scores["text_logits"]) and np.array_equal(fitted["text_logits"], scores["text_logits"])
+    assert "text_logits: Platt's slope is -" in caplog.text and "this tower alone says stays as it is" in caplog.text
+    logits = torch.tensor([-3.0, 0.0, 2.0])
+    for kind, numbers in UNCHANGED.items():
+        assert torch.equal(corrected(logits, "id_logits", 1.0, {"kind": kind, "id_logits": numbers}), logits)
 
 
 @pytest.mark.parametrize("kind", ["platt", "isotonic"])
