@@ -77,7 +77,7 @@ def canonical_value(value: Any, type_name: str, decimal: str = ".") -> str | Non
         wanted = "text" if type_name == "string" else type_name
         hint = decimal_hint(value, type_name, decimal)
         if type_name == "string" and isinstance(value, NUMBERS):
-            hint = "; read the file with the schema's types, so that leading zeros survive"
+            hint = "; read the file with the schema's types, or give text: a number has lost leading zeros"
         raise ValueError(f"expected {wanted}, got {type(value).__name__} {value!r}{hint}")
     return result
 
