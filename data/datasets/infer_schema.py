@@ -9,11 +9,12 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -238,12 +239,10 @@ def _arrow_table(frame: Any) -> pa.Table:
         try:
             table = pa.Table.from_pandas(frame)  # an index of row numbers is no column
         except (pa.ArrowException, OverflowError, TypeError):
-            table = None
-        for number, name in enumerate(frame.columns):
-            may_be_sets = table is not None and pa.types.is_list(table.schema.types[number])
-            wrong = _wrong_values(frame.iloc[:, number]) if may_be_sets or table is None else None
-            if wrong is not None:
-                raise ValueError(f"column {name!r} of the frame {wrong}.")
+            _check_columns(frame, range(len(frame.columns)))
+            raise
+        # Arrow makes lists of sets
+        _check_columns(frame, [number for number, kind in enumerate(table.schema.types) if pa.types.is_list(kind)])
         return table
     if hasattr(frame, "collect") and not hasattr(frame, "__arrow_c_stream__"):
         frame = frame.collect()  # a lazy frame of polars
@@ -255,12 +254,20 @@ def _arrow_table(frame: Any) -> pa.Table:
     return pa.table(frame)
 
 
+def _check_columns(frame: Any, numbers: Iterable[int]) -> None:
+    """Raises `ValueError` where some columns of a pandas frame hold values that no column of Arrow does."""
+    for number in numbers:
+        if wrong := _wrong_values(frame.iloc[:, number]):
+            raise ValueError(f"column {frame.columns[number]!r} of the frame {wrong}.")
+
+
 def _wrong_values(column: Any) -> str | None:
     """What is wrong with a column of a pandas frame that has no type of Arrow, or none with an order; None where
     nothing is."""
     first: dict[type, int] = {}  # what its objects are, each with the first row
     for row, value in enumerate(column if column.dtype == object else ()):
-        first.setdefault(type(value), row)
+        if type(value) not in first and not (pd.api.types.is_scalar(value) and pd.isna(value)):
+            first[type(value)] = row
     if found := {set, frozenset} & {*first}:
         return f"holds {found.pop().__name__}s, which have no order; make them lists"
     if hasattr(column, "sparse"):
