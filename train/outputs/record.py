@@ -27,14 +27,16 @@ SOURCES = {
 
 
 def read_record(name_or_path: str | None) -> dict | None:
-    """The training record of a checkpoint, a folder or hub id; None where it has none."""
+    """The training record of a checkpoint, a folder or hub id; None where it has none, or a file of that name that
+    another library wrote, as PLMs come with."""
     if name_or_path is None:
         return None
     path = cached_file(name_or_path, RECORD, _raise_exceptions_for_missing_entries=False)
     if path is None:
         return None
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        record = json.load(file)
+    return record if isinstance(record, dict) and {"recipe", "arguments"} <= record.keys() else None
 
 
 def training_record(args: TrainingOptions, schema: DatasetSchema, source: str | None = None) -> dict:

@@ -195,6 +195,16 @@ def test_what_an_id_tower_was_pretrained_by():
         assert card._tower_pretraining(one) is card.UNKNOWN
 
 
+def test_a_plm_may_have_a_record_of_another_library(tmp_path, dataset_dir, plm):
+    shutil.copytree(plm, tmp_path / "plm")
+    for content in ({"learning_rate": 1e-4}, ["lr"]):
+        (tmp_path / "plm" / "training_args.json").write_text(json.dumps(content))
+        tiny.finetune(dataset_dir, tmp_path / "plm", tmp_path / "m", max_train_steps=1, overwrite_output_dir=True)
+        record = read_record(str(tmp_path / "m"))
+        assert record["plm"] == "plm" and record["started_from"] is None
+        assert "plm, bert with" in (tmp_path / "m" / "README.md").read_text()
+
+
 def test_a_metric_that_is_no_number_is_left_out(cards, tmp_path, dataset_dir):
     _, folder, results = cards["id"]
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
