@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from flip_ctr.data.datasets.infer_schema import infer_fields
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
 from flip_ctr.estimator.frames import as_frame, is_matrix, matrix_frame, named_by_text
 from flip_ctr.estimator.isolation import isolated
+from flip_ctr.estimator.parameters import json_value, published_parameters, published_settings
 from flip_ctr.estimator.targets import held_out_rows, read_labels, read_weights
 from flip_ctr.estimator.training import Trained, fit_model
 from flip_ctr.modeling_flip.columns_flip import read_columns
@@ -43,7 +44,7 @@ from flip_ctr.train.loop.scoring import score
 from flip_ctr.train.models.build import check_model, load_click_model
 from flip_ctr.train.models.lora import is_flip_checkpoint
 from flip_ctr.train.option_groups import OF_PLM, TRAINS_PLM
-from flip_ctr.train.options import did_you_mean, is_private, public_name
+from flip_ctr.train.options import did_you_mean
 from flip_ctr.train.outputs.card import CARD
 from flip_ctr.train.outputs.hub import CLASSIFIER, push_checkpoint
 from flip_ctr.train.outputs.record import RECORD, read_record
@@ -419,23 +420,14 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
             "classes": self.classes_.tolist(),
             "n_features_in": self.n_features_in_,
             "feature_names_in": None if names is None else names.tolist(),
-            "parameters": self._published_parameters(),
+            "parameters": published_parameters(self.get_params(deep=False)),
         }
         texts = {CLASSIFIER: of_classifier, RECORD: self._record}
         for name, content in texts.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
+            text = json.dumps(content, indent=2, ensure_ascii=False, default=json_value)
             (folder / name).write_text(text + "\n", encoding="utf-8")
         if self._card is not None:
             (folder / CARD).write_text(self._card, encoding="utf-8")
-
-    def _published_parameters(self) -> dict[str, Any]:
-        """The parameters that a checkpoint keeps: no path of this machine, of a PLM's folder its name."""
-        given = self.get_params(deep=False)
-        path, fields, seed = (given.pop(name) for name in ("model_name_or_path", "fields", "random_state"))
-        given["model_name_or_path"] = None if path is None else public_name(str(path))
-        given["fields"] = fields and [one.to_dict() if isinstance(one, FlipField) else one for one in fields]
-        given["settings"] = _published_settings(self.settings)
-        return given | ({"random_state": seed} if seed is None or isinstance(seed, Integral) else {})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **parameters) -> "FlipClassifier":
@@ -458,7 +450,7 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         said = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
         kept = said.get("parameters", {"strategy": model.config.strategy})
         kept = {name: kept[name] for name in cls._get_param_names() if name in kept}
-        kept |= {"settings": _published_settings(kept.get("settings"))}  # whoever wrote them
+        kept |= {"settings": published_settings(kept.get("settings"))}  # whoever wrote them
         classifier = cls(**kept | parameters)
         classifier.model_, classifier.processor_ = model, processor
         classifier.model_.requires_grad_(False)
@@ -491,21 +483,6 @@ class FlipClassifier(ClassifierMixin, BaseEstimator):
         if "model_" in state and state["model_"].device.type != "cpu":
             state = state | {"model_": copy.deepcopy(state["model_"]).cpu()}
         return state
-
-
-def _published_settings(settings: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Settings without paths; of a model in a folder its name."""
-    options = {name: one for name, one in FinetuneArguments.__dataclass_fields__.items() if not is_private(one)}
-    return settings and {
-        name: public_name(str(value)) if value and options[name].metadata.get("model") else value
-        for name, value in settings.items()
-        if name in options
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON does not hold as one that it does: a number of numpy as Python's, all else as text."""
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _free_name(name: str, taken: list[str]) -> str:

@@ -40,11 +40,9 @@ def read_items(path: str, processor: FlipProcessor, item_key: str | None = None,
     every = [field for field in processor.feature_extractor.all_fields if not field.is_history]
     reading = processor.feature_extractor.reading
     named = [{}, *({**join["on"], **(join.get("columns") or {})} for join in reading.get("joins", ()))]
-    found = [
-        columns_of_file(path, [replace(one, column=names.get(one.name, one.column)) for one in every], reading, "items")
-        for names in named
-    ]
-    fields = max(found, key=len)
+    called = [[replace(one, column=names.get(one.name, one.column)) for one in every] for names in named]
+    there = columns_of_file(path, [one for some in called for one in some], reading, "items")
+    fields = max(([one for one in some if one in there] for some in called), key=len)
     also = {item_key: None} if item_key and item_key not in [field.name for field in fields] else {}
     reader = RowReader([path], fields, reading, also=also, option="items")
     return whole_table(reader, "items")

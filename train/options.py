@@ -15,7 +15,7 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -175,12 +175,7 @@ class Options:
     def published(self) -> dict[str, Any]:
         """The arguments that may be published: no path of this machine, nothing that makes no difference to the
         result."""
-        values = {}
-        for one in dataclasses.fields(self):
-            if not is_private(one):
-                value = getattr(self, one.name)
-                values[one.name] = public_name(value) if value and one.metadata.get("model") else value
-        return values
+        return published_values(type(self), {one.name: getattr(self, one.name) for one in dataclasses.fields(self)})
 
     def changed(self) -> dict[str, dict]:
         """The published arguments that differ from the defaults of the case without a preset, but for models: name ->
@@ -212,6 +207,16 @@ def is_private(one: dataclasses.Field) -> bool:
 def public_name(name_or_path: str) -> str:
     """What may be said of a model's name: a hub id as it is, of a local folder only its own name."""
     return os.path.basename(os.path.abspath(name_or_path)) if os.path.exists(name_or_path) else name_or_path
+
+
+def published_values(arguments: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of values by name those of a command's options that may be published: no path, of a model's folder its name."""
+    options = {one.name: one for one in dataclasses.fields(arguments) if not is_private(one)}
+    return {
+        name: public_name(str(value)) if value and options[name].metadata.get("model") else value
+        for name, value in values.items()
+        if name in options
+    }
 
 
 # --- reading and checking a value

@@ -21,10 +21,9 @@ from flip_ctr.modeling_flip.modeling_flip import FlipForCTR, FlipPreTrainedModel
 from flip_ctr.modeling_flip.processing_flip import FlipProcessor
 from flip_ctr.modeling_flip.values_flip import canonical_value
 from flip_ctr.train.models.lora import ADAPTER_CONFIG
-from flip_ctr.train.option_groups import OBJECTIVES
 from flip_ctr.train.outputs.metrics import CALIBRATION_METRICS, Effects
 from flip_ctr.train.outputs.plots import CURVES_FILE, RELIABILITY_FILE
-from flip_ctr.train.outputs.record import other_splits
+from flip_ctr.train.outputs.record import UNKNOWN, objectives_of, other_splits, pretraining_arguments, tower_pretraining
 
 CARD = "README.md"
 TAGS = ["click-through-rate", "recommendation", "flip", "flip-ctr"]
@@ -76,7 +75,6 @@ METRICS = {
 }
 UNCALIBRATED = {f"uncalibrated_{name}": f"{METRICS[name][0]}, before the correction" for name in CALIBRATION_METRICS}
 ALIGNMENT = {"mlm": "masked tokens recovered (MLM)", "mtm": "masked ids recovered (MTM)"}
-UNKNOWN: dict = {}  # in place of a pretraining's arguments: there may have been one
 
 
 # --- the card
@@ -213,9 +211,9 @@ def _origin(model: FlipPreTrainedModel, record: dict) -> dict:
     arguments = record["arguments"]
     if not isinstance(model, FlipForCTR):
         locked = arguments.get("id_learning_rate") == 0
-        return {"objectives_align": _objectives(arguments).aligns, "tower_locked": locked}
+        return {"objectives_align": objectives_of(arguments).aligns, "tower_locked": locked}
     given = arguments.get("model_name_or_path") or arguments.get("plm_model")
-    of = {"id": _tower_pretraining(record), "plm": _pretraining_arguments(record["started_from"])}
+    of = {"id": tower_pretraining(record), "plm": pretraining_arguments(record["started_from"])}
     towers = {"id": ("id",), "plm": ("plm",), "joint": ("id", "plm"), "frozen": ()}[model.config.strategy]
     return {
         "start_unknown": record["started_from"] is None and record["plm"] is None and bool(given),
@@ -226,34 +224,7 @@ def _origin(model: FlipPreTrainedModel, record: dict) -> dict:
 def _kind_of_pretraining(arguments: dict | None) -> str:
     if arguments is UNKNOWN:
         return "unknown"
-    return "none" if arguments is None else "aligned" if _objectives(arguments).aligns else "own"
-
-
-def _pretraining_arguments(record: dict | None) -> dict | None:
-    """The arguments of the pretraining that a checkpoint comes from; None where there was none."""
-    while record and record["recipe"] != "pretrain":
-        record = record["started_from"]
-    return record["arguments"] if record else None
-
-
-def _tower_pretraining(record: dict | None) -> dict | None:
-    """The arguments of the pretraining that shaped a checkpoint's ID tower; None where there was none."""
-    arguments = record["arguments"] if record else {}
-    if arguments.get("id_model") and not record.get("id_tower_from"):
-        return UNKNOWN  # a checkpoint without a record
-    if record and record["recipe"] != "pretrain":
-        before = record.get("id_tower_from") or record["started_from"]
-        return (
-            None if before and before["arguments"].get("strategy") == "plm" else _tower_pretraining(before)
-        )  # (which has no ID tower)
-    if arguments.get("id_learning_rate") == 0:  # which left the tower as it was
-        return _tower_pretraining(record.get("id_tower_from"))
-    return arguments if record and _objectives(arguments).pretrains_id_tower else None
-
-
-def _objectives(pretraining: dict) -> FlipConfig:
-    """A configuration that says what the objectives of a pretraining saw (records of before lack some settings)."""
-    return FlipConfig(**{name: pretraining[name] for name in OBJECTIVES if name in pretraining})
+    return "none" if arguments is None else "aligned" if objectives_of(arguments).aligns else "own"
 
 
 def _number(value) -> str:

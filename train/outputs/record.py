@@ -12,8 +12,10 @@ from transformers.utils import cached_file
 
 import flip_ctr
 from flip_ctr.data.readers.dataset_schema import DatasetSchema
+from flip_ctr.modeling_flip.configuration_flip import FlipConfig
 from flip_ctr.train.arguments import TrainingOptions
 from flip_ctr.train.models.lora import is_flip_checkpoint
+from flip_ctr.train.option_groups import OBJECTIVES
 from flip_ctr.train.options import public_name
 from flip_ctr.train.outputs.run_log import logger
 
@@ -24,6 +26,8 @@ SOURCES = {
     "id_tower_from": ("id_model",),
     "teacher": ("teacher",),
 }
+
+UNKNOWN: dict = {}  # in place of a pretraining's arguments: there may have been one
 
 
 def read_record(name_or_path: str | None) -> dict | None:
@@ -64,6 +68,39 @@ def training_record(args: TrainingOptions, schema: DatasetSchema, source: str | 
     for told in other_splits(record):
         logger.warning(told)
     return record
+
+
+# --- by which pretraining
+
+
+def pretraining_arguments(record: dict | None) -> dict | None:
+    """The arguments of the pretraining that a checkpoint comes from; None where there was none."""
+    while record and record["recipe"] != "pretrain":
+        record = record["started_from"]
+    return record["arguments"] if record else None
+
+
+def tower_pretraining(record: dict | None) -> dict | None:
+    """The arguments of the pretraining that shaped a checkpoint's ID tower; None where there was none."""
+    arguments = record["arguments"] if record else {}
+    if arguments.get("id_model") and not record.get("id_tower_from"):
+        return UNKNOWN  # a checkpoint without a record
+    if record and record["recipe"] != "pretrain":
+        before = record.get("id_tower_from") or record["started_from"]
+        return (
+            None if before and before["arguments"].get("strategy") == "plm" else tower_pretraining(before)
+        )  # (which has no ID tower)
+    if arguments.get("id_learning_rate") == 0:  # which left the tower as it was
+        return tower_pretraining(record.get("id_tower_from"))
+    return arguments if record and objectives_of(arguments).pretrains_id_tower else None
+
+
+def objectives_of(pretraining: dict) -> FlipConfig:
+    """A configuration that says what the objectives of a pretraining saw (records of before lack some settings)."""
+    return FlipConfig(**{name: pretraining[name] for name in OBJECTIVES if name in pretraining})
+
+
+# --- on which split
 
 
 def other_splits(record: dict, data: dict | None = None) -> list[str]:

@@ -16,7 +16,7 @@ from flip_ctr.data.readers.shards import SplitRows
 from flip_ctr.train import evaluate_ctr
 from flip_ctr.train.finetune import FinetuneArguments
 from flip_ctr.train.outputs import card
-from flip_ctr.train.outputs.record import read_record
+from flip_ctr.train.outputs.record import UNKNOWN, read_record, tower_pretraining
 from flip_ctr.train.pretrain import PretrainArguments
 
 
@@ -169,20 +169,18 @@ def test_what_an_id_tower_was_pretrained_by():
     alone = record("pretrain", mlm_weight=0.0, icl_weight=0.0, mtm_text_dropout=1.0)
     locked = record("pretrain", None, alone, id_model="MAP", id_learning_rate=0.0)
     whole = record("pretrain")
-    assert card._tower_pretraining(record("finetune", locked, strategy="id")) == alone["arguments"]
-    assert card._tower_pretraining(record("finetune", whole, strategy="joint")) == whole["arguments"]
+    assert tower_pretraining(record("finetune", locked, strategy="id")) == alone["arguments"]
+    assert tower_pretraining(record("finetune", whole, strategy="joint")) == whole["arguments"]
     assert (
-        card._tower_pretraining(
+        tower_pretraining(
             record("fuse", record("finetune", whole, strategy="plm"), record("finetune", locked), id_model="I")
         )
         == alone["arguments"]
     )
     # a PLM alone has no tower to go on with, and plain MLM trains none
+    assert tower_pretraining(record("finetune", record("finetune", whole, strategy="plm"), strategy="joint")) is None
     assert (
-        card._tower_pretraining(record("finetune", record("finetune", whole, strategy="plm"), strategy="joint")) is None
-    )
-    assert (
-        card._tower_pretraining(
+        tower_pretraining(
             record("finetune", record("pretrain", mtm_weight=0.0, icl_weight=0.0, mlm_id_dropout=1.0), strategy="joint")
         )
         is None
@@ -192,7 +190,7 @@ def test_what_an_id_tower_was_pretrained_by():
         record("finetune", whole, strategy="joint", id_model="I"),
         record("finetune", record("pretrain", id_model="I", id_learning_rate=0.0)),
     ):
-        assert card._tower_pretraining(one) is card.UNKNOWN
+        assert tower_pretraining(one) is UNKNOWN
 
 
 def test_a_plm_may_have_a_record_of_another_library(tmp_path, dataset_dir, plm):
